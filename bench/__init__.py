@@ -1,0 +1,1 @@
+"""Measurements of compressed language models: efficiency, quality, RAG; gated against stored baselines."""

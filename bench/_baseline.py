@@ -1,0 +1,358 @@
+"""Baselines: one readable file per base and recipe, `<directory>/<base>/<recipe>.json`.
+
+    {"schema": 1, "base": "reference", "recipe": "nf4",
+     "context": {...}, "rows": {key: row},                              what no device changes: size, counts, quality
+     "devices": {fingerprint: {"context": {...}, "rows": {key: row}}}}  timings and memory
+
+`context` is that of the last run that was recorded. A row that was recorded under other conditions (`CONDITIONS`) says
+so in a `context` of its own, so that merging runs never makes a row claim what it was not measured on.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from bench._errors import BaselineError
+from bench.metrics import Metric, all_metrics
+from bench.metrics._registry import BETTER, KINDS, finite
+from bench.results import MEASURED, Param, Row, checked_params, exact_fields, key_of, strict_json
+from compression._recipe import slug
+
+SCHEMA = 1
+ANYWHERE = ""  # the place of rows that no device changes
+CONDITIONS = ("base_hash", "data_hash", "seed", "fingerprint", "torch")
+
+
+def conditions(context: Mapping[str, Any], of: str) -> dict[str, Any]:
+    """The conditions in a context for one kind of measurement; `data_hash` may be a table by such kinds."""
+    found = {name: context.get(name) for name in CONDITIONS}
+    if isinstance(found["data_hash"], Mapping):
+        found["data_hash"] = found["data_hash"].get(of)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A recorded row: its numbers, what they mean, and the conditions they were measured under."""
+
+    metric: str
+    params: dict[str, Param] = field(hash=False)
+    of: str
+    kind: str
+    unit: str
+    better: str
+    status: str
+    value: float
+    ratio: float | None
+    base_value: float | None
+    samples: tuple[float, ...]  # to 6 significant digits, to stay readable
+    base_samples: tuple[float, ...]
+    context: dict[str, Any] = field(hash=False)  # by CONDITIONS
+
+    @classmethod
+    def of_row(cls, row: Row, metric: Metric, context: Mapping[str, Any], fingerprint: str) -> Self:
+        """What is recorded of a row that was measured in `context`."""
+        own = {each.name: getattr(row, each.name) for each in fields(cls) if each.name not in ("kind", "context")}
+        entry = cls(**own, kind=metric.kind, context=conditions(_stamped(context, fingerprint, row.seed), row.of))
+        return replace(entry, samples=_rounded(row.samples), base_samples=_rounded(row.base_samples))
+
+    def to_json(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """All but what the key and the section's context say."""
+        shown = {name: getattr(self, name) for name in ("params", *_TEXTS)}
+        shown |= {name: _plain(getattr(self, name)) for name in _NUMBERS}
+        shown |= {name: [_plain(each) for each in getattr(self, name)] for name in _SAMPLES}
+        common = conditions(section, self.of)
+        other = {name: value for name, value in self.context.items() if value != common[name]}
+        return shown | ({"context": other} if other else {})
+
+    @classmethod
+    def from_json(cls, key: str, table: object, section: Mapping[str, Any]) -> Self:
+        """The entry that `to_json` gave; raises ValueError in words."""
+        row = exact_fields(table, {"params", *_TEXTS, *_NUMBERS, *_SAMPLES}, frozenset({"context"}))
+        metric = key.partition("[")[0]
+        params = checked_params(row["params"])
+        if key_of(metric, params) != key:
+            raise ValueError(f"its params are {params}, for which the key is {key_of(metric, params)!r}")
+        for name, allowed in (("kind", KINDS), ("better", BETTER), ("status", MEASURED)):
+            if row[name] not in allowed:
+                raise ValueError(f"{name}={row[name]!r} must be one of {', '.join(allowed)}")
+        for name in ("unit", "of"):
+            if not isinstance(row[name], str) or not row[name]:
+                raise ValueError(f"{name}={row[name]!r} must be a text that is not empty")
+        for name in _SAMPLES:
+            if not isinstance(row[name], list):
+                raise ValueError(f"{name}={row[name]!r} must be a list of numbers")
+        own = exact_fields(row.get("context", {}), set(), frozenset(CONDITIONS))
+        return cls(
+            metric=metric,
+            params=params,
+            **{name: row[name] for name in _TEXTS},
+            value=finite(row["value"]),
+            ratio=None if row["ratio"] is None else finite(row["ratio"]),
+            base_value=None if row["base_value"] is None else finite(row["base_value"]),
+            **{name: tuple(finite(each) for each in row[name]) for name in _SAMPLES},
+            context=conditions(section, row["of"]) | own,
+        )
+
+
+_TEXTS = ("of", "kind", "unit", "better", "status")
+_NUMBERS = ("value", "ratio", "base_value")
+_SAMPLES = ("samples", "base_samples")
+
+
+def _stamped(context: Mapping[str, Any], fingerprint: str, seed: int) -> dict[str, Any]:
+    return {**context, "fingerprint": fingerprint, "seed": seed}
+
+
+def _rounded(samples: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(float(f"{each:.6g}") for each in samples)
+
+
+def _plain(number: float | None) -> float | int | None:
+    """15728640 rather than 15728640.0: whole numbers that a float holds exactly are written as such."""
+    return int(number) if number is not None and number.is_integer() and abs(number) < 2**53 else number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """The rows recorded at one place, by key, and the context of the last run recorded there."""
+
+    context: dict[str, Any]
+    rows: dict[str, Entry]
+
+    def to_json(self) -> dict[str, Any]:
+        """Context and rows in what JSON knows."""
+        return {"context": self.context, "rows": {key: each.to_json(self.context) for key, each in self.rows.items()}}
+
+    @classmethod
+    def from_json(cls, table: object) -> Self:
+        """The section that `to_json` gave; raises ValueError naming the row."""
+        section = exact_fields(table, {"context", "rows"})
+        context, rows = section["context"], section["rows"]
+        if not isinstance(context, dict) or not isinstance(rows, dict):
+            raise ValueError("context and rows must be tables of names and values")
+        entries = {}
+        for key, row in rows.items():
+            try:
+                entries[key] = Entry.from_json(key, row, context)
+            except ValueError as error:
+                raise ValueError(f"row {key}: {error}") from None
+        return cls(context=context, rows=entries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """All that is recorded of one recipe on one base: a section per device, and `ANYWHERE` for what none changes."""
+
+    base: str
+    recipe: str
+    sections: dict[str, Section] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> list[str]:
+        """Fingerprints of the devices that have rows of their own."""
+        return sorted(set(self.sections) - {ANYWHERE})
+
+    @staticmethod
+    def path(directory: str | Path, base: str, recipe: str) -> Path:
+        """Where the baseline of a base and recipe is kept."""
+        return Path(directory) / slug(base) / f"{slug(recipe)}.json"
+
+    @classmethod
+    def find(cls, directory: str | Path, base: str, recipe: str) -> Self | None:
+        """The baseline of a base and recipe, None where nothing was recorded. Raises BaselineError as `load` does."""
+        path = cls.path(directory, base, recipe)
+        if not path.exists():
+            return None
+        found = cls.load(path)
+        if (found.base, found.recipe) != (base, recipe):
+            raise BaselineError(
+                f"baseline {path}: it is {found.recipe!r} on {found.base!r}, not {recipe!r} on {base!r}; {_WAY_OUT}"
+            )
+        return found
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read one file. Raises BaselineError, naming file and row, for anything that `save` would not have written."""
+        try:
+            table = strict_json(Path(path).read_text(encoding="utf-8"))
+            if isinstance(table, dict) and table.get("schema") != SCHEMA:
+                raise ValueError(f"schema={table.get('schema')!r} must be {SCHEMA}")
+            table = exact_fields(table, {"schema", "base", "recipe", "context", "rows", "devices"})
+            for name in ("base", "recipe"):
+                if not isinstance(table[name], str) or not table[name]:
+                    raise ValueError(f"{name}={table[name]!r} must be a text that is not empty")
+            if not isinstance(table["devices"], dict) or ANYWHERE in table["devices"]:
+                raise ValueError("devices must be a table by fingerprint")
+            sections = {ANYWHERE: Section.from_json({name: table[name] for name in ("context", "rows")})}
+            sections |= {device: Section.from_json(section) for device, section in table["devices"].items()}
+        except OSError as error:
+            raise BaselineError(f"baseline {path}: it cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            raise BaselineError(f"baseline {path}: {error}; {_WAY_OUT}") from None
+        return cls(base=table["base"], recipe=table["recipe"], sections=sections)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the file, whole or not at all, and return its path. Raises BaselineError where that cannot be done."""
+        path = self.path(directory, self.base, self.recipe)
+        shared = self.sections.get(ANYWHERE, Section(context={}, rows={}))
+        devices = {device: self.sections[device].to_json() for device in self.devices}
+        table = {"schema": SCHEMA, "base": self.base, "recipe": self.recipe, **shared.to_json(), "devices": devices}
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            text = json.dumps(table, indent=2, sort_keys=True, allow_nan=False)
+            text = re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(beside, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except (OSError, TypeError, ValueError) as error:
+            with suppress(OSError):
+                beside.unlink()
+            raise BaselineError(
+                f"baseline {path} cannot be written: {error}; --baselines DIR chooses another folder"
+            ) from None
+        return path
+
+
+_WAY_OUT = "restore it from version control, or delete it and record it again with --update-baselines"
+
+
+def shown(then: float, now: float, unit: str) -> str:
+    """Two numbers and the relative change.
+
+    >>> shown(2.1, 3.0, "ms"), shown(15728640, 15728641, "B")
+    ('2.1 -> 3 ms (+42.9 %)', '15728640 -> 15728641 B (+6.36e-06 %)')
+    """
+    return f"{arrow(then, now)} {unit} ({percent(relative(then, now))})"
+
+
+def arrow(then: float, now: float) -> str:
+    """Two numbers in as few digits, at least 3, as tell them apart: `2.1 -> 3`."""
+    digits = next((each for each in range(3, 17) if f"{then:.{each}g}" != f"{now:.{each}g}"), 3)
+    return f"{then:.{digits}g} -> {now:.{digits}g}"
+
+
+def percent(share: float) -> str:
+    """A change in percent, with its sign: `+42.9 %`."""
+    return f"{100 * share:+.3g} %"
+
+
+def relative(then: float, now: float) -> float:
+    """The change as a share of what was; infinite from 0."""
+    if now == then:
+        return 0.0
+    return (now - then) / abs(then) if then else float("inf") * (now - then)
+
+
+def unusable(row: Row, metric: Metric | None, fingerprint: str) -> str | None:
+    """Why a row can be neither judged nor recorded, in words; None where it can."""
+    if row.status not in MEASURED:
+        return f"{row.status}: {row.reason}"
+    try:
+        finite(row.value)
+    except ValueError as error:
+        return f"value: {error}"
+    if metric is None:
+        return f"no metric {row.metric!r} is declared"
+    for name in ("unit", "better", "of"):
+        if getattr(row, name) != getattr(metric, name):
+            return f"the row has {name}={getattr(row, name)!r}, the metric {getattr(metric, name)!r}"
+    if row.device != fingerprint:
+        return f"it was measured on {row.device!r}, not on {fingerprint!r}"
+    return None
+
+
+def gone(rows: Iterable[Row], baseline: Baseline, fingerprint: str) -> list[tuple[str, str]]:
+    """Place and key of what was recorded with a measurement that was made again, but is not among its rows now."""
+    measured = [row for row in rows if row.recipe == baseline.recipe]
+    keys = {row.key for row in measured}
+    again = {(row.of, row.key.removeprefix(row.metric)) for row in measured}
+    return [
+        (place, key)
+        for place in (ANYWHERE, fingerprint)
+        for key, entry in baseline.sections.get(place, Section(context={}, rows={})).rows.items()
+        if key not in keys and (entry.of, key.removeprefix(entry.metric)) in again
+    ]
+
+
+def update(
+    directory: str | Path,
+    rows: Iterable[Row],
+    context: Mapping[str, Any],
+    fingerprint: str,
+    *,
+    metrics: Mapping[str, Metric] | None = None,
+) -> list[str]:
+    """Record rows, merged into what is there, and say in words what changed.
+
+    A recorded row stays unless it is measured again, or cannot be: its checkpoint or data changed (`base_hash`,
+    `data_hash`), or its measurement no longer yields it. Raises BaselineError, and writes nothing, for a row that
+    cannot be a baseline.
+    """
+    metrics = all_metrics() if metrics is None else metrics
+    groups: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        group = groups.setdefault((row.base, row.recipe), {})
+        why = "it is there twice" if row.key in group else unusable(row, metrics.get(row.metric), fingerprint)
+        if why:
+            raise BaselineError(f"{row.recipe}: {row.key} cannot be recorded: {why}; nothing was written")
+        group[row.key] = row
+    updated, words = [], []
+    for (base, recipe), group in sorted(groups.items()):
+        old = Baseline.find(directory, base, recipe) or Baseline(base=base, recipe=recipe)
+        updated.append(_merged(old, list(group.values()), context, fingerprint, metrics, words))
+    for baseline in updated:
+        baseline.save(directory)
+    return words
+
+
+def _merged(
+    old: Baseline,
+    rows: list[Row],
+    context: Mapping[str, Any],
+    fingerprint: str,
+    metrics: Mapping[str, Metric],
+    words: list[str],
+) -> Baseline:
+    sections = {place: replace(section, rows=dict(section.rows)) for place, section in old.sections.items()}
+    dropped: Counter[str] = Counter()
+    for section in sections.values():
+        for key, entry in list(section.rows.items()):
+            if why := _stale(entry, context, {row.of for row in rows}):
+                dropped[why] += 1
+                del section.rows[key]
+    words += [f"{old.recipe}: {count} recorded rows dropped: {why}" for why, count in dropped.items()]
+    for place, key in gone(rows, old, fingerprint):
+        if sections[place].rows.pop(key, None):
+            words.append(f"{old.recipe}: {key} dropped: it is no longer measured")
+    for row in sorted(rows, key=lambda each: each.key):
+        metric = metrics[row.metric]
+        place = fingerprint if metric.per_device else ANYWHERE
+        entry = Entry.of_row(row, metric, context, fingerprint)
+        section = sections.setdefault(place, Section(context={}, rows={}))
+        before = section.rows.get(row.key)
+        section.rows[row.key] = entry
+        sections[place] = replace(section, context=_stamped(context, fingerprint, row.seed))
+        if before is None:
+            words.append(f"{old.recipe}: {row.key} new: {entry.value:.4g} {row.unit}")
+        elif before.value != entry.value:
+            words.append(f"{old.recipe}: {row.key} {shown(before.value, entry.value, row.unit)}")
+    return replace(old, sections={place: section for place, section in sections.items() if section.rows})
+
+
+def _stale(entry: Entry, context: Mapping[str, Any], measured: set[str]) -> str | None:
+    """Why an entry can never be compared again: another checkpoint, or other data where that kind was measured now."""
+    for name in ("base_hash", "data_hash") if entry.of in measured else ("base_hash",):
+        then, now = entry.context[name], conditions(context, entry.of)[name]
+        if None not in (then, now) and then != now:
+            return f"{name} was {then!r}, is {now!r}"
+    return None

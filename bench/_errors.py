@@ -1,0 +1,35 @@
+"""The exceptions of the measurements.
+
+    BenchError
+    ├── OptionError      a command-line option has a value that cannot be
+    ├── DataError        a data folder or data set is not there or not of its form
+    ├── MetricError      a metric gave no finite number, or was declared twice
+    ├── JournalError     the journal of results cannot be written or read
+    └── BaselineError    a baseline is not JSON, of another schema, or holds rows that cannot be
+
+Every message says what was wrong, the value, what is allowed, and the way out.
+"""
+
+
+class BenchError(Exception):
+    """Base class: catches everything that the measurements raise on purpose."""
+
+
+class OptionError(BenchError, ValueError):
+    """An option of the command has a value that is not allowed."""
+
+
+class DataError(BenchError):
+    """Data that a measurement needs is absent or malformed."""
+
+
+class MetricError(BenchError, ValueError):
+    """A metric did not yield a finite number, or two metrics have one name."""
+
+
+class JournalError(BenchError):
+    """The journal cannot be written, or a line of it cannot be understood."""
+
+
+class BaselineError(BenchError, ValueError):
+    """A baseline file cannot be used: the message names the file and the row."""

@@ -1,0 +1,332 @@
+"""The gate: measured rows against recorded ones, each with a verdict in words.
+
+| kind          | compared                                                                                    |
+| ------------- | ------------------------------------------------------------------------------------------- |
+| counted       | exactly                                                                                     |
+| deterministic | exactly (1e-9) on the same device and version of torch, else to 1e-3                        |
+| sampled       | to the metric's `rel`                                                                       |
+| timing,       | on the same device only: the ratio to the base of the same run to `rel`, and the value      |
+| memory        | itself to `rel_absolute`; beyond the tolerance but not with 95 % confidence: inconclusive   |
+
+Tolerances are shares of the recorded number, in the worse direction. Where neither direction is better, a failed exact
+comparison is a regression, and nothing else is. No difference up to the metric's `floor` is a change.
+"""
+
+import functools
+import math
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+from bench._baseline import (
+    ANYWHERE,
+    Baseline,
+    Entry,
+    arrow,
+    conditions,
+    gone,
+    percent,
+    relative,
+    shown,
+    slug,
+    unusable,
+    update,
+)
+from bench._errors import OptionError
+from bench.metrics import Metric, all_metrics
+from bench.results import Row
+
+__all__ = ["MODES", "Baseline", "Verdict", "judge", "missing", "slug", "update", "verdicts"]
+
+BASE = "fp16"  # the recipe that ratios refer to
+RECORD = "pytest bench --update-baselines"
+EXACT = 1e-9  # relative: what printing and summing in another order may change
+ELSEWHERE = 1e-3  # relative: what another device or version of torch may change in a deterministic number
+SAMPLES = 5  # of each side, at least, for an interval
+RESAMPLES = 1000
+TAIL = 25  # resamples left out at each end: 95 % of 1000 remain
+
+_ALWAYS = frozenset({"regressed", "missing", "invalid"})
+MODES = {  # what fails
+    "auto": _ALWAYS,
+    "strict": _ALWAYS | {"improved", "new", "no_baseline", "not_comparable"},
+    "off": frozenset(),
+}
+_WORST_LAST = ("pass", "improved", "inconclusive", "regressed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the gate says of one row."""
+
+    recipe: str
+    key: str
+    outcome: str  # pass, improved, regressed, inconclusive, not_comparable, new, missing, invalid or no_baseline
+    words: str
+    fails: bool
+
+
+class Finding(NamedTuple):
+    """An outcome and its words, before the mode decides whether it fails."""
+
+    outcome: str
+    words: str
+    always_fails: bool = False
+
+
+def verdicts(
+    rows: Iterable[Row],
+    baselines: Mapping[str, Baseline | None],
+    *,
+    mode: str,
+    fingerprint: str,
+    context: Mapping[str, Any],
+    command: str = RECORD,
+    metrics: Mapping[str, Metric] | None = None,
+) -> list[Verdict]:
+    """All that the gate says of a run: each row judged, rows that are there twice, and recorded rows that are missing.
+
+    `baselines` is by recipe, None where nothing is recorded; the rest is as for `judge`.
+    """
+    metrics = all_metrics() if metrics is None else metrics
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.recipe, row.key), []).append(row)
+    found = []
+    for (recipe, key), (row, *others) in groups.items():
+        if others:
+            values = ", ".join(str(each.value) for each in (row, *others))
+            words = f"{recipe}: {key} is there {1 + len(others)} times: {values}; one run measures a row once"
+            found.append(_verdict(recipe, key, Finding("invalid", words), mode))
+        else:
+            found.append(
+                judge(
+                    row,
+                    baselines.get(recipe),
+                    mode=mode,
+                    fingerprint=fingerprint,
+                    context=context,
+                    command=command,
+                    metrics=metrics,
+                )
+            )
+    measured = [row for group in groups.values() for row in group]
+    for baseline in baselines.values():
+        if baseline and mode != "off":
+            found += missing(measured, baseline, fingerprint, mode=mode, command=command)
+    return found
+
+
+def judge(
+    row: Row,
+    baseline: Baseline | None,
+    *,
+    mode: str,
+    fingerprint: str,
+    context: Mapping[str, Any],
+    command: str = RECORD,
+    metrics: Mapping[str, Metric] | None = None,
+) -> Verdict:
+    """The verdict on one row. Raises OptionError for an unknown mode.
+
+    `baseline` is that of the row's base and recipe, None where nothing is recorded. `context` holds `base_hash`,
+    `data_hash` (None where the row uses no data, or a table by kind of measurement) and `torch`; `command` is what
+    records a baseline.
+    """
+    metrics = all_metrics() if metrics is None else metrics
+    metric = metrics.get(row.metric)
+    if why := unusable(row, metric, fingerprint):
+        finding = Finding("invalid", f"{row.recipe}: {row.key} is invalid: {why}")
+    elif mode == "off":
+        finding = Finding("not_comparable", f"{row.recipe}: {row.key} not compared: --gate off")
+    else:
+        finding = _find(row, metric, baseline, fingerprint, context, command)
+    return _verdict(row.recipe, row.key, finding, mode)
+
+
+def missing(
+    rows: Iterable[Row], baseline: Baseline, fingerprint: str, *, mode: str = "auto", command: str = RECORD
+) -> list[Verdict]:
+    """Recorded rows whose measurement was made again, with the same parameters, but which are not among its rows."""
+    return [
+        _verdict(
+            baseline.recipe,
+            key,
+            Finding(
+                "missing",
+                f"{baseline.recipe}: {key} is in the baseline but was not measured, though the rest of its measurement "
+                f"was; if it is gone on purpose, record that with `{command}`",
+            ),
+            mode,
+        )
+        for _, key in gone(rows, baseline, fingerprint)
+    ]
+
+
+def _verdict(recipe: str, key: str, finding: Finding, mode: str) -> Verdict:
+    if mode not in MODES:
+        raise OptionError(f"gate mode {mode!r} must be one of {', '.join(MODES)}")
+    fails = finding.outcome in MODES[mode] or finding.always_fails
+    return Verdict(recipe=recipe, key=key, outcome=finding.outcome, words=finding.words, fails=fails)
+
+
+def _find(
+    row: Row, metric: Metric, baseline: Baseline | None, fingerprint: str, context: Mapping[str, Any], command: str
+) -> Finding:
+    name = f"{row.recipe}: {row.key}"
+    if baseline is None:
+        return Finding(
+            "no_baseline", f"{name}: nothing to compare with: record a baseline of {row.recipe} with `{command}`"
+        )
+    if metric.per_device and baseline.devices and fingerprint not in baseline.devices:
+        return Finding(
+            "not_comparable",
+            f"{name} not compared: measured on {fingerprint}, recorded on {', '.join(baseline.devices)}; record this "
+            f"device with `{command}`",
+        )
+    section = baseline.sections.get(fingerprint if metric.per_device else ANYWHERE)
+    entry = section.rows.get(row.key) if section else None
+    if entry is None:
+        return Finding("new", f"{name} is new: the baseline has no such row; record it with `{command}`")
+    now = conditions(context, row.of) | {"seed": row.seed}
+    for condition in ("base_hash", "data_hash", "seed"):
+        if now[condition] is not None and now[condition] != entry.context[condition]:
+            return Finding(
+                "not_comparable",
+                f"{name} cannot be compared: {condition} was {entry.context[condition]!r} when the baseline was "
+                f"recorded and is {now[condition]!r}; go back to what it was, or record the change with `{command}`",
+                always_fails=True,
+            )
+    for fact in ("kind", "unit", "better"):
+        if getattr(entry, fact) != getattr(metric, fact):
+            return Finding(
+                "not_comparable",
+                f"{name} cannot be compared: {fact} is {getattr(entry, fact)!r} in the baseline and "
+                f"{getattr(metric, fact)!r} of the metric; if it was changed on purpose, record it with `{command}`",
+                always_fails=True,
+            )
+    if row.status != entry.status:
+        return Finding(
+            "not_comparable",
+            f"{name} not compared: the baseline is {entry.status!r}, this run {row.status!r}: "
+            f"{row.reason or 'no reason given'}",
+        )
+    if metric.per_device:
+        return _compare_timed(row, entry, metric)
+    if metric.kind == "sampled":
+        allowed = metric.rel
+    elif metric.kind == "counted":
+        allowed = 0.0
+    else:
+        here = (fingerprint, context.get("torch"))
+        allowed = EXACT if here == (entry.context["fingerprint"], entry.context["torch"]) else ELSEWHERE
+    return _conclude(
+        row, metric, [_check("", entry.value, row.value, row.unit, allowed, row.value - entry.value, metric)]
+    )
+
+
+def _compare_timed(row: Row, entry: Entry, metric: Metric) -> Finding:
+    difference = row.value - entry.value
+    value_spread = _spread((row.samples, entry.samples))
+    checks = []
+    if row.ratio is not None and entry.ratio is not None:
+        spread = _spread((row.samples, entry.samples), (entry.base_samples, row.base_samples))
+        checks.append(_check(f"ratio to {BASE} ", entry.ratio, row.ratio, "", metric.rel, difference, metric, spread))
+    else:
+        checks.append(_check("", entry.value, row.value, row.unit, metric.rel, difference, metric, value_spread))
+    if metric.rel_absolute is not None:
+        allowed = metric.rel_absolute
+        checks.append(_check("", entry.value, row.value, row.unit, allowed, difference, metric, value_spread))
+    return _conclude(row, metric, checks, _moved(row, entry))
+
+
+def _check(
+    label: str,
+    then: float,
+    now: float,
+    unit: str,
+    allowed: float,
+    difference: float,
+    metric: Metric,
+    spread: tuple[float, float] | None = None,
+) -> Finding:
+    """One number against what it was. `difference` is that of the values; `spread` is of `now`, as factors."""
+    change = relative(then, now)
+    low, high = ((1 + change) * factor - 1 for factor in spread) if spread and then > 0 else (change, change)
+    interval = f", 95 % interval {percent(low)} to {percent(high)}" if low < high else ""
+    sign = {"lower": "+", "higher": "-", "neither": "±"}[metric.better]
+    words = f"{label}{arrow(then, now)} {unit}".rstrip()
+    words += f" ({percent(change)}{interval}, allowed {sign}{100 * allowed:.3g} %)"
+    if metric.better == "higher":
+        change, low, high = -change, -high, -low
+    if abs(difference) <= metric.floor:
+        outcome = "pass"
+    elif metric.better == "neither":
+        outcome = "regressed" if abs(change) > allowed and metric.kind in ("counted", "deterministic") else "pass"
+    elif change > allowed:
+        outcome = "regressed" if low > allowed else "inconclusive"
+    else:
+        outcome = "improved" if high < -allowed else "pass"
+    return Finding(outcome, words)
+
+
+def _conclude(row: Row, metric: Metric, checks: list[Finding], moved: str = "") -> Finding:
+    outcome = max((check.outcome for check in checks), key=_WORST_LAST.index)
+    words = "; ".join(check.words for check in checks if check.outcome == outcome)
+    advice = {
+        "improved": "; better than the baseline: record it, or later losses hide under it",
+        "inconclusive": "; beyond what is allowed, but the samples scatter too much to say so: measure more rounds",
+    }.get(outcome, "")
+    return Finding(outcome, f"{row.recipe}: {row.key} {outcome}: {words}{moved}{advice}")
+
+
+def _moved(row: Row, entry: Entry) -> str:
+    """Which of the two sides changed, in words: a ratio alone does not tell."""
+    if row.base_value is None or entry.base_value is None or row.recipe == BASE:
+        return ""
+    own, base = (abs(relative(*pair)) for pair in ((entry.value, row.value), (entry.base_value, row.base_value)))
+    mover = row.recipe if own >= 2 * base else BASE if base >= 2 * own else "both"
+    return (
+        f"; {row.recipe} {shown(entry.value, row.value, row.unit)}, "
+        f"{BASE} {shown(entry.base_value, row.base_value, row.unit)}: {mover} moved"
+    )
+
+
+def _spread(*quotients: tuple[tuple[float, ...], tuple[float, ...]]) -> tuple[float, float] | None:
+    """Where the product of quotients of medians lies with 95 % confidence, as factors of the observed product.
+
+    The percentile bootstrap of `RESAMPLES` seeded resamples of each side; None where a side has too few samples, or
+    some that are not positive, next to its largest.
+    """
+    sides = [side for quotient in quotients for side in quotient]
+    if any(len(side) < SAMPLES or min(side) <= 1e-9 * max(side) for side in sides):
+        return None
+    products = [1.0] * RESAMPLES
+    for number, side in enumerate(sides):
+        ordered, middle = sorted(side), median(side)
+        factors = [(ordered[i] + ordered[j]) / 2 / middle for i, j in _median_places(len(side), number)]
+        combine = float.__truediv__ if number % 2 else float.__mul__
+        products = list(map(combine, products, factors))
+    products.sort()
+    return products[TAIL], products[-1 - TAIL]
+
+
+@functools.lru_cache(maxsize=64)
+def _median_places(count: int, seed: int) -> list[tuple[int, int]]:
+    """For each resample of `count` sorted values with replacement: the two places between which its median lies.
+
+    A resample picks the values at `floor(count * u)` for uniform u, so its median is picked by the middle order
+    statistics of `count` uniform numbers. These are drawn directly, at most two numbers instead of `count`: the lower
+    from Beta(k, count + 1 - k), the upper as the least of the count - k that lie above it.
+    """
+    numbers = random.Random(seed)
+    lower = (count + 1) // 2
+    places = []
+    for _ in range(RESAMPLES):
+        u = v = numbers.betavariate(lower, count + 1 - lower)
+        if count % 2 == 0:
+            v = u + (1 - u) * (1 - (1 - numbers.random()) ** (1 / (count - lower)))
+        places.append((min(math.floor(count * u), count - 1), min(math.floor(count * v), count - 1)))
+    return places

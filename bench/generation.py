@@ -1,0 +1,235 @@
+"""Greedy generation with a static cache, stamped token by token: the clock of every efficiency figure.
+
+A `Decoder` prepares one model for one load; `run` submits a prompt and yields a `Round` of times. `Interleaved` runs two
+of them in turn (A B A B ...), so that drift of the machine falls on both. On CUDA a decode step can be replayed from a
+graph (mode "graph"): at batch 1 eager decoding is bound by launches, and no kernel would show.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench._errors import OptionError
+
+MODES = ("eager", "graph")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What is asked of the model; the papers' defaults ([E], section 3).
+
+    Attributes:
+        batch_size: sequences generated at once.
+        prompt_tokens: length of every prompt.
+        new_tokens: tokens generated per sequence; the end-of-sequence token is ignored.
+        prompts: different prompts that the rounds cycle through.
+    """
+
+    batch_size: int = 1
+    prompt_tokens: int = 128
+    new_tokens: int = 128
+    prompts: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("prompt_tokens", 1), ("new_tokens", 2), ("prompts", 1)):
+            if getattr(self, name) < least:
+                raise OptionError(f"{name.replace('_', '-')} {getattr(self, name)} is not allowed: at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One generation.
+
+    Attributes:
+        ttft_s: prompt submitted to first token out, cache set-up included.
+        prefill_s: the forward pass over the prompt alone.
+        steps_s: one entry for every decode step, from token to token.
+        total_s: prompt submitted to last token out.
+        kv_bytes: bytes of the keys and values in the cache at the end, unused places left out.
+        tokens: generated, over the batch.
+    """
+
+    ttft_s: float
+    prefill_s: float
+    steps_s: tuple[float, ...]
+    total_s: float
+    kv_bytes: int
+    tokens: int
+
+
+class Decoder:
+    """Greedy decoding of one model under one load.
+
+    Args:
+        model: a transformers decoder; anything that takes (input_ids, past_key_values, use_cache, logits_to_keep) and
+            returns `.logits`.
+        load: what is asked of it.
+        mode: "eager" or, on CUDA, "graph".
+        seed: of the prompts, uniform over the vocabulary: no weight-only method is faster or slower for what they say.
+        cache_factory: (config, batch, length) -> cache, for methods that bring their own; transformers' StaticCache.
+
+    Raises:
+        OptionError: the load does not fit the model's positions, or graphs are asked for without CUDA.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        load: Load,
+        *,
+        mode: str = "eager",
+        seed: int = 0,
+        cache_factory: Callable[..., Any] | None = None,
+    ):
+        import torch
+
+        length = load.prompt_tokens + load.new_tokens
+        positions = getattr(model.config, "max_position_embeddings", length)
+        if length > positions:
+            raise OptionError(
+                f"--prompt-tokens {load.prompt_tokens} and --max-new-tokens {load.new_tokens} exceed the {positions} "
+                "positions of the model"
+            )
+        self.model, self.load, self.mode = model, load, mode
+        self.device = next(model.parameters()).device
+        if mode not in MODES or (mode == "graph" and self.device.type != "cuda"):
+            raise OptionError(f"mode {mode!r} on {self.device.type}: allowed are eager, and graph on cuda")
+        generator = torch.Generator().manual_seed(seed)
+        shape = (load.prompts, load.batch_size, load.prompt_tokens)
+        prompts = torch.randint(0, model.config.vocab_size, shape, generator=generator)
+        self._prompts = list(prompts.to(self.device))
+        self._cache_factory = cache_factory or _static_cache
+        self._length = length
+        self._graph: tuple[Any, Any, Any, Any] | None = None
+
+    def run(self, index: int = 0) -> Round:
+        """Generate once from prompt `index` modulo the number of prompts."""
+        import torch
+
+        with torch.inference_mode():
+            if self.device.type == "cuda":
+                return self._run_cuda(index)
+            return self._run_cpu(self._prompts[index % len(self._prompts)])
+
+    def _run_cpu(self, prompt: Any) -> Round:
+        """The token is taken out (argmax) within each step; a stamp is one clock reading."""
+        clock, model = time.perf_counter, self.model
+        begin = clock()
+        cache = self._cache_factory(model.config, self.load.batch_size, self._length)
+        ready = clock()
+        token = _next(model, prompt, cache)
+        stamps = [clock()]
+        for _ in range(self.load.new_tokens - 1):
+            token = _next(model, token, cache)
+            stamps.append(clock())
+        return self._round(begin, ready, stamps, cache)
+
+    def _run_cuda(self, index: int) -> Round:
+        """Steps are stamped by events on the device, without a synchronisation between them."""
+        import torch
+
+        prompt = self._prompts[index % len(self._prompts)]
+        torch.cuda.synchronize(self.device)
+        begin = time.perf_counter()
+        cache, step = self._graph_step() if self.mode == "graph" else self._eager_step()
+        ready = time.perf_counter()
+        token = _next(self.model, prompt, cache)
+        torch.cuda.synchronize(self.device)
+        first = time.perf_counter()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(self.load.new_tokens)]
+        events[0].record()
+        for event in events[1:]:
+            token = step(token)
+            event.record()
+        torch.cuda.synchronize(self.device)
+        stamps = [first + events[0].elapsed_time(event) / 1e3 for event in events]
+        return self._round(begin, ready, stamps, cache)
+
+    def _eager_step(self) -> tuple[Any, Callable[[Any], Any]]:
+        cache = self._cache_factory(self.model.config, self.load.batch_size, self._length)
+        return cache, lambda token: _next(self.model, token, cache)
+
+    def _graph_step(self) -> tuple[Any, Callable[[Any], Any]]:
+        """The captured decode step over a cache of fixed addresses, emptied; captured at the first use."""
+        import torch
+
+        if self._graph is None:
+            cache = self._cache_factory(self.model.config, self.load.batch_size, self._length)
+            token = _next(self.model, self._prompts[0], cache).clone()
+            side = torch.cuda.Stream(self.device)
+            side.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(side):  # lazily made workspaces must exist before the capture
+                _next(self.model, token, cache)
+            torch.cuda.current_stream(self.device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = _next(self.model, token, cache)
+            self._graph = (graph, cache, token, out)
+        graph, cache, static_token, out = self._graph
+        cache.reset()
+
+        def step(token: Any) -> Any:
+            static_token.copy_(token)
+            graph.replay()
+            return out
+
+        return cache, step
+
+    def _round(self, begin: float, ready: float, stamps: list[float], cache: Any) -> Round:
+        return Round(
+            ttft_s=stamps[0] - begin,
+            prefill_s=stamps[0] - ready,
+            steps_s=tuple(b - a for a, b in zip(stamps, stamps[1:], strict=False)),
+            total_s=stamps[-1] - begin,
+            kv_bytes=kv_bytes(cache),
+            tokens=self.load.batch_size * self.load.new_tokens,
+        )
+
+
+class Interleaved:
+    """Rounds of several decoders in turn.
+
+    Args:
+        decoders: usually the uncompressed model and the compressed one, in that order.
+    """
+
+    def __init__(self, decoders: Sequence[Decoder]):
+        self.decoders = list(decoders)
+        self.rounds: list[list[Round]] = [[] for _ in self.decoders]
+
+    def round_of(self, which: int) -> Round:
+        """One more round of one decoder; rounds of equal number have equal prompts."""
+        done = self.rounds[which]
+        done.append(self.decoders[which].run(len(done)))
+        return done[-1]
+
+    def run(self, rounds: int) -> None:
+        """Complete every decoder to `rounds` rounds, in turn."""
+        while min(map(len, self.rounds)) < rounds:
+            for which, done in enumerate(self.rounds):
+                if len(done) < rounds:
+                    self.round_of(which)
+
+
+def kv_bytes(cache: Any) -> int:
+    """Bytes of the keys and values that a cache holds, by its own tensors: grouped heads are stored once per group."""
+    total = 0
+    for layer in cache.layers:
+        used = int(layer.get_seq_length())
+        for tensor in (layer.keys, layer.values):
+            places = tensor.shape[-2]
+            total += tensor.numel() // places * min(used, places) * tensor.element_size()
+    return total
+
+
+def _next(model: Any, tokens: Any, cache: Any) -> Any:
+    """One forward pass; the most likely next token of each sequence, (batch, 1)."""
+    logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    return logits[:, -1:].argmax(-1)
+
+
+def _static_cache(config: Any, batch: int, length: int) -> Any:
+    from transformers import StaticCache
+
+    return StaticCache(config=config, max_cache_len=length)

@@ -1,0 +1,202 @@
+"""Peak memory while generating, with only the measured model counted.
+
+CUDA: the peak of the allocator in this process, less what other models hold there. CPU: a fresh child process holds
+the model alone; its peak anonymous resident memory while generating, less what it held before the model was loaded,
+so that interpreter and libraries are left out.
+"""
+
+import dataclasses
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+from bench import machine
+from bench._errors import BenchError, MetricError, OptionError
+from bench.generation import Load
+from bench.metrics._registry import metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+_ROOT = Path(__file__).resolve().parents[2]
+_CUDA_BLOCK = 512  # bytes: the CUDA caching allocator counts whole blocks of this size
+# Freed memory goes back to the system at once, instead of staying in the heap by the accidents of glibc's moving limit.
+_STEADY_HEAP = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryReading:
+    """Peak bytes while generating, bytes of the model's tensors in memory, bytes the model has when stored."""
+
+    peak_bytes: int
+    model_bytes: int
+    stored_bytes: int
+    source: str
+
+    def __post_init__(self) -> None:
+        for name in ("peak_bytes", "model_bytes", "stored_bytes"):
+            if getattr(self, name) < 1:
+                raise MetricError(f"memory from {self.source}: {name}={getattr(self, name)!r} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChildSpec:
+    """What the child process opens and generates: an artefact's folder or the text of a base, and the load."""
+
+    kind: Literal["artefact", "base"]
+    target: str
+    load: Load
+    threads: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("artefact", "base"):
+            raise OptionError(f"kind={self.kind!r} is not known; allowed: artefact, base")
+        if self.threads < 1:
+            raise OptionError(f"threads={self.threads!r} must be at least 1")
+
+
+def tensors_of(root: object) -> "Iterator[Tensor]":
+    """Every tensor that `root` (a module, a tensor, a container) holds, however deep: also what is no buffer.
+
+    Quantization states that hang on a parameter and layouts that a kernel keeps for itself are found this way.
+    """
+    import torch
+
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        item = stack.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Tensor):
+            yield item
+        if isinstance(item, Mapping):
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple):
+            stack.extend(item)
+        elif isinstance(item, torch.nn.Module) or not (callable(item) or isinstance(item, ModuleType)):
+            stack.extend(getattr(item, "__dict__", {}).values())
+
+
+def bytes_of(root: object, *, device: str | None = None, block: int = 1) -> int:
+    """Bytes of the storages behind the tensors of `root`, each once, rounded up to `block`; of one device if given."""
+    where = machine.device_of(device) if device else None
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in tensors_of(root)
+        if tensor.device.type != "meta" and where in (None, tensor.device)
+    }
+    return sum(-(-size // block) * block for size in storages.values())
+
+
+def peak_on_cuda(work: Callable[[], object], *, model: "Module", device: str, stored_bytes: int) -> MemoryReading:
+    """Peak of the CUDA allocator while `work` runs, less what was allocated before and is not of `model`.
+
+    `work` makes what it generates with (cache, graphs, buffers) itself: what was made before counts as another's.
+    """
+    import torch
+
+    where = machine.device_of(device)
+    gc.collect()
+    torch.cuda.synchronize(where)
+    torch._C._cuda_clearCublasWorkspaces()  # else the first model measured pays for the workspaces of all
+    model_bytes = bytes_of(model, device=str(where), block=_CUDA_BLOCK)
+    others = torch.cuda.memory_allocated(where) - model_bytes
+    if others < 0:
+        raise MetricError(
+            f"the model's tensors take {model_bytes} bytes on {where}, of which its allocator knows "
+            f"{others + model_bytes}: memory from another allocator cannot be measured by it"
+        )
+    torch.cuda.reset_peak_memory_stats(where)
+    work()
+    torch.cuda.synchronize(where)
+    peak = torch.cuda.max_memory_allocated(where) - others
+    return MemoryReading(peak_bytes=peak, model_bytes=model_bytes, stored_bytes=stored_bytes, source="cuda allocator")
+
+
+def peak_in_child(
+    spec: ChildSpec,
+    *,
+    stored_bytes: int,
+    timeout: float | None = None,
+    command: Sequence[str] = (sys.executable, "-m", "bench.metrics.memory_child"),
+) -> MemoryReading:
+    """Peak anonymous memory on the CPU of a child process that opens the model of `spec` and generates.
+
+    `command` reads `spec` as JSON from its standard input and ends its output with one JSON line (`peak_bytes`,
+    `model_bytes`, `source`). Raises BenchError with the child's last words if it fails, is killed (out of memory), or
+    takes longer than `timeout` seconds.
+    """
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | _STEADY_HEAP | {"PYTHONPATH": os.pathsep.join(paths)}
+    name = f"the process that measures the memory of {spec.target!r}"
+    try:
+        child = subprocess.run(
+            command,
+            input=json.dumps(dataclasses.asdict(spec)),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"{name} took longer than {timeout:g} s; ask for fewer tokens, or allow more time") from error
+    if child.returncode:
+        last = " | ".join(child.stderr.strip().splitlines()[-3:]) or "it said nothing"
+        raise BenchError(f"{name} {_ending(child.returncode)}: {last}")
+    try:
+        figures = json.loads(child.stdout.strip().splitlines()[-1])
+        peak, model, source = (figures[key] for key in ("peak_bytes", "model_bytes", "source"))
+    except (ValueError, TypeError, LookupError) as error:
+        raise BenchError(f"{name} did not end with a line of JSON but with {child.stdout[-200:]!r}") from error
+    return MemoryReading(peak_bytes=peak, model_bytes=model, stored_bytes=stored_bytes, source=source)
+
+
+def _ending(code: int) -> str:
+    if code > 0:
+        return f"failed with exit status {code}"
+    why = ", most likely because memory ran out" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{why}"
+
+
+@metric("efficiency.peak_memory_mb", unit="MiB", better="lower", kind="memory", of="memory",
+        rel=0.05, rel_absolute=0.10, floor=1.0)
+def peak_memory_mb(memory: MemoryReading) -> float:
+    """Peak memory while generating.
+
+    peak bytes / 2^20: the papers' MB are MiB. Paper [E], tables of efficiency, prints 7010 for weights of 13.49 GiB:
+    one of several devices was read.
+
+    >>> peak_memory_mb(MemoryReading(peak_bytes=3 * 2**20, model_bytes=2**21, stored_bytes=2**21, source=""))
+    3.0
+    """
+    return memory.peak_bytes / 2**20
+
+
+@metric("efficiency.memory_efficiency", unit="fraction", better="higher", kind="memory", of="memory",
+        rel=0.05, rel_absolute=0.10, floor=0.01)
+def memory_efficiency(memory: MemoryReading) -> float:
+    """Share of the peak that the stored model accounts for.
+
+    stored bytes / peak bytes (paper [E], tables of efficiency); the rest is cache, activations and what a kernel
+    unpacks. It is at most 1, and MetricError above: the paper's comes from a peak below the weights.
+
+    >>> memory_efficiency(MemoryReading(peak_bytes=4 * 2**20, model_bytes=2**21, stored_bytes=3 * 2**20, source=""))
+    0.75
+    """
+    if memory.stored_bytes > memory.peak_bytes:
+        raise MetricError(
+            f"stored bytes {memory.stored_bytes} are more than the peak of {memory.peak_bytes} ({memory.source}): the "
+            "model was not wholly in this memory, or is stored wider than it is loaded; measure on one device"
+        )
+    return memory.stored_bytes / memory.peak_bytes

@@ -1,0 +1,349 @@
+"""How well a model predicts text: perplexity, the exponential of the mean negative log-likelihood per token.
+
+    nll = sum over scored tokens t of -log p(t | tokens before t in the same sample);   perplexity = exp(nll / tokens)
+
+Three protocols, since published numbers differ by more than any compression does (Mistral-7B: about 5 and 12.79):
+
+- `default`: the rows joined with a blank line, tokenised once without special tokens, cut in windows of `length`; the
+  first `samples` windows. They are disjoint unless a smaller `stride` is given; the first token of the text (of each
+  disjoint window) has no context and is not scored.
+- `e`: table 4 of the E-JUST paper as its published code computes it: `samples` rows spread evenly over the split; of
+  these the blank ones (at most 10 characters) are dropped; each is stripped, tokenised with the tokenizer's own special
+  tokens, cut off at `length`, and scored alone. Summed over tokens, not averaged over rows. With `stride` a row longer
+  than `length` goes on in further windows instead of being cut off.
+- `o`: whole conversations, spread evenly over the split, in the tokenizer's chat template where it has one; the
+  exponential of the mean of their means. A conversation longer than the model's context is cut off there.
+
+Departure from the published code: a sample that fails is an error, not skipped.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from bench._errors import DataError, MetricError, OptionError
+from bench.data import CONVERSATIONS, LANGUAGE, Data, Message, plain
+from bench.metrics._registry import metric
+
+CHUNK_TOKENS = 1024  # positions whose logits exist at once, at most
+CHUNK_ELEMENTS = 2**25  # positions x vocabulary of one chunk, at most: 128 MiB of fp32
+TOKEN_BUDGET = {"cpu": 2_048, "cuda": 16_384}  # tokens in one forward pass, padding included
+PROTOCOLS = ("default", "e", "o")
+BLANK = 10  # characters; protocol "e" drops rows of no more
+
+
+class Window(NamedTuple):
+    """Tokens `begin:end` are fed; of them `first_scored:end` are scored. All are positions in the whole text."""
+
+    begin: int
+    end: int
+    first_scored: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityProtocol:
+    """What is scored and how; see the module. Raises OptionError for values that cannot be.
+
+    `length` None is 512 tokens, and for "o" the whole conversation; `stride` None is disjoint windows, and for "e" one
+    window per row ("o" has none); `batch_size` None fits the token budget of the device.
+    """
+
+    name: str = "default"
+    samples: int = 100
+    length: int | None = None
+    stride: int | None = None
+    batch_size: int | None = None
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.name not in PROTOCOLS:
+            raise OptionError(f"perplexity protocol {self.name!r} is unknown; there are {', '.join(PROTOCOLS)}")
+        for field, least in (("samples", 1), ("length", 2), ("stride", 1), ("batch_size", 1)):
+            value = getattr(self, field)
+            if value is not None and value < least:
+                raise OptionError(f"perplexity {field}={value} must be at least {least}")
+        if self.length is None and self.name != "o":
+            object.__setattr__(self, "length", 512)
+        if self.stride is not None and (self.name == "o" or self.stride > self.length):
+            allowed = "left out: 'o' scores whole conversations" if self.name == "o" else f"at most {self.length}"
+            raise OptionError(f"perplexity stride={self.stride} must be {allowed}")
+
+    @property
+    def what(self) -> str:
+        """The kind of rows it reads."""
+        return CONVERSATIONS if self.name == "o" else LANGUAGE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Token ids fed to the model, of which `ids[first_scored:]` are scored."""
+
+    ids: Sequence[int]
+    first_scored: int
+    n_bytes: int | None  # of the scored text in UTF-8; None if that cannot be told exactly
+    label: str  # where it is in the data, for messages
+    cut: bool = False  # the text goes on, but is not scored further
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityReading:
+    """One measurement: sums in float64, and the mean of each sample for paired comparisons."""
+
+    nll: float  # nats, summed over the scored tokens
+    tokens: int  # scored
+    sample_means: tuple[float, ...]  # nats per token of each sample, in the order of the data
+    bits_per_byte: float | None  # None where a window cuts a character, or the tokenizer has no offsets
+    truncated: int  # samples cut off
+    batch_size: int
+    data: str
+    digest: str
+    protocol: PerplexityProtocol
+
+    @property
+    def mean_nll(self) -> float:
+        """Nats per token; for protocol "o" the mean of the conversations' means."""
+        if self.protocol.name == "o":
+            return math.fsum(self.sample_means) / len(self.sample_means)
+        return self.nll / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean_nll); raises MetricError where that is beyond a float."""
+        try:
+            return math.exp(self.mean_nll)
+        except OverflowError:
+            raise MetricError(f"perplexity exp({self.mean_nll:.6g}) is beyond a float: the model is broken") from None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What belongs to the key of the row, as it was: samples scored and batch size used, not those asked for."""
+        disjoint = self.protocol.length if self.protocol.name == "default" else None
+        return {
+            "protocol": self.protocol.name,
+            "data": self.data,
+            "split": self.protocol.split,
+            "samples": len(self.sample_means),
+            "length": self.protocol.length,
+            "stride": self.protocol.stride or disjoint,
+            "batch": self.batch_size,
+        }
+
+
+@metric("quality.perplexity", unit="perplexity", better="lower", kind="deterministic", of="perplexity", rel=0.005)
+def perplexity_of(reading: PerplexityReading) -> float:
+    """exp of the mean negative log-likelihood per token (SPEC section 4; E-JUST, table 4).
+
+    A model that gives each of four tokens the probability 1/8 has perplexity 8:
+
+    >>> four = PerplexityReading(nll=4 * math.log(8), tokens=4, sample_means=(math.log(8),), bits_per_byte=None,
+    ...     truncated=0, batch_size=1, data="doctest", digest="", protocol=PerplexityProtocol())
+    >>> round(perplexity_of(four), 6)
+    8.0
+    """
+    return reading.perplexity
+
+
+@metric("quality.nll", unit="nat/token", better="lower", kind="deterministic", of="perplexity", rel=0.002)
+def nll_of(reading: PerplexityReading) -> float:
+    """Mean negative log-likelihood per token: the logarithm of `quality.perplexity`.
+
+    >>> four = PerplexityReading(nll=4 * math.log(8), tokens=4, sample_means=(math.log(8),), bits_per_byte=None,
+    ...     truncated=0, batch_size=1, data="doctest", digest="", protocol=PerplexityProtocol())
+    >>> round(nll_of(four), 4)
+    2.0794
+    """
+    return reading.mean_nll
+
+
+def windows(n_tokens: int, length: int, stride: int | None = None) -> list[Window]:
+    """Windows over a text of `n_tokens` tokens. The last one may be shorter; one with nothing to score is left out.
+
+    Disjoint (stride None or equal to length): all tokens but the first of each window are scored once. With a smaller
+    stride all but token 0 are scored once, and from the second window on with at least length - stride tokens before.
+    Raises OptionError for a stride outside 1..length, which would leave tokens out.
+
+    >>> windows(10, 4, 2)[:2]
+    [Window(begin=0, end=4, first_scored=1), Window(begin=2, end=6, first_scored=4)]
+    """
+    stride = length if stride is None else stride
+    if not 1 <= stride <= length:
+        raise OptionError(f"stride={stride} must be between 1 and the length of a window, {length}")
+    found, scored_to = [], 0
+    for begin in range(0, n_tokens, stride):
+        window = Window(begin, min(begin + length, n_tokens), max(scored_to, begin + 1))
+        if window.first_scored < window.end:
+            found.append(window)
+        scored_to = window.end
+        if window.end == n_tokens:
+            break
+    return found
+
+
+def spread(count: int, samples: int) -> list[int]:
+    """`samples` positions evenly over `count`, both ends included; all of them where there are no more.
+
+    >>> spread(4358, 100)[:3], spread(4358, 100)[-1], spread(3, 100)
+    ([0, 44, 88], 4357, [0, 1, 2])
+    """
+    if samples >= count:
+        return list(range(count))
+    return [i * (count - 1) // max(samples - 1, 1) for i in range(samples)]
+
+
+def samples_of(tokenizer: Any, data: Data, protocol: PerplexityProtocol, *, context: int) -> list[Sample]:
+    """What the protocol scores, as token ids; `context` is the longest sequence the model takes, in tokens.
+
+    Raises DataError where there is less text than one sample needs, OptionError where `length` exceeds the context.
+    """
+    length = protocol.length or context
+    if length > context:
+        raise OptionError(f"perplexity length={length} exceeds the {context} positions of the model; give less")
+    what = data.describe(protocol.split, what=protocol.what)
+    if protocol.name == "default":
+        whole = _encode(tokenizer, "\n\n".join(data.texts(protocol.split)), special=False)
+        if len(whole.ids) < length:
+            raise DataError(f"{what}, has {len(whole.ids)} tokens; one window needs {length}: give more text")
+        parts = windows(len(whole.ids), length, protocol.stride)[: protocol.samples]
+        return [whole.sample(part, f"tokens {part.begin}:{part.end}") for part in parts]
+
+    found = []
+    for label, row in _rows(tokenizer, data, protocol):
+        parts = windows(len(row.ids), length, protocol.stride)
+        kept = parts if protocol.stride else parts[:1]
+        found += [row.sample(part, label, cut=kept[-1].end < len(row.ids)) for part in kept]
+    if not found:
+        raise DataError(f"{what}, has no row of 2 tokens among the {protocol.samples} looked at; perplexity needs one")
+    return found
+
+
+def perplexity(
+    model: Any,
+    tokenizer: Any,
+    data: Data,
+    protocol: PerplexityProtocol,
+    *,
+    device: Any,
+    token_budget: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PerplexityReading:
+    """Scores `model` (a causal decoder of transformers, on `device`, in eval mode) on `data`.
+
+    `token_budget` is the number of tokens in one forward pass where the protocol names no batch size; by default
+    TOKEN_BUDGET of the device. `progress` is called with (samples done, samples) after each batch.
+    Raises DataError for too little data or the tokenizer of another model, MetricError for a loss that is not finite.
+    """
+    import torch
+
+    if model.training:
+        raise MetricError("the model is in training mode, where dropout changes its scores; call model.eval() first")
+    device = torch.device(device)
+    samples = samples_of(tokenizer, data, protocol, context=model.config.max_position_embeddings)
+    highest, vocabulary = max(max(sample.ids) for sample in samples), model.config.vocab_size
+    if highest >= vocabulary:
+        raise DataError(f"the tokenizer gives token {highest}, the model knows {vocabulary}: not of one checkpoint")
+    budget = token_budget or TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
+    fitting = max(1, budget // (protocol.length or max(len(sample.ids) for sample in samples)))
+    batch_size = min(protocol.batch_size or fitting, len(samples))
+
+    sums = [0.0] * len(samples)
+    longest_first = sorted(range(len(samples)), key=lambda i: -len(samples[i].ids))
+    for start in range(0, len(samples), batch_size):
+        batch = longest_first[start : start + batch_size]
+        for i, nll in zip(batch, _nll(model, [samples[i] for i in batch], device), strict=True):
+            if not math.isfinite(nll):
+                raise MetricError(f"the loss of sample {i + 1} of {len(samples)} ({samples[i].label}) is {nll}")
+            sums[i] = nll
+        if progress is not None:
+            progress(start + len(batch), len(samples))
+
+    total = math.fsum(sums)
+    counts = [len(sample.ids) - sample.first_scored for sample in samples]
+    sizes = [sample.n_bytes for sample in samples]
+    source = data.source(protocol.split, what=protocol.what)
+    return PerplexityReading(
+        nll=total,
+        tokens=sum(counts),
+        sample_means=tuple(nll / count for nll, count in zip(sums, counts, strict=True)),
+        bits_per_byte=None if None in sizes else total / math.log(2) / sum(sizes),
+        truncated=sum(sample.cut for sample in samples),
+        batch_size=batch_size,
+        data=source.name,
+        digest=source.digest,
+        protocol=protocol,
+    )
+
+
+def _nll(model: Any, samples: Sequence[Sample], device: Any) -> list[float]:
+    """Nats of each sample over its scored tokens: one forward pass, then logits for a chunk of positions at a time."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    with torch.inference_mode():
+        lengths = [len(sample.ids) for sample in samples]
+        width = max(lengths)
+        ids = torch.tensor([[*sample.ids, *[0] * (width - len(sample.ids))] for sample in samples], device=device)
+        position = torch.arange(width, device=device)
+        real = position < torch.tensor(lengths, device=device)[:, None]
+        mask = None if min(lengths) == width else real.long()
+        hidden = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+
+        head, vocabulary = model.get_output_embeddings(), model.config.vocab_size
+        chunk = max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // vocabulary))
+        scored = real & (position >= torch.tensor([sample.first_scored for sample in samples], device=device)[:, None])
+        losses = torch.zeros(ids.shape, dtype=torch.float64, device=device)
+        for at in scored.nonzero().split(chunk):
+            row, token = at.unbind(1)
+            logits = head(hidden[row, token - 1]).float()  # position t - 1 predicts token t
+            losses[row, token] = cross_entropy(logits, ids[row, token], reduction="none").double()
+        return losses.sum(1).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tokens:
+    """A text as token ids, with the characters that each stands for where the tokenizer can tell."""
+
+    text: str
+    ids: list[int]
+    spans: list[tuple[int, int]] | None
+
+    def sample(self, window: Window, label: str, *, cut: bool = False) -> Sample:
+        begin, end, first = window
+        ids, n_bytes = self.ids[begin:end], self._bytes(first, end)
+        return Sample(ids=ids, first_scored=first - begin, n_bytes=n_bytes, label=label, cut=cut)
+
+    def _bytes(self, first: int, end: int) -> int | None:
+        """Bytes of UTF-8 in tokens first:end; None unless both cuts fall between two characters."""
+        if self.spans is None:
+            return None
+        start, stop = self.spans[first][0], self.spans[end - 1][1]
+        clean = all(self.spans[at - 1][1] == self.spans[at][0] for at in (first, end) if at < len(self.ids))
+        return len(self.text[start:stop].encode()) if clean and start < stop else None
+
+
+def _encode(tokenizer: Any, text: str, *, special: bool) -> _Tokens:
+    fast = getattr(tokenizer, "is_fast", False)
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=fast, verbose=False)
+    return _Tokens(text=text, ids=encoded["input_ids"], spans=encoded["offset_mapping"] if fast else None)
+
+
+def _rows(tokenizer: Any, data: Data, protocol: PerplexityProtocol) -> Iterator[tuple[str, _Tokens]]:
+    """(where, tokens) of the rows that "e", or the conversations that "o" scores."""
+    rows = data.source(protocol.split, what=protocol.what).rows
+    for i in spread(len(rows), protocol.samples):
+        if protocol.name == "o":
+            yield f"conversation {i}", _encode_chat(tokenizer, rows[i], i)
+        elif len(text := rows[i].strip()) > BLANK:
+            yield f"row {i}", _encode(tokenizer, text, special=True)
+
+
+def _encode_chat(tokenizer: Any, conversation: list[Message], number: int) -> _Tokens:
+    if not getattr(tokenizer, "chat_template", None):
+        return _encode(tokenizer, plain(conversation), special=True)
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(conversation, tokenize=False)
+    except TemplateError as error:
+        raise DataError(f"conversation {number} does not fit the tokenizer's chat template: {error}") from error
+    return _encode(tokenizer, text, special=False)

@@ -1,0 +1,63 @@
+"""What a compressed model takes when it is stored. Counted from its tensors, never from nominal bits."""
+
+from dataclasses import dataclass
+
+from bench.metrics._registry import metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtefactReading:
+    """Bytes as stored and number of weights of a model, and of the base that it came from."""
+
+    stored_bytes: int
+    parameters: int
+    base_stored_bytes: int
+    base_parameters: int
+
+
+@metric("efficiency.stored_bytes", unit="B", better="lower", kind="counted", of="artefact")
+def stored_bytes(artefact: ArtefactReading) -> float:
+    """Bytes of all parameters and buffers as stored: codes, scales, zero points, embeddings, head and norms."""
+    return artefact.stored_bytes
+
+
+@metric("efficiency.model_size_gb", unit="GiB", better="lower", kind="counted", of="artefact")
+def model_size_gb(artefact: ArtefactReading) -> float:
+    """Model size in GiB, which the papers print as GB: stored bytes / 2^30 ([E] table 1)."""
+    return artefact.stored_bytes / 2**30
+
+
+@metric("efficiency.parameters", unit="weights", better="neither", kind="counted", of="artefact")
+def parameters(artefact: ArtefactReading) -> float:
+    """Number of weights, whatever they are stored in."""
+    return artefact.parameters
+
+
+@metric("efficiency.bits_per_parameter", unit="bit", better="lower", kind="counted", of="artefact")
+def bits_per_parameter(artefact: ArtefactReading) -> float:
+    """Stored bits for each weight of the base: 8 * stored bytes / weights of the base, so that pruning counts too.
+
+    >>> bits_per_parameter(ArtefactReading(stored_bytes=8, parameters=16, base_stored_bytes=32, base_parameters=16))
+    4.0
+    """
+    return 8 * artefact.stored_bytes / artefact.base_parameters
+
+
+@metric("efficiency.compression_ratio", unit="x", better="higher", kind="counted", of="artefact")
+def compression_ratio(artefact: ArtefactReading) -> float:
+    """How many times smaller than the base: stored bytes of the base / stored bytes ([E] table 2).
+
+    >>> compression_ratio(ArtefactReading(stored_bytes=8, parameters=16, base_stored_bytes=32, base_parameters=16))
+    4.0
+    """
+    return artefact.base_stored_bytes / artefact.stored_bytes
+
+
+@metric("efficiency.memory_reduction", unit="%", better="higher", kind="counted", of="artefact")
+def memory_reduction(artefact: ArtefactReading) -> float:
+    """Share of the base's bytes that is saved: 100 * (1 - stored bytes / stored bytes of the base) ([E] table 2).
+
+    >>> memory_reduction(ArtefactReading(stored_bytes=8, parameters=16, base_stored_bytes=32, base_parameters=16))
+    75.0
+    """
+    return 100 * (1 - artefact.stored_bytes / artefact.base_stored_bytes)

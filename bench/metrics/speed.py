@@ -1,0 +1,94 @@
+"""How fast a model generates. Every figure is the median over the rounds of one load.
+
+The papers take the mean over 10 runs; the median of the same rounds is what one slow round cannot move. The rounds
+themselves are in the journal.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+from bench.generation import Round
+from bench.metrics._registry import metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationReading:
+    """Rounds of one model under one load.
+
+    Attributes:
+        flops: of one whole generation (prefill and decode steps, over the batch).
+        peak_flops_per_s: of the device in the dtype of the model.
+        base: the reading of the uncompressed model, taken in turn with this one; None for that model itself.
+    """
+
+    rounds: tuple[Round, ...]
+    flops: int
+    peak_flops_per_s: float
+    base: "GenerationReading | None" = field(default=None, repr=False)
+
+    def each(self) -> "list[GenerationReading]":
+        """One reading per round, paired with the round of the base that was run beside it."""
+        bases = self.base.each() if self.base else [None] * len(self.rounds)
+        return [
+            GenerationReading(rounds=(r,), flops=self.flops, peak_flops_per_s=self.peak_flops_per_s, base=b)
+            for r, b in zip(self.rounds, bases, strict=True)
+        ]
+
+    def median(self, of: Callable[[Round], float]) -> float:
+        return median(map(of, self.rounds))
+
+
+@metric("efficiency.latency_ms", unit="ms/token", better="lower", kind="timing", of="generation",
+        rel=0.25, rel_absolute=0.5, floor=0.05)  # fmt: skip
+def latency_ms(run: GenerationReading) -> float:
+    """Time per generated token and sequence, prompt included: total time / new tokens ([E] table 1)."""
+    return run.median(lambda r: 1e3 * r.total_s / (len(r.steps_s) + 1))
+
+
+@metric("efficiency.ttft_ms", unit="ms", better="lower", kind="timing", of="generation",
+        rel=0.25, rel_absolute=0.5, floor=1.0)  # fmt: skip
+def ttft_ms(run: GenerationReading) -> float:
+    """Time to first token: prompt submitted to first token out, the set-up of the cache included ([E] table 1)."""
+    return run.median(lambda r: 1e3 * r.ttft_s)
+
+
+@metric("efficiency.prefill_ms", unit="ms", better="lower", kind="timing", of="generation",
+        rel=0.25, rel_absolute=0.5, floor=1.0)  # fmt: skip
+def prefill_ms(run: GenerationReading) -> float:
+    """Processing of the prompt alone ([E] table 1)."""
+    return run.median(lambda r: 1e3 * r.prefill_s)
+
+
+@metric("efficiency.decode_ms", unit="ms/token", better="lower", kind="timing", of="generation",
+        rel=0.25, rel_absolute=0.5, floor=0.05)  # fmt: skip
+def decode_ms(run: GenerationReading) -> float:
+    """One autoregressive step, stamped by itself and never computed as a difference: mean within a round."""
+    return run.median(lambda r: 1e3 * sum(r.steps_s) / len(r.steps_s))
+
+
+@metric("efficiency.throughput", unit="tokens/s", better="higher", kind="timing", of="generation",
+        rel=0.2, rel_absolute=0.35, floor=0.1)  # fmt: skip
+def throughput(run: GenerationReading) -> float:
+    """Generated tokens per second over the batch, prompt processing included ([E] table 1)."""
+    return run.median(lambda r: r.tokens / r.total_s)
+
+
+@metric("efficiency.speedup", unit="x", better="higher", kind="timing", of="generation",
+        rel=0.2, rel_absolute=0.2, floor=0.02)  # fmt: skip
+def speedup(run: GenerationReading) -> float:
+    """Latency of the uncompressed model / latency, both measured in turn ([E] table 2); 1 for that model itself."""
+    return latency_ms(run.base) / latency_ms(run) if run.base else 1.0
+
+
+@metric("efficiency.mfu", unit="%", better="higher", kind="timing", of="generation",
+        rel=0.2, rel_absolute=0.5, floor=0.01)  # fmt: skip
+def mfu(run: GenerationReading) -> float:
+    """Model FLOPs utilisation: FLOPs of a generation / (its time * peak FLOP/s of the device) ([E] table 1)."""
+    return 100 * run.median(lambda r: run.flops / r.total_s / run.peak_flops_per_s)
+
+
+@metric("efficiency.kv_cache_mb", unit="MiB", better="lower", kind="counted", of="generation")
+def kv_cache_mb(run: GenerationReading) -> float:
+    """Keys and values in the cache after the run, from its own tensors: 2 * layers * KV heads * head size * tokens."""
+    return run.rounds[-1].kv_bytes / 2**20

@@ -1,0 +1,242 @@
+"""The pytest plugin: options, markers, fixtures and the summary of the benchmarks.
+
+It is an entry point of the installed package, so `pytest --pyargs bench` works in any repository; here it is also named
+in conftest.py. Collecting imports neither torch nor transformers.
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench._errors import BenchError, OptionError
+
+if TYPE_CHECKING:
+    from bench.workbench import Options, Workbench
+
+_WORKBENCH = pytest.StashKey["Workbench"]()
+_PREPARED = pytest.StashKey[bool]()
+_FAILING = pytest.StashKey[list[str]]()
+
+MARKERS = {
+    "efficiency": "size, speed, memory, energy and cost of compression",
+    "quality": "perplexity and tasks",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("compression benchmarks")
+    add = group.addoption
+    add("--model", metavar="RECIPES", help="recipes separated by commas, or all; default nf4")
+    add("--base", default="reference", help="reference, reference-teacher, random:<shape>, a folder or a hub id")
+    add("--data", default=os.environ.get("BENCH_DATA"), help="embedded, hub, or a folder; default $BENCH_DATA, or "
+        "embedded for the reference")  # fmt: skip
+    add("--device", default="auto", help="cpu, cuda, cuda:N; default auto: cuda if there is one")
+    add("--seed", type=int, default=0, help="of prompts, random weights and calibration")
+    add("--gate", choices=("auto", "strict", "off"), default="auto",
+        help="auto: what has a baseline is gated; strict: also fail without one, and on improvements; off: measure only")
+    add("--baselines", type=Path, metavar="DIR", help="folder of baselines; default ./baselines")
+    add("--update-baselines", action="store_true", help="record this run as the baseline, merged into what is there")
+    add("--journal", type=Path, metavar="FILE", help="journal of results; default ./.bench/journal.jsonl")
+    add("--resume", action="store_true", help="go on with the last unfinished run of the journal")
+    add("--plan", action="store_true", help="print memory, disk, downloads and time per recipe, and stop")
+    add("--batch-size", default="1", help="sequences generated at once; several separated by commas; default 1")
+    add("--prompt-tokens", type=int, default=128, help="length of the prompts; default 128")
+    add("--max-new-tokens", type=int, default=128, help="tokens generated per sequence; default 128")
+    add("--runs", type=int, default=10, help="measured rounds; default 10")
+    add("--warmup-runs", type=int, default=3, help="rounds before the measured ones; default 3")
+    add("--tdp", type=float, help="watts of the device for estimated energy; default detected")
+    add("--protocol", choices=("default", "e", "o"), default="default", help="perplexity protocol; see METHODOLOGY.md")
+    add("--samples", type=int, default=100, help="perplexity samples; default 100")
+    add("--length", type=int, help="tokens per perplexity sample; default 512")
+    add("--stride", type=int, help="step of a sliding perplexity window; default none: disjoint windows")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, what in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {what}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "recipe" in metafunc.fixturenames:
+        try:
+            recipes = _recipes(metafunc.config)
+            batch_sizes = _batch_sizes(metafunc.config)
+        except ValueError as error:
+            raise pytest.Collector.CollectError(str(error)) from error
+        metafunc.parametrize("recipe", recipes, ids=[recipe.text for recipe in recipes], scope="session")
+        if "batch_size" in metafunc.fixturenames:
+            metafunc.parametrize("batch_size", batch_sizes, ids=[f"b{size}" for size in batch_sizes])
+        if "mode" in metafunc.fixturenames:
+            metafunc.parametrize("mode", ("eager", "graph") if _may_have_cuda(metafunc.config) else ("eager",))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All measurements of a recipe follow each other, so that it is compressed once; other tests keep their places."""
+    ours = [i for i, item in enumerate(items) if "recipe" in getattr(getattr(item, "callspec", None), "params", {})]
+    order: dict[Any, int] = {}
+    for i in ours:
+        order.setdefault(items[i].callspec.params["recipe"], len(order))  # type: ignore[attr-defined]
+    ranked = sorted((items[i] for i in ours), key=lambda item: order[item.callspec.params["recipe"]])  # type: ignore[attr-defined]
+    for i, item in zip(ours, ranked, strict=True):
+        items[i] = item
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Everything that can be refused is refused here, before the first expensive step."""
+    config = session.config
+    if not any("recipe" in getattr(getattr(item, "callspec", None), "params", {}) for item in session.items):
+        return
+    if "hypothesis" not in sys.modules and config.pluginmanager.has_plugin("hypothesispytest"):
+        # its summary would import the whole library, at the cost of a second, for a run that has no property tests
+        config.pluginmanager.unregister(name="hypothesispytest")
+    if config.option.collectonly:
+        return
+    from compression import CompressionError
+
+    try:
+        options = options_of(config)
+        if config.getoption("--plan"):
+            from bench.plan import plan
+
+            text = plan(options)
+            config.get_terminal_writer().line("\n" + text)
+            pytest.exit("--plan: nothing was run", returncode=0)
+        from bench.workbench import Workbench
+
+        marked = {mark.name for item in session.items for mark in item.iter_markers()}
+        workbench = Workbench(options, progress=_progress(config))
+        if "quality" in marked:
+            workbench.data.digest  # noqa: B018 - read now, so that data which is not there is said now
+        config.stash[_WORKBENCH] = workbench
+    except (BenchError, CompressionError) as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+@pytest.fixture(scope="session")
+def workbench(request: pytest.FixtureRequest) -> "Workbench":
+    """The run that measures, records and judges."""
+    return request.config.stash[_WORKBENCH]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    workbench = session.config.stash.get(_WORKBENCH, None)
+    if workbench is None:
+        return
+    interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+    try:
+        failing = workbench.finish(passed=exitstatus == pytest.ExitCode.OK, interrupted=interrupted)
+    except BenchError as error:
+        failing = [str(error)]
+    session.config.stash[_FAILING] = failing
+    if failing and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    workbench.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    workbench = config.stash.get(_WORKBENCH, None)
+    if workbench is None:
+        return
+    from bench.summary import lines
+
+    terminalreporter.section("compression")
+    for line in lines(workbench):
+        terminalreporter.write_line(line)
+    for words in config.stash.get(_FAILING, []):
+        terminalreporter.write_line(words, red=True)
+
+
+def options_of(config: pytest.Config) -> "Options":
+    """The command line as checked options.
+
+    Raises:
+        OptionError: a value that is not allowed.
+        RecipeError: a recipe that cannot be.
+    """
+    from bench.workbench import Options
+
+    get = config.getoption
+    for name in ("--runs", "--warmup-runs", "--samples"):
+        if get(name) < (0 if name == "--warmup-runs" else 1):
+            raise OptionError(f"{name} {get(name)} is not allowed: at least {0 if name == '--warmup-runs' else 1}")
+    root = config.invocation_params.dir
+    options = Options(
+        base=get("--base"),
+        recipes=tuple(_recipes(config)),
+        data=get("--data"),
+        device=_device(get("--device")),
+        seed=get("--seed"),
+        gate=get("--gate"),
+        baselines=get("--baselines") or root / "baselines",
+        update=get("--update-baselines"),
+        journal=get("--journal") or root / ".bench" / "journal.jsonl",
+        resume=get("--resume"),
+        batch_sizes=tuple(_batch_sizes(config)),
+        prompt_tokens=get("--prompt-tokens"),
+        new_tokens=get("--max-new-tokens"),
+        runs=get("--runs"),
+        warmup=get("--warmup-runs"),
+        tdp=get("--tdp"),
+        protocol={"name": get("--protocol"), "samples": get("--samples"), "length": get("--length"),
+                  "stride": get("--stride")},
+        command=shlex.join(["pytest", *(a for a in config.invocation_params.args if a != "--update-baselines")]),
+    )  # fmt: skip
+    for size in options.batch_sizes:
+        options.load(size)
+    return options
+
+
+def _recipes(config: pytest.Config) -> list[Any]:
+    from compression import Recipe, methods, split_recipes
+    from compression._recipe import UNCOMPRESSED
+
+    text = config.getoption("--model") or "nf4"
+    texts = [UNCOMPRESSED, *methods()] if text == "all" else split_recipes(text)
+    return list(dict.fromkeys(Recipe.parse(each) for each in texts))
+
+
+def _batch_sizes(config: pytest.Config) -> list[int]:
+    text = config.getoption("--batch-size")
+    try:
+        sizes = [int(part) for part in str(text).split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise OptionError(f"--batch-size {text}: give whole numbers of at least 1, separated by commas, e.g. 1,2,4,8")
+    return list(dict.fromkeys(sizes))
+
+
+def _may_have_cuda(config: pytest.Config) -> bool:
+    """Without importing torch: whether a test in graph mode is worth collecting."""
+    device = config.getoption("--device")
+    return device.startswith("cuda") or (device == "auto" and os.path.exists("/dev/nvidiactl"))
+
+
+def _device(text: str) -> str:
+    import torch
+
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(text).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise OptionError(f"--device {text}: allowed are auto, cpu, cuda and cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"--device {text}: torch {torch.__version__} sees no CUDA device here; use --device cpu")
+    return text
+
+
+def _progress(config: pytest.Config) -> Any:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty() or config.getoption("verbose") < 0:
+        return None
+    from bench.progress import Bar
+
+    return Bar(config)

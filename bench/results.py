@@ -1,0 +1,387 @@
+"""Results: one row per finished measurement, appended to a journal at once.
+
+A journal is a file of JSON lines: a "run" record when a run starts, a "row" per measurement, "verdict" records and an
+"end" record when it finishes. Every record has `kind`, `run` and `time` (seconds since the epoch). Each writer has a
+file of its own, held by a lock: the first has the named file, `journal.jsonl`, the next `journal.1.jsonl` and so on;
+readers merge them. A line is on the disk, whole, when `append` returns: a killed run loses nothing that was finished.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from bench._errors import JournalError
+from bench.metrics._registry import BETTER, NAME, finite
+
+SCHEMA = 1
+KINDS = ("run", "row", "verdict", "end")
+STATUSES = ("ok", "estimated", "out_of_memory", "failed", "not_available")
+MEASURED = STATUSES[:2]  # with these there is a value
+ENDINGS = ("passed", "failed", "interrupted")
+
+Param = str | int | float | bool
+
+log = logging.getLogger(__name__)
+
+
+def key_of(metric: str, params: Mapping[str, Param]) -> str:
+    """The name of a row: the metric, and its parameters in order of their names.
+
+    >>> key_of("efficiency.decode_ms", {"new_tokens": 128, "batch": 1, "graph": False})
+    'efficiency.decode_ms[batch=1,graph=false,new_tokens=128]'
+
+    What would make two keys look alike is escaped in texts, as in URLs.
+    """
+    if not params:
+        return metric
+    return f"{metric}[{','.join(f'{name}={_shown(value)}' for name, value in sorted(params.items()))}]"
+
+
+def _shown(value: Param) -> str:
+    if isinstance(value, str):
+        return re.sub(r"[%,=\[\]\x00-\x1f]", lambda found: f"%{ord(found[0]):02x}", value)
+    return json.dumps(value)
+
+
+def checked_params(params: object) -> dict[str, Param]:
+    """Parameters of a row in order; those that are None do not apply and are left out. Raises ValueError in words."""
+    if not isinstance(params, Mapping):
+        raise ValueError(f"params {params!r} must be a table of names and values")
+    kept = {name: value for name, value in params.items() if value is not None}
+    for name, value in kept.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"parameter name {name!r} must be lower case with underscores")
+        if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"parameter {name}={value!r} must be a text, a finite number or a truth value")
+    return dict(sorted(kept.items()))
+
+
+def strict_json(text: str) -> Any:
+    """JSON without what other readers would refuse or lose: raises ValueError for NaN, infinity and repeated names."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+        return table
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a number that JSON knows")
+
+    try:
+        return json.loads(
+            text, object_pairs_hook=unique, parse_constant=refuse, parse_float=lambda digits: finite(float(digits))
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def exact_fields(table: object, wanted: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """`table`, which must be a dict with exactly these names; raises ValueError naming what is missing or unknown."""
+    if not isinstance(table, dict):
+        raise ValueError(f"{table!r} is not a table of names and values")
+    if missing := sorted(wanted - set(table)):
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    if unknown := sorted(set(table) - wanted - optional):
+        raise ValueError(f"it has the unknown {', '.join(unknown)}; known are {', '.join(sorted(wanted | optional))}")
+    return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured number and all that it needs to be understood. Raises JournalError for values that cannot be."""
+
+    run: str
+    base: str
+    recipe: str
+    device: str  # fingerprint of the machine and device
+    metric: str
+    value: float | None  # in `unit`; None unless the status is "ok" or "estimated"
+    unit: str
+    better: str  # "lower", "higher" or "neither"
+    ratio: float | None = None  # value / base_value
+    base_value: float | None = None  # the same metric of the uncompressed base, measured in the same run
+    samples: tuple[float, ...] = ()  # in `unit`, as measured
+    base_samples: tuple[float, ...] = ()
+    params: Mapping[str, Param] = field(default_factory=dict, hash=False)  # part of the key
+    seed: int
+    status: str = "ok"
+    reason: str | None = None  # in words; needed unless the status is "ok"
+    of: str  # the kind of measurement: "generation", "artefact" ...
+    source: Any = field(default=None, hash=False)  # a note that JSON can hold: counter of the energy, kernel ...
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        try:
+            self._check()
+        except ValueError as error:
+            raise JournalError(f"row {self.metric} of {self.recipe}: {error}") from None
+
+    def _check(self) -> None:
+        for name in ("run", "base", "recipe", "device", "metric", "unit", "of"):
+            if not isinstance(value := getattr(self, name), str) or not value:
+                raise ValueError(f"{name}={value!r} must be a text that is not empty")
+        if not NAME.fullmatch(self.metric):
+            raise ValueError(f"metric={self.metric!r} must be <group>.<name> in lower case")
+        for name, allowed in (("better", BETTER), ("status", STATUSES), ("schema", (SCHEMA,))):
+            if (value := getattr(self, name)) not in allowed or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, allowed))}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} must be a whole number of at least 0")
+        if self.reason is not None and (not isinstance(self.reason, str) or not self.reason):
+            raise ValueError(f"reason={self.reason!r} must be a text that is not empty, or None")
+        if self.status != "ok" and self.reason is None:
+            raise ValueError(f"status {self.status!r} needs a reason, in words")
+        if (self.value is not None) != (self.status in MEASURED):
+            raise ValueError(
+                f"value={self.value!r} with status {self.status!r}: there is a value exactly when the status is "
+                f"{' or '.join(MEASURED)}"
+            )
+        object.__setattr__(self, "params", checked_params(self.params))
+        for name in ("value", "ratio", "base_value"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _named(name, getattr(self, name)))
+        for name in ("samples", "base_samples"):
+            if not isinstance(getattr(self, name), tuple | list):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a sequence of numbers")
+            object.__setattr__(self, name, tuple(_named(name, each) for each in getattr(self, name)))
+        if self.ratio is not None and not (
+            self.value is not None
+            and self.base_value
+            and math.isclose(self.ratio, self.value / self.base_value, rel_tol=1e-6)
+        ):
+            raise ValueError(f"ratio={self.ratio!r} is not value / base_value = {self.value!r} / {self.base_value!r}")
+
+    @property
+    def key(self) -> str:
+        """Metric and parameters: what tells the rows of one recipe apart. See `key_of`."""
+        return key_of(self.metric, self.params)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, in what JSON knows."""
+        return asdict(self) | {"samples": list(self.samples), "base_samples": list(self.base_samples)}
+
+    @classmethod
+    def from_json(cls, table: object) -> Self:
+        """The row that `to_json` gave; raises JournalError for a missing, an unknown or an impossible field."""
+        try:
+            return cls(**exact_fields(table, {each.name for each in fields(cls)}))
+        except ValueError as error:
+            raise JournalError(f"not a row: {error}") from None
+
+
+def _named(name: str, value: object) -> float:
+    try:
+        return finite(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+class Journal:
+    """Appends records to a journal, each on the disk when `append` returns.
+
+    Made before anything expensive: raises JournalError where the file cannot be written. Holds its file until `close`.
+    """
+
+    def __init__(self, path: str | Path, *, run: str | None = None) -> None:
+        self.run = run or f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+        self._last = 0.0
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self.path, self._file = self._claim(Path(path))
+            self._mend()
+        except OSError as error:
+            raise JournalError(
+                f"the journal {path} cannot be written: {error.strerror or error}; choose another with --journal FILE"
+            ) from None
+
+    @staticmethod
+    def _claim(path: Path) -> tuple[Path, int]:
+        mine, number = path, 0
+        while True:
+            file = os.open(mine, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return mine, file
+            except BlockingIOError:
+                os.close(file)
+            except OSError:
+                os.close(file)
+                raise
+            number += 1
+            mine = path.with_name(f"{path.stem}.{number}{path.suffix}")
+
+    def _mend(self) -> None:
+        """End the last line where an earlier writer was killed within it: keep it if it is whole, else take it away."""
+        with open(self._file, "rb", closefd=False) as lines:
+            lines.seek(0)
+            content = lines.read()
+        kept, newline, rest = content.rpartition(b"\n")
+        if not rest:
+            return
+        with suppress(ValueError):
+            _record(rest.decode())
+            os.write(self._file, b"\n")
+            return
+        log.warning("%s: took away an unfinished last line of a writer that was killed: %r", self.path, rest[:200])
+        os.ftruncate(self._file, len(kept + newline))
+
+    def append(self, record: "Row | Mapping[str, Any]") -> None:
+        """Write one row, or one record with a `kind`. Raises JournalError, and leaves no half line, where it cannot."""
+        if isinstance(record, Row):
+            record = {"kind": "row", **record.to_json()}
+        self._last = max(time.time(), self._last)
+        line = {"time": self._last, "run": self.run, **record}
+        if line["run"] != self.run:
+            raise JournalError(f"a record of run {line['run']!r} does not belong in the journal of run {self.run!r}")
+        try:
+            text = json.dumps(line, allow_nan=False)
+            _record(text)
+        except (TypeError, ValueError) as error:
+            raise JournalError(f"record {record!r} cannot be written: {error}") from None
+        size = os.fstat(self._file).st_size
+        rest = memoryview(text.encode() + b"\n")
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            os.fsync(self._file)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._file, size)
+            raise JournalError(f"the journal {self.path} cannot be written: {error.strerror or error}") from None
+
+    def start(self, context: Mapping[str, Any]) -> None:
+        """Record that the run starts: versions, command, base, fingerprint, commit, seed."""
+        self.append({"kind": "run", "context": dict(context)})
+
+    def end(self, status: str) -> None:
+        """Record how the run ended: "passed", "failed" or "interrupted"."""
+        self.append({"kind": "end", "status": status})
+
+    def close(self) -> None:
+        """Let go of the file; a second call does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _record(line: str) -> dict[str, Any]:
+    """One line as a record; raises ValueError (JournalError for a row) for what is none."""
+    record = strict_json(line)
+    if not isinstance(record, dict) or record.get("kind") not in KINDS:
+        raise ValueError(f"it is no record; its kind must be one of {', '.join(KINDS)}")
+    if not isinstance(record.get("run"), str) or not record["run"]:
+        raise ValueError(f"run={record.get('run')!r} must be a text that is not empty")
+    _named("time", record.get("time"))
+    if record["kind"] == "end" and record.get("status") not in ENDINGS:
+        raise ValueError(f"status={record.get('status')!r} of an end must be one of {', '.join(ENDINGS)}")
+    if record["kind"] == "row":
+        _row(record)
+    return record
+
+
+def _row(record: Mapping[str, Any]) -> Row:
+    try:
+        return Row.from_json({name: value for name, value in record.items() if name not in ("kind", "time")})
+    except JournalError as error:
+        raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a journal holds, all its files merged."""
+
+    records: list[dict[str, Any]]  # in order of time
+    torn: list[str]  # "file:line" of last lines that a killed writer left unfinished
+    writing: frozenset[str]  # runs whose writer is alive
+
+    def rows(self, run: str | None = None) -> list[Row]:
+        """The rows, of one run or of all."""
+        return [_row(each) for each in self.records if each["kind"] == "row" and run in (None, each["run"])]
+
+
+def read(path: str | Path) -> Contents:
+    """Merge the files of a journal. Raises JournalError where there are none, or for a bad line, by file and number."""
+    files = _files(Path(path))
+    if not files:
+        raise JournalError(
+            f"there is no journal {path}; a run of the benchmarks writes one: pytest bench --journal {path}"
+        )
+    records, torn, writing = [], [], set()
+    for file in files:
+        found = list(_lines(file, torn))
+        if found and _is_held(file):
+            writing.add(found[-1]["run"])
+        records += found
+    return Contents(records=sorted(records, key=lambda each: each["time"]), torn=torn, writing=frozenset(writing))
+
+
+def _files(path: Path) -> list[Path]:
+    sibling = re.compile(re.escape(path.stem) + r"\.[1-9][0-9]*" + re.escape(path.suffix))
+    if not path.parent.is_dir():
+        return []
+    others = sorted(each for each in path.parent.iterdir() if sibling.fullmatch(each.name))
+    return [each for each in (path, *others) if each.exists()]
+
+
+def _lines(file: Path, torn: list[str]) -> Iterator[dict[str, Any]]:
+    try:
+        *lines, last = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise JournalError(f"the journal {file} cannot be read: {error.strerror or error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            yield _record(line.decode())
+        except ValueError as error:
+            raise JournalError(f"{file}:{number}: {error}; remove the line, or the file") from None
+    if last:
+        try:
+            yield _record(last.decode())
+        except ValueError:
+            torn.append(f"{file}:{len(lines) + 1}")
+
+
+def _is_held(path: Path) -> bool:
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def resume(path: str | Path) -> tuple[str, dict[tuple[str, str], Row]] | None:
+    """The last run that did not pass and is not being written now: its id, and its rows by recipe and key.
+
+    None where there is no such run. A run that was resumed and passed is done. Raises JournalError for a bad journal.
+    Call it before the journal is opened for writing.
+    """
+    if not _files(Path(path)):
+        return None
+    contents = read(path)
+    endings: dict[str, str | None] = {}
+    for record in contents.records:
+        if record["kind"] in ("run", "end"):
+            endings.pop(record["run"], None)
+            endings[record["run"]] = record.get("status")
+    open_runs = [run for run, ending in endings.items() if ending != "passed" and run not in contents.writing]
+    if not open_runs:
+        return None
+    return open_runs[-1], {(row.recipe, row.key): row for row in contents.rows(open_runs[-1])}

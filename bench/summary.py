@@ -1,0 +1,105 @@
+"""The table at the end of a run: the uncompressed model beside each compressed one, ratios and verdicts."""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.results import Row, read
+from compression._recipe import UNCOMPRESSED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bench.workbench import Workbench
+
+_MARKS = {"pass": "ok", "regressed": "REGRESSED", "invalid": "INVALID", "missing": "MISSING"}
+_SILENT = ("no_baseline", "new", "not_comparable")
+
+
+def number(value: float) -> str:
+    """Four significant digits; whole numbers in full.
+
+    >>> number(13109504.0), number(0.123456), number(1234.5678)
+    ('13109504', '0.1235', '1235')
+    """
+    if value == int(value) and abs(value) < 1e15:
+        return str(int(value))
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def lines(workbench: "Workbench") -> Iterable[str]:
+    """The table, and below it what is not in it: why cells failed, what could not be compared, what was recorded."""
+    rows = list(workbench.rows.values())
+    if not rows:
+        return
+    options = workbench.options
+    yield f"base {workbench.source.label} on {workbench.fingerprint}, gate {options.gate}, journal {workbench.journal.path}"
+    yield table(rows, {key: verdict.outcome for key, verdict in workbench.verdicts.items()}).to_string()
+    for reason in dict.fromkeys(f"{r.recipe}: {r.metric} {r.status}: {r.reason}" for r in rows if r.reason):
+        yield reason
+    kernels = {recipe: str(kernels) for recipe, kernels in workbench.kernels.items() if kernels}
+    if kernels:
+        yield "kernels: " + "; ".join(f"{recipe} {what}" for recipe, what in kernels.items())
+    if not options.update and options.gate != "off":
+        grouped: dict[str, list[str]] = {}
+        for verdict in workbench.verdicts.values():
+            grouped.setdefault(verdict.outcome, []).append(verdict.words)
+        yield "gate: " + ", ".join(f"{len(words)} {outcome.replace('_', ' ')}" for outcome, words in grouped.items())
+        if any(outcome in grouped for outcome in _SILENT):
+            yield f"nothing to compare with for some rows; record them with: {options.record_command}"
+        for outcome in ("improved", "inconclusive", "not_comparable"):
+            yield from grouped.get(outcome, [])[:8]
+    if workbench.changes:
+        yield f"baselines in {options.baselines}: {len(workbench.changes)} rows recorded"
+        yield from workbench.changes
+
+
+def table(rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str]) -> "pd.DataFrame":
+    """Rows by metric and load, one column per recipe.
+
+    A cell holds the value; for timings the base's own of the same rounds behind a slash; the ratio; the verdict.
+    """
+    import pandas as pd
+
+    rows = list(rows)
+    recipes = list(dict.fromkeys([UNCOMPRESSED, *(row.recipe for row in rows)]))
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cell = cells.setdefault(f"{row.key} ({row.unit})" if row.unit else row.key, {})
+        if row.value is None:
+            cell[row.recipe] = row.status.replace("_", " ")
+            continue
+        parts = [number(row.value) + (" est." if row.status == "estimated" else "")]
+        parts += [f"/ {number(row.base_value)}"] if row.base_samples and row.base_value is not None else []
+        parts += [f"{row.ratio:.3f}x"] if row.ratio is not None else []
+        mark = outcomes.get((row.recipe, row.key), "")
+        parts += [_MARKS.get(mark, mark)] if mark not in _SILENT else []
+        cell[row.recipe] = "  ".join(parts)
+        if row.base_value is not None:
+            cell.setdefault(UNCOMPRESSED, number(row.base_value) + (" est." if row.status == "estimated" else ""))
+    frame = pd.DataFrame.from_dict(cells, orient="index").reindex(columns=recipes)
+    if frame[UNCOMPRESSED].isna().all():
+        frame = frame.drop(columns=UNCOMPRESSED)
+    return frame.fillna("not measured")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the last run of a journal as a Markdown table: `python -m bench.summary`."""
+    parser = argparse.ArgumentParser(prog="python -m bench.summary", description=main.__doc__.split(":")[0])
+    parser.add_argument("--journal", type=Path, default=Path(".bench/journal.jsonl"))
+    parser.add_argument("--metrics", help="names without their group, separated by commas; default all")
+    options = parser.parse_args(arguments)
+    records = read(options.journal)
+    if not records.rows():
+        parser.error(f"{options.journal} holds no results; run pytest bench first, or give --journal FILE")
+    rows = records.rows(records.rows()[-1].run)
+    if options.metrics:
+        wanted = options.metrics.split(",")
+        rows = [row for row in rows if row.metric.partition(".")[2] in wanted]
+        rows.sort(key=lambda row: wanted.index(row.metric.partition(".")[2]))
+    print(f"base {rows[0].base} on {rows[0].device}\n\n{table(rows, {}).to_markdown()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Efficiency: size, speed, memory, energy, and what compressing took."""
+
+import dataclasses
+
+import pytest
+
+from bench.metrics import compute, energy, memory, size, speed
+from compression._recipe import UNCOMPRESSED
+
+pytestmark = pytest.mark.efficiency
+
+
+def test_size(workbench, recipe):
+    from compression._artefact import count_parameters, stored_bytes
+
+    base = {"base_stored_bytes": stored_bytes(workbench.base.model), "base_parameters": count_parameters(workbench.base.model)}
+
+    def of(model):
+        return size.ArtefactReading(stored_bytes=stored_bytes(model), parameters=count_parameters(model), **base)
+
+    def take():
+        reading = of(workbench.compressed(recipe).model)
+        return reading, None if recipe.text == UNCOMPRESSED else of(workbench.base.model)
+
+    workbench.measure("artefact", recipe, take)
+
+
+def test_cost(workbench, recipe):
+    workbench.measure("cost", recipe, lambda: (workbench.compressed(recipe).cost, None))
+
+
+def test_generation(workbench, recipe, batch_size, mode, benchmark):
+    if mode == "graph" and not workbench.options.device.startswith("cuda"):
+        pytest.skip(f"CUDA graphs need CUDA; the device is {workbench.options.device}")
+    workbench.refuse_shared_device()
+    options, load = workbench.options, workbench.options.load(batch_size)
+    fresh = iter([True])
+
+    def take():
+        from bench import machine
+
+        pair = workbench.interleaved(recipe, load, mode)
+        warmup, rounds = options.warmup, options.warmup + options.runs
+        if next(fresh, False):
+            # pytest-benchmark keeps the history of the compressed side; the base's round before each is its set-up
+            benchmark.extra_info.update(recipe=recipe.text, base=options.base, **dataclasses.asdict(load))
+            benchmark.pedantic(
+                lambda: pair.round_of(-1),
+                setup=lambda: [pair.round_of(i) for i in range(len(pair.decoders) - 1)] and None,
+                rounds=options.runs,
+                warmup_rounds=warmup,
+            )
+        pair.run(rounds)
+        model = pair.decoders[-1].model
+        peak = machine.peak_flops(options.device, workbench.base.model.dtype)
+        flops = load.batch_size * (
+            compute.prefill_flops(model, load.prompt_tokens)
+            + (load.new_tokens - 1) * compute.model_flops_per_token(model, load.prompt_tokens + load.new_tokens // 2)
+        )
+        common = {"flops": flops, "peak_flops_per_s": peak.flops_per_s}
+        readings = [speed.GenerationReading(rounds=tuple(r[warmup:rounds]), **common) for r in pair.rounds]
+        if len(readings) == 1:
+            return readings[0], None
+        return dataclasses.replace(readings[1], base=readings[0]), readings[0]
+
+    workbench.measure("generation", recipe, take, _params(load, mode=mode), each=lambda r: r.each(), again=True)
+
+
+def test_memory(workbench, recipe, batch_size):
+    load = workbench.options.load(batch_size)
+
+    def of_base():
+        return _peak(workbench, workbench.base, load, memory.ChildSpec, kind="base", target=workbench.options.base)
+
+    def take():
+        base = workbench.base_reading(("memory", load), of_base)
+        if recipe.text == UNCOMPRESSED:
+            return base, None
+        folder = str(workbench.artefact_folder(recipe)) if workbench.options.device == "cpu" else ""
+        model = workbench.compressed(recipe)
+        return _peak(workbench, model, load, memory.ChildSpec, kind="artefact", target=folder), base
+
+    workbench.measure("memory", recipe, take, _params(load), notes=lambda r: ("ok", None, r.source))
+
+
+def test_energy(workbench, recipe, batch_size):
+    workbench.refuse_shared_device()
+    load = workbench.options.load(batch_size)
+
+    def of(model):
+        decoder = workbench.decoder(model, load)
+        decoder.run()
+        return energy.measure_energy(
+            lambda: decoder.run().tokens, device=workbench.options.device, tdp=workbench.options.tdp
+        )
+
+    def take():
+        base = workbench.base_reading(("energy", load), lambda: of(workbench.base))
+        return (base, None) if recipe.text == UNCOMPRESSED else (of(workbench.compressed(recipe)), base)
+
+    def notes(reading):
+        return "estimated" if reading.estimated else "ok", reading.note or None, reading.source
+
+    workbench.measure("energy", recipe, take, _params(load), notes=notes, again=True)
+
+
+def _peak(workbench, model, load, spec, **target):
+    from compression._artefact import stored_bytes
+
+    stored = stored_bytes(model.model)
+    if workbench.options.device != "cpu":
+        return memory.peak_on_cuda(
+            lambda: workbench.decoder(model, load).run(),
+            model=model.model, device=workbench.options.device, stored_bytes=stored,
+        )  # fmt: skip
+    import torch
+
+    return memory.peak_in_child(spec(load=load, threads=torch.get_num_threads(), **target), stored_bytes=stored)
+
+
+def _params(load, **more):
+    return {"batch": load.batch_size, "prompt_tokens": load.prompt_tokens, "new_tokens": load.new_tokens, **more}

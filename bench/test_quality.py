@@ -1,0 +1,24 @@
+"""Quality: what the compressed model still knows."""
+
+import pytest
+
+from bench.metrics.perplexity import PerplexityProtocol, perplexity
+from compression._recipe import UNCOMPRESSED
+
+pytestmark = pytest.mark.quality
+
+_BATCH = 4  # fixed, since scores move in their last bits with it
+
+
+def test_perplexity(workbench, recipe):
+    protocol = PerplexityProtocol(batch_size=_BATCH, **workbench.options.protocol)
+    workbench.note_data("perplexity", workbench.data.source(protocol.split, what=protocol.what).digest)
+
+    def of(model):
+        return perplexity(model.model, workbench.base.tokenizer, workbench.data, protocol, device=workbench.options.device)
+
+    def take():
+        base = workbench.base_reading(("perplexity", protocol), lambda: of(workbench.base))
+        return (base, None) if recipe.text == UNCOMPRESSED else (of(workbench.compressed(recipe)), base)
+
+    workbench.measure("perplexity", recipe, take)

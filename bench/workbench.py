@@ -1,0 +1,392 @@
+"""One run of the benchmarks: opens the base once, compresses each recipe once, measures, records and judges.
+
+The tests in `bench/test_*.py` say what is measured; a `Workbench` does it. Only the base and one compressed model are
+in memory at any time. Every row is in the journal before the next measurement starts.
+"""
+
+import functools
+import gc
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bench.gate as gates
+from bench._errors import BenchError, MetricError, OptionError
+from bench.generation import Decoder, Interleaved, Load
+from bench.metrics import Metric, metrics_of
+from bench.results import Journal, Row, resume
+from compression import Recipe, locate
+from compression._recipe import UNCOMPRESSED
+
+if TYPE_CHECKING:
+    from bench.data import Data
+    from bench.gate import Baseline, Verdict
+    from compression import Base, Compressed
+
+Reading = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line asks for, checked."""
+
+    base: str = "reference"
+    recipes: tuple[Recipe, ...] = ()
+    data: str | None = None
+    device: str = "cpu"
+    seed: int = 0
+    gate: str = "auto"
+    baselines: Path = Path("baselines")
+    update: bool = False
+    journal: Path = Path(".bench/journal.jsonl")
+    resume: bool = False
+    batch_sizes: tuple[int, ...] = (1,)
+    prompt_tokens: int = 128
+    new_tokens: int = 128
+    runs: int = 10
+    warmup: int = 3
+    tdp: float | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    command: str = "pytest bench"
+
+    def load(self, batch_size: int) -> Load:
+        return Load(batch_size=batch_size, prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens)
+
+    @property
+    def record_command(self) -> str:
+        return f"{self.command} --update-baselines"
+
+
+class Failure(Exception):
+    """A measurement that could not be made; its rows are recorded already."""
+
+
+class Workbench:
+    """See the module. Made before anything expensive: reads the baselines and claims the journal.
+
+    Raises:
+        BenchError: a baseline is damaged, the journal cannot be written, the data is not there.
+        CompressionError: a recipe cannot take the base.
+    """
+
+    def __init__(self, options: Options, progress: Callable[[int, int, str], None] | None = None):
+        from bench import machine
+        from compression._compress import check_source
+
+        self.options, self._progress = options, progress
+        if options.gate not in gates.MODES:
+            raise OptionError(f"--gate {options.gate}: allowed are {', '.join(gates.MODES)}")
+        self.fingerprint = machine.fingerprint(options.device)
+        self.source = locate(options.base).fetch()
+        check_source(options.recipes, self.source)
+        self.baselines: dict[str, Baseline | None] = {
+            recipe.text: gates.Baseline.find(options.baselines, self.source.label, recipe.text)
+            for recipe in options.recipes
+        }
+        resumed = resume(options.journal) if options.resume else None
+        self._done = resumed[1] if resumed else {}
+        self.journal = Journal(options.journal, run=resumed[0] if resumed else None)
+        self.rows: dict[tuple[str, str], Row] = {}
+        self.verdicts: dict[tuple[str, str], Verdict] = {}
+        self.changes: list[str] = []
+        self.kernels: dict[str, dict[str, int]] = {}
+        self._base: Base | None = None
+        self._compressed: tuple[Recipe, Compressed | BaseException] | None = None
+        self._folder: Path | None = None
+        self._base_readings: dict[Any, Reading] = {}
+        self._started = False
+
+    # --- models -------------------------------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> "Base":
+        """The uncompressed model, opened at its first use and kept."""
+        if self._base is None:
+            import compression
+
+            self._base = compression.open_base(self.options.base, self.options.device, seed=self.options.seed)
+        return self._base
+
+    def compressed(self, recipe: Recipe) -> "Compressed":
+        """The base under a recipe; the one before it is let go first.
+
+        Raises:
+            Exception: whatever compressing raised, again for each measurement of the recipe.
+        """
+        if self._compressed is None or self._compressed[0] != recipe:
+            import compression
+
+            self._release()
+            base = self.base
+            try:
+                result = compression.compress(base, recipe, seed=self.options.seed, progress=self._progress)
+            except Exception as error:
+                self._compressed = (recipe, error)
+                raise
+            self._compressed = (recipe, result)
+            self.kernels[recipe.text] = result.kernels()
+        if isinstance(self._compressed[1], BaseException):
+            raise self._compressed[1]
+        return self._compressed[1]
+
+    def artefact_folder(self, recipe: Recipe) -> Path:
+        """Where the compressed model lies on disk, for processes that open it by themselves; gone with the model."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="bench-"))
+            self.compressed(recipe).save(self._folder / "artefact")
+        return self._folder / "artefact"
+
+    def _release(self) -> None:
+        self._compressed = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        gc.collect()
+        if self.options.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()
+
+    @functools.cached_property
+    def data(self) -> "Data":
+        from bench.data import open_data
+
+        return open_data(self.options.data, base=self.options.base)
+
+    def decoder(self, model: "Compressed | Base", load: Load, mode: str = "eager") -> Decoder:
+        cache_factory = getattr(model, "cache_factory", None)
+        return Decoder(model.model, load, mode=mode, seed=self.options.seed, cache_factory=cache_factory)
+
+    def refuse_shared_device(self) -> None:
+        """Timings of a device that other pytest-xdist workers use at the same time mean nothing.
+
+        Raises:
+            OptionError: this is one of several workers.
+        """
+        if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+            raise OptionError("timings are refused under pytest-xdist with several workers: run without -n")
+
+    # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def measure(
+        self,
+        of: str,
+        recipe: Recipe,
+        take: Callable[[], tuple[Reading, Reading | None]],
+        params: Mapping[str, Any] | None = None,
+        *,
+        each: Callable[[Reading], Sequence[Reading]] | None = None,
+        again: bool = False,
+        notes: Callable[[Reading], tuple[str, str | None, Any]] | None = None,
+    ) -> None:
+        """Take one measurement and record and judge every metric of it.
+
+        Args:
+            of: the kind of measurement; all metrics of that kind are computed.
+            take: makes the reading of the compressed model and that of the base (None for the base itself).
+            params: part of the key of each row; a reading's own `params` are added.
+            each: splits a reading into those of its rounds, for samples.
+            again: take once more before a regression is believed (timings).
+            notes: (status, reason, source) of a reading; ("ok", None, None) if not given.
+
+        Raises:
+            AssertionError: a verdict fails; the words of each are in the message.
+        """
+        params = dict(params or {})
+        if self._resumed(of, recipe, params):
+            return
+        with self._failures(of, recipe, params):
+            rows = self._rows(of, recipe, take(), params, each, notes)
+            found = self._judge(rows)
+            if again and any(v.outcome == "regressed" for v in found):
+                rows = self._rows(of, recipe, take(), params, each, notes)
+                found = self._judge(rows)
+        self._record(rows, found)
+        self._assert(found)
+
+    def base_reading(self, key: Any, take: Callable[[], Reading]) -> Reading:
+        """A reading of the uncompressed model that does not have to be taken beside each recipe: taken once."""
+        if key not in self._base_readings:
+            self._base_readings[key] = take()
+        return self._base_readings[key]
+
+    def interleaved(self, recipe: Recipe, load: Load, mode: str) -> Interleaved:
+        """The base and the compressed model, ready to generate in turn; for fp16 the base alone."""
+        models = [self.base] if recipe.text == UNCOMPRESSED else [self.base, self.compressed(recipe)]
+        return Interleaved([self.decoder(model, load, mode) for model in models])
+
+    def _rows(
+        self,
+        of: str,
+        recipe: Recipe,
+        readings: tuple[Reading, Reading | None],
+        params: Mapping[str, Any],
+        each: Callable[[Reading], Sequence[Reading]] | None,
+        notes: Callable[[Reading], tuple[str, str | None, Any]] | None,
+    ) -> list[Row]:
+        reading, base = readings
+        status, reason, source = notes(reading) if notes else ("ok", None, None)
+        params = {k: v for k, v in {**params, **getattr(reading, "params", {})}.items() if v is not None}
+        rows = []
+        for metric in metrics_of(of):
+            value = metric(reading)
+            base_value = None if base is None else metric(base)
+            samples = tuple(metric(r) for r in each(reading)) if each and metric.kind == "timing" else ()
+            base_samples = tuple(metric(r) for r in each(base)) if samples and base is not None and each else ()
+            rows.append(
+                self._row(
+                    of, recipe, metric, params, value=value, base_value=base_value, status=status, reason=reason,
+                    ratio=value / base_value if base_value else None, source=source,
+                    samples=samples, base_samples=base_samples,
+                )  # fmt: skip
+            )
+        return rows
+
+    def _row(self, of: str, recipe: Recipe, metric: Metric, params: Mapping[str, Any], **values: Any) -> Row:
+        return Row(
+            run=self.journal.run, base=self.source.label, recipe=recipe.text, device=self.fingerprint,
+            metric=metric.name, unit=metric.unit, better=metric.better, params=dict(params),
+            seed=self.options.seed, of=of, **values,
+        )  # fmt: skip
+
+    @contextmanager
+    def _failures(self, of: str, recipe: Recipe, params: Mapping[str, Any]) -> Iterator[None]:
+        """A measurement that fails leaves a row that says why for each of its metrics, and fails its test."""
+        try:
+            yield
+        except Exception as error:
+            status = "out_of_memory" if _is_out_of_memory(error) else "failed"
+            reason = f"{type(error).__name__}: {error}"[:2000]
+            rows = [self._row(of, recipe, m, params, value=None, status=status, reason=reason) for m in metrics_of(of)]
+            self._record(rows, self._judge(rows))
+            raise Failure(f"{recipe}: {of} could not be measured ({status}): {reason}") from error
+
+    # --- recording and judging ----------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def context(self) -> dict[str, Any]:
+        """What every row of this run was measured under."""
+        import torch
+
+        from bench import machine
+
+        return {
+            "torch": torch.__version__,
+            **machine.describe(self.options.device),
+            "fingerprint": self.fingerprint,
+            "base_hash": self.source.digest,
+            "seed": self.options.seed,
+            "commit": _commit(),
+            "data_hash": {},
+        }
+
+    def note_data(self, of: str, digest: str) -> None:
+        """The data that a kind of measurement read, for the baseline's context."""
+        self.context["data_hash"][of] = digest
+
+    def _resumed(self, of: str, recipe: Recipe, params: Mapping[str, Any]) -> bool:
+        """Whether the run that is resumed has all rows of this measurement; they are judged, not measured again."""
+        def matches(row: Row) -> bool:
+            return row.of == of and row.recipe == recipe.text and params.items() <= dict(row.params).items()
+
+        rows = [row for row in self._done.values() if matches(row) and row.status in ("ok", "estimated")]
+        if {row.metric for row in rows} != {m.name for m in metrics_of(of)}:
+            return False
+        found = self._judge(rows)
+        for row, verdict in zip(rows, found, strict=True):
+            self.rows[recipe.text, row.key], self.verdicts[recipe.text, row.key] = row, verdict
+        self._assert(found)
+        return True
+
+    def _judge(self, rows: Sequence[Row]) -> "list[Verdict]":
+        mode = "off" if self.options.update else self.options.gate
+        return [
+            gates.judge(
+                row, self.baselines.get(row.recipe), mode=mode, fingerprint=self.fingerprint, context=self.context,
+                command=self.options.record_command,
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def _record(self, rows: Sequence[Row], found: "Sequence[Verdict]") -> None:
+        if not self._started:
+            self._started = True
+            self.journal.start({**self.context, "command": self.options.command, "base": self.source.label})
+        for row, verdict in zip(rows, found, strict=True):
+            if (row.recipe, row.key) in self.rows:
+                raise MetricError(f"{row.recipe}: {row.key} is measured twice in one run")
+            self.rows[row.recipe, row.key], self.verdicts[row.recipe, row.key] = row, verdict
+            self.journal.append(row)
+
+    @staticmethod
+    def _assert(found: "Sequence[Verdict]") -> None:
+        failing = [verdict.words for verdict in found if verdict.fails]
+        assert not failing, "\n" + "\n".join(failing)
+
+    def finish(self, passed: bool, interrupted: bool = False) -> list[str]:
+        """Look for vanished rows, write verdicts, update baselines if asked to; what fails now, in words.
+
+        With `--update-baselines` nothing is written unless the run has passed.
+        """
+        failing = []
+        if not self.options.update and self.options.gate != "off":
+            for baseline in self.baselines.values():
+                if baseline is not None:
+                    for verdict in gates.missing(
+                        self.rows.values(), baseline, self.fingerprint, mode=self.options.gate,
+                        command=self.options.record_command,
+                    ):  # fmt: skip
+                        self.verdicts[verdict.recipe, verdict.key] = verdict
+                        failing += [verdict.words] if verdict.fails else []
+        for verdict in self.verdicts.values():
+            self.journal.append({"kind": "verdict", "recipe": verdict.recipe, "key": verdict.key,
+                                 "outcome": verdict.outcome, "words": verdict.words})  # fmt: skip
+        if self.options.update and self.rows:
+            if passed:
+                self.changes = gates.update(
+                    self.options.baselines, self.rows.values(), self.context, self.fingerprint
+                )
+            else:
+                failing.append("baselines were not updated: the run failed, and a failed run is no baseline")
+        if self._started:
+            self.journal.end("interrupted" if interrupted else "passed" if passed and not failing else "failed")
+        return failing
+
+    def close(self) -> None:
+        self._release()
+        self._base = None
+        self.journal.close()
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    import torch
+
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # the CPU allocator's way
+            return True
+        if isinstance(error, BenchError) and "memory ran out" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _commit() -> str | None:
+    """The commit of the folder that the command runs in, with + if files differ from it; None outside a repository."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+__all__ = ["Failure", "Options", "Workbench"]

@@ -1,0 +1,55 @@
+"""What the measuring loop adds to a generated token: python benchmarks/loop_overhead.py
+
+A model that returns ready-made logits is decoded by `bench.generation.Decoder` and, beside it, called in a bare loop;
+the difference per token is the loop's own. Rounds alternate; medians.
+"""
+
+import statistics
+import time
+from types import SimpleNamespace
+
+import torch
+
+from bench.generation import Decoder, Load
+
+TOKENS, ROUNDS, VOCABULARY = 512, 21, 32000
+
+
+class Ready(torch.nn.Module):
+    """Answers every call with the same logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.config = SimpleNamespace(vocab_size=VOCABULARY, max_position_embeddings=2 * TOKENS)
+        self.out = SimpleNamespace(logits=torch.randn(1, 1, VOCABULARY))
+
+    def forward(self, **inputs: object) -> SimpleNamespace:
+        return self.out
+
+
+def main() -> None:
+    model = Ready()
+    decoder = Decoder(model, Load(prompt_tokens=8, new_tokens=TOKENS), cache_factory=lambda *_: SimpleNamespace(layers=[]))
+    token = torch.zeros(1, 1, dtype=torch.long)
+    ours, bare = [], []
+    for _ in range(ROUNDS):
+        ours.append(sum(decoder.run().steps_s) / (TOKENS - 1))
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(TOKENS):
+                model(input_ids=token, past_key_values=None, use_cache=True, logits_to_keep=1)
+        bare.append((time.perf_counter() - begin) / TOKENS)
+    argmax = []
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        for _ in range(TOKENS):
+            model.out.logits[:, -1:].argmax(-1)
+        argmax.append((time.perf_counter() - begin) / TOKENS)
+    overhead = statistics.median(ours) - statistics.median(bare)
+    print(f"per token: loop {1e6 * overhead:.1f} us beyond the model, of which {1e6 * statistics.median(argmax):.1f} us choose "
+          f"the token out of {VOCABULARY}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Compression methods for language models, by name.
+
+    >>> import compression
+    >>> compression.Recipe.parse("rtn(bits=3)").text
+    'rtn(bits=3)'
+
+`compress(base, recipe)` yields a `Compressed`, `load(folder)` opens one that was saved, `open_base` opens a checkpoint.
+Nothing heavy is imported before it is used.
+"""
+
+import importlib
+from typing import Any
+
+from compression._errors import BackendError, CheckpointError, CompressionError, LayerError, RecipeError
+from compression._recipe import Recipe, Step, split_recipes
+
+__all__ = [
+    "BackendError",
+    "Base",
+    "CheckpointError",
+    "Compressed",
+    "CompressionError",
+    "LayerError",
+    "Recipe",
+    "RecipeError",
+    "Step",
+    "compress",
+    "load",
+    "locate",
+    "methods",
+    "open_base",
+    "split_recipes",
+]
+
+_LATE = {
+    "Base": "_checkpoint",
+    "Compressed": "_artefact",
+    "compress": "_compress",
+    "load": "_artefact",
+    "locate": "_checkpoint",
+    "open_base": "_checkpoint",
+}
+
+
+def methods() -> dict[str, type]:
+    """Every registered method by name."""
+    from compression import _registry
+
+    return _registry.discover()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(importlib.import_module(f"compression.{_LATE[name]}"), name)
+    raise AttributeError(f"module 'compression' has no attribute {name!r}")

@@ -1,0 +1,144 @@
+"""Command line: write a compressed model, or list what there is.
+
+    python -m compression nf4 --base reference --out nf4-model
+    python -m compression list
+"""
+
+import argparse
+import json
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+from compression import CompressionError, Recipe
+from compression._registry import LayerwiseMethod
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 0 on success, 2 for input that cannot be, with the reason on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m compression", description=__doc__.split("\n")[0])
+    parser.add_argument("recipe", help='a recipe such as nf4 or "rtn(bits=3)", or the word list')
+    parser.add_argument("--base", default="reference", help="reference, random:<shape>, a folder or a hub id")
+    parser.add_argument("--out", type=Path, help="new folder for the compressed model")
+    parser.add_argument("--device", help="cpu or cuda; default cuda if there is one")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        return _list(options) if options.recipe == "list" else _compress(options)
+    except CompressionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _compress(options: argparse.Namespace) -> int:
+    from compression import locate
+
+    recipe = Recipe.parse(options.recipe)
+    if options.out is None:
+        raise CompressionError("--out DIR is missing: the folder to write the compressed model to")
+    base = locate(options.base)
+
+    from compression import compress
+    from compression._artefact import check_writable
+
+    check_writable(options.out)
+    result = compress(
+        options.base, recipe, device=options.device or _device(), seed=options.seed, progress=_bar()
+    )
+    result.save(options.out)
+    facts = {
+        "recipe": recipe.text,
+        "base": base.label,
+        "executed": list(result.executed),
+        "folder": str(options.out),
+        "stored_bytes": result.stored_bytes,
+        "bits_per_parameter": 8 * result.stored_bytes / result.parameters,
+        "seconds": result.cost.seconds if result.cost else None,
+        "kernels": result.kernels(),
+        "layers": [f"{entry.name}: {entry.outcome}, {entry.detail}" for entry in result.report],
+    }
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    for key, value in facts.items():
+        print(f"{key}: {value}" if key != "layers" else "\n".join(facts["layers"]))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    """Methods, parameters, needs, and the kernel that a bf16 layer of each gets on this device."""
+    from compression import methods
+    from compression._registry import describe_parameters
+
+    device = options.device or _device()
+    entries = [
+        {
+            "method": name,
+            "aliases": list(method.info.aliases),
+            "family": method.info.family,
+            "summary": method.info.summary,
+            "parameters": describe_parameters(method),
+            "needs": list(method.info.needs),
+            "kernels": _kernels(name, method, device),
+        }
+        for name, method in methods().items()
+    ]
+    if options.json:
+        print(json.dumps(entries, indent=1))
+        return 0
+    for entry in entries:
+        print(f"{', '.join([entry['method'], *entry['aliases']])} ({entry['family']}): {entry['summary']}")
+        for what in ("parameters", "needs", "kernels"):
+            print(f"    {what}: {', '.join(entry[what]) or 'none'}")
+    return 0
+
+
+def _kernels(name: str, method: type, device: str) -> list[str]:
+    """The kernel of a 512 x 512 layer in bf16, for each bit width where the method has several."""
+    import torch
+
+    from compression._linear import PackedLinear
+
+    linear = torch.nn.Linear(512, 512, bias=False, dtype=torch.bfloat16)
+    widths = typing.get_args(typing.get_type_hints(method).get("bits"))
+    found = []
+    for text in [f"{name}(bits={bits})" for bits in widths] or [name]:
+        instance = Recipe.parse(text).steps[0].method
+        if not isinstance(instance, LayerwiseMethod):
+            return ["of the layers as they are"]
+        try:
+            layer = instance.compress_linear(linear, None)
+            kernel = layer.kernel_name(device) if isinstance(layer, PackedLinear) else "dense"
+        except CompressionError as error:
+            kernel = f"none here: {error}"
+        found.append(f"{text} {kernel} on {device}")
+    return found
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _bar() -> Callable[[int, int, str], None] | None:
+    if not sys.stderr.isatty():
+        return None
+    from rich.progress import Progress
+
+    progress = Progress(transient=True)
+    progress.start()
+    task = progress.add_task("compressing", total=None)
+
+    def update(done: int, total: int, what: str) -> None:
+        progress.update(task, completed=done, total=total, description=what)
+        if done == total:
+            progress.stop()
+
+    return update
+
+
+if __name__ == "__main__":
+    sys.exit(main())

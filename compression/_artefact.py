@@ -1,0 +1,225 @@
+"""Compressed models: what compressing yields, how it is written and opened again.
+
+A folder written by `Compressed.save` holds config.json, model.safetensors, the tokenizer and compression.json, which
+says how each packed layer is stored. A result without packed layers is a plain transformers checkpoint besides.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compression import _blocks, _checkpoint
+from compression._checkpoint import MANIFEST
+from compression._cost import Cost
+from compression._errors import CheckpointError
+from compression._grids import GRIDS
+from compression._linear import PackedLinear
+from compression._recipe import Recipe
+
+SCHEMA = 1
+_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer: `outcome` is "replaced" or "kept", and `detail` says by what or why."""
+
+    name: str
+    outcome: str
+    detail: str
+
+
+@dataclass
+class Compressed:
+    """A model after a recipe.
+
+    Attributes:
+        model: transformers' decoder with its layers replaced; in eval mode.
+        base: text and digest of the base that it came from.
+        executed: the steps as they were run, inserted `dequantize` and re-applied quantizers included.
+        report: one entry for every layer that could have been replaced, and for the tables that stay.
+        cache_factory: makes the KV cache for methods that bring their own; None for the model's usual one.
+    """
+
+    model: Any
+    recipe: Recipe
+    base: tuple[str, str]
+    executed: tuple[str, ...] = ()
+    report: tuple[LayerReport, ...] = ()
+    cost: Cost | None = None
+    cache_factory: Callable[..., Any] | None = None
+    tokenizer_source: Callable[[], Any] = field(default=lambda: None, repr=False)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.tokenizer_source()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all parameters and buffers as they are stored, shared ones counted once."""
+        return stored_bytes(self.model)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights that the model has, whatever they are stored in."""
+        return count_parameters(self.model)
+
+    @property
+    def portable(self) -> tuple[str, ...]:
+        """The other runtimes that open what `save` writes."""
+        return () if _blocks.packed_layers(self.model) else ("transformers",)
+
+    def kernels(self) -> dict[str, int]:
+        """How many packed layers get which kernel on the device where the model is."""
+        counts: dict[str, int] = {}
+        for layer in _blocks.packed_layers(self.model).values():
+            name = layer.kernel_name()
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model; the folder appears whole or not at all.
+
+        Raises:
+            CheckpointError: the folder is there already and not empty, or cannot be written.
+        """
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        target = Path(folder)
+        check_writable(target)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            state = self.model.state_dict()
+            if getattr(self.model.config, "tie_word_embeddings", False):
+                state.pop("lm_head.weight", None)
+            save_file({k: v.contiguous() for k, v in state.items()}, work / _WEIGHTS, metadata={"format": "pt"})
+            self.model.config.architectures = [type(self.model).__name__]
+            self.model.config.dtype = next(p.dtype for p in self.model.parameters())
+            self.model.config.save_pretrained(work)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(work)
+            layers = {name: _describe(layer) for name, layer in _blocks.packed_layers(self.model).items()}
+            manifest = {
+                "schema": SCHEMA,
+                "recipe": self.recipe.to_json(),
+                "text": self.recipe.text,
+                "base": {"text": self.base[0], "digest": self.base[1]},
+                "executed": list(self.executed),
+                "torch": torch.__version__,
+                "cost": None if self.cost is None else dataclasses.asdict(self.cost),
+                "report": [dataclasses.asdict(entry) for entry in self.report],
+                "layers": layers,
+            }
+            (work / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+            work.chmod(0o755)
+            if target.exists():
+                target.rmdir()
+            os.replace(work, target)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{target} cannot be written: {error}") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return target
+
+
+def load(folder: str | Path, device: str = "cpu") -> Compressed:
+    """Open what `Compressed.save` wrote.
+
+    Raises:
+        CheckpointError: not such a folder, another schema, or tensors that are missing, unknown, of another shape,
+            damaged or not finite.
+    """
+    import torch
+
+    path = Path(folder)
+    if not (path / MANIFEST).exists():
+        raise CheckpointError(f"{path} holds no {MANIFEST}: open a dense checkpoint as a base instead")
+    manifest = _checkpoint._read_json(path / MANIFEST)
+    if manifest.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path / MANIFEST} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}")
+    config = _checkpoint.BaseSource(str(path), "folder", path).config
+    model = _checkpoint.build(config, torch.float32, device="meta")  # each tensor comes in the dtype it is stored in
+    try:
+        for name, spec in manifest["layers"].items():
+            dense, packed = model.get_submodule(name), _restore(spec)
+            if (dense.in_features, dense.out_features) != (packed.in_features, packed.out_features):
+                raise ValueError(f"{name} is {packed}, and {dense} in {path / 'config.json'}")
+            model.set_submodule(name, packed)
+        report = tuple(LayerReport(**entry) for entry in manifest["report"])
+        cost = None if manifest["cost"] is None else Cost(**manifest["cost"])
+        recipe, base = Recipe.from_json(manifest["recipe"]), (manifest["base"]["text"], manifest["base"]["digest"])
+        executed = tuple(manifest["executed"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
+    _checkpoint.fill(model, _checkpoint.read_tensors([path / _WEIGHTS]), where=str(path))
+    return Compressed(
+        model=_checkpoint.finish(model, device), recipe=recipe, base=base, executed=executed,
+        report=report, cost=cost, tokenizer_source=lambda: _checkpoint.read_tokenizer(path),
+    )  # fmt: skip
+
+
+def check_writable(target: Path) -> None:
+    """Raise CheckpointError now, rather than after hours, if `target` cannot become a new folder."""
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise CheckpointError(f"output folder {target} is there already; give a new or an empty one")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
+
+
+def stored_bytes(model: Any) -> int:
+    """Bytes of parameters and persistent buffers as `Compressed.save` stores them, shared ones once."""
+    total, seen = 0, set()
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            total += module.stored_bytes
+            continue
+        transient = module._non_persistent_buffers_set
+        tensors = [*module._parameters.values(), *(b for n, b in module._buffers.items() if n not in transient)]
+        for tensor in tensors:
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                total += tensor.numel() * tensor.element_size()
+    return total
+
+
+def count_parameters(model: Any) -> int:
+    """Weights of the model as mathematics: a packed layer has as many as the dense one that it replaced."""
+    packed = sum(layer.in_features * layer.out_features + (0 if layer.bias is None else layer.out_features)
+                 for layer in _blocks.packed_layers(model).values())  # fmt: skip
+    return packed + sum(p.numel() for p in model.parameters())
+
+
+def _describe(layer: PackedLinear) -> dict[str, Any]:
+    return {
+        "grid": {"kind": layer.grid.kind, **dataclasses.asdict(layer.grid)},  # type: ignore[attr-defined, call-overload]
+        "in_features": layer.in_features,
+        "out_features": layer.out_features,
+        "bias": layer.bias is not None,
+        "dtype": str(layer.dtype).removeprefix("torch."),
+        "compute_dtype": None if layer.compute_dtype is None else str(layer.compute_dtype).removeprefix("torch."),
+        "backend": layer.backend,
+        "threshold": layer.threshold,
+    }
+
+
+def _restore(spec: dict[str, Any]) -> PackedLinear:
+    import torch
+
+    grid = dict(spec["grid"])
+    return PackedLinear(
+        GRIDS[grid.pop("kind")](**grid), spec["in_features"], spec["out_features"], bias=spec["bias"],
+        dtype=getattr(torch, spec["dtype"]), threshold=spec["threshold"], backend=spec["backend"], device="meta",
+        compute_dtype=getattr(torch, spec["compute_dtype"]) if spec["compute_dtype"] else None,
+    )  # fmt: skip

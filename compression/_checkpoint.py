@@ -1,0 +1,387 @@
+"""Open a base: the uncompressed checkpoint that a recipe starts from.
+
+A base is named by text:
+
+    reference, reference-teacher    the checkpoints that ship with the suite
+    random:<shape>                  a published configuration with seeded random weights, made on the device
+    <folder>                        config.json and *.safetensors, as transformers writes them
+    <owner>/<name>                  the same from the Hugging Face hub
+
+Only safetensors are read, no code of a checkpoint is run, and every tensor that the architecture has must be there with
+its shape and finite values: a checkpoint that does not fit is refused, never filled up with fresh weights.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compression._errors import CheckpointError
+from compression._recipe import slug
+from compression._shapes import SHAPES
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+MANIFEST = "compression.json"
+NAMED = {"reference": "student", "reference-teacher": "teacher"}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*"]
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_STALE = re.compile(r".*\.rotary_emb\.inv_freq")  # older exports store this table; it follows from the configuration
+
+
+@dataclass(frozen=True)
+class BaseSource:
+    """What a text names, before anything large is read.
+
+    Attributes:
+        text: as given.
+        kind: "named", "random", "folder" or "hub".
+        folder: where the files are; None for random bases, and for the hub until `fetch`.
+    """
+
+    text: str
+    kind: str
+    folder: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """The name in tables, journals and baselines: a folder goes by its last part."""
+        return self.folder.resolve().name if self.kind == "folder" and self.folder else self.text
+
+    @property
+    def slug(self) -> str:
+        return slug(self.label)
+
+    def fetch(self) -> "BaseSource":
+        """The same with its files on disk; downloads from the hub if need be.
+
+        Raises:
+            CheckpointError: the hub has no such model, or cannot be reached.
+        """
+        if self.kind != "hub" or self.folder:
+            return self
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(self.text, allow_patterns=_HUB_FILES)
+        except Exception as error:
+            raise CheckpointError(
+                f"base {self.text!r} cannot be had from the hub: {type(error).__name__}: {str(error)[:300]}; give a "
+                f"folder, or one of {', '.join([*NAMED, 'random:<shape>'])}"
+            ) from error
+        return BaseSource(self.text, self.kind, Path(folder))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json, checked: a supported architecture, not compressed already.
+
+        Raises:
+            CheckpointError: missing or unreadable, unsupported, or already quantized.
+        """
+        if self.kind == "random":
+            return dict(SHAPES[self.text.removeprefix("random:")])
+        assert self.folder is not None, "fetch() first"
+        path = self.folder / "config.json"
+        config = _read_json(path)
+        names = config.get("architectures")
+        name = names[0] if isinstance(names, list) and names else names
+        if name not in ARCHITECTURES:
+            raise CheckpointError(
+                f"{path}: architecture {name!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+            )
+        quantized, manifest = config.get("quantization_config"), self.folder / MANIFEST
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        if manifest.exists() and _read_json(manifest).get("layers"):
+            quantized, method = True, "by this package: compression.load opens it"
+        if quantized:
+            raise CheckpointError(
+                f"{path}: this checkpoint is already quantized ({method}); give the uncompressed one as the base"
+            )
+        return config
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The safetensors files, by the index if there is one.
+
+        Raises:
+            CheckpointError: there are none, or the index names files that are missing.
+        """
+        assert self.folder is not None
+        index = self.folder / "model.safetensors.index.json"
+        if index.exists():
+            weight_map = _read_json(index).get("weight_map")
+            names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+            missing = [name for name in names if not (self.folder / name).exists()]
+            if missing or not names:
+                raise CheckpointError(f"{index} names files that are not there: {', '.join(missing) or 'none at all'}")
+            return [self.folder / name for name in names]
+        found = sorted(self.folder.glob("*.safetensors"))
+        if not found:
+            pickles = sorted(p.name for pattern in _PICKLES for p in self.folder.glob(pattern))
+            hint = (f"; {', '.join(pickles)} can run code when opened and is not read: convert it with "
+                    "transformers' save_pretrained" if pickles else "")  # fmt: skip
+            raise CheckpointError(f"{self.folder} holds no *.safetensors{hint}")
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over configuration and weights (for random bases over the configuration and the seed)."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        if self.kind == "random":
+            return digest.hexdigest()
+        for path in self.files:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+@dataclass
+class Base:
+    """An opened base: `model` in its stored dtype, in eval mode, without gradients."""
+
+    source: BaseSource
+    model: Any
+    device: str
+    seed: int
+
+    @property
+    def text(self) -> str:
+        return self.source.label
+
+    @property
+    def digest(self) -> str:
+        return self.source.digest
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer beside the weights, None if there is none; for random bases one token to a byte.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return byte_tokenizer() if self.source.folder is None else read_tokenizer(self.source.folder)
+
+
+def locate(text: str) -> BaseSource:
+    """What a base's text names; touches no weights and no network.
+
+    Raises:
+        CheckpointError: nothing is called that.
+    """
+    if text in NAMED:
+        spec = importlib.util.find_spec("bench")
+        locations = list(spec.submodule_search_locations or []) if spec else []
+        folders = [Path(place) / "reference" / NAMED[text] for place in locations]
+        for folder in folders:
+            if (folder / "config.json").exists():
+                return BaseSource(text, "named", folder)
+        raise CheckpointError(f"base {text!r} ships beside the package bench, and is not there: {folders or 'no bench'}")
+    if text.startswith("random:"):
+        shape = text.removeprefix("random:")
+        if shape not in SHAPES:
+            raise CheckpointError(f"unknown shape {shape!r}{_hint(shape, SHAPES)}; shapes: {', '.join(SHAPES)}")
+        return BaseSource(text, "random")
+    with contextlib.suppress(RuntimeError, OSError):  # no such user after ~, a name that no file can have
+        path = Path(text).expanduser()
+        if path.is_dir():
+            return BaseSource(text, "folder", path)
+        if path.exists():
+            raise CheckpointError(f"base {text!r} is a file; give the folder that holds config.json and *.safetensors")
+    if _HUB_ID.fullmatch(text) and not text.startswith((".", "/")):
+        return BaseSource(text, "hub")
+    known = [*NAMED, *(f"random:{shape}" for shape in SHAPES)]
+    raise CheckpointError(
+        f"unknown base {text!r}{_hint(text, known)}: no such folder, and not of the form owner/name; "
+        f"bases by name: {', '.join(known)}"
+    )
+
+
+def open_base(text: str, device: str = "cpu", *, seed: int = 0) -> Base:
+    """Load a base in its stored dtype.
+
+    Args:
+        text: see the module.
+        device: where the model goes.
+        seed: of the random weights, for random bases.
+
+    Raises:
+        CheckpointError: see `BaseSource`; and a missing, extra, wrong-shaped or non-finite tensor, a truncated file.
+    """
+    import torch
+
+    source = locate(text).fetch()
+    if source.kind == "random":
+        dtype = getattr(torch, source.config["dtype"])
+        model = build(source.config, dtype, device="meta")
+        model.to_empty(device=device)
+        _fill_random(model, device, seed)
+    else:
+        tensors = read_tensors(source.files)
+        embedding = tensors.get("model.embed_tokens.weight")
+        dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
+        model = build(source.config, dtype, device="meta")
+        fill(model, tensors, where=str(source.folder))
+    return Base(source, finish(model, device), device, seed)
+
+
+def build(config: Mapping[str, Any], dtype: Any, device: str) -> Any:
+    """The transformers model of a configuration with unset weights.
+
+    Raises:
+        CheckpointError: there is no such model, or it is not of the architecture that the configuration names.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {key: value for key, value in config.items() if key not in ("architectures", "auto_map")}
+    try:
+        known = AutoConfig.for_model(values.pop("model_type"), **values)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(known, dtype=dtype, attn_implementation="sdpa")
+    except Exception as error:  # whatever wrong values lead to
+        raise CheckpointError(f"config.json describes no model: {type(error).__name__}: {str(error)[:300]}") from error
+    if type(model).__name__ != config["architectures"][0]:
+        raise CheckpointError(f"config.json names the architecture {config['architectures'][0]}, but its model_type "
+                              f"{config['model_type']!r} is that of {type(model).__name__}")  # fmt: skip
+    return model
+
+
+def finish(model: Any, device: str) -> Any:
+    """Ties what the configuration ties, makes the tables that no checkpoint stores, freezes."""
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    model.generation_config = None
+    return model.to(device).eval().requires_grad_(False)
+
+
+def fill(model: Any, tensors: dict[str, Any], *, where: str) -> None:
+    """Give the model exactly these tensors.
+
+    Raises:
+        CheckpointError: the names or shapes differ from the model's, or a value is not finite; names are listed.
+    """
+    import torch
+
+    expected, floats = model.state_dict(), {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    if getattr(model.config, "tie_word_embeddings", False):
+        embedding = tensors.get("model.embed_tokens.weight")
+        head = tensors.setdefault("lm_head.weight", embedding)
+        if head is not None and embedding is not None and head is not embedding and not torch.equal(head, embedding):
+            raise CheckpointError(f"{where}: lm_head.weight differs from model.embed_tokens.weight, and config.json "
+                                  "ties them; set tie_word_embeddings to false there if both are meant")  # fmt: skip
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None and not _STALE.fullmatch(name)}
+    missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"{where} does not fit {type(model).__name__}: "
+            + "; ".join(f"{what} {_few(names)}" for what, names in (("missing", missing), ("unknown", extra)) if names)
+        )
+    for name, tensor in given.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, the configuration asks for "
+                f"{tuple(expected[name].shape)}"
+            )
+        if tensor.dtype != expected[name].dtype and not {tensor.dtype, expected[name].dtype} <= floats:
+            raise CheckpointError(f"{where}: {name} is stored as {tensor.dtype}, expected {expected[name].dtype}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{where}: {name} holds NaN or infinite values")
+    model.load_state_dict(given, assign=True, strict=True)
+
+
+def read_tensors(files: Iterable[Path]) -> dict[str, Any]:
+    """All tensors of safetensors files, in memory of their own (not mapped, so that memory is counted where it is used).
+
+    Raises:
+        CheckpointError: a file is damaged or truncated, or two files hold one name.
+    """
+    tensors: dict[str, Any] = {}
+    for path in files:
+        for name, tensor in _read_file(path):
+            if name in tensors:
+                raise CheckpointError(f"{path}: tensor {name} is in another file too")
+            tensors[name] = tensor
+    return tensors
+
+
+def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                yield name, file.get_tensor(name).clone()
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or not safetensors: {error}; fetch it again") from error
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, None if it has none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if not any(folder.glob("tokenizer*")):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {error}") from error
+
+
+def byte_tokenizer() -> Any:
+    """One token to a byte, for bases without a vocabulary of their own: ids 0..255, then <s> and </s>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def _fill_random(model: Any, device: str, seed: int) -> None:
+    """Matrices from N(0, initializer_range), norms at one, biases at zero: the published initialisation."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.zero_()
+        elif parameter.ndim == 1:
+            parameter.data.fill_(1)
+        else:
+            parameter.data.normal_(0, model.config.initializer_range, generator=generator)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        there = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) or "nothing"
+        raise CheckpointError(f"{path} is not there; the folder holds {there}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return value
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -1,0 +1,169 @@
+"""The runner: takes a base through the steps of a recipe."""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from compression import _blocks, _checkpoint
+from compression._artefact import Compressed, LayerReport
+from compression._checkpoint import Base
+from compression._cost import CostMeter
+from compression._errors import LayerError, RecipeError
+from compression._recipe import Recipe, Step
+from compression._registry import LayerwiseMethod
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Context:
+    """What a method may use while it runs.
+
+    Attributes:
+        step: the step that runs, with its settings per layer.
+        device: where the model is.
+        seed: for everything random; methods make generators of their own from it.
+        progress: called with (done, total, what).
+        report: methods add one entry per layer.
+        calibration_tokens: methods that read calibration text count it here.
+    """
+
+    step: Step
+    device: str
+    seed: int
+    progress: Progress
+    report: list[LayerReport] = field(default_factory=list)
+    calibration_tokens: int = 0
+
+
+def compress(
+    base: Base | str,
+    recipe: Recipe | str,
+    *,
+    device: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Compressed:
+    """Apply a recipe to a base; the base's own model is left as it was.
+
+    Args:
+        base: an opened base, or its text (opened on `device`, default "cpu").
+        recipe: an instance or its text.
+        progress: called with (done, total, what) as blocks are done.
+
+    Raises:
+        RecipeError: the recipe cannot be.
+        CheckpointError: the base cannot be opened.
+        LayerError: a layer cannot be taken; raised before any layer is touched where its shape is the reason.
+        BackendError: a library that the recipe asks for is not there.
+    """
+    recipe = Recipe.parse(recipe)
+    if isinstance(base, str):
+        check_source([recipe], _checkpoint.locate(base).fetch())
+        base = _checkpoint.open_base(base, device or "cpu", seed=seed)
+    elif device not in (None, base.device):
+        raise RecipeError(f"the base is on {base.device!r}; open it on {device!r} instead")
+    else:
+        check(recipe, base.model)
+    model = _copy(base.model)
+    executed: list[str] = []
+    report: list[LayerReport] = []
+    tokens = 0
+    with CostMeter(base.device) as meter:
+        for step, what in _schedule(recipe.steps):
+            executed.append(what)
+            if step is None:
+                _dequantize(model)
+                continue
+            context = Context(step=step, device=base.device, seed=seed, progress=progress or _silent)
+            model = _run(step, model, context)
+            report, tokens = [*context.report], tokens + context.calibration_tokens
+    if recipe.steps:
+        report += [LayerReport(name, "kept", "embeddings, output head and norms stay as they are")
+                   for name in ("model.embed_tokens", "lm_head", "norms")]  # fmt: skip
+    return Compressed(
+        model=model.eval().requires_grad_(False), recipe=recipe, base=(base.text, base.digest),
+        executed=tuple(executed), report=tuple(report), cost=meter.cost(tokens), tokenizer_source=lambda: base.tokenizer,
+    )  # fmt: skip
+
+
+def _schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
+    """The steps with `dequantize` (None) where a step does not take a packed model, and the last undone quantizer again.
+
+    The last entry of what is returned leaves the model packed if any step of the recipe did.
+    """
+    schedule: list[tuple[Step | None, str]] = []
+    state, quantizer = "dense", None
+    for step in steps:
+        info = step.method.info
+        if state == "packed" and "packed" not in info.takes:
+            schedule.append((None, "dequantize"))
+            state = "dense"
+        schedule.append((step, str(step)))
+        if info.leaves == "packed" and state != "packed":  # a step that edits packed weights is no quantizer
+            quantizer = step
+        state = info.leaves
+    if quantizer is not None and state != "packed":
+        schedule.append((quantizer, str(quantizer)))
+    return schedule
+
+
+def check(recipe: Recipe, model: nn.Module) -> None:
+    """Refuse what the shapes of the layers already forbid."""
+    for step in recipe.steps:
+        if not isinstance(step.method, LayerwiseMethod):
+            continue
+        names = []
+        for block in _blocks.decoder_blocks(model):
+            for name, linear in block.linears():
+                names.append(name)
+                method = step.for_layer(name)
+                if method is not None:
+                    try:
+                        method.check_layer(linear.in_features, linear.out_features)  # type: ignore[attr-defined]
+                    except LayerError as error:
+                        raise LayerError(f"{step} cannot take {name}: {error}") from error
+        for pattern, override in step.layers:
+            if not any(Step(step.method, ((pattern, override),)).for_layer(n) is override for n in names):
+                raise RecipeError(f"{step}: no layer matches {pattern!r}; layers are called e.g. {names[0]}, {names[-1]}")
+
+
+def check_source(recipes: Iterable[Recipe], source: _checkpoint.BaseSource) -> nn.Module:
+    """The same before any weight of a base is read; returns its model without weights.
+
+    Raises:
+        CheckpointError, RecipeError, LayerError: as `compress`.
+    """
+    skeleton = _checkpoint.build(source.config, torch.bfloat16, device="meta")
+    for recipe in recipes:
+        check(recipe, skeleton)
+    return skeleton
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """New modules around the same parameters: methods replace modules and never write into a base's tensors."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def _run(step: Step, model: nn.Module, context: Context) -> nn.Module:
+    if step.method.info.kind == "model":
+        return step.method.apply(model, context)  # type: ignore[attr-defined]
+    blocks = _blocks.decoder_blocks(model)
+    for i, block in enumerate(blocks):
+        step.method.compress_block(block, None, context)  # type: ignore[attr-defined]
+        context.progress(i + 1, len(blocks), str(step))
+    return model
+
+
+def _dequantize(model: nn.Module) -> None:
+    for name, layer in _blocks.packed_layers(model).items():
+        model.set_submodule(name, layer.to_linear())
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    pass

@@ -1,0 +1,89 @@
+"""What a piece of work took: seconds and peak memory."""
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Self
+
+_STATUS = "/proc/self/status"
+_POLL_SECONDS = 0.005
+
+
+def anonymous_bytes() -> int | None:
+    """Anonymous resident memory of this process (Linux), or None where the system does not tell.
+
+    Memory-mapped files are left out: they can be dropped at any time and would count weights that nobody reads.
+    """
+    try:
+        with open(_STATUS) as file:
+            for line in file:
+                if line.startswith("RssAnon:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What compressing took.
+
+    Attributes:
+        seconds: wall time, loading of the base not counted.
+        peak_bytes: how far memory rose above where it stood at the start (allocator on CUDA, anonymous resident memory
+            on Linux), or None where the system does not tell.
+        calibration_tokens: tokens of calibration text that were read.
+    """
+
+    seconds: float
+    peak_bytes: int | None
+    calibration_tokens: int = 0
+
+
+class CostMeter:
+    """Context manager; `cost(tokens)` after it has ended."""
+
+    def __init__(self, device: str):
+        self._cuda = device.startswith("cuda")
+        self._device = device
+
+    def __enter__(self) -> Self:
+        self._peak = self._start = self._now()
+        if self._cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+        self._thread.start()
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._seconds = time.perf_counter() - self._began
+        self._stop.set()
+        self._thread.join()
+        self._observe()
+
+    def cost(self, calibration_tokens: int = 0) -> Cost:
+        peak = None if self._start is None or self._peak is None else max(0, self._peak - self._start)
+        return Cost(seconds=self._seconds, peak_bytes=peak, calibration_tokens=calibration_tokens)
+
+    def _now(self) -> int | None:
+        if self._cuda:
+            import torch
+
+            return torch.cuda.memory_allocated(self._device)
+        return anonymous_bytes()
+
+    def _observe(self) -> None:
+        if self._cuda:
+            import torch
+
+            self._peak = torch.cuda.max_memory_allocated(self._device)
+        elif self._peak is not None:
+            self._peak = max(self._peak, anonymous_bytes() or 0)
+
+    def _poll(self) -> None:
+        while not self._cuda and not self._stop.wait(_POLL_SECONDS):
+            self._observe()

@@ -1,0 +1,30 @@
+"""The exceptions of the package.
+
+    CompressionError
+    ├── RecipeError        a recipe, method name or parameter that cannot be
+    ├── CheckpointError    a base or artefact that cannot be opened, or is not what it says
+    ├── LayerError         a method cannot take this layer of this model
+    └── BackendError       an optional library or kernel was asked for and is not there
+
+Every message says what was wrong, the value, what is allowed, and the way out.
+"""
+
+
+class CompressionError(Exception):
+    """Base class: catches everything that this package raises on purpose."""
+
+
+class RecipeError(CompressionError, ValueError):
+    """The text or the parameters of a recipe are not allowed."""
+
+
+class CheckpointError(CompressionError):
+    """A checkpoint is missing, incomplete, damaged, unsafe or of an unsupported architecture."""
+
+
+class LayerError(CompressionError, ValueError):
+    """A method cannot be applied to a layer: the message names the layer and the limit."""
+
+
+class BackendError(CompressionError):
+    """A library or a kernel that was asked for by name is not available here."""

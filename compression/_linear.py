@@ -1,0 +1,227 @@
+"""PackedLinear: a linear layer whose weight is stored as packed codes.
+
+The state dict holds what is stored and nothing else, in one canonical layout: `codes` (packed by `_packing`, uint8), the
+parameters of the grid by name, and the bias. In memory the codes are held once, in the layout of the kernel that the
+layer computes with; saving, moving and dequantizing put the canonical layout back.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from compression import _grids, _kernels, _packing
+from compression._errors import LayerError
+from compression._grids import Grid
+from compression._kernels import DEQUANTIZE, Kernel, LayerSpec
+
+_UNCHOSEN = object()
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T + b with W = s * (T[q] - z).
+
+    Args:
+        grid: the number format.
+        in_features, out_features: cols and rows of W.
+        bias: whether there is one.
+        dtype: of the weight that was replaced: outputs and scales have it.
+        compute_dtype: in which the product is taken; `dtype` if None.
+        backend: "auto", or a library whose kernel to insist on: "native", "torch", "bitsandbytes".
+        threshold: with a number, LLM.int8(): columns of x with an absolute value of at least that are multiplied
+            in high precision, the others in 8-bit integers with one scale per row of x.
+
+    Raises:
+        LayerError: groups do not tile the inputs.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        compute_dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        threshold: float | None = None,
+        device: torch.device | str | None = None,
+    ):
+        super().__init__()
+        _grids.check_group(in_features, grid.group_size)
+        self.grid, self.in_features, self.out_features = grid, in_features, out_features
+        self.dtype, self.compute_dtype = dtype, compute_dtype
+        self.backend, self.threshold = backend, threshold
+        width = _packing.packed_width(in_features, grid.bits)
+        self.register_buffer("codes", torch.empty(out_features, width, dtype=torch.uint8, device=device))
+        self._parameter_names = tuple(grid.buffers(out_features, in_features, dtype))
+        for name, (shape, kind) in grid.buffers(out_features, in_features, dtype).items():
+            self.register_buffer(name, torch.empty(shape, dtype=kind, device=device))
+        self.register_buffer("bias", torch.empty(out_features, dtype=dtype, device=device) if bias else None)
+        self._kernel: Any = _UNCHOSEN
+        self._bound: Kernel | None = None
+        self._prepared: Any = None
+        self._spec: LayerSpec | None = None
+        self._max_rows = 0.0
+
+    @classmethod
+    def from_weight(cls, weight: Tensor, bias: Tensor | None, grid: Grid, **options: Any) -> Self:
+        """Round a weight (rows, cols) to the nearest levels of the grid.
+
+        Raises:
+            LayerError: a weight is not finite, or the grid cannot take its shape or range.
+        """
+        if not torch.isfinite(weight).all():
+            raise LayerError("the weight holds NaN or infinite values; compress a sound checkpoint")
+        codes, params = _grids.quantize(grid, weight)
+        return cls.from_codes(codes, params, bias, grid, dtype=weight.dtype, **options)
+
+    @classmethod
+    def from_codes(
+        cls, codes: Tensor, params: _grids.Params, bias: Tensor | None, grid: Grid, *, dtype: torch.dtype, **options: Any
+    ) -> Self:
+        """A layer of given codes, uint8 (rows, cols), and stored parameters."""
+        rows, cols = codes.shape
+        layer = cls(grid, cols, rows, bias=bias is not None, dtype=dtype, device="meta", **options)
+        layer.codes = _packing.pack(codes, grid.bits)
+        for name, value in params.items():
+            setattr(layer, name, value)
+        if bias is not None:
+            layer.bias = bias.detach()
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._kernel is _UNCHOSEN:
+            self._choose(x.device)
+        kernel = self._kernel
+        if kernel is None or x.numel() > self._max_rows * self.in_features or (x.requires_grad and torch.is_grad_enabled()):
+            return self._multiply_dense(x)
+        if self._bound is None:
+            self._bind(kernel)
+        dtype = self._spec.dtype  # type: ignore[union-attr]
+        y = kernel.matmul(x if x.dtype == dtype else x.to(dtype), self.codes, self._prepared, self._spec)
+        if self.bias is not None:
+            y = y + self.bias
+        return y if y.dtype == x.dtype else y.to(x.dtype)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The slow, obvious product in fp32: the oracle of every kernel. Same shape and dtype as `forward`."""
+        y = _multiply(x.float(), self.dequantize(torch.float32), self.threshold)
+        return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """W (out_features, in_features) as the codes have it, in `dtype` (default: that of the layer)."""
+        codes = _packing.unpack(self._canonical_codes(), self.grid.bits, self.in_features)
+        return _grids.decode(self.grid, codes, self.stored_parameters(), dtype or self.dtype)
+
+    def to_linear(self) -> nn.Linear:
+        """A dense layer with the dequantized weight."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.dequantize(), requires_grad=False)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias, requires_grad=False)
+        return linear
+
+    def stored_parameters(self) -> _grids.Params:
+        """What is stored beside the codes, by name."""
+        return {name: getattr(self, name) for name in self._parameter_names}
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the state dict: codes, stored parameters and bias."""
+        tensors = [*self.stored_parameters().values(), *([] if self.bias is None else [self.bias])]
+        codes = self.out_features * _packing.packed_width(self.in_features, self.grid.bits)
+        return codes + sum(t.numel() * t.element_size() for t in tensors)
+
+    def kernel_name(self, device: torch.device | str | None = None) -> str:
+        """The kernel that small batches get on the device (default: where the layer is)."""
+        kernel, _ = _kernels.choose(self._spec_on(torch.device(device or self.codes.device)))
+        return DEQUANTIZE if kernel is None else kernel.name
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, grid={self.grid}"
+
+    # --- how the codes are held ---------------------------------------------------------------------------------------
+
+    def _spec_on(self, device: torch.device) -> LayerSpec:
+        return LayerSpec(
+            grid=self.grid, in_features=self.in_features, out_features=self.out_features, device=device.type,
+            dtype=self.compute_dtype or self.dtype, backend=self.backend, threshold=self.threshold,
+        )  # fmt: skip
+
+    def _choose(self, device: torch.device) -> None:
+        self._spec = self._spec_on(device)
+        self._kernel, _ = _kernels.choose(self._spec)
+        self._max_rows = 0.0 if self._kernel is None else self._kernel.max_rows(self._spec)
+
+    def _bind(self, kernel: Kernel) -> None:
+        assert self._spec is not None
+        self._prepared = kernel.prepare(self.stored_parameters(), self._spec)
+        self.codes = kernel.pack(self.codes, self._spec)
+        self._bound = kernel
+
+    def _canonical_codes(self) -> Tensor:
+        return self.codes if self._bound is None else self._bound.unpack(self.codes, self._spec)  # type: ignore[arg-type]
+
+    def _unbind(self) -> None:
+        self.codes = self._canonical_codes()
+        self._kernel, self._bound, self._prepared, self._spec = _UNCHOSEN, None, None, None
+
+    def _multiply_dense(self, x: Tensor) -> Tensor:
+        dtype = self.compute_dtype or x.dtype
+        if x.device.type == "cpu" and dtype != torch.float32 and not _kernels.has_bf16_cpu():
+            dtype = torch.float32
+        y = _multiply(x.to(dtype), self.dequantize(dtype), self.threshold)
+        return (y if self.bias is None else y + self.bias.to(dtype)).to(x.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._unbind()
+        kept = {name: getattr(self, name) for name in ("codes", *self._parameter_names)}
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
+        super()._apply(fn, recurse)
+        for name, before in kept.items():  # a change of dtype is for weights, not for codes and their scales
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                setattr(self, name, before.to(after.device))
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}codes"] = self._canonical_codes()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._unbind()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._unbind()
+        state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
+        return {key: value for key, value in state.items() if key != "_kernel"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._kernel = _UNCHOSEN
+
+
+def _multiply(x: Tensor, weight: Tensor, threshold: float | None) -> Tensor:
+    return x @ weight.t() if threshold is None else llm_int8_multiply(x, weight, threshold)
+
+
+def llm_int8_multiply(x: Tensor, weight: Tensor, threshold: float) -> Tensor:
+    """Mixed decomposition of LLM.int8(), arXiv 2208.07339, eq. 8.
+
+    Columns of x that hold a value of at least `threshold` anywhere are multiplied as they are; the rest of x is rounded
+    to 8 bits with one absmax per row: that of the values below the threshold, those in outlier columns included, as
+    bitsandbytes has it. `weight` is the dequantized 8-bit weight, so its rounding is in it already.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    large = flat.abs() >= threshold
+    outlier = large.any(0)
+    absmax = flat.masked_fill(large, 0).abs().amax(-1, keepdim=True).float()
+    absmax = torch.where(absmax == 0, torch.ones_like(absmax), absmax)
+    rest = flat.masked_fill(outlier, 0)
+    rounded = ((rest * (127 / absmax)).round() * (absmax / 127)).to(x.dtype)
+    if rounded.requires_grad:  # rounding has no slope: the gradient passes as if there were none
+        rounded = rest + (rounded - rest).detach()
+    return (torch.where(outlier, flat, rounded) @ weight.t()).view(*x.shape[:-1], -1)

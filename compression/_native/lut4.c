@@ -1,0 +1,294 @@
+/* y = x W^T for a few rows of x and a matrix W of 4-bit codes, read once and decoded in registers.
+ *
+ *     W[n,k] = s[n,g] * (T[q[n,k]] - z[n,g]),   g = k / group
+ *
+ * T is any table of 16 floats. A level is looked up byte by byte: `vpshufb` maps 32 codes through a table of 16 bytes,
+ * so a level of 4 bytes (NF4) costs four look-ups, one whose low half is zero (exact in bfloat16) two, and the integers
+ * 0..15 one, see `decode`. No level, scale or zero is rounded. Sums are fp32, one per group, then scaled.
+ *
+ * Layout: 64 codes of a row are 32 bytes; the low nibbles are the first 32 codes, the high nibbles the other 32. Within
+ * each 32, code k = 16h + 8o + 4L + p (h, o, L in 0..1, p in 0..3) lies in byte 16L + 8h + 2p + o. That is the order in
+ * which the byte-wise unpacking below yields vectors of 8 consecutive codes. Rows are contiguous, K/2 bytes each.
+ *
+ * Each output is computed wholly by one thread, in an order that does not depend on their number: same inputs, same
+ * bits.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX2__) && defined(__FMA__) && !defined(LUT4_PORTABLE)
+#include <immintrin.h>
+#define LUT4_AVX2 1
+#endif
+
+enum { FP32 = 0, BF16 = 1 };  /* type of x and y */
+enum { OK = 0, NO_MEMORY = 1 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE uint32_t bits_of(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+INLINE float float_of(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+
+/* bfloat16, to nearest, ties to even; a NaN stays one. */
+INLINE uint16_t to_bf16(float f)
+{
+    uint32_t u = bits_of(f);
+    if ((u & 0x7fffffff) > 0x7f800000) return 0x7fc0;
+    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+INLINE void store(void *y, int type, size_t i, float value)
+{
+    if (type == BF16) ((uint16_t *)y)[i] = to_bf16(value);
+    else ((float *)y)[i] = value;
+}
+
+static void to_float(const void *x, int type, size_t count, float *out)
+{
+    if (type == FP32) memcpy(out, x, count * sizeof(float));
+    else for (size_t i = 0; i < count; i++) out[i] = float_of((uint32_t)((const uint16_t *)x)[i] << 16);
+}
+
+/* What every thread reads and none writes. */
+typedef struct {
+    const float *x;       /* (M, K) fp32, in the order the decoder yields */
+    const float *sums;    /* (M, groups, 16): what `summarise` makes */
+    const uint8_t *codes; /* (N, K/2) */
+    const float *table, *scales, *zeros;
+    void *y;
+    int type, N, K, group, groups;
+} Job;
+
+#ifdef LUT4_AVX2
+
+/* What the table allows. Bits of 16 + q, q in 0..15, are 0x41800000 + (q << 19): one byte, below a constant one. */
+enum { HALF = 0, WIDE = 1, INTEGERS = 2 };
+#define SIXTEEN 0x4180
+
+typedef struct { __m256i byte[4]; } Lut;  /* byte b of the 16 levels, in both 128-bit lanes */
+
+static int kind_of(const float *table)
+{
+    int wide = 0, integers = 1;
+    for (int i = 0; i < 16; i++) wide |= (bits_of(table[i]) & 0xffff) != 0, integers &= table[i] == (float)i;
+    return integers ? INTEGERS : wide ? WIDE : HALF;
+}
+
+static Lut split_table(const float *table, int kind)
+{
+    Lut lut;
+    for (int b = 0; b < 4; b++) {
+        uint8_t bytes[16];
+        for (int i = 0; i < 16; i++) bytes[i] = (uint8_t)(bits_of(table[i] + (kind == INTEGERS ? 16 : 0)) >> (8 * b));
+        lut.byte[b] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bytes));
+    }
+    return lut;
+}
+
+/* 32 codes, one per byte, to 4 vectors of 8 levels.
+ *
+ * Integers come as 16 + q. Of each pair of 16-bit words the even one is shifted up; the odd one is left in place with the
+ * even one below it, in the mantissa, where it adds (0x4180 + 8 q_even) ulps of 2^-19: a constant and q_even / 2^16. Both
+ * are linear, so `arrange` takes x_odd / 2^16 from x_even, and the start of each sum takes the constants off. The price
+ * is that sums of 16 + q round as a zero point of 16 would make them: to 1e-6 of the terms, not of the result. */
+INLINE void decode(__m256i code, const Lut *lut, int kind, __m256 w[4])
+{
+    __m256i b2 = _mm256_shuffle_epi8(lut->byte[2], code);
+    __m256i b3 = kind == INTEGERS ? _mm256_set1_epi8(SIXTEEN >> 8) : _mm256_shuffle_epi8(lut->byte[3], code);
+    __m256i high0 = _mm256_unpacklo_epi8(b2, b3);  /* upper 16 bits of the levels in bytes 0-7 of each lane */
+    __m256i high1 = _mm256_unpackhi_epi8(b2, b3);  /* bytes 8-15 */
+    if (kind != WIDE) {
+        __m256i odd = _mm256_set1_epi32(kind == INTEGERS ? -1 : (int)0xffff0000);  /* -1: no instruction at all */
+        w[0] = _mm256_castsi256_ps(_mm256_slli_epi32(high0, 16));
+        w[1] = _mm256_castsi256_ps(_mm256_and_si256(high0, odd));
+        w[2] = _mm256_castsi256_ps(_mm256_slli_epi32(high1, 16));
+        w[3] = _mm256_castsi256_ps(_mm256_and_si256(high1, odd));
+    } else {  /* interleave with the lower halves: bytes 0-3 of each lane, 4-7 ..., an order `arrange` gives to x too */
+        __m256i b0 = _mm256_shuffle_epi8(lut->byte[0], code), b1 = _mm256_shuffle_epi8(lut->byte[1], code);
+        __m256i low0 = _mm256_unpacklo_epi8(b0, b1), low1 = _mm256_unpackhi_epi8(b0, b1);
+        w[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low0, high0));
+        w[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low0, high0));
+        w[2] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low1, high1));
+        w[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low1, high1));
+    }
+}
+
+/* Bring x into the form that `decode` is made for: see there. */
+static void arrange(float *x, size_t count, int kind)
+{
+    for (size_t i = 0; i < count && kind != HALF; i += 16) {
+        __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + 8);
+        if (kind == INTEGERS) {
+            _mm256_storeu_ps(x + i, _mm256_fnmadd_ps(b, _mm256_set1_ps(1.0f / 65536), a));
+        } else {
+            _mm256_storeu_ps(x + i, _mm256_unpacklo_ps(a, b));
+            _mm256_storeu_ps(x + i + 8, _mm256_unpackhi_ps(a, b));
+        }
+    }
+}
+
+/* For each group, lane by lane: first the sum of x, which the zero point multiplies; then, for integers, the sum of what
+ * `decode` adds to each product, made from the arranged x. */
+static void summarise(const float *x, size_t groups, int group, float *sums, int arranged)
+{
+    for (size_t g = 0; g < groups; g++, x += group) {
+        __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
+        for (int k = 0; k < group; k += 16) {
+            even = _mm256_add_ps(even, _mm256_loadu_ps(x + k));
+            odd = _mm256_add_ps(odd, _mm256_loadu_ps(x + k + 8));
+        }
+        const __m256 on_even = _mm256_set1_ps(16), on_odd = _mm256_set1_ps(16 + SIXTEEN / 524288.0f);  /* 2^19 */
+        __m256 weighted = _mm256_fmadd_ps(odd, on_odd, _mm256_mul_ps(even, on_even));
+        _mm256_storeu_ps(sums + 16 * g + 8 * arranged, arranged ? weighted : _mm256_add_ps(even, odd));
+    }
+}
+
+INLINE float horizontal_sum(__m256 v)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* Rows n .. n+R-1 of W with rows m .. m+M-1 of x, A partial sums each, so that A * R * M chains of additions run side
+ * by side. R, M, A, kind and group32 are constants where this is inlined: loops over them vanish, sums are registers. */
+INLINE void tile(const Job *job, const Lut *lut, int n, int m, int R, int M, int A, int kind, int group32)
+{
+    const size_t K = (size_t)job->K, groups = (size_t)job->groups;
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const int blocks = group32 ? 1 : job->group / 64, passes = group32 ? 2 : 1;
+    const uint8_t *codes = job->codes + (size_t)n * (K / 2);
+    const float *x = job->x + (size_t)m * K;
+    __m256 total[2][4], sum[2][4][2];  /* R, M, A at most */
+    for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) total[r][i] = _mm256_setzero_ps();
+
+    for (size_t first = 0; first < groups; first += passes, codes += 32 * blocks, x += 64 * blocks) {
+        for (int pass = 0; pass < passes; pass++) {  /* a group of 32 is half a block: the low nibbles, then the high */
+            const size_t g = first + pass, at = (size_t)n * groups + g;
+            for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) {
+                const float *sums = job->sums + 16 * ((m + i) * groups + g);
+                for (int a = 0; a < A; a++) sum[r][i][a] = _mm256_setzero_ps();
+                if (kind == INTEGERS) sum[r][i][0] = _mm256_sub_ps(sum[r][i][0], _mm256_loadu_ps(sums + 8));
+                if (job->zeros) {  /* start at -z * sum(x) */
+                    __m256 z = _mm256_set1_ps(job->zeros[at + r * groups]);
+                    sum[r][i][0] = _mm256_fnmadd_ps(z, _mm256_loadu_ps(sums), sum[r][i][0]);
+                }
+            }
+            for (int b = 0; b < blocks; b++) for (int h = 0; h < 2; h++) {
+                if (group32 && h != pass) continue;
+                for (int r = 0; r < R; r++) {
+                    __m256 w[4];
+                    const __m256i *here = (const __m256i *)(codes + r * (K / 2) + 32 * b);
+                    __m256i code = _mm256_loadu_si256(here);
+                    if (!h) _mm_prefetch((const char *)(here + 64), _MM_HINT_T0);  /* past the end it does nothing */
+                    if (h) code = _mm256_srli_epi16(code, 4);
+                    decode(_mm256_and_si256(code, nibble), lut, kind, w);
+                    for (int v = 0; v < 4; v++) for (int i = 0; i < M; i++) {
+                        __m256 xv = _mm256_loadu_ps(x + i * K + 64 * b + 32 * h + 8 * v);
+                        sum[r][i][v % A] = _mm256_fmadd_ps(w[v], xv, sum[r][i][v % A]);
+                    }
+                }
+            }
+            for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) {
+                if (A == 2) sum[r][i][0] = _mm256_add_ps(sum[r][i][0], sum[r][i][1]);
+                total[r][i] = _mm256_fmadd_ps(sum[r][i][0], _mm256_set1_ps(job->scales[at + r * groups]), total[r][i]);
+            }
+        }
+    }
+    for (int r = 0; r < R; r++) for (int i = 0; i < M; i++)
+        store(job->y, job->type, (size_t)(m + i) * job->N + n + r, horizontal_sum(total[r][i]));
+}
+
+/* Rows n .. end-1 of W with M rows of x from m. One row of W at a time streams best from memory; two, where arithmetic
+ * is the limit, halve the traffic of x. */
+#define SPAN(M, R, A, kind, group32)                                                            \
+    static void span_##M##_##kind##_##group32(const Job *job, int n, int end, int m)            \
+    {                                                                                           \
+        const Lut lut = split_table(job->table, kind);                                          \
+        for (; R > 1 && n + R <= end; n += R) tile(job, &lut, n, m, R, M, A, kind, group32);    \
+        for (; n < end; n++) tile(job, &lut, n, m, 1, M, A, kind, group32);                     \
+    }
+#define SPANS(kind, group32) \
+    SPAN(1, 1, 2, kind, group32) SPAN(2, 1, 2, kind, group32) SPAN(4, 2, 1, kind, group32)
+SPANS(HALF, 0) SPANS(HALF, 1) SPANS(WIDE, 0) SPANS(WIDE, 1) SPANS(INTEGERS, 0) SPANS(INTEGERS, 1)
+
+typedef void Span(const Job *, int, int, int);
+#define ENTRY(kind, group32) {span_1_##kind##_##group32, span_2_##kind##_##group32, span_4_##kind##_##group32}
+static Span *const SPAN_OF[3][2][3] = {
+    {ENTRY(HALF, 0), ENTRY(HALF, 1)}, {ENTRY(WIDE, 0), ENTRY(WIDE, 1)}, {ENTRY(INTEGERS, 0), ENTRY(INTEGERS, 1)}};
+
+static int prepare(const Job *job, float *x, float *sums, size_t M)
+{
+    const int kind = kind_of(job->table);
+    if (job->zeros) summarise(x, M * job->groups, job->group, sums, 0);
+    arrange(x, M * job->K, kind);
+    if (kind == INTEGERS) summarise(x, M * job->groups, job->group, sums, 1);
+    return kind;
+}
+
+static void multiply(const Job *job, int kind, int n, int end, int M)
+{
+    Span *const *span = SPAN_OF[kind][job->group == 32];
+    int m = 0;
+    for (; m + 4 <= M; m += 4) span[2](job, n, end, m);
+    if (m + 2 <= M) span[1](job, n, end, m), m += 2;
+    if (m < M) span[0](job, n, end, m);
+}
+
+#else  /* any other machine: the same sums, one code at a time */
+
+static int prepare(const Job *job, float *x, float *sums, size_t M)
+{
+    memset(sums, 0, M * job->groups * 16 * sizeof(float));
+    for (size_t i = 0; i < M * job->K; i++) sums[16 * (i / job->group)] += x[i];
+    return 0;
+}
+
+static void multiply(const Job *job, int kind, int n, int end, int M)
+{
+    (void)kind;
+    for (; n < end; n++) for (int m = 0; m < M; m++) {
+        const uint8_t *codes = job->codes + (size_t)n * (job->K / 2);
+        float total = 0;
+        for (int g = 0; g < job->groups; g++) {
+            const size_t at = (size_t)n * job->groups + g;
+            float sum = job->zeros ? -job->zeros[at] * job->sums[16 * ((size_t)m * job->groups + g)] : 0;
+            for (int k = g * job->group; k < (g + 1) * job->group; k++) {
+                uint8_t byte = codes[32 * (k / 64) + 16 * (k >> 2 & 1) + 8 * (k >> 4 & 1) + 2 * (k & 3) + (k >> 3 & 1)];
+                sum += job->table[k & 32 ? byte >> 4 : byte & 15] * job->x[(size_t)m * job->K + k];
+            }
+            total += sum * job->scales[at];
+        }
+        store(job->y, job->type, (size_t)m * job->N + n, total);
+    }
+}
+
+#endif
+
+const char *lut4_isa(void)
+{
+#ifdef LUT4_AVX2
+    return "avx2";
+#else
+    return "portable";
+#endif
+}
+
+/* x (M, K) and y (M, N) of `type`; scales, zeros (N, K/group) fp32, zeros may be NULL. K % 64 == 0, K % group == 0 and
+ * group == 32 or group % 64 == 0: the caller checks. */
+int lut4_matmul(const void *x, const uint8_t *codes, const float *table, const float *scales, const float *zeros,
+                void *y, int type, int M, int N, int K, int group, int threads)
+{
+    const size_t count = (size_t)M * K, groups = (size_t)K / group;
+    float *scratch = aligned_alloc(64, (count + 16 * M * groups) * sizeof(float) / 64 * 64 + 64);
+    if (!scratch) return NO_MEMORY;
+    Job job = {scratch, scratch + count, codes, table, scales, zeros, y, type, N, K, group, (int)groups};
+    to_float(x, type, count, scratch);
+    const int kind = prepare(&job, scratch, scratch + count, M), step = 8;
+    #pragma omp parallel for schedule(static) num_threads(threads)
+    for (int n = 0; n < N; n += step) multiply(&job, kind, n, n + step < N ? n + step : N, M);
+    free(scratch);
+    return OK;
+}

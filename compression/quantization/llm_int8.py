@@ -1,0 +1,43 @@
+"""LLM.int8(): 8-bit weights and activations, with the outlier features left in high precision.
+
+Paper: arXiv 2208.07339, section 3.2, eq. 8. Weights: one absmax per output row. Activations: one absmax per token, taken
+at run time. Features (columns) in which any token of the batch reaches the threshold are multiplied in high precision.
+The product is that of bitsandbytes; `compression._linear.llm_int8_multiply` is its slow reference.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compression._errors import RecipeError
+from compression._registry import LayerwiseMethod, method
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compression._compress import Context
+    from compression._grids import Int8RowGrid
+    from compression._linear import PackedLinear
+
+
+@method("llm_int8", needs=("bitsandbytes",))
+@dataclass(frozen=True, kw_only=True)
+class LLMInt8(LayerwiseMethod):
+    """8-bit weights and activations, outlier features above the threshold in high precision (bitsandbytes)."""
+
+    threshold: float = 6.0  # absolute value of an activation from which its feature counts as an outlier
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < float("inf"):
+            raise RecipeError(f"llm_int8(threshold={self.threshold}): must be above 0 and finite; the paper takes 6.0")
+
+    def grid(self) -> "Int8RowGrid":
+        from compression._grids import Int8RowGrid
+
+        return Int8RowGrid()
+
+    def compress_linear(self, linear: "nn.Linear", context: "Context") -> "PackedLinear":
+        from compression._linear import PackedLinear
+
+        return PackedLinear.from_weight(
+            linear.weight, linear.bias, self.grid(), threshold=self.threshold, backend="bitsandbytes"
+        )

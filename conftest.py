@@ -1,0 +1,3 @@
+"""Loads the benchmark plugin in a clone; where the package is installed its entry point has the same name."""
+
+pytest_plugins = ["bench.plugin"]

@@ -1,0 +1,326 @@
+"""The gate and its baselines: what passes, what fails, and in which words."""
+
+import random
+import time
+from dataclasses import replace
+from statistics import median
+
+import pytest
+from healthy_results import (
+    CONTEXT,
+    FINGERPRINT,
+    HEALTHY_METRICS,
+    OTHER_MACHINE,
+    healthy_row,
+    healthy_rows,
+    judged,
+    metrics_and_rows,
+    recorded,
+    timed_row,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from saboteurs import BROKEN_RESULTS, scaled
+
+from bench import gate
+from bench._errors import OptionError
+from bench.gate import Verdict, judge, missing, verdicts
+from bench.results import Row
+
+
+def gated(rows: list[Row], before: list[Row], *, mode="auto", context=CONTEXT) -> list[Verdict]:
+    return verdicts(
+        rows,
+        {"nf4": recorded(before)},
+        mode=mode,
+        fingerprint=FINGERPRINT,
+        context=context,
+        metrics=HEALTHY_METRICS,
+    )
+
+
+@settings(deadline=None)
+@given(metrics_and_rows(), st.sampled_from(["auto", "strict"]))
+def test_a_row_passes_against_itself(case, mode):
+    metric, row = case
+
+    verdict = judged(row, row, mode=mode, metrics={metric.name: metric})
+
+    assert (verdict.outcome, verdict.fails) == ("pass", False)
+
+
+@settings(deadline=None)
+@given(metrics_and_rows(), st.floats(1.001, 10))
+def test_what_is_worse_beyond_every_tolerance_never_passes_and_what_is_better_never_regresses(case, excess):
+    metric, row = case
+    factor = (1 + max(metric.rel, metric.rel_absolute or 0, 0.001)) * excess
+    if metric.better == "higher":
+        factor = (1 - max(metric.rel, metric.rel_absolute or 0, 0.001)) / excess
+    value = row.value * factor
+    worse = replace(
+        row,
+        value=value,
+        ratio=None if row.ratio is None else value / row.base_value,
+        samples=tuple(each * factor for each in row.samples),
+    )
+    exact = metric.kind in ("counted", "deterministic")
+
+    forth = judged(worse, row, metrics={metric.name: metric}).outcome
+    back = judged(row, worse, metrics={metric.name: metric}).outcome
+
+    if metric.better == "neither":
+        assert {"regressed" if exact else "pass"} == {forth, back}
+    else:
+        assert forth in ("regressed", "inconclusive")
+        assert back in ("improved", "pass")
+        if not row.samples:
+            assert forth == "regressed"
+
+
+@pytest.mark.parametrize("saboteur", BROKEN_RESULTS, ids=lambda each: each.__name__)
+def test_broken_results_fail(saboteur):
+    found = gated(saboteur(healthy_rows()), healthy_rows(seed=7))
+
+    assert [each.words for each in found if each.fails]
+
+
+@pytest.mark.parametrize("name", ["base_hash", "data_hash"])
+def test_a_changed_checkpoint_or_changed_data_fails_and_says_what_changed(name):
+    found = gated(healthy_rows(), healthy_rows(), context=CONTEXT | {name: "other"})
+
+    assert all(each.fails and each.outcome == "not_comparable" for each in found)
+    assert "was 'd1'" in found[0].words or "was 'b1'" in found[0].words
+    assert "is 'other'" in found[0].words
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_runs_of_the_same_thing_pass_with_noise_of_a_few_per_cent(seed):
+    found = gated(
+        healthy_rows(noise=0.03, seed=1000 + 2 * seed), healthy_rows(noise=0.03, seed=2 * seed), mode="strict"
+    )
+
+    assert {"pass"} == {each.outcome for each in found}
+
+
+def test_a_regression_names_metric_baseline_now_tolerance_and_the_side_that_moved():
+    before = healthy_row(value=2.1, base_value=2.3, params={"batch": 1})
+    verdict = judged(replace(before, value=3.0, ratio=3.0 / 2.29, base_value=2.29), before)
+
+    assert verdict.outcome == "regressed"
+    assert verdict.words == (
+        "nf4: efficiency.decode_ms[batch=1] regressed: "
+        "ratio to fp16 0.913 -> 1.31 (+43.5 %, allowed +15 %); 2.1 -> 3 ms/token (+42.9 %, allowed +25 %); "
+        "nf4 2.1 -> 3 ms/token (+42.9 %), fp16 2.3 -> 2.29 ms/token (-0.435 %): nf4 moved"
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "base", "mover"), [(1.4, 1.0, "nf4 moved"), (1.06, 0.7, "fp16 moved"), (1.4, 1.4, "both moved")]
+)
+def test_the_side_that_moved_is_named(own, base, mover):
+    assert mover in judged(scaled(timed_row(), own, base), timed_row()).words
+
+
+def test_one_byte_is_seen_in_the_words():
+    before = healthy_row("efficiency.stored_bytes", value=15_728_640.0)
+
+    assert "15728640 -> 15728641" in judged(replace(before, value=15_728_641.0), before).words
+
+
+def test_scattered_samples_make_a_verdict_inconclusive_which_does_not_fail():
+    before = timed_row(noise=0.4, seed=1)
+    after = scaled(before, 1.2)
+
+    for mode in ("auto", "strict"):
+        verdict = judged(after, before, mode=mode)
+        assert (verdict.outcome, verdict.fails) == ("inconclusive", False)
+    assert "95 % interval" in verdict.words
+    assert judged(scaled(timed_row(), 1.2), timed_row()).outcome == "regressed"
+
+
+def test_what_is_below_the_floor_is_no_change():
+    metric = replace(HEALTHY_METRICS["efficiency.decode_ms"], floor=0.5)
+    before = healthy_row(value=1.0)
+
+    outcomes = [
+        judged(replace(before, value=value), before, metrics={metric.name: metric}).outcome for value in (1.5, 1.6, 0.6)
+    ]
+    assert outcomes == ["pass", "regressed", "pass"]
+
+
+@pytest.mark.parametrize(
+    ("torch", "machine", "factor", "outcome"),
+    [
+        ("2.13.0", FINGERPRINT, 1 + 1e-12, "pass"),
+        ("2.13.0", FINGERPRINT, 1.0001, "regressed"),
+        ("2.13.0", FINGERPRINT, 0.9999, "improved"),
+        ("2.14.0", FINGERPRINT, 1.0001, "pass"),
+        ("2.13.0", OTHER_MACHINE, 1.0001, "pass"),
+        ("2.13.0", OTHER_MACHINE, 1.002, "regressed"),
+    ],
+)
+def test_a_deterministic_number_is_exact_on_one_device_and_torch_and_to_a_thousandth_elsewhere(
+    torch, machine, factor, outcome
+):
+    before = healthy_row("quality.perplexity", value=13.0)
+    now = replace(before, value=13.0 * factor, device=machine)
+
+    assert outcome == judged(now, before, context=CONTEXT | {"torch": torch}).outcome
+
+
+def test_a_timing_of_another_device_is_not_compared_and_both_devices_are_named():
+    now = replace(timed_row(), device=OTHER_MACHINE)
+
+    auto, strict = (judged(now, timed_row(), mode=mode) for mode in ("auto", "strict"))
+
+    assert (auto.outcome, auto.fails, strict.fails) == ("not_comparable", False, True)
+    assert FINGERPRINT in auto.words
+    assert OTHER_MACHINE in auto.words
+
+
+def test_an_estimate_is_not_compared_with_a_measurement():
+    estimate = replace(timed_row(), status="estimated", reason="no counter on this machine")
+
+    verdict = judged(estimate, timed_row())
+
+    assert (verdict.outcome, verdict.fails) == ("not_comparable", False)
+    assert "no counter on this machine" in verdict.words
+
+
+@pytest.mark.parametrize(("mode", "fails"), [("auto", False), ("strict", True)])
+@pytest.mark.parametrize(
+    ("baseline", "outcome"),
+    [(None, "no_baseline"), (recorded([healthy_row("rag.f1", value=0.5)]), "new")],
+    ids=["no_baseline", "new"],
+)
+def test_what_is_not_recorded_names_the_command_that_records_it(mode, fails, baseline, outcome):
+    verdict = judge(
+        timed_row(),
+        baseline,
+        mode=mode,
+        fingerprint=FINGERPRINT,
+        context=CONTEXT,
+        command="pytest bench --model nf4 --update-baselines",
+        metrics=HEALTHY_METRICS,
+    )
+
+    assert (outcome, fails) == (verdict.outcome, fails)
+    assert "`pytest bench --model nf4 --update-baselines`" in verdict.words
+
+
+def test_an_improvement_fails_only_in_strict_mode_and_asks_to_be_recorded():
+    auto, strict = (judged(scaled(timed_row(), 0.7), timed_row(), mode=mode) for mode in ("auto", "strict"))
+
+    assert (auto.outcome, auto.fails, strict.fails) == ("improved", False, True)
+    assert "record it" in auto.words
+
+
+@pytest.mark.parametrize("changed", ["better", "unit", "kind"])
+def test_a_metric_that_was_redefined_since_the_baseline_fails(changed):
+    other = {"better": "higher", "unit": "s/token", "kind": "memory"}[changed]
+    metric = replace(HEALTHY_METRICS["efficiency.decode_ms"], **{changed: other})
+    row = healthy_row(**({changed: other} if changed != "kind" else {}))
+
+    verdict = judge(
+        row,
+        recorded([healthy_row()]),
+        mode="auto",
+        fingerprint=FINGERPRINT,
+        context=CONTEXT,
+        metrics={metric.name: metric},
+    )
+
+    assert (verdict.outcome, verdict.fails) == ("not_comparable", True)
+    assert other in verdict.words
+
+
+@pytest.mark.parametrize("saboteur", BROKEN_RESULTS, ids=lambda each: each.__name__)
+def test_nothing_fails_when_the_gate_is_off(saboteur):
+    assert not [each for each in gated(saboteur(healthy_rows()), healthy_rows(), mode="off") if each.fails]
+
+
+def test_when_the_gate_is_off_what_is_invalid_is_still_said():
+    lost = replace(timed_row(), value=None, ratio=None, status="failed", reason="the kernel crashed")
+
+    verdict = judged(lost, timed_row(), mode="off")
+
+    assert (verdict.outcome, verdict.fails) == ("invalid", False)
+    assert "the kernel crashed" in verdict.words
+
+
+def test_an_unknown_mode_is_refused_with_the_modes_there_are():
+    with pytest.raises(OptionError, match="'lax' must be one of auto, strict, off"):
+        judged(timed_row(), timed_row(), mode="lax")
+
+
+def test_a_vanished_metric_is_missing_but_other_parameters_or_measurements_are_not():
+    baseline = recorded(
+        [
+            timed_row(),
+            healthy_row("efficiency.throughput", value=9.0, params=timed_row().params),
+            healthy_row(params={"batch": 8}),
+            healthy_row("rag.f1", value=0.7),
+        ]
+    )
+
+    found = missing([timed_row()], baseline, FINGERPRINT)
+
+    assert [(each.outcome, each.fails) for each in found] == [("missing", True)]
+    assert found[0].key.startswith("efficiency.throughput[")
+    assert "--update-baselines" in found[0].words
+    assert missing([timed_row()], baseline, OTHER_MACHINE) == []
+    assert missing([replace(timed_row(), recipe="llm_int8")], baseline, FINGERPRINT) == []
+
+
+def test_data_hashes_may_be_a_table_by_kind_of_measurement():
+    table = CONTEXT | {"data_hash": {"perplexity": "p", "rag": "r"}}
+    before = [healthy_row("quality.perplexity"), healthy_row("rag.f1", value=0.5), timed_row()]
+    baseline = recorded(before, context=table)
+    changed = table | {"data_hash": {"perplexity": "p", "rag": "other"}}
+
+    outcomes = [judged(row, baseline, context=changed).outcome for row in before]
+
+    assert outcomes == ["pass", "not_comparable", "pass"]
+
+
+# --- The interval ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [5, 6, 11, 20])
+def test_the_interval_agrees_with_resampling_the_plain_way(count):
+    numbers = random.Random(count)
+    now, then, base_then, base_now = ([numbers.gauss(1, 0.1) for _ in range(count)] for _ in range(4))
+
+    def resampled(samples):
+        return median(numbers.choices(samples, k=count)) / median(samples)
+
+    plain = sorted(resampled(now) / resampled(then) * resampled(base_then) / resampled(base_now) for _ in range(20_000))
+    low, high = gate._spread((tuple(now), tuple(then)), (tuple(base_then), tuple(base_now)))
+
+    assert plain[500] == pytest.approx(low, abs=0.02)
+    assert plain[-500] == pytest.approx(high, abs=0.02)
+
+
+def test_the_interval_is_the_same_every_time():
+    gate._median_places.cache_clear()
+    first = gate._spread((timed_row().samples, timed_row(seed=1).samples))
+    gate._median_places.cache_clear()
+
+    assert first == gate._spread((timed_row().samples, timed_row(seed=1).samples))
+
+
+@pytest.mark.parametrize("samples", [(1.0,) * 4, (1.0, 1.0, 1.0, 1.0, 0.0), (-1.0,) * 5, (5e-324, *(1e308,) * 5)])
+def test_too_few_samples_or_some_that_are_not_positive_give_no_interval(samples):
+    assert gate._spread((samples, (1.0,) * 5)) is None
+
+
+def test_judging_a_row_takes_a_few_milliseconds():
+    row, before = timed_row(), recorded([timed_row(seed=1)])
+    judged(row, before)
+    costs = []
+    for _ in range(20):
+        start = time.process_time()
+        judged(row, before)
+        costs.append(time.process_time() - start)
+
+    assert min(costs) < 0.02

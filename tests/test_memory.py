@@ -1,0 +1,249 @@
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench import machine
+from bench._errors import BenchError, MetricError, OptionError
+from bench.generation import Load
+from bench.metrics.memory import (
+    ChildSpec,
+    MemoryReading,
+    bytes_of,
+    memory_efficiency,
+    peak_in_child,
+    peak_memory_mb,
+    peak_on_cuda,
+)
+from bench.metrics.memory_child import anonymous_memory
+
+MIB = 2**20
+SPEC = ChildSpec(kind="base", target="nothing", load=Load(), threads=1)
+
+# A child that measures what `load` and `run` do, as the real one measures a model.
+HEAD = """
+import json, sys, time
+from bench.metrics.memory_child import measure
+def fill(mib):
+    return b"x" * (mib << 20)
+"""
+TAIL = """
+loaded, peak, source = measure(load, run)
+print("a library greets")
+print(json.dumps({"peak_bytes": peak, "model_bytes": 1, "source": source}))
+"""
+
+
+def child(body, **options):
+    command = (sys.executable, "-c", HEAD + body + TAIL)
+    return peak_in_child(SPEC, stored_bytes=1, command=command, **options)
+
+
+def figures(text):
+    return peak_in_child(SPEC, stored_bytes=1, command=(sys.executable, "-c", f"print({text!r})"))
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by Linux alone")
+
+
+@linux
+def test_what_is_held_and_what_is_used_for_a_moment_make_the_peak():
+    reading = child("""
+before = fill(100)
+load = lambda: fill(64)
+def run(held):
+    moment = fill(32)
+    time.sleep(0.3)
+    del moment
+    time.sleep(0.1)
+""")
+
+    assert abs(reading.peak_bytes - 96 * MIB) < 3 * MIB
+    assert reading.source == "RssAnon of a child process"
+
+
+@linux
+def test_what_loading_used_and_gave_back_does_not_count():
+    reading = child("""
+def load():
+    unused = fill(64)
+    return fill(16)
+run = lambda held: None
+""")
+
+    assert abs(reading.peak_bytes - 16 * MIB) < 3 * MIB
+
+
+@pytest.mark.parametrize(
+    ("hidden", "source"),
+    [
+        ({"/proc/self/status"}, "Anonymous"),
+        ({"/proc/self/status", "/proc/self/smaps_rollup"}, "unique set size"),
+    ],
+    ids=["old-kernel", "no-linux"],
+)
+@linux
+def test_without_the_kernels_sum_memory_is_read_elsewhere_and_the_source_says_so(monkeypatch, hidden, source):
+    text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: "" if str(path) in hidden else text(path))
+
+    read, named = anonymous_memory()
+
+    assert named == source
+    assert MIB < read() < machine.memory_total("cpu")
+
+
+def test_a_child_that_is_killed_is_an_error_that_says_so():
+    with pytest.raises(BenchError, match="killed by SIGKILL, most likely because memory ran out"):
+        child("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+
+
+@linux
+def test_a_child_that_runs_out_of_memory_is_an_error_with_its_last_words():
+    with pytest.raises(BenchError, match=r"failed with exit status 1: .*MemoryError"):
+        child("""
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+load, run = lambda: fill(4096), print
+""")
+
+
+def test_a_child_that_hangs_is_ended():
+    with pytest.raises(BenchError, match=r"took longer than 0\.5 s"):
+        child("time.sleep(600)", timeout=0.5)
+
+
+@pytest.mark.parametrize("text", ["", "done", "[1]", '{"peak_bytes": 5}', "3"])
+def test_a_child_that_gives_no_figures_is_an_error(text):
+    with pytest.raises(BenchError, match="did not end with a line of JSON"):
+        figures(text)
+
+
+def test_a_peak_of_nothing_is_refused():
+    with pytest.raises(MetricError, match="peak_bytes=0 must be above 0"):
+        figures(json.dumps({"peak_bytes": 0, "model_bytes": 1, "source": "child"}))
+
+
+def test_the_child_is_told_what_to_measure():
+    code = "import json, sys; spec = json.load(sys.stdin); print(json.dumps(" + (
+        "{'peak_bytes': spec['load']['prompt_tokens'], 'model_bytes': spec['threads'], 'source': spec['target']}))"
+    )
+    spec = ChildSpec(kind="artefact", target="folder", load=Load(prompt_tokens=77), threads=4)
+
+    reading = peak_in_child(spec, stored_bytes=5, command=(sys.executable, "-c", code))
+
+    assert reading == MemoryReading(peak_bytes=77, model_bytes=4, stored_bytes=5, source="folder")
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "model"}, {"threads": 0}])
+def test_a_request_that_cannot_be_is_refused_before_a_process_starts(wrong):
+    with pytest.raises(OptionError, match=f"{next(iter(wrong))}="):
+        ChildSpec(**{"kind": "base", "target": "x", "load": Load(), "threads": 1} | wrong)
+
+
+def test_every_tensor_a_model_holds_counts_however_it_hangs_there():
+    model = torch.nn.Linear(10, 10, bias=False)  # 400 bytes
+    model.register_buffer("codes", torch.zeros(7, dtype=torch.uint8), persistent=False)
+    model.kernel_layout = {"rows": [torch.zeros(3)]}
+    model.weight.state = SimpleNamespace(scales=torch.zeros(5), nested=SimpleNamespace(scales=torch.zeros(2)))
+    model.itself = model
+
+    assert bytes_of(model) == 400 + 7 + 12 + 20 + 8
+
+
+def test_storage_that_is_shared_counts_once_and_in_whole_blocks():
+    weight = torch.zeros(100)
+
+    assert bytes_of([weight, weight[:10], torch.nn.Parameter(weight)]) == 400
+    assert bytes_of([weight, torch.zeros(1)], block=512) == 1024
+
+
+def test_tensors_that_are_nowhere_or_elsewhere_do_not_count():
+    tensors = [torch.zeros(10, device="meta"), torch.zeros(10)]
+
+    assert (bytes_of(tensors), bytes_of(tensors, device="cpu")) == (40, 40)
+
+
+@pytest.fixture
+def allocator(monkeypatch):
+    """A CUDA allocator that holds 1000 blocks of another model, and one for this model's weight."""
+    state = SimpleNamespace(allocated=1001 * 512, peak=10**9, log=[])
+    monkeypatch.setattr(machine, "device_of", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: state.log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: state.allocated)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: state.peak)
+
+    def reset(device):
+        state.log.append("reset")
+        state.peak = state.allocated
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    return state
+
+
+def test_another_model_on_the_same_gpu_is_left_out_exactly(allocator):
+    def work():
+        allocator.log.append("work")
+        allocator.peak += 7 * 512
+
+    reading = peak_on_cuda(work, model=torch.nn.Linear(10, 10, bias=False), device="cuda", stored_bytes=400)
+
+    assert (reading.peak_bytes, reading.model_bytes) == (8 * 512, 512)
+    assert allocator.log == ["wait", "reset", "work", "wait"]
+
+
+def test_a_model_that_the_allocator_does_not_know_is_refused(allocator):
+    allocator.allocated = 0
+
+    with pytest.raises(MetricError, match="another allocator"):
+        peak_on_cuda(print, model=torch.nn.Linear(10, 10), device="cuda", stored_bytes=400)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: the real allocator was not asked")
+def test_the_peak_on_a_real_gpu_is_the_model_and_what_the_work_allocates():
+    model = torch.nn.Linear(1024, 1024, bias=False, device="cuda")
+    other = torch.ones(64 * MIB, dtype=torch.uint8, device="cuda")
+
+    def work():
+        torch.ones(32 * MIB, dtype=torch.uint8, device="cuda")
+
+    reading = peak_on_cuda(work, model=model, device="cuda", stored_bytes=4 * MIB)
+
+    assert reading.peak_bytes == 36 * MIB
+    assert other.numel() == 64 * MIB
+
+
+def test_the_papers_megabytes_are_mebibytes():
+    assert peak_memory_mb(MemoryReading(peak_bytes=7010 * MIB, model_bytes=1, stored_bytes=1, source="")) == 7010.0
+
+
+def test_a_stored_model_larger_than_its_peak_is_an_error_and_not_a_figure_above_one():
+    stored = round(13.49 * 2**30)
+    paper = MemoryReading(peak_bytes=7010 * MIB, model_bytes=1, stored_bytes=stored, source="one of two GPUs")
+
+    with pytest.raises(MetricError, match="one of two GPUs"):
+        memory_efficiency(paper)
+
+
+def test_memory_efficiency_is_the_stored_share_of_the_peak():
+    assert memory_efficiency(MemoryReading(peak_bytes=400, model_bytes=1, stored_bytes=100, source="")) == 0.25
+
+
+@linux
+def test_a_real_model_in_its_own_process_peaks_little_above_its_weights(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=256, **sizes))
+    model.save_pretrained(tmp_path)
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+
+    spec = ChildSpec(kind="base", target=str(tmp_path), load=Load(prompt_tokens=32, new_tokens=4), threads=1)
+    reading = peak_in_child(spec, stored_bytes=weights)
+
+    assert weights <= reading.model_bytes < 1.001 * weights
+    assert 0.98 * weights < reading.peak_bytes < weights + 12 * MIB

@@ -1,0 +1,298 @@
+"""The compiled 4-bit kernel: equal to a loop anybody can follow, in any shape, on any number of threads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compression import _native
+from compression._errors import BackendError
+
+ROOT = Path(__file__).parents[1]
+
+INTEGERS = torch.arange(16.0)  # one look-up a code
+NF4 = torch.tensor(  # four look-ups, for FP4 (exact in bf16) two
+    [
+        *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0),
+        *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+    ]
+)
+FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+TABLES = {"integers": INTEGERS, "fp4": FP4, "nf4": NF4, "one-odd-bit": INTEGERS + torch.tensor([0.0] * 15 + [2.0**-20])}
+
+needs_kernel = pytest.mark.skipif(not _native.available(), reason=f"no native kernel: {_native.reason()}")
+
+
+def dequantize(codes, table, scales, zeros, group):
+    """W[n,k] = s[n,g] * (T[q[n,k]] - z[n,g]), one group at a time, in float64."""
+    weight = torch.empty(codes.shape, dtype=torch.float64)
+    for g in range(codes.shape[1] // group):
+        part = slice(g * group, (g + 1) * group)
+        zero = 0.0 if zeros is None else zeros[:, g : g + 1].double()
+        weight[:, part] = scales[:, g : g + 1].double() * (table.double()[codes[:, part].long()] - zero)
+    return weight
+
+
+def layer(rows, columns, group, m, with_zeros, seed):
+    random = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 16, (rows, columns), dtype=torch.uint8, generator=random)
+    scales = torch.rand(rows, columns // group, generator=random) - 0.3
+    zeros = torch.randint(0, 16, scales.shape, generator=random).float() if with_zeros else None
+    return codes, scales, zeros, torch.randn(m, columns, generator=random)
+
+
+def rounding_bound(x, codes, table, scales, zeros, group):
+    """What fp32 sums of K products may be off by: K roundings of at most eps/2 each, of terms before they cancel.
+
+    Integers are multiplied as 16 + q, and 16 is taken off again: terms that cancel like a zero point.
+    """
+    size = 0 if zeros is None else zeros.abs().repeat_interleave(group, 1)
+    if torch.equal(table, INTEGERS):
+        size = size + 32
+    terms = scales.abs().repeat_interleave(group, 1).double() * (table.abs().double()[codes.long()] + size)
+    return (x.shape[1] + 8) * torch.finfo(torch.float32).eps / 2 * (x.abs().double() @ terms.T)
+
+
+@st.composite
+def shapes(draw):
+    group = draw(st.sampled_from([32, 64, 128, 192, 512]))
+    blocks = draw(st.integers(1, 4))
+    columns = group * blocks if group > 32 else 64 * blocks
+    return draw(st.integers(1, 41)), columns, group, draw(st.integers(1, 17))
+
+
+@needs_kernel
+@settings(deadline=None, max_examples=60)
+@given(shapes(), st.sampled_from(sorted(TABLES)), st.booleans(), st.integers(0, 2**32 - 1))
+def test_the_product_equals_dequantize_and_multiply(shape, table, with_zeros, seed):
+    rows, columns, group, m = shape
+    table = TABLES[table]
+    codes, scales, zeros, x = layer(rows, columns, group, m, with_zeros, seed)
+
+    y = _native.matmul(x, _native.pack(codes), table, scales, zeros, group, rows)
+
+    expected = x.double() @ dequantize(codes, table, scales, zeros, group).T
+    assert y.dtype == torch.float32
+    assert ((expected - y).abs() <= rounding_bound(x, codes, table, scales, zeros, group)).all()
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", TABLES)
+def test_levels_and_scales_are_used_to_the_last_bit(name):
+    """Rows of the identity ask for single weights: the only rounding left is that of scale * level."""
+    codes, scales, _, _ = layer(16, 64, 64, 1, False, seed=3)
+    x = torch.eye(64)
+
+    y = _native.matmul(x, _native.pack(codes), TABLES[name], scales, None, 64, 16)
+
+    assert torch.equal((scales * TABLES[name][codes.long()]).T, y)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_type_and_leading_shape_are_those_of_x(dtype):
+    codes, scales, zeros, x = layer(48, 128, 64, 6, True, seed=1)
+    x = x.to(dtype).reshape(2, 3, 128)
+
+    y = _native.matmul(x, _native.pack(codes), INTEGERS, scales, zeros, 64, 48)
+    wide = _native.matmul(x.float(), _native.pack(codes), INTEGERS, scales, zeros, 64, 48)
+
+    assert (dtype, (2, 3, 48)) == (y.dtype, tuple(y.shape))
+    assert torch.equal(wide.to(dtype), y)  # rounded once, at the end, as torch rounds
+
+
+@needs_kernel
+def test_bf16_results_round_as_in_torch():
+    codes = torch.ones(8, 64, dtype=torch.uint8)
+    scales = torch.tensor([1.0, 3.4e38, 3.0e38, float("nan"), -1e-40, 1.00390625, 1.01171875, 0.0])[:, None]
+    x = torch.zeros(1, 64)
+    x[0, 5] = 1
+
+    y = _native.matmul(x.bfloat16(), _native.pack(codes), INTEGERS, scales, None, 64, 8)
+
+    torch.testing.assert_close(scales.T.bfloat16(), y, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_kernel
+def test_x_may_be_strided_and_empty():
+    codes, scales, zeros, x = layer(40, 128, 128, 3, True, seed=2)
+    packed = _native.pack(codes)
+    strided = torch.stack([x, x], dim=-1)[..., 0]
+
+    assert not strided.is_contiguous()
+    assert torch.equal(
+        _native.matmul(x, packed, INTEGERS, scales, zeros, 128, 40),
+        _native.matmul(strided, packed, INTEGERS, scales, zeros, 128, 40),
+    )
+    assert _native.matmul(x[:0], packed, INTEGERS, scales, zeros, 128, 40).shape == (0, 40)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("m", [1, 3, 4, 9])
+def test_the_number_of_threads_does_not_change_a_bit(name, m):
+    codes, scales, zeros, x = layer(301, 512, 32, m, True, seed=m)
+    packed, before = _native.pack(codes), torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            results.append(_native.matmul(x, packed, TABLES[name], scales, zeros, 32, 301))
+    finally:
+        torch.set_num_threads(before)
+
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_unpack_undoes_pack(rows, blocks, seed):
+    codes, *_ = layer(rows, 64 * blocks, 64, 1, False, seed)
+    packed = _native.pack(codes)
+
+    assert (torch.uint8, (rows, 32 * blocks)) == (packed.dtype, tuple(packed.shape))
+    assert torch.equal(codes, _native.unpack(packed, 64 * blocks))
+
+
+def test_pack_puts_each_code_where_the_c_file_says():
+    k = torch.arange(128)
+    codes = torch.randint(0, 16, (3, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    i = k % 32
+    byte = 32 * (k // 64) + 16 * (i // 4 % 2) + 8 * (i // 16) + 2 * (i % 4) + i // 8 % 2
+    expected = torch.zeros(3, 64, dtype=torch.uint8)
+    for column in k.tolist():
+        expected[:, byte[column]] |= codes[:, column] << (4 if column & 32 else 0)
+
+    assert torch.equal(expected, _native.pack(codes))
+
+
+@pytest.mark.parametrize(("columns", "group"), [(96, 32), (128, 48), (192, 96), (128, 256), (128, 0), (0, 64)])
+def test_shapes_that_do_not_fit_the_blocks_are_not_supported(columns, group):
+    assert not _native.supports(8, columns, group)
+
+
+@needs_kernel
+def test_a_wrong_argument_is_refused_with_what_was_wanted():
+    codes, scales, zeros, x = layer(8, 128, 64, 1, True, seed=0)
+    packed = _native.pack(codes)
+
+    with pytest.raises(ValueError, match="group_size=48"):
+        _native.matmul(x, packed, INTEGERS, scales, zeros, 48, 8)
+    with pytest.raises(ValueError, match=r"scales and zeros float32 \(8, 2\)"):
+        _native.matmul(x, packed, INTEGERS, scales.double(), zeros, 64, 8)
+    with pytest.raises(ValueError, match="strided"):
+        _native.matmul(x, packed, INTEGERS, scales.T.contiguous().T, zeros, 64, 8)
+    with pytest.raises(ValueError, match="int64"):
+        _native.matmul(x.long(), packed, INTEGERS, scales, zeros, 64, 8)
+    with pytest.raises(ValueError, match="multiple of 64 columns"):
+        _native.pack(codes[:, :100])
+    with pytest.raises(ValueError, match="packed must be"):
+        _native.unpack(packed, 64)
+
+
+# ------------------------------------------------------------------------------------------------- how it is built
+
+MULTIPLY = """
+import warnings; warnings.simplefilter("error")
+import torch
+from compression import _native
+print(_native.available(), _native.reason())
+if _native.available():
+    codes = torch.arange(8 * 128).remainder(16).to(torch.uint8).view(8, 128)
+    y = _native.matmul(torch.ones(1, 128), _native.pack(codes), torch.arange(16.0), torch.ones(8, 1), None, 128, 8)
+    print(y.sum().item())
+"""
+
+
+def start(cache, **environment):
+    wanted = {**os.environ, "COMPRESSION_CACHE": str(cache), "COMPRESSION_NATIVE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", MULTIPLY],
+        env=wanted | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out.split("\n")[:-1]
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Build and load the portable kernel as a new process would."""
+    monkeypatch.setenv("COMPRESSION_CACHE", str(tmp_path))
+    return lambda setting="portable": _native._load.__wrapped__(setting)
+
+
+def test_without_a_compiler_it_says_how_to_get_one(tmp_path):
+    (said,) = finish(start(tmp_path, CC="/nonexistent"))
+
+    assert said.startswith("False no C compiler: CC='/nonexistent' is not a command; install one")
+
+
+def test_a_compiler_that_fails_is_quoted(build, tmp_path, monkeypatch):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\n[ $1 = --version ] || { echo 'no such target' >&2; exit 3; }\n", encoding="utf-8")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+
+    library, _, why = build()
+
+    assert library is None
+    assert "exit status 3" in why and "no such target" in why
+
+
+def test_it_can_be_turned_off(monkeypatch):
+    monkeypatch.setenv("COMPRESSION_NATIVE", "0")
+
+    assert not _native.available()
+    assert _native.reason() == "turned off by COMPRESSION_NATIVE=0"
+    with pytest.raises(BackendError, match="turned off"):
+        _native._kernel()
+
+
+@needs_kernel
+def test_processes_may_compile_at_the_same_time_and_leave_one_library(tmp_path):
+    processes = [start(tmp_path, COMPRESSION_NATIVE="portable") for _ in range(2)]
+
+    expected = ["True None", str(float(8 * 128 * 7.5))]
+    assert [finish(process) for process in processes] == [expected, expected]
+    assert len(list((tmp_path / "native").iterdir())) == 1
+
+
+@needs_kernel
+def test_a_damaged_library_is_built_anew(build, tmp_path, monkeypatch):
+    build()
+    (good,) = (tmp_path / "native").iterdir()
+    damaged = tmp_path / "other" / "native" / good.name  # elsewhere: a path that is loaded is not opened again
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"not a library")
+    monkeypatch.setenv("COMPRESSION_CACHE", str(tmp_path / "other"))
+
+    assert build()[2] is None
+    assert damaged.stat().st_size == good.stat().st_size
+
+
+@needs_kernel
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_the_portable_loop_equals_dequantize_and_multiply_and_needs_no_cache(build, tmp_path, monkeypatch, group):
+    (tmp_path / "native").write_text("a file in the way of the folder", encoding="utf-8")
+    library, _, why = build()
+    assert why is None
+    assert library.lut4_isa() == b"portable"
+    monkeypatch.setattr(_native, "_matmul", library.lut4_matmul)
+    codes, scales, zeros, x = layer(21, 384, group, 5, True, seed=group)
+
+    y = _native.matmul(x, _native.pack(codes), NF4, scales, zeros, group, 21)
+
+    expected = x.double() @ dequantize(codes, NF4, scales, zeros, group).T
+    assert ((expected - y).abs() <= rounding_bound(x, codes, NF4, scales, zeros, group)).all()

@@ -1,0 +1,300 @@
+"""The command end to end: real checkpoint folders, real runs of pytest, baselines that are broken on purpose."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import bench
+
+pytest_plugins = ["pytester"]
+
+FILES = Path(bench.__file__).parent
+SIZE = f"{FILES / 'test_efficiency.py'}::test_size"
+SPEED = f"{FILES / 'test_efficiency.py'}::test_generation"
+ENERGY = f"{FILES / 'test_efficiency.py'}::test_energy"
+QUALITY = f"{FILES / 'test_quality.py'}::test_perplexity"
+QUICK = ("--runs", "2", "--warmup-runs", "0", "--prompt-tokens", "8", "--max-new-tokens", "4")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A Llama that this project did not write: transformers' own random weights, saved by transformers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from compression._checkpoint import byte_tokenizer
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "someones-llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=300, max_position_embeddings=256,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "test.txt").write_text("The quick brown fox jumps over the lazy dog, twice a day. " * 60)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _imported():
+    """pytester forgets what is first imported within a run: two copies of a class would not know each other."""
+    import pandas  # noqa: F401
+
+    import bench.plan
+    import bench.summary
+    import bench.workbench  # noqa: F401
+    import compression._compress  # noqa: F401
+    from bench.metrics import all_metrics
+
+    all_metrics()
+    compression.methods()
+
+
+@pytest.fixture
+def run(pytester, checkpoint, _imported):
+    """Run the benchmarks in a repository of somebody else's."""
+
+    def call(*arguments, base=None):
+        plugin = () if _installed() else ("-p", "bench.plugin")
+        return pytester.runpytest_inprocess(
+            *plugin, "-p", "no:cacheprovider", "--base", str(base or checkpoint), *map(str, arguments)
+        )
+
+    return call
+
+
+def _installed():
+    from importlib.metadata import entry_points
+
+    return any(point.value == "bench.plugin" for point in entry_points(group="pytest11"))
+
+
+def _baseline(pytester, recipe="rtn-group-size-32"):
+    found = [p for p in (pytester.path / "baselines" / "someones-llama").glob("*.json") if recipe in p.name]
+    assert len(found) == 1
+    return found[0]
+
+
+RTN = "rtn(group_size=32)"
+
+
+def test_a_recipe_without_a_baseline_passes_and_is_told_how_to_record_one(run):
+    result = run(SIZE, "--model", RTN)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*efficiency.stored_bytes (B)*", "*nothing to compare with*--update-baselines"])
+
+
+def test_strict_fails_without_a_baseline(run):
+    result = run(SIZE, "--model", RTN, "--gate", "strict")
+    result.assert_outcomes(failed=1)
+
+
+def test_a_recorded_run_passes_and_one_more_stored_byte_fails_with_words(run, pytester):
+    run(SIZE, "--model", RTN, "--update-baselines").assert_outcomes(passed=1)
+    run(SIZE, "--model", RTN, "--gate", "strict").assert_outcomes(passed=1)
+    path = _baseline(pytester)
+    recorded = json.loads(path.read_text())
+    recorded["rows"]["efficiency.stored_bytes"]["value"] -= 1
+    path.write_text(json.dumps(recorded))
+    result = run(SIZE, "--model", RTN)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*efficiency.stored_bytes regressed*"])
+
+
+def test_a_run_with_update_does_not_touch_what_it_did_not_measure(run, pytester, text_folder):
+    run(SIZE, "--model", RTN, "--update-baselines").assert_outcomes(passed=1)
+    run(QUALITY, "--model", RTN, "--data", text_folder, "--length", 32, "--update-baselines").assert_outcomes(passed=1)
+    rows = json.loads(_baseline(pytester).read_text())["rows"]
+    assert "efficiency.stored_bytes" in rows
+    assert any(key.startswith("quality.perplexity") for key in rows)
+
+
+def test_a_failed_run_records_nothing(run, pytester):
+    pytester.makepyfile(test_other="def test_fails():\n    assert False")
+    result = run(SIZE, "test_other.py", "--model", RTN, "--update-baselines")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*baselines were not updated*"])
+    assert not (pytester.path / "baselines").exists()
+
+
+def test_a_vanished_metric_is_missed(run, pytester, monkeypatch):
+    from bench.metrics._registry import METRICS
+
+    run(SIZE, "--model", RTN, "--update-baselines").assert_outcomes(passed=1)
+    monkeypatch.delitem(METRICS, "efficiency.model_size_gb")
+    result = run(SIZE, "--model", RTN)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*efficiency.model_size_gb is in the baseline but was not measured*"])
+
+
+def test_another_checkpoint_under_the_same_name_does_not_pass(run, pytester, checkpoint, tmp_path):
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    run(SIZE, "--model", RTN, "--update-baselines").assert_outcomes(passed=1)
+    other = tmp_path / "someones-llama"
+    shutil.copytree(checkpoint, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"] += torch.ones_like(tensors["model.norm.weight"])
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    result = run(SIZE, "--model", RTN, base=other)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*base_hash*"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text[: len(text) // 2], "baseline"),
+        (lambda text: text.replace('"schema": 1', '"schema": 99'), "schema=99"),
+        (lambda text: text.replace('"value": ', '"value": NaN, "was": ', 1), "NaN"),
+        (lambda text: text.replace('"rows": {', '"rows": {"efficiency.stored_bytes": {}, ', 1), "efficiency.stored_bytes"),
+    ],
+    ids=["not-json", "another-schema", "nan", "duplicate-row"],
+)  # fmt: skip
+def test_a_damaged_baseline_stops_the_run_before_it_starts(run, pytester, damage, words):
+    run(SIZE, "--model", RTN, "--update-baselines")
+    path = _baseline(pytester)
+    path.write_text(damage(path.read_text()))
+    result = run(SIZE, "--model", RTN)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{path.name}*"])
+    assert words in result.stderr.str()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--model", "rnt"), "did you mean rtn"),
+        (("--model", "rtn(bits=5)"), "allowed are 2, 3, 4, 8"),
+        (("--model", RTN, "--base", "no-such-base"), "no such folder"),
+        (("--model", "rtn"), "divisors near it: 24, 32, 48, 96"),
+        (("--model", RTN, "--batch-size", "0"), "--batch-size 0"),
+        (("--model", RTN, "--runs", "0"), "--runs 0"),
+        (("--model", RTN, "--max-new-tokens", "1"), "at least 2"),
+        (("--model", RTN, "--device", "tpu"), "allowed are auto, cpu, cuda"),
+        (("--model", RTN, "--journal", "/dev/null/journal.jsonl"), "cannot be written"),
+    ],
+    ids=lambda value: "-".join(value).strip("-") if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_refused_before_anything_is_measured(run, pytester, arguments, words):
+    result = run(SIZE, *arguments)
+    assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+    assert words in result.stdout.str() + result.stderr.str()
+    assert not (pytester.path / ".bench" / "journal.jsonl").exists()
+
+
+def test_data_that_is_not_there_is_said_before_anything_is_measured(run, tmp_path):
+    result = run(QUALITY, "--model", RTN, "--data", tmp_path)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert str(tmp_path) in result.stderr.str()
+
+
+def test_perplexity_of_a_foreign_checkpoint_on_a_folder_touches_nothing_of_the_reference(checkpoint, text_folder, tmp_path):
+    code = (
+        "import sys, pytest\n"
+        f"code = pytest.main(['-q', '-p', 'bench.plugin', '-p', 'no:cacheprovider', {QUALITY!r}, '--model', 'fp16', '--length', '32',"
+        f" '--base', {str(checkpoint)!r}, '--data', {str(text_folder)!r}, '--rootdir', {str(tmp_path)!r}])\n"
+        "assert code == 0, code\n"
+        "assert not [name for name in sys.modules if name.startswith('bench.reference')]\n"
+    )
+    _python(code, cwd=tmp_path)
+
+
+def test_collecting_imports_neither_torch_nor_transformers(tmp_path):
+    code = (
+        "import sys, pytest\n"
+        f"code = pytest.main(['-q', '-p', 'bench.plugin', '-p', 'no:cacheprovider', '--collect-only', '--model', 'all', {str(FILES)!r},"
+        f" '--rootdir', {str(tmp_path)!r}])\n"
+        "assert code == 0, code\n"
+        "assert not {'torch', 'transformers', 'hypothesis'} & set(sys.modules)\n"
+    )
+    assert "test_generation[nf4-b1-eager]" in _python(code, cwd=tmp_path).stdout
+
+
+def test_each_recipe_is_compressed_once_and_its_measurements_follow_each_other(run):
+    result = run(FILES / "test_efficiency.py", FILES / "test_quality.py", "--collect-only", "-q", "--model", f"fp16,{RTN}")
+    collected = [line for line in result.stdout.lines if "::test_" in line]
+    changes = sum(("fp16" in a) != ("fp16" in b) for a, b in zip(collected, collected[1:], strict=False))
+    assert len(collected) == 12
+    assert changes == 1
+
+
+def test_speed_is_measured_beside_the_base_in_the_same_rounds(run, pytester):
+    run(SPEED, "--model", RTN, "--batch-size", "1,2", *QUICK).assert_outcomes(passed=2)
+    rows = [json.loads(line) for line in (pytester.path / ".bench" / "journal.jsonl").read_text().splitlines()]
+    decode = [r for r in rows if r["kind"] == "row" and r["metric"] == "efficiency.decode_ms"]
+    assert [r["params"]["batch"] for r in decode] == [1, 2]
+    assert all(len(r["samples"]) == len(r["base_samples"]) == 2 for r in decode)
+    assert rows[-1]["kind"] == "end"
+
+
+def test_speed_is_measured_with_pytest_benchmark_switched_off(run):
+    run(SPEED, "--model", RTN, "--benchmark-disable", *QUICK).assert_outcomes(passed=1)
+
+
+def test_a_recipe_that_runs_out_of_memory_leaves_rows_that_say_so_and_the_rest_completes(run, pytester, monkeypatch):
+    from compression.quantization.rtn import RTN as Method
+
+    def explode(self, linear, context):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Method, "compress_linear", explode)
+    result = run(SIZE, "--model", f"{RTN},nf4(group_size=32)")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*out of memory*"])
+    rows = [json.loads(line) for line in (pytester.path / ".bench" / "journal.jsonl").read_text().splitlines()]
+    assert {r["status"] for r in rows if r["kind"] == "row" and r["recipe"] == RTN} == {"out_of_memory"}
+
+
+def test_the_plan_is_printed_and_nothing_is_run(run, pytester):
+    result = run(SIZE, "--model", f"fp16,{RTN}", "--plan")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["*recipe*stored*memory at once*", "*fp16*", f"*{RTN.replace('[', '[[]')}*"])
+    assert not (pytester.path / ".bench").exists()
+
+
+def test_a_killed_run_goes_on_where_it_was(checkpoint, tmp_path):
+    """Killed for good within the energy window, after the sizes are on the disk; --resume measures only the rest."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.plugin", "-p", "no:cacheprovider", SIZE, ENERGY,
+               "--base", checkpoint, "--model", RTN, "--rootdir", tmp_path, *QUICK]  # fmt: skip
+    journal = tmp_path / ".bench" / "journal.jsonl"
+    child = subprocess.Popen(command, cwd=tmp_path, env=_environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and "efficiency.stored_bytes" in journal.read_text()):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    subprocess.run([*command, "--resume"], cwd=tmp_path, env=_environment(), check=True, stdout=subprocess.DEVNULL)
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert len({r["run"] for r in records}) == 1
+    assert sum(r.get("metric") == "efficiency.stored_bytes" for r in records) == 1
+    assert sum(r.get("metric") == "efficiency.energy_mj_per_token" for r in records) == 1
+    assert records[-1] == {**records[-1], "kind": "end", "status": "passed"}
+
+
+def _environment():
+    return {**os.environ, "PYTHONPATH": str(FILES.parent)}
+
+
+def _python(code, cwd):
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
