@@ -95,24 +95,28 @@ def _rows(table: str) -> Iterator[dict[str, str]]:
     return (dict(zip(header, line, strict=True)) for line in lines)
 
 
-PEAKS: Mapping[str, Gpu] = MappingProxyType({
-    row["name"]: Gpu(
-        flops_per_s=MappingProxyType({
-            dtype: float(row[dtype]) * 1e12
-            for dtype in ("float32", "tf32", "float16", "bfloat16", "int8", "float8")
-            if row[dtype] != "-"
-        }),
-        watts=float(row["W"]),
-        bandwidth_bytes_per_s=float(row["GB/s"]) * 1e9,
-        memory_bytes=float(row["GB"]) * 1e9,
-        sheet=row["source"],
-    )
-    for row in _rows(_GPUS)
-})
+PEAKS: Mapping[str, Gpu] = MappingProxyType(
+    {
+        row["name"]: Gpu(
+            flops_per_s=MappingProxyType(
+                {
+                    dtype: float(row[dtype]) * 1e12
+                    for dtype in ("float32", "tf32", "float16", "bfloat16", "int8", "float8")
+                    if row[dtype] != "-"
+                }
+            ),
+            watts=float(row["W"]),
+            bandwidth_bytes_per_s=float(row["GB/s"]) * 1e9,
+            memory_bytes=float(row["GB"]) * 1e9,
+            sheet=row["source"],
+        )
+        for row in _rows(_GPUS)
+    }
+)
 
-CPU_POWER: Mapping[str, Cpu] = MappingProxyType({
-    row["name"]: Cpu(watts=float(row["W"]), cores=int(row["cores"]), sheet=row["source"]) for row in _rows(_CPUS)
-})
+CPU_POWER: Mapping[str, Cpu] = MappingProxyType(
+    {row["name"]: Cpu(watts=float(row["W"]), cores=int(row["cores"]), sheet=row["source"]) for row in _rows(_CPUS)}
+)
 
 
 def words_of(name: str) -> list[str]:

@@ -1,13 +1,14 @@
 """Greedy generation with a static cache, stamped token by token: the clock of every efficiency figure.
 
-A `Decoder` prepares one model for one load; `run` submits a prompt and yields a `Round` of times. `Interleaved` runs two
-of them in turn (A B A B ...), so that drift of the machine falls on both. On CUDA a decode step can be replayed from a
+A `Decoder` prepares one model for one load; `run` submits a prompt and yields a `Round` of times. `Interleaved` runs
+two of them in turn (A B A B ...), so that drift of the machine falls on both. On CUDA a decode step can be replayed from a
 graph (mode "graph"): at batch 1 eager decoding is bound by launches, and no kernel would show.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from bench._errors import OptionError
@@ -84,6 +85,8 @@ class Decoder:
     ):
         import torch
 
+        from bench._step import lean_step
+
         length = load.prompt_tokens + load.new_tokens
         positions = getattr(model.config, "max_position_embeddings", length)
         if length > positions:
@@ -101,6 +104,7 @@ class Decoder:
         self._prompts = list(prompts.to(self.device))
         self._cache_factory = cache_factory or _static_cache
         self._length = length
+        self._lean = lean_step(model, self._length)
         self._graph: tuple[Any, Any, Any, Any] | None = None
 
     def run(self, index: int = 0) -> Round:
@@ -116,12 +120,13 @@ class Decoder:
         """The token is taken out (argmax) within each step; a stamp is one clock reading."""
         clock, model = time.perf_counter, self.model
         begin = clock()
-        cache = self._cache_factory(model.config, self.load.batch_size, self._length)
+        cache = self._new_cache()
         ready = clock()
         token = _next(model, prompt, cache)
         stamps = [clock()]
-        for _ in range(self.load.new_tokens - 1):
-            token = _next(model, token, cache)
+        step = self._step(cache)
+        for position in range(self.load.prompt_tokens, self._length - 1):
+            token = step(token, position)
             stamps.append(clock())
         return self._round(begin, ready, stamps, cache)
 
@@ -132,30 +137,40 @@ class Decoder:
         prompt = self._prompts[index % len(self._prompts)]
         torch.cuda.synchronize(self.device)
         begin = time.perf_counter()
-        cache, step = self._graph_step() if self.mode == "graph" else self._eager_step()
+        cache, step = self._graph_step() if self.mode == "graph" else (self._new_cache(), None)
         ready = time.perf_counter()
         token = _next(self.model, prompt, cache)
         torch.cuda.synchronize(self.device)
         first = time.perf_counter()
+        if step is None:
+            step = self._step(cache)
         events = [torch.cuda.Event(enable_timing=True) for _ in range(self.load.new_tokens)]
         events[0].record()
-        for event in events[1:]:
-            token = step(token)
+        for position, event in enumerate(events[1:], self.load.prompt_tokens):
+            token = step(token, position)
             event.record()
         torch.cuda.synchronize(self.device)
         stamps = [first + events[0].elapsed_time(event) / 1e3 for event in events]
         return self._round(begin, ready, stamps, cache)
 
-    def _eager_step(self) -> tuple[Any, Callable[[Any], Any]]:
-        cache = self._cache_factory(self.model.config, self.load.batch_size, self._length)
-        return cache, lambda token: _next(self.model, token, cache)
+    def _new_cache(self) -> Any:
+        return self._cache_factory(self.model.config, self.load.batch_size, self._length)
 
-    def _graph_step(self) -> tuple[Any, Callable[[Any], Any]]:
+    def _step(self, cache: Any) -> Callable[[Any, int], Any]:
+        """(token, position) -> next token, over a cache that holds the prompt."""
+        from bench._step import fits
+
+        lean, model = self._lean, self.model
+        if lean is None or not fits(cache, self._length):
+            return lambda token, position: _next(model, token, cache)
+        return lambda token, position: lean(token, position, cache)[:, -1:].argmax(-1)
+
+    def _graph_step(self) -> tuple[Any, Callable[[Any, int], Any]]:
         """The captured decode step over a cache of fixed addresses, emptied; captured at the first use."""
         import torch
 
         if self._graph is None:
-            cache = self._cache_factory(self.model.config, self.load.batch_size, self._length)
+            cache = self._new_cache()
             token = _next(self.model, self._prompts[0], cache).clone()
             side = torch.cuda.Stream(self.device)
             side.wait_stream(torch.cuda.current_stream(self.device))
@@ -169,7 +184,7 @@ class Decoder:
         graph, cache, static_token, out = self._graph
         cache.reset()
 
-        def step(token: Any) -> Any:
+        def step(token: Any, position: int) -> Any:
             static_token.copy_(token)
             graph.replay()
             return out
@@ -180,9 +195,9 @@ class Decoder:
         return Round(
             ttft_s=stamps[0] - begin,
             prefill_s=stamps[0] - ready,
-            steps_s=tuple(b - a for a, b in zip(stamps, stamps[1:], strict=False)),
+            steps_s=tuple(b - a for a, b in pairwise(stamps)),
             total_s=stamps[-1] - begin,
-            kv_bytes=kv_bytes(cache),
+            kv_bytes=kv_bytes(cache, self._length - 1),  # the last token is not fed back
             tokens=self.load.batch_size * self.load.new_tokens,
         )
 
@@ -212,14 +227,13 @@ class Interleaved:
                     self.round_of(which)
 
 
-def kv_bytes(cache: Any) -> int:
-    """Bytes of the keys and values that a cache holds, by its own tensors: grouped heads are stored once per group."""
+def kv_bytes(cache: Any, tokens: int) -> int:
+    """Bytes of the keys and values of `tokens` positions, by the cache's own tensors: grouped heads are stored once."""
     total = 0
     for layer in cache.layers:
-        used = int(layer.get_seq_length())
         for tensor in (layer.keys, layer.values):
             places = tensor.shape[-2]
-            total += tensor.numel() // places * min(used, places) * tensor.element_size()
+            total += tensor.numel() // places * min(tokens, places) * tensor.element_size()
     return total
 
 

@@ -36,8 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "embedded for the reference")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:N; default auto: cuda if there is one")
     add("--seed", type=int, default=0, help="of prompts, random weights and calibration")
-    add("--gate", choices=("auto", "strict", "off"), default="auto",
-        help="auto: what has a baseline is gated; strict: also fail without one, and on improvements; off: measure only")
+    add(
+        "--gate",
+        choices=("auto", "strict", "off"),
+        default="auto",
+        help="auto: gate what has a baseline; strict: also fail without one, and on improvements; off: measure only",
+    )
     add("--baselines", type=Path, metavar="DIR", help="folder of baselines; default ./baselines")
     add("--update-baselines", action="store_true", help="record this run as the baseline, merged into what is there")
     add("--journal", type=Path, metavar="FILE", help="journal of results; default ./.bench/journal.jsonl")

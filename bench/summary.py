@@ -34,10 +34,10 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     if not rows:
         return
     options = workbench.options
-    yield f"base {workbench.source.label} on {workbench.fingerprint}, gate {options.gate}, journal {workbench.journal.path}"
+    yield f"base {workbench.source.label} on {workbench.fingerprint}, gate {options.gate}"
+    yield f"journal {workbench.journal.path}"
     yield table(rows, {key: verdict.outcome for key, verdict in workbench.verdicts.items()}).to_string()
-    for reason in dict.fromkeys(f"{r.recipe}: {r.metric} {r.status}: {r.reason}" for r in rows if r.reason):
-        yield reason
+    yield from dict.fromkeys(f"{r.recipe}: {r.metric} {r.status}: {r.reason}" for r in rows if r.reason)
     kernels = {recipe: str(kernels) for recipe, kernels in workbench.kernels.items() if kernels}
     if kernels:
         yield "kernels: " + "; ".join(f"{recipe} {what}" for recipe, what in kernels.items())

@@ -13,14 +13,15 @@ pytestmark = pytest.mark.efficiency
 def test_size(workbench, recipe):
     from compression._artefact import count_parameters, stored_bytes
 
-    base = {"base_stored_bytes": stored_bytes(workbench.base.model), "base_parameters": count_parameters(workbench.base.model)}
+    base = workbench.base.model
+    against = {"base_stored_bytes": stored_bytes(base), "base_parameters": count_parameters(base)}
 
     def of(model):
-        return size.ArtefactReading(stored_bytes=stored_bytes(model), parameters=count_parameters(model), **base)
+        return size.ArtefactReading(stored_bytes=stored_bytes(model), parameters=count_parameters(model), **against)
 
     def take():
         reading = of(workbench.compressed(recipe).model)
-        return reading, None if recipe.text == UNCOMPRESSED else of(workbench.base.model)
+        return reading, None if recipe.text == UNCOMPRESSED else of(base)
 
     workbench.measure("artefact", recipe, take)
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bench._errors import DataError
 from bench.metrics.perplexity import PerplexityProtocol, perplexity
 from compression._recipe import UNCOMPRESSED
 
@@ -15,7 +16,10 @@ def test_perplexity(workbench, recipe):
     workbench.note_data("perplexity", workbench.data.source(protocol.split, what=protocol.what).digest)
 
     def of(model):
-        return perplexity(model.model, workbench.base.tokenizer, workbench.data, protocol, device=workbench.options.device)
+        tokenizer = workbench.base.tokenizer
+        if tokenizer is None:
+            raise DataError(f"base {workbench.source.text} has no tokenizer: perplexity needs tokenizer.json beside it")
+        return perplexity(model.model, tokenizer, workbench.data, protocol, device=workbench.options.device)
 
     def take():
         base = workbench.base_reading(("perplexity", protocol), lambda: of(workbench.base))

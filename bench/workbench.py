@@ -239,13 +239,12 @@ class Workbench:
             base_value = None if base is None else metric(base)
             samples = tuple(metric(r) for r in each(reading)) if each and metric.kind == "timing" else ()
             base_samples = tuple(metric(r) for r in each(base)) if samples and base is not None and each else ()
-            rows.append(
-                self._row(
-                    of, recipe, metric, params, value=value, base_value=base_value, status=status, reason=reason,
-                    ratio=value / base_value if base_value else None, source=source,
-                    samples=samples, base_samples=base_samples,
-                )  # fmt: skip
-            )
+            row = self._row(
+                of, recipe, metric, params, value=value, base_value=base_value, status=status, reason=reason,
+                ratio=value / base_value if base_value else None, source=source,
+                samples=samples, base_samples=base_samples,
+            )  # fmt: skip
+            rows.append(row)
         return rows
 
     def _row(self, of: str, recipe: Recipe, metric: Metric, params: Mapping[str, Any], **values: Any) -> Row:
@@ -292,6 +291,7 @@ class Workbench:
 
     def _resumed(self, of: str, recipe: Recipe, params: Mapping[str, Any]) -> bool:
         """Whether the run that is resumed has all rows of this measurement; they are judged, not measured again."""
+
         def matches(row: Row) -> bool:
             return row.of == of and row.recipe == recipe.text and params.items() <= dict(row.params).items()
 
@@ -349,9 +349,7 @@ class Workbench:
                                  "outcome": verdict.outcome, "words": verdict.words})  # fmt: skip
         if self.options.update and self.rows:
             if passed:
-                self.changes = gates.update(
-                    self.options.baselines, self.rows.values(), self.context, self.fingerprint
-                )
+                self.changes = gates.update(self.options.baselines, self.rows.values(), self.context, self.fingerprint)
             else:
                 failing.append("baselines were not updated: the run failed, and a failed run is no baseline")
         if self._started:
@@ -380,8 +378,10 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 def _commit() -> str | None:
     """The commit of the folder that the command runs in, with + if files differ from it; None outside a repository."""
+
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")

@@ -30,7 +30,9 @@ class Ready(torch.nn.Module):
 
 def main() -> None:
     model = Ready()
-    decoder = Decoder(model, Load(prompt_tokens=8, new_tokens=TOKENS), cache_factory=lambda *_: SimpleNamespace(layers=[]))
+    decoder = Decoder(
+        model, Load(prompt_tokens=8, new_tokens=TOKENS), cache_factory=lambda *_: SimpleNamespace(layers=[])
+    )
     token = torch.zeros(1, 1, dtype=torch.long)
     ours, bare = [], []
     for _ in range(ROUNDS):

@@ -57,7 +57,7 @@ class Layer:
         half = x.bfloat16()
 
         def ours(table: Tensor, zeros: Tensor | None, x: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda w: _native.matmul(x, w, table, self.scales, zeros, GROUP, self.n)
+            return lambda w: _native.matmul(x, w, table, self.scales, zeros, GROUP)
 
         def torch_int4(w: Tensor) -> Tensor:
             return torch.ops.aten._weight_int4pack_mm_for_cpu(half, w, GROUP, self.scales_and_zeros)

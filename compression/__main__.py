@@ -1,7 +1,7 @@
 """Command line: write a compressed model, or list what there is.
 
-    python -m compression nf4 --base reference --out nf4-model
-    python -m compression list
+python -m compression nf4 --base reference --out nf4-model
+python -m compression list
 """
 
 import argparse
@@ -44,9 +44,7 @@ def _compress(options: argparse.Namespace) -> int:
     from compression._artefact import check_writable
 
     check_writable(options.out)
-    result = compress(
-        options.base, recipe, device=options.device or _device(), seed=options.seed, progress=_bar()
-    )
+    result = compress(options.base, recipe, device=options.device or _device(), seed=options.seed, progress=_bar())
     result.save(options.out)
     facts = {
         "recipe": recipe.text,

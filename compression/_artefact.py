@@ -156,6 +156,8 @@ def load(folder: str | Path, device: str = "cpu") -> Compressed:
         report = tuple(LayerReport(**entry) for entry in manifest["report"])
         cost = None if manifest["cost"] is None else Cost(**manifest["cost"])
         recipe, base = Recipe.from_json(manifest["recipe"]), (manifest["base"]["text"], manifest["base"]["digest"])
+        if not isinstance(manifest["executed"], list):
+            raise TypeError(f"executed must be a list, not {manifest['executed']!r}")
         executed = tuple(manifest["executed"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error

@@ -81,7 +81,7 @@ class BaseSource:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json, checked: a supported architecture, not compressed already.
+        """config.json, checked: a supported architecture, not quantized by another library.
 
         Raises:
             CheckpointError: missing or unreadable, unsupported, or already quantized.
@@ -97,11 +97,8 @@ class BaseSource:
             raise CheckpointError(
                 f"{path}: architecture {name!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
             )
-        quantized, manifest = config.get("quantization_config"), self.folder / MANIFEST
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        if manifest.exists() and _read_json(manifest).get("layers"):
-            quantized, method = True, "by this package: compression.load opens it"
-        if quantized:
+        if quantized := config.get("quantization_config"):
+            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
             raise CheckpointError(
                 f"{path}: this checkpoint is already quantized ({method}); give the uncompressed one as the base"
             )
@@ -183,7 +180,7 @@ def locate(text: str) -> BaseSource:
         for folder in folders:
             if (folder / "config.json").exists():
                 return BaseSource(text, "named", folder)
-        raise CheckpointError(f"base {text!r} ships beside the package bench, and is not there: {folders or 'no bench'}")
+        raise CheckpointError(f"base {text!r} ships with the package bench, and is not there: {folders or 'no bench'}")
     if text.startswith("random:"):
         shape = text.removeprefix("random:")
         if shape not in SHAPES:
@@ -205,7 +202,7 @@ def locate(text: str) -> BaseSource:
 
 
 def open_base(text: str, device: str = "cpu", *, seed: int = 0) -> Base:
-    """Load a base in its stored dtype.
+    """Load a base in its stored dtype; that of the embeddings, should it mix several.
 
     Args:
         text: see the module.
@@ -224,10 +221,16 @@ def open_base(text: str, device: str = "cpu", *, seed: int = 0) -> Base:
         model.to_empty(device=device)
         _fill_random(model, device, seed)
     else:
+        assert source.folder is not None
+        manifest = source.folder / MANIFEST
+        if manifest.exists() and _read_json(manifest).get("layers"):
+            raise CheckpointError(f"{source.folder} is compressed already: compression.load opens it; "
+                                  "give the uncompressed checkpoint as the base")  # fmt: skip
         tensors = read_tensors(source.files)
         embedding = tensors.get("model.embed_tokens.weight")
         dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
         model = build(source.config, dtype, device="meta")
+        tensors = {name: t.to(dtype) if t.dtype in _floats() else t for name, t in tensors.items()}
         fill(model, tensors, where=str(source.folder))
     return Base(source, finish(model, device), device, seed)
 
@@ -270,7 +273,7 @@ def fill(model: Any, tensors: dict[str, Any], *, where: str) -> None:
     """
     import torch
 
-    expected, floats = model.state_dict(), {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    expected, floats = model.state_dict(), _floats()
     if getattr(model.config, "tie_word_embeddings", False):
         embedding = tensors.get("model.embed_tokens.weight")
         head = tensors.setdefault("lm_head.weight", embedding)
@@ -297,8 +300,15 @@ def fill(model: Any, tensors: dict[str, Any], *, where: str) -> None:
     model.load_state_dict(given, assign=True, strict=True)
 
 
+def _floats() -> set[Any]:
+    """The types that weights are computed with."""
+    import torch
+
+    return {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
 def read_tensors(files: Iterable[Path]) -> dict[str, Any]:
-    """All tensors of safetensors files, in memory of their own (not mapped, so that memory is counted where it is used).
+    """All tensors of safetensors files, in memory of their own: mapped, it would not be counted where it is used.
 
     Raises:
         CheckpointError: a file is damaged or truncated, or two files hold one name.

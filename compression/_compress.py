@@ -3,12 +3,11 @@
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
-from compression import _blocks, _checkpoint
+from compression import _blocks, _checkpoint, _kernels
 from compression._artefact import Compressed, LayerReport
 from compression._checkpoint import Base
 from compression._cost import CostMeter
@@ -69,6 +68,8 @@ def compress(
         raise RecipeError(f"the base is on {base.device!r}; open it on {device!r} instead")
     else:
         check(recipe, base.model)
+    if recipe.steps:
+        _kernels.warm_up(base.device)
     model = _copy(base.model)
     executed: list[str] = []
     report: list[LayerReport] = []
@@ -81,18 +82,19 @@ def compress(
                 continue
             context = Context(step=step, device=base.device, seed=seed, progress=progress or _silent)
             model = _run(step, model, context)
-            report, tokens = [*context.report], tokens + context.calibration_tokens
+            report, tokens = report + context.report, tokens + context.calibration_tokens
     if recipe.steps:
         report += [LayerReport(name, "kept", "embeddings, output head and norms stay as they are")
                    for name in ("model.embed_tokens", "lm_head", "norms")]  # fmt: skip
     return Compressed(
         model=model.eval().requires_grad_(False), recipe=recipe, base=(base.text, base.digest),
-        executed=tuple(executed), report=tuple(report), cost=meter.cost(tokens), tokenizer_source=lambda: base.tokenizer,
+        executed=tuple(executed), report=tuple(report), cost=meter.cost(tokens),
+        tokenizer_source=lambda: base.tokenizer,
     )  # fmt: skip
 
 
 def _schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
-    """The steps with `dequantize` (None) where a step does not take a packed model, and the last undone quantizer again.
+    """The steps, `dequantize` (None) where one does not take a packed model, and the last undone quantizer again.
 
     The last entry of what is returned leaves the model packed if any step of the recipe did.
     """
@@ -129,7 +131,8 @@ def check(recipe: Recipe, model: nn.Module) -> None:
                         raise LayerError(f"{step} cannot take {name}: {error}") from error
         for pattern, override in step.layers:
             if not any(Step(step.method, ((pattern, override),)).for_layer(n) is override for n in names):
-                raise RecipeError(f"{step}: no layer matches {pattern!r}; layers are called e.g. {names[0]}, {names[-1]}")
+                raise RecipeError(f"{step}: no layer matches {pattern!r}; layers are called e.g. {names[0]}, "
+                                  f"{names[-1]}")  # fmt: skip
 
 
 def check_source(recipes: Iterable[Recipe], source: _checkpoint.BaseSource) -> nn.Module:

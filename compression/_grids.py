@@ -49,9 +49,7 @@ def groups_of(cols: int, group_size: int) -> int:
     return 1 if group_size == -1 else cols // group_size
 
 
-def check_group(
-    cols: int, group_size: int, layer: str = "the layer", allowed: tuple[int, ...] | None = None
-) -> None:
+def check_group(cols: int, group_size: int, layer: str = "the layer", allowed: tuple[int, ...] | None = None) -> None:
     """Raise LayerError, naming the divisors at hand, if groups of `group_size` do not tile `cols` inputs.
 
     `allowed` are the sizes that the method takes; None for -1 and everything from 8.
@@ -99,8 +97,8 @@ def _grouped(weight: Tensor, group_size: int) -> Tensor:
 class AffineGrid:
     """Evenly spaced levels: W = s * (q - z), q in 0 .. 2**bits - 1.
 
-    Symmetric: z is the middle 2**(bits-1) and s = 2 max|W| / (2**bits - 1), as GPTQ has it: no weight moves by more than
-    s/2. Asymmetric: the range min(W, 0) .. max(W, 0) is split evenly and zero is itself a level.
+    Symmetric: z is the middle 2**(bits-1) and s = 2 max|W| / (2**bits - 1), as GPTQ has it: no weight moves by more
+    than s/2. Asymmetric: the range min(W, 0) .. max(W, 0) is split evenly and zero is itself a level.
     Stored: scales in the dtype of the weight, rounded up so that nothing is clipped; zero points in `bits` bits.
     """
 
@@ -265,8 +263,8 @@ def _table(levels: tuple[float, ...], device: str) -> Tensor:
 def dynamic_levels(device: str = "cpu") -> Tensor:
     """The 256 levels of the signed dynamic 8-bit type, fp32, ascending.
 
-    Seven decades 10**-6 .. 10**0; decade e holds 2**e means of neighbouring points of an even split of 0.1 .. 1, of both
-    signs; with 0 and 1.
+    Seven decades 10**-6 .. 10**0; decade e holds 2**e means of neighbouring points of an even split of 0.1 .. 1, of
+    both signs; with 0 and 1.
     """
     positive = []
     for exponent in range(7):

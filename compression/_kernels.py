@@ -9,7 +9,6 @@ it, the weight is dequantized and multiplied (`DEQUANTIZE`).
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ from compression._errors import BackendError
 from compression._grids import DOUBLE_QUANT_BLOCK, AffineGrid, Grid, Int8RowGrid, NF4Grid, Params, dynamic_levels
 
 DEQUANTIZE = "dequantize"
+
+Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,8 @@ class Kernel:
         refuses: why a layer cannot have it, or None.
         pack: canonical packed codes (rows, bytes), spec -> the kernel's layout.
         unpack: the exact inverse.
-        prepare: stored parameters, spec -> whatever `matmul` needs beside the layout.
-        matmul: x (..., in_features), layout, prepared, spec -> (..., out_features), without bias.
+        bind: layout, stored parameters, spec -> the product as a function of x (..., in_features) in the spec's dtype,
+            to (..., out_features), without bias; what can be prepared is prepared once.
         max_rows: rows of input, as a function of the spec, up to which the kernel is the faster way.
     """
 
@@ -62,8 +63,7 @@ class Kernel:
     refuses: Callable[[LayerSpec], str | None]
     pack: Callable[[Tensor, LayerSpec], Tensor]
     unpack: Callable[[Tensor, LayerSpec], Tensor]
-    prepare: Callable[[Params, LayerSpec], Any]
-    matmul: Callable[[Tensor, Tensor, Any, LayerSpec], Tensor]
+    bind: Callable[[Tensor, Params, LayerSpec], Product]
     max_rows: Callable[[LayerSpec], float]
 
 
@@ -86,6 +86,14 @@ def choose(spec: LayerSpec) -> tuple[Kernel | None, dict[str, str]]:
                            f"{spec.in_features} in {spec.dtype} on {spec.device}: {reasons}; backend=auto "
                            "takes the fastest there is")  # fmt: skip
     return None, refused
+
+
+def warm_up(device: str) -> None:
+    """Compile what is compiled at first use, so that it falls on no clock."""
+    if torch.device(device).type == "cpu":
+        from compression import _native
+
+        _native.available()
 
 
 def canonical(codes: Tensor, spec: LayerSpec) -> Tensor:
@@ -126,9 +134,12 @@ def _lut4_refuses(spec: LayerSpec) -> str | None:
     return None
 
 
-def _lut4_prepare(params: Params, spec: LayerSpec) -> tuple[Tensor, Tensor, Tensor | None]:
+def _lut4_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
+    from compression import _native
+
     scales, zeros = spec.grid.expand(params, spec.out_features, spec.in_features)
-    return spec.grid.table(), scales.contiguous(), None if zeros is None else zeros.contiguous()
+    zeros = None if zeros is None else zeros.contiguous()
+    return _native.bind(layout, spec.grid.table(), scales.contiguous(), zeros, spec.group)
 
 
 def _lut4_pack(codes: Tensor, spec: LayerSpec) -> Tensor:
@@ -141,13 +152,6 @@ def _lut4_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
     from compression import _native
 
     return _packing.pack(_native.unpack(layout, spec.in_features), 4)
-
-
-def _lut4_matmul(x: Tensor, layout: Tensor, prepared: Any, spec: LayerSpec) -> Tensor:
-    from compression import _native
-
-    table, scales, zeros = prepared
-    return _native.matmul(x, layout, table, scales, zeros, spec.group, spec.out_features)
 
 
 # --- int4 and int8 of core torch --------------------------------------------------------------------------------------
@@ -185,19 +189,24 @@ def _int4_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
     unit = torch.zeros(spec.in_features // spec.group, spec.out_features, 2, dtype=torch.bfloat16, device=layout.device)
     unit[..., 0] = 1
     eye = torch.eye(spec.in_features, dtype=torch.bfloat16, device=layout.device)
-    q = torch.cat([_int4_matmul(rows, layout, unit, spec) for rows in eye.split(1024)])
+    product = _int4_product(layout, unit, spec)
+    q = torch.cat([product(rows) for rows in eye.split(1024)])
     return _packing.pack((q.t() + 8).to(torch.uint8).contiguous(), 4)
 
 
-def _int4_prepare(params: Params, spec: LayerSpec) -> Tensor:
+def _int4_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
     scales, offsets = _affine_zeros(params, spec, middle=8)
-    return torch.stack([scales.t(), offsets.t()], -1).to(torch.bfloat16).contiguous()
+    return _int4_product(layout, torch.stack([scales.t(), offsets.t()], -1).to(torch.bfloat16).contiguous(), spec)
 
 
-def _int4_matmul(x: Tensor, layout: Tensor, prepared: Tensor, spec: LayerSpec) -> Tensor:
-    flat = x.reshape(-1, spec.in_features).contiguous()
+def _int4_product(layout: Tensor, scales_and_offsets: Tensor, spec: LayerSpec) -> Product:
     op = torch.ops.aten._weight_int4pack_mm if spec.device == "cuda" else torch.ops.aten._weight_int4pack_mm_for_cpu
-    return op(flat, layout, spec.group, prepared).view(*x.shape[:-1], spec.out_features)
+
+    def product(x: Tensor) -> Tensor:
+        y = op(x.reshape(-1, spec.in_features), layout, spec.group, scales_and_offsets)
+        return y.view(*x.shape[:-1], spec.out_features)
+
+    return product
 
 
 def _int8_refuses(spec: LayerSpec) -> str | None:
@@ -218,16 +227,17 @@ def _int8_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
     return layout.view(torch.uint8) ^ 0x80
 
 
-def _int8_prepare(params: Params, spec: LayerSpec) -> tuple[Tensor, Tensor | None]:
+def _int8_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
     scales, offsets = _affine_zeros(params, spec, middle=128)
-    return scales[:, 0].to(spec.dtype), offsets[:, 0].to(spec.dtype) if offsets.any() else None
+    column = scales[:, 0].to(spec.dtype)
+    shift = offsets[:, 0].to(spec.dtype) if offsets.any() else None
 
+    def product(x: Tensor) -> Tensor:
+        y = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, spec.in_features), layout, column)
+        y = y.view(*x.shape[:-1], spec.out_features)
+        return y if shift is None else y + x.sum(-1, keepdim=True) * shift
 
-def _int8_matmul(x: Tensor, layout: Tensor, prepared: Any, spec: LayerSpec) -> Tensor:
-    scales, offsets = prepared
-    y = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, spec.in_features).contiguous(), layout, scales)
-    y = y.view(*x.shape[:-1], spec.out_features)
-    return y if offsets is None else y + x.sum(-1, keepdim=True) * offsets
+    return product
 
 
 # --- bitsandbytes -----------------------------------------------------------------------------------------------------
@@ -254,25 +264,23 @@ def _bnb4_swap(codes: Tensor, spec: LayerSpec) -> Tensor:
     return (codes << 4 | codes >> 4).view(spec.out_features, -1)
 
 
-def _bnb4_prepare(params: Params, spec: LayerSpec) -> Any:
+def _bnb4_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
+    import bitsandbytes
     import bitsandbytes.functional as F
 
     grid, shape = spec.grid, torch.Size((spec.out_features, spec.in_features))
-    table = grid.table(next(iter(params.values())).device)
-    common = {"shape": shape, "code": table, "blocksize": grid.group_size, "quant_type": "nf4", "dtype": spec.dtype}
+    common = {"shape": shape, "blocksize": grid.group_size, "quant_type": "nf4", "dtype": spec.dtype,
+              "code": grid.table(layout.device)}  # fmt: skip
     if "absmax" in params:
-        return F.QuantState(absmax=params["absmax"], **common)
-    levels = dynamic_levels(str(params["absmax_codes"].device))
-    outer = F.QuantState(
-        absmax=params["absmax_scales"], code=levels, blocksize=DOUBLE_QUANT_BLOCK, dtype=torch.float32
-    )
-    return F.QuantState(absmax=params["absmax_codes"], offset=params["absmax_offset"], state2=outer, **common)
-
-
-def _bnb4_matmul(x: Tensor, layout: Tensor, prepared: Any, spec: LayerSpec) -> Tensor:
-    import bitsandbytes
-
-    return bitsandbytes.matmul_4bit(x, layout.view(-1, 1), quant_state=prepared)
+        state = F.QuantState(absmax=params["absmax"], **common)
+    else:
+        levels = dynamic_levels(str(layout.device))
+        outer = F.QuantState(
+            absmax=params["absmax_scales"], code=levels, blocksize=DOUBLE_QUANT_BLOCK, dtype=torch.float32
+        )
+        state = F.QuantState(absmax=params["absmax_codes"], offset=params["absmax_offset"], state2=outer, **common)
+    flat = layout.view(-1, 1)
+    return lambda x: bitsandbytes.matmul_4bit(x, flat, quant_state=state)
 
 
 def _bnb8_refuses(spec: LayerSpec) -> str | None:
@@ -281,14 +289,18 @@ def _bnb8_refuses(spec: LayerSpec) -> str | None:
     return _bitsandbytes_missing()
 
 
-def _bnb8_matmul(x: Tensor, layout: Tensor, prepared: Tensor, spec: LayerSpec) -> Tensor:
+def _bnb8_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
     import bitsandbytes
 
     state = bitsandbytes.MatmulLtState()
-    state.CB, state.SCB, state.threshold, state.has_fp16_weights, state.is_training = (
-        layout, prepared, spec.threshold, False, False)  # fmt: skip
-    # bitsandbytes quantizes activations from fp16, whatever their dtype: the cast is made here, not warned of there
-    return bitsandbytes.matmul(x.to(torch.float16), layout, state=state, threshold=spec.threshold).to(x.dtype)
+    state.CB, state.SCB, state.threshold = layout, params["absmax"], spec.threshold
+    state.has_fp16_weights = state.is_training = False
+
+    def product(x: Tensor) -> Tensor:
+        # bitsandbytes quantizes activations from fp16, whatever their dtype: the cast is made here, not warned of there
+        return bitsandbytes.matmul(x.to(torch.float16), layout, state=state, threshold=spec.threshold).to(x.dtype)
+
+    return product
 
 
 def _unlimited(spec: LayerSpec) -> float:
@@ -297,23 +309,24 @@ def _unlimited(spec: LayerSpec) -> float:
 
 _LUT4 = Kernel(
     name="lut4", library="native", refuses=_lut4_refuses, pack=_lut4_pack, unpack=_lut4_unpack,
-    prepare=_lut4_prepare, matmul=_lut4_matmul, max_rows=lambda spec: 256,  # beyond, unpacking once and an fp32 product is faster
+    bind=_lut4_bind,
+    max_rows=lambda spec: 256,  # beyond, unpacking once and an fp32 product is faster
 )  # fmt: skip
 _INT4 = Kernel(
     name="int4", library="torch", refuses=_int4_refuses, pack=_int4_pack, unpack=_int4_unpack,
-    prepare=_int4_prepare, matmul=_int4_matmul, max_rows=lambda spec: spec.in_features,
+    bind=_int4_bind, max_rows=lambda spec: spec.in_features,
 )  # fmt: skip
 _INT8 = Kernel(
     name="int8", library="torch", refuses=_int8_refuses, pack=_int8_layout, unpack=_int8_unpack,
-    prepare=_int8_prepare, matmul=_int8_matmul, max_rows=_unlimited,
+    bind=_int8_bind, max_rows=_unlimited,
 )  # fmt: skip
 _BNB4 = Kernel(
     name="bitsandbytes-nf4", library="bitsandbytes", refuses=_bnb4_refuses, pack=_bnb4_swap, unpack=_bnb4_swap,
-    prepare=_bnb4_prepare, matmul=_bnb4_matmul, max_rows=_unlimited,
+    bind=_bnb4_bind, max_rows=_unlimited,
 )  # fmt: skip
 _BNB8 = Kernel(
     name="bitsandbytes-int8", library="bitsandbytes", refuses=_bnb8_refuses, pack=_int8_layout, unpack=_int8_unpack,
-    prepare=lambda params, spec: params["absmax"], matmul=_bnb8_matmul, max_rows=_unlimited,
+    bind=_bnb8_bind, max_rows=_unlimited,
 )  # fmt: skip
 
 KERNELS: tuple[Kernel, ...] = (_LUT4, _INT4, _INT8, _BNB4, _BNB8)

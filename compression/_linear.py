@@ -1,8 +1,8 @@
 """PackedLinear: a linear layer whose weight is stored as packed codes.
 
-The state dict holds what is stored and nothing else, in one canonical layout: `codes` (packed by `_packing`, uint8), the
-parameters of the grid by name, and the bias. In memory the codes are held once, in the layout of the kernel that the
-layer computes with; saving, moving and dequantizing put the canonical layout back.
+The state dict holds what is stored and nothing else, in one canonical layout: `codes` (packed by `_packing`, uint8),
+the parameters of the grid by name, and the bias. In memory the codes are held once, in the layout of the kernel that
+the layer computes with; saving, moving and dequantizing put the canonical layout back.
 """
 
 from typing import Any, Self
@@ -14,8 +14,6 @@ from compression import _grids, _kernels, _packing
 from compression._errors import LayerError
 from compression._grids import Grid
 from compression._kernels import DEQUANTIZE, Kernel, LayerSpec
-
-_UNCHOSEN = object()
 
 
 class PackedLinear(nn.Module):
@@ -59,11 +57,11 @@ class PackedLinear(nn.Module):
         for name, (shape, kind) in grid.buffers(out_features, in_features, dtype).items():
             self.register_buffer(name, torch.empty(shape, dtype=kind, device=device))
         self.register_buffer("bias", torch.empty(out_features, dtype=dtype, device=device) if bias else None)
-        self._kernel: Any = _UNCHOSEN
+        self._product: _kernels.Product | None = None  # chosen at the first forward
         self._bound: Kernel | None = None
-        self._prepared: Any = None
         self._spec: LayerSpec | None = None
-        self._max_rows = 0.0
+        self._dtype = dtype
+        self._most = 0.0  # elements of x up to which the kernel is taken
 
     @classmethod
     def from_weight(cls, weight: Tensor, bias: Tensor | None, grid: Grid, **options: Any) -> Self:
@@ -79,7 +77,14 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def from_codes(
-        cls, codes: Tensor, params: _grids.Params, bias: Tensor | None, grid: Grid, *, dtype: torch.dtype, **options: Any
+        cls,
+        codes: Tensor,
+        params: _grids.Params,
+        bias: Tensor | None,
+        grid: Grid,
+        *,
+        dtype: torch.dtype,
+        **options: Any,
     ) -> Self:
         """A layer of given codes, uint8 (rows, cols), and stored parameters."""
         rows, cols = codes.shape
@@ -92,15 +97,10 @@ class PackedLinear(nn.Module):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._kernel is _UNCHOSEN:
-            self._choose(x.device)
-        kernel = self._kernel
-        if kernel is None or x.numel() > self._max_rows * self.in_features or (x.requires_grad and torch.is_grad_enabled()):
+        product = self._product or self._choose(x.device)
+        if x.numel() > self._most or (x.requires_grad and torch.is_grad_enabled()):
             return self._multiply_dense(x)
-        if self._bound is None:
-            self._bind(kernel)
-        dtype = self._spec.dtype  # type: ignore[union-attr]
-        y = kernel.matmul(x if x.dtype == dtype else x.to(dtype), self.codes, self._prepared, self._spec)
+        y = product(x if x.dtype == self._dtype else x.to(self._dtype))
         if self.bias is not None:
             y = y + self.bias
         return y if y.dtype == x.dtype else y.to(x.dtype)
@@ -150,23 +150,25 @@ class PackedLinear(nn.Module):
             dtype=self.compute_dtype or self.dtype, backend=self.backend, threshold=self.threshold,
         )  # fmt: skip
 
-    def _choose(self, device: torch.device) -> None:
+    def _choose(self, device: torch.device) -> _kernels.Product:
+        """Take the kernel for the device, and hold the codes in its layout from now on."""
         self._spec = self._spec_on(device)
-        self._kernel, _ = _kernels.choose(self._spec)
-        self._max_rows = 0.0 if self._kernel is None else self._kernel.max_rows(self._spec)
-
-    def _bind(self, kernel: Kernel) -> None:
-        assert self._spec is not None
-        self._prepared = kernel.prepare(self.stored_parameters(), self._spec)
-        self.codes = kernel.pack(self.codes, self._spec)
-        self._bound = kernel
+        self._dtype = self._spec.dtype
+        self._bound, _ = _kernels.choose(self._spec)
+        if self._bound is None:
+            self._product, self._most = self._multiply_dense, float("inf")
+        else:
+            self.codes = self._bound.pack(self.codes, self._spec)
+            self._product = self._bound.bind(self.codes, self.stored_parameters(), self._spec)
+            self._most = self._bound.max_rows(self._spec) * self.in_features
+        return self._product
 
     def _canonical_codes(self) -> Tensor:
         return self.codes if self._bound is None else self._bound.unpack(self.codes, self._spec)  # type: ignore[arg-type]
 
     def _unbind(self) -> None:
         self.codes = self._canonical_codes()
-        self._kernel, self._bound, self._prepared, self._spec = _UNCHOSEN, None, None, None
+        self._product, self._bound, self._spec = None, None, None
 
     def _multiply_dense(self, x: Tensor) -> Tensor:
         dtype = self.compute_dtype or x.dtype
@@ -196,12 +198,7 @@ class PackedLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self._unbind()
-        state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
-        return {key: value for key, value in state.items() if key != "_kernel"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._kernel = _UNCHOSEN
+        return self.__dict__.copy()
 
 
 def _multiply(x: Tensor, weight: Tensor, threshold: float | None) -> Tensor:

@@ -63,7 +63,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     if bits == 8:
         return packed[..., :count].clone()
     if word_bytes > 1:
-        packed = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % word_bytes))
+        if packed.shape[-1] % word_bytes:
+            packed = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % word_bytes))
         grouped = packed.unflatten(-1, (-1, word_bytes)).to(dtype)
         words = grouped[..., 0].clone()
         for i in range(1, word_bytes):

@@ -1,7 +1,8 @@
-"""Settings of the property tests: the same examples on every run in CI, few enough to stay fast everywhere."""
+"""Settings of the property tests, the same examples on every run in CI; and a checkpoint that several files share."""
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -11,4 +12,24 @@ settings.register_profile(
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("thorough", settings.get_profile("compression"), max_examples=1000)
 settings.load_profile("compression")
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """A checkpoint as transformers writes it; tests that change one take a copy."""
+    from checkpoints import transformers_model
+
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    transformers_model("LlamaForCausalLM").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    copied = tmp_path / "tiny"
+    copied.mkdir()
+    for path in saved.iterdir():
+        (copied / path.name).write_bytes(path.read_bytes())
+    return copied

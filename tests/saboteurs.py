@@ -1,9 +1,14 @@
 """Negative controls: things that are broken on purpose, each of which a check of ours must catch. Never registered."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import torch
 
 from bench.results import Row
+from compression._artefact import LayerReport
+from compression._linear import PackedLinear
+from compression.quantization.rtn import RTN
 
 # --- Broken results that the gate must catch: each takes a sound run of nf4 and returns it broken ---------------------
 
@@ -129,3 +134,169 @@ BROKEN_RESULTS = (
     rows_are_of_another_machine,
     metric_is_not_declared,
 )
+
+
+# --- Broken methods that the contract must catch: each is rounding to nearest with one thing wrong --------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalesAreOffByOneGroup(RTN):
+    """Every group takes the scale of its neighbour."""
+
+    def compress_linear(self, linear, context):
+        layer = super().compress_linear(linear, context)
+        layer.scales = layer.scales.roll(1, 1)
+        return layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroPointsAreIgnored(RTN):
+    """What is decoded lies between 0 and the range, wherever the range began."""
+
+    def compress_linear(self, linear, context):
+        layer = super().compress_linear(linear, context)
+        layer.zero_points = torch.zeros_like(layer.zero_points)
+        return layer
+
+
+class _RoundsOnlyWhenAsked(PackedLinear):
+    def dequantize(self, dtype=None):
+        return super().dequantize(dtype).roll(1, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DequantizeIsNotWhatForwardUses(RTN):
+    """The product is right, the weight that one gets back is not."""
+
+    def compress_linear(self, linear, context):
+        layer = super().compress_linear(linear, context)
+        layer.__class__ = _RoundsOnlyWhenAsked
+        return layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnsItsInput(RTN):
+    """Nothing is compressed, and all of it reported as replaced."""
+
+    def compress_linear(self, linear, context):
+        return linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipsALayerInSilence(RTN):
+    """The last linear of every block stays as it is, and no word of it."""
+
+    def compress_block(self, block, inputs, context):
+        *linears, _ = block.linears()
+        for name, linear in linears:
+            block.replace(name, self.compress_linear(linear, context))
+            context.report.append(LayerReport(name, "replaced", "rounded"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportsALayerThatItSkips(RTN):
+    """The last linear of every block stays as it is, and is reported as replaced."""
+
+    def compress_block(self, block, inputs, context):
+        *linears, last = block.linears()
+        for name, linear in linears:
+            block.replace(name, self.compress_linear(linear, context))
+        context.report += [LayerReport(name, "replaced", "rounded") for name, _ in (*linears, last)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritesIntoTheBase(RTN):
+    """The base's own weights are rounded in place."""
+
+    def compress_linear(self, linear, context):
+        layer = super().compress_linear(linear, context)
+        linear.weight.data.copy_(layer.dequantize())
+        return layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class WastesBits(RTN):
+    """Codes of 4 bits, stored in 8."""
+
+    def compress_linear(self, linear, context):
+        return RTN(bits=8, group_size=self.group_size).compress_linear(linear, context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropsTheBias(RTN):
+    """The bias is lost on the way."""
+
+    def compress_linear(self, linear, context):
+        return PackedLinear.from_weight(linear.weight, None, self.grid())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetsTheSeed(RTN):
+    """Every run rounds otherwise, with noise that no seed governs."""
+
+    def compress_linear(self, linear, context):
+        weight = linear.weight + 1e-3 * torch.randn_like(linear.weight)
+        return PackedLinear.from_weight(weight, linear.bias, self.grid())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MendsWhatIsNotFinite(RTN):
+    """NaN becomes zero, and nobody hears of it."""
+
+    def compress_linear(self, linear, context):
+        return PackedLinear.from_weight(linear.weight.nan_to_num(0), linear.bias, self.grid())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipsOutliers(RTN):
+    """What lies beyond six standard deviations is cut off."""
+
+    def compress_linear(self, linear, context):
+        limit = 6 * float(linear.weight.float().std())
+        return PackedLinear.from_weight(linear.weight.clamp(-limit, limit), linear.bias, self.grid())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovesZero(RTN):
+    """Zero is no longer a level."""
+
+    def compress_linear(self, linear, context):
+        return PackedLinear.from_weight(linear.weight + 1e-4, linear.bias, self.grid())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChecksTheGroupsTooLate(RTN):
+    """Groups that do not divide are found when some layers are done already."""
+
+    def check_layer(self, in_features, out_features):
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepsASecretBesideTheState(RTN):
+    """A factor that is applied but not saved."""
+
+    def compress_linear(self, linear, context):
+        layer = PackedLinear.from_weight(linear.weight / 2, linear.bias, self.grid())
+        layer.register_forward_hook(lambda module, inputs, y: 2 * y if module.bias is None else 2 * y - module.bias)
+        return layer
+
+
+# Each with the check of the contract that is there to catch it.
+BROKEN_METHODS = {
+    ScalesAreOffByOneGroup: "test_outputs_and_weights_are_as_near_as_the_row_says",
+    ZeroPointsAreIgnored: "test_outputs_and_weights_are_as_near_as_the_row_says",
+    DequantizeIsNotWhatForwardUses: "test_outputs_and_weights_are_as_near_as_the_row_says",
+    ReturnsItsInput: "test_every_linear_is_reported_and_the_report_is_true",
+    SkipsALayerInSilence: "test_every_linear_is_reported_and_the_report_is_true",
+    ReportsALayerThatItSkips: "test_every_linear_is_reported_and_the_report_is_true",
+    WritesIntoTheBase: "test_the_base_keeps_every_bit",
+    WastesBits: "test_what_is_stored_is_what_the_formula_adds_up_to",
+    DropsTheBias: "test_a_weight_of_zero_gives_the_bias_alone",
+    ForgetsTheSeed: "test_the_same_seed_gives_the_same_bytes",
+    MendsWhatIsNotFinite: "test_a_weight_that_is_not_finite_is_refused_naming_the_layer",
+    ClipsOutliers: "test_one_outlier_survives_and_spoils_no_other_row",
+    MovesZero: "test_a_weight_of_zero_gives_the_bias_alone",
+    ChecksTheGroupsTooLate: "test_groups_that_do_not_divide_are_refused_before_any_work",
+    KeepsASecretBesideTheState: "test_what_is_saved_and_opened_again_computes_the_same_bits",
+}

@@ -209,7 +209,8 @@ def test_the_compute_dtype_is_the_precision_of_the_product_and_not_of_the_output
     error = difference(coarse(x), exact.reference(x))
 
     assert (FP32, FP32) == (coarse(x).dtype, exact(x).dtype)
-    assert EXACT < error <= BRAIN
+    assert error <= BRAIN
+    assert error > EXACT or coarse.kernel_name() == "dequantize", "only without a kernel may a CPU take fp32"
 
 
 # --- What is stored ---------------------------------------------------------------------------------------------------
@@ -225,8 +226,8 @@ def test_unpacking_a_kernels_layout_gives_back_the_canonical_codes(kernel, devic
         usable(way, device)
         layer = layer_of(way, seed=seed, device=device)
         spec = layer._spec_on(torch.device(device))
-        codes = torch.randint(0, 256, layer.codes.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-        codes = codes.to(device)
+        random = torch.Generator().manual_seed(seed)
+        codes = torch.randint(0, 256, layer.codes.shape, dtype=torch.uint8, generator=random).to(device)
 
         assert torch.equal(codes, kernel.unpack(kernel.pack(codes, spec), spec))
     if not ways:

@@ -74,7 +74,7 @@ def test_the_product_equals_dequantize_and_multiply(shape, table, with_zeros, se
     table = TABLES[table]
     codes, scales, zeros, x = layer(rows, columns, group, m, with_zeros, seed)
 
-    y = _native.matmul(x, _native.pack(codes), table, scales, zeros, group, rows)
+    y = _native.matmul(x, _native.pack(codes), table, scales, zeros, group)
 
     expected = x.double() @ dequantize(codes, table, scales, zeros, group).T
     assert y.dtype == torch.float32
@@ -88,7 +88,7 @@ def test_levels_and_scales_are_used_to_the_last_bit(name):
     codes, scales, _, _ = layer(16, 64, 64, 1, False, seed=3)
     x = torch.eye(64)
 
-    y = _native.matmul(x, _native.pack(codes), TABLES[name], scales, None, 64, 16)
+    y = _native.matmul(x, _native.pack(codes), TABLES[name], scales, None, 64)
 
     assert torch.equal((scales * TABLES[name][codes.long()]).T, y)
 
@@ -99,8 +99,8 @@ def test_type_and_leading_shape_are_those_of_x(dtype):
     codes, scales, zeros, x = layer(48, 128, 64, 6, True, seed=1)
     x = x.to(dtype).reshape(2, 3, 128)
 
-    y = _native.matmul(x, _native.pack(codes), INTEGERS, scales, zeros, 64, 48)
-    wide = _native.matmul(x.float(), _native.pack(codes), INTEGERS, scales, zeros, 64, 48)
+    y = _native.matmul(x, _native.pack(codes), INTEGERS, scales, zeros, 64)
+    wide = _native.matmul(x.float(), _native.pack(codes), INTEGERS, scales, zeros, 64)
 
     assert (dtype, (2, 3, 48)) == (y.dtype, tuple(y.shape))
     assert torch.equal(wide.to(dtype), y)  # rounded once, at the end, as torch rounds
@@ -113,7 +113,7 @@ def test_bf16_results_round_as_in_torch():
     x = torch.zeros(1, 64)
     x[0, 5] = 1
 
-    y = _native.matmul(x.bfloat16(), _native.pack(codes), INTEGERS, scales, None, 64, 8)
+    y = _native.matmul(x.bfloat16(), _native.pack(codes), INTEGERS, scales, None, 64)
 
     torch.testing.assert_close(scales.T.bfloat16(), y, rtol=0, atol=0, equal_nan=True)
 
@@ -126,10 +126,10 @@ def test_x_may_be_strided_and_empty():
 
     assert not strided.is_contiguous()
     assert torch.equal(
-        _native.matmul(x, packed, INTEGERS, scales, zeros, 128, 40),
-        _native.matmul(strided, packed, INTEGERS, scales, zeros, 128, 40),
+        _native.matmul(x, packed, INTEGERS, scales, zeros, 128),
+        _native.matmul(strided, packed, INTEGERS, scales, zeros, 128),
     )
-    assert _native.matmul(x[:0], packed, INTEGERS, scales, zeros, 128, 40).shape == (0, 40)
+    assert _native.matmul(x[:0], packed, INTEGERS, scales, zeros, 128).shape == (0, 40)
 
 
 @needs_kernel
@@ -142,7 +142,7 @@ def test_the_number_of_threads_does_not_change_a_bit(name, m):
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            results.append(_native.matmul(x, packed, TABLES[name], scales, zeros, 32, 301))
+            results.append(_native.matmul(x, packed, TABLES[name], scales, zeros, 32))
     finally:
         torch.set_num_threads(before)
 
@@ -182,13 +182,13 @@ def test_a_wrong_argument_is_refused_with_what_was_wanted():
     packed = _native.pack(codes)
 
     with pytest.raises(ValueError, match="group_size=48"):
-        _native.matmul(x, packed, INTEGERS, scales, zeros, 48, 8)
+        _native.matmul(x, packed, INTEGERS, scales, zeros, 48)
     with pytest.raises(ValueError, match=r"scales and zeros float32 \(8, 2\)"):
-        _native.matmul(x, packed, INTEGERS, scales.double(), zeros, 64, 8)
+        _native.matmul(x, packed, INTEGERS, scales.double(), zeros, 64)
     with pytest.raises(ValueError, match="strided"):
-        _native.matmul(x, packed, INTEGERS, scales.T.contiguous().T, zeros, 64, 8)
+        _native.matmul(x, packed, INTEGERS, scales.T.contiguous().T, zeros, 64)
     with pytest.raises(ValueError, match="int64"):
-        _native.matmul(x.long(), packed, INTEGERS, scales, zeros, 64, 8)
+        _native.matmul(x.long(), packed, INTEGERS, scales, zeros, 64)
     with pytest.raises(ValueError, match="multiple of 64 columns"):
         _native.pack(codes[:, :100])
     with pytest.raises(ValueError, match="packed must be"):
@@ -204,7 +204,7 @@ from compression import _native
 print(_native.available(), _native.reason())
 if _native.available():
     codes = torch.arange(8 * 128).remainder(16).to(torch.uint8).view(8, 128)
-    y = _native.matmul(torch.ones(1, 128), _native.pack(codes), torch.arange(16.0), torch.ones(8, 1), None, 128, 8)
+    y = _native.matmul(torch.ones(1, 128), _native.pack(codes), torch.arange(16.0), torch.ones(8, 1), None, 128)
     print(y.sum().item())
 """
 
@@ -292,7 +292,7 @@ def test_the_portable_loop_equals_dequantize_and_multiply_and_needs_no_cache(bui
     monkeypatch.setattr(_native, "_matmul", library.lut4_matmul)
     codes, scales, zeros, x = layer(21, 384, group, 5, True, seed=group)
 
-    y = _native.matmul(x, _native.pack(codes), NF4, scales, zeros, group, 21)
+    y = _native.matmul(x, _native.pack(codes), NF4, scales, zeros, group)
 
     expected = x.double() @ dequantize(codes, NF4, scales, zeros, group).T
     assert ((expected - y).abs() <= rounding_bound(x, codes, NF4, scales, zeros, group)).all()

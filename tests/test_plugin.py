@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def _imported():
     import bench.plan
     import bench.summary
     import bench.workbench  # noqa: F401
-    import compression._compress  # noqa: F401
+    import compression._compress
     from bench.metrics import all_metrics
 
     all_metrics()
@@ -205,7 +206,9 @@ def test_data_that_is_not_there_is_said_before_anything_is_measured(run, tmp_pat
     assert str(tmp_path) in result.stderr.str()
 
 
-def test_perplexity_of_a_foreign_checkpoint_on_a_folder_touches_nothing_of_the_reference(checkpoint, text_folder, tmp_path):
+def test_perplexity_of_a_foreign_checkpoint_on_a_folder_touches_nothing_of_the_reference(
+    checkpoint, text_folder, tmp_path
+):
     code = (
         "import sys, pytest\n"
         f"code = pytest.main(['-q', '-p', 'bench.plugin', '-p', 'no:cacheprovider', {QUALITY!r}, '--model', 'fp16', '--length', '32',"
@@ -228,9 +231,11 @@ def test_collecting_imports_neither_torch_nor_transformers(tmp_path):
 
 
 def test_each_recipe_is_compressed_once_and_its_measurements_follow_each_other(run):
-    result = run(FILES / "test_efficiency.py", FILES / "test_quality.py", "--collect-only", "-q", "--model", f"fp16,{RTN}")
+    result = run(
+        FILES / "test_efficiency.py", FILES / "test_quality.py", "--collect-only", "-q", "--model", f"fp16,{RTN}"
+    )
     collected = [line for line in result.stdout.lines if "::test_" in line]
-    changes = sum(("fp16" in a) != ("fp16" in b) for a, b in zip(collected, collected[1:], strict=False))
+    changes = sum(("fp16" in a) != ("fp16" in b) for a, b in pairwise(collected))
     assert len(collected) == 12
     assert changes == 1
 
@@ -295,6 +300,8 @@ def _environment():
 
 
 def _python(code, cwd):
-    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=_environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=_environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done

@@ -120,7 +120,7 @@ def test_recipes_that_differ_have_file_names_that_differ(a, b):
     assert (a == b) == (a.slug == b.slug) == (hash(a) == hash(b))
     assert a.slug == slug(a.text)
     assert set(a.slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-")
-    assert len(a.slug) <= 80
+    assert len(a.slug) <= 100
     assert a.slug[0] not in ".-"
 
 
@@ -334,8 +334,8 @@ def test_packed_weights_are_dequantized_for_a_step_and_quantized_again_at_the_en
 
 def test_recipes_are_parsed_without_importing_torch():
     program = (
-        "import sys, compression; compression.Recipe.parse('rtn(bits=3)-nf4-llm_int8').to_json(); compression.methods();"
-        "compression.locate('random:mistral-7b');"
+        "import sys, compression; compression.Recipe.parse('rtn(bits=3)-nf4-llm_int8').to_json();"
+        "compression.methods(); compression.locate('random:mistral-7b');"
         "print([m for m in ('torch', 'transformers', 'numpy', 'safetensors', 'bitsandbytes') if m in sys.modules])"
     )
 

@@ -222,8 +222,16 @@ def measure_energy(
     return EnergyReading(joules=joules, seconds=seconds, tokens=tokens, source="tdp", estimated=True, note=note)
 
 
-@metric("efficiency.energy_mj_per_token", unit="mJ/token", better="lower", kind="timing", of="energy",
-        rel=0.05, rel_absolute=0.20, floor=0.0)
+@metric(
+    "efficiency.energy_mj_per_token",
+    unit="mJ/token",
+    better="lower",
+    kind="timing",
+    of="energy",
+    rel=0.05,
+    rel_absolute=0.20,
+    floor=0.0,
+)
 def energy_mj_per_token(energy: EnergyReading) -> float:
     """Energy per generated token.
 

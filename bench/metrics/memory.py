@@ -169,8 +169,16 @@ def _ending(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}{why}"
 
 
-@metric("efficiency.peak_memory_mb", unit="MiB", better="lower", kind="memory", of="memory",
-        rel=0.05, rel_absolute=0.10, floor=1.0)
+@metric(
+    "efficiency.peak_memory_mb",
+    unit="MiB",
+    better="lower",
+    kind="memory",
+    of="memory",
+    rel=0.05,
+    rel_absolute=0.10,
+    floor=1.0,
+)
 def peak_memory_mb(memory: MemoryReading) -> float:
     """Peak memory while generating.
 
@@ -183,8 +191,16 @@ def peak_memory_mb(memory: MemoryReading) -> float:
     return memory.peak_bytes / 2**20
 
 
-@metric("efficiency.memory_efficiency", unit="fraction", better="higher", kind="memory", of="memory",
-        rel=0.05, rel_absolute=0.10, floor=0.01)
+@metric(
+    "efficiency.memory_efficiency",
+    unit="fraction",
+    better="higher",
+    kind="memory",
+    of="memory",
+    rel=0.05,
+    rel_absolute=0.10,
+    floor=0.01,
+)
 def memory_efficiency(memory: MemoryReading) -> float:
     """Share of the peak that the stored model accounts for.
 

@@ -1,7 +1,7 @@
-"""The embedded reference: a small trained model, a teacher twice as large, and the generated world they were trained on.
+"""The embedded reference: a small trained model, a teacher twice its size, and the generated world they learnt from.
 
-`world` generates the text, `train` makes the weights, and the folders `student` and `teacher` beside this file hold them in the
-format of transformers. Importing this package imports neither torch nor transformers.
+`world` generates the text, `train` makes the weights, and the folders `student` and `teacher` beside this file hold
+them in the format of transformers. Importing this package imports neither torch nor transformers.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """The byte-level BPE tokenizer that student and teacher share.
 
-Every text round-trips, since all 256 bytes are entries. Digits stand alone, so that numbers are read place by place. Nothing is
-prepended or appended on its own: the first entry of an encoded text is its first piece. `<s>` and `</s>` are parsed where a text
-spells them out.
+Every text round-trips, since all 256 bytes are entries. Digits stand alone, so that numbers are read place by place.
+Nothing is prepended or appended on its own: the first entry of an encoded text is its first piece. `<s>` and `</s>`
+are parsed where a text spells them out.
 """
 
 from collections.abc import Iterable

@@ -1,9 +1,9 @@
 """Train the embedded reference: `python -m bench.reference.train student|teacher`.
 
-A causal language model of the Mistral architecture is trained from nothing on `world.stream("train", ...)`, with AdamW, a short
-warm-up and a cosine down to a tenth, over the share of the budget (steps or minutes) that is used up. Sequences grow over the run:
-most of the training reads short ones, the end reads the whole context. A batch is a function of the seed and the step alone, so a
-resumed run sees what an uninterrupted one would have seen.
+A causal language model of the Mistral architecture is trained from nothing on `world.stream("train", ...)`, with
+AdamW, a short warm-up and a cosine down to a tenth, over the share of the budget (steps or minutes) that is used up.
+Sequences grow over the run: most of the training reads short ones, the end reads the whole context. A batch is a
+function of the seed and the step alone, so a resumed run sees what an uninterrupted one would have seen.
 
 With `--steps`, the same seed, device and number of threads give the same weights; with `--minutes` the clock decides.
 """
@@ -78,7 +78,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands after a step: share of the budget used (0 to 1), training loss and, now and then, validation loss (nat)."""
+    """Where a run stands: share of the budget used (0 to 1), training loss and sometimes validation loss (nat)."""
 
     step: int
     tokens: int
@@ -89,7 +89,7 @@ class Progress:
 
 
 def build(shape: Shape, vocabulary: "PreTrainedTokenizerFast", *, seed: int) -> "MistralForCausalLM":
-    """An untrained model of the shape in float32; the same seed gives the same weights, and no global state is touched."""
+    """An untrained float32 model of the shape; the same seed gives the same weights, and no global state is touched."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -117,7 +117,7 @@ def build(shape: Shape, vocabulary: "PreTrainedTokenizerFast", *, seed: int) -> 
 def batch(vocabulary: "PreTrainedTokenizerFast", *, seed: int, step: int, rows: int, length: int) -> "torch.Tensor":
     """Packed training documents, ids of shape (rows, length + 1).
 
-    Documents follow each other after `</s><s>` or after an empty line, in turn: the model sees both ends and joined text.
+    Documents follow each other after `</s><s>` or after an empty line, in turn: the model sees ends and joined text.
     """
     import torch
 
@@ -170,9 +170,9 @@ def train(
 ) -> dict[str, Any]:
     """Train a model of the shape, write it to the folder `out` in the format of transformers, and return its card.
 
-    Every `save_minutes` the folder is brought up to date, and a checkpoint beside the weights allows `resume`; an interrupt
-    (Ctrl-C) writes the checkpoint too and is raised again. The checkpoint goes when training is done. Without a `vocabulary`
-    the tokenizer is trained first.
+    Every `save_minutes` the folder is brought up to date, and a checkpoint beside the weights allows `resume`; an
+    interrupt (Ctrl-C) writes the checkpoint too and is raised again. The checkpoint goes when training is done.
+    Without a `vocabulary` the tokenizer is trained first.
 
     Raises OptionError before any work if the folder cannot be written, there is nothing to resume, what is there is of
     another shape, seed or world, or the device is absent.

@@ -1,14 +1,15 @@
 """The generated world the embedded reference is trained and measured on.
 
-Fictional devices have a kind, a maker, a place, a colour, ports, a price, a weight, a year, a power source and a warranty. They are
-written about in prose, manuals, question-answer lines, comparisons, letters and sums with worked steps. Nothing is downloaded.
+Fictional devices have a kind, a maker, a place, a colour, ports, a price, a weight, a year, a power source and a
+warranty. They are written about in prose, manuals, question-answer lines, comparisons, letters and sums with worked
+steps. Nothing is downloaded.
 
-Devices come in groups, told apart by name. *frequent* and *rare* devices are the facts a model can learn by heart; *passing* ones
-appear in training too seldom for that, so that reading them off the text is worth learning; *validation* and *test* devices are
-held out: their names occur in no training text.
+Devices come in groups, told apart by name. *frequent* and *rare* devices are the facts a model can learn by heart;
+*passing* ones appear in training too seldom for that, so that reading them off the text is worth learning;
+*validation* and *test* devices are held out: their names occur in no training text.
 
-Every text is a function of its split and a seed. Only `random.Random(int).random()` is drawn from, whose sequence Python
-guarantees, so the bytes are the same on every platform and version.
+Every text is a function of its split and a seed. Only `random.Random(int).random()` is drawn from, whose sequence
+Python guarantees, so the bytes are the same on every platform and version.
 """
 
 import functools
@@ -46,14 +47,17 @@ _KINDS = _words(
     "mixer toaster speaker tripod barometer grinder freezer projector blender typewriter telescope detector"
 )
 _PLACES = _words(
-    "Torvik Almeda Brunnel Castora Dunmere Eskholm Fallow Grenport Hartwick Ilmen Jarrow Kestrin Lowmoor Miravel Nordby Ostend"
+    "Torvik Almeda Brunnel Castora Dunmere Eskholm Fallow Grenport Hartwick Ilmen "
+    "Jarrow Kestrin Lowmoor Miravel Nordby Ostend"
 )
 _MAKERS = {  # each maker works in one place
     maker: _PLACES[i % len(_PLACES)]
     for i, maker in enumerate(
         _words(
-            "Halden Orrin Vestal Kimura Bastion Lumen Corvus Tessel Arbor Quill Novak Sable Pellan Dorset Iverson Mundt "
-            "Abelard Brandt Calder Deveraux Engstrom Farrow Gallo Hobart Isker Jensen Kovacs Lindqvist Marlow Norwood Okafor Petrov"
+            "Halden Orrin Vestal Kimura Bastion Lumen Corvus Tessel Arbor Quill Novak Sable "
+            "Pellan Dorset Iverson Mundt "
+            "Abelard Brandt Calder Deveraux Engstrom Farrow Gallo Hobart Isker Jensen Kovacs "
+            "Lindqvist Marlow Norwood Okafor Petrov"
         )
     )
 }
@@ -61,8 +65,8 @@ _COLOURS = _words("red green blue white black yellow orange purple grey brown si
 _PORTS = _words("serial audio video network optical power")
 _POWERS = ("a battery", "a solar panel", "a wall socket", "a hand crank", "a fuel cell")
 _PEOPLE = _words(
-    "Mira Jonas Petra Emil Sofia Anton Lena Oskar Clara Viktor Nora Felix Agnes Boris Daria Edgar Flora Gustav Helena Igor "
-    "Julia Karl Lydia Magnus"
+    "Mira Jonas Petra Emil Sofia Anton Lena Oskar Clara Viktor Nora Felix Agnes Boris Daria Edgar Flora "
+    "Gustav Helena Igor Julia Karl Lydia Magnus"
 )
 _DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 _OPENINGS = (
@@ -203,10 +207,19 @@ def _device(name: str) -> Device:
     draw = _Draw("device", name)
     maker = draw.one(sorted(_MAKERS))
     return Device(
-        name=name, kind=draw.one(_KINDS), maker=maker, place=_MAKERS[maker], colour=draw.one(_COLOURS), ports=draw.between(2, 9),
-        port=draw.one(_PORTS), price=5 * draw.between(2, 60), weight=50 * draw.between(2, 60), year=draw.between(1950, 1999),
-        power=draw.one(_POWERS), warranty=6 * draw.between(1, 8),
-    )  # fmt: skip
+        name=name,
+        kind=draw.one(_KINDS),
+        maker=maker,
+        place=_MAKERS[maker],
+        colour=draw.one(_COLOURS),
+        ports=draw.between(2, 9),
+        port=draw.one(_PORTS),
+        price=5 * draw.between(2, 60),
+        weight=50 * draw.between(2, 60),
+        year=draw.between(1950, 1999),
+        power=draw.one(_POWERS),
+        warranty=6 * draw.between(1, 8),
+    )
 
 
 @functools.cache
@@ -308,8 +321,9 @@ def _letter(draw: _Draw, split: str) -> str:
     opening = draw.one(_OPENINGS).format(place=draw.one(_PLACES), part=draw.one(_PARTS))
     closing = draw.one(_CLOSINGS).format(day=draw.one(_DAYS))
     return (
-        f"Dear {reader},\n{opening} On {day} the {device.name} stopped and showed {code}. That means {meaning}, so you should "
-        f"{remedy}. The {draw.one(_PARTS)} is fine. {_sentences(draw, device, draw.some(list(_ABOUT), 2))} {closing}\nYours, {sender}"
+        f"Dear {reader},\n{opening} On {day} the {device.name} stopped and showed {code}. That means {meaning}, "
+        f"so you should {remedy}. The {draw.one(_PARTS)} is fine. "
+        f"{_sentences(draw, device, draw.some(list(_ABOUT), 2))} {closing}\nYours, {sender}"
     )
 
 
@@ -325,18 +339,17 @@ def _sum(draw: _Draw, split: str) -> str:
     (count, amount), more = _numbers(draw, split), draw.between(10, 49)
     person, kind, other = draw.one(_PEOPLE), *draw.some(_KINDS, 2)
     product = count * amount
+    bought = f"{person} buys {count} {kind}s for {amount} coins each"
     if draw.between(0, 1):
-        story = f"{person} buys {count} {kind}s for {amount} coins each and one {other} for {more} coins. What does {person} pay?"
+        story = f"{bought} and one {other} for {more} coins. What does {person} pay?"
         steps, answer = f"{product} + {more} = {product + more}", product + more
     else:
         paid = 100 * (product // 100 + 1)
-        story = (
-            f"{person} buys {count} {kind}s for {amount} coins each and pays with {paid} coins. How much is given back?"
-        )
+        story = f"{bought} and pays with {paid} coins. How much is given back?"
         steps, answer = f"{paid} - {product} = {paid - product}", paid - product
     tens, units = amount // 10 * 10, amount % 10
-    split_up = f"{count} * {tens} = {count * tens}. {count} * {units} = {count * units}. {count * tens} + {count * units} = {product}."
-    return f"Problem: {story}\nSteps: {split_up} {steps}.\nAnswer: {answer}"
+    parts = f"{count} * {tens} = {count * tens}. {count} * {units} = {count * units}."
+    return f"Problem: {story}\nSteps: {parts} {count * tens} + {count * units} = {product}. {steps}.\nAnswer: {answer}"
 
 
 def _sums(draw: _Draw, split: str) -> str:

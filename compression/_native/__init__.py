@@ -229,69 +229,76 @@ def _kernel() -> Callable[..., int]:
     return library.lut4_matmul
 
 
-_matmul: Callable[..., int] | None = None  # the C function, once it has been loaded
-
-
-def matmul(
-    x: Tensor, packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, group_size: int, out_features: int
-) -> Tensor:
-    """x (..., K) of fp32, bf16 or fp16 times W^T; the result has the type and the leading shape of x.
+def bind(
+    packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, group_size: int
+) -> Callable[[Tensor], Tensor]:
+    """The product with one weight, as a function of x (..., K) of fp32, bf16 or fp16; the result has x's type and shape.
 
     `table` is 16 floats, `scales` and `zeros` (or None) are (N, K / group_size), all contiguous fp32 on the CPU;
     `packed` comes from `pack`. The table 0..15 is the fastest, one that bf16 holds exactly (FP4) is next, then others.
+    Everything but x is checked here, once; the tensors must not be resized while the function lives.
     """
-    global _matmul
-    if _matmul is None:
-        _matmul = _kernel()
-    columns = x.shape[-1]
+    kernel = _kernel()
+    rows, columns = packed.shape[0], packed.shape[-1] * 2
     if not (
-        packed.shape == (out_features, columns // 2)
-        and supports(out_features, columns, group_size)
+        packed.ndim == 2
+        and supports(rows, columns, group_size)
         and packed.dtype == torch.uint8
         and table.numel() == 16
-        and scales.shape == (out_features, columns // group_size)
+        and scales.shape == (rows, columns // group_size)
         and table.dtype == scales.dtype == torch.float32
         and packed.is_contiguous()
         and table.is_contiguous()
         and scales.is_contiguous()
-        and not (x.is_cuda or packed.is_cuda or scales.is_cuda or table.is_cuda)
+        and packed.device.type == table.device.type == scales.device.type == "cpu"
         and (zeros is None or (zeros.shape == scales.shape and zeros.dtype == torch.float32 and zeros.is_contiguous()))
     ):
-        raise ValueError(_complaint(x, packed, table, scales, zeros, group_size, out_features))
-    kind = TYPES.get(x.dtype)
-    if kind is None:
-        if x.dtype != torch.float16:
-            raise ValueError(f"x must be float32, bfloat16 or float16, not {x.dtype}")
-        return matmul(x.float(), packed, table, scales, zeros, group_size, out_features).half()
-    if not x.is_contiguous():
-        x = x.contiguous()
-    y = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype)
-    failed = _matmul(
-        x.data_ptr(), packed.data_ptr(), table.data_ptr(), scales.data_ptr(),
-        None if zeros is None else zeros.data_ptr(), y.data_ptr(), kind,
-        x.numel() // columns, out_features, columns, group_size, torch.get_num_threads(),
-    )  # fmt: skip
-    if failed:
-        raise MemoryError(f"the native 4-bit kernel could not allocate a copy of x, {tuple(x.shape)}")
-    return y
+        raise ValueError(_complaint(packed, table, scales, zeros, group_size))
+    held = (packed, table, scales, zeros)  # what the addresses below point into
+    addresses = tuple(None if tensor is None else tensor.data_ptr() for tensor in held)
+
+    def product(x: Tensor, held: object = held) -> Tensor:
+        kind = TYPES.get(x.dtype)
+        if kind is None or x.shape[-1] != columns or x.is_cuda:
+            if x.dtype == torch.float16 and x.shape[-1] == columns and not x.is_cuda:
+                return product(x.float()).half()
+            raise ValueError(
+                f"x must be float32, bfloat16 or float16 (..., {columns}) on the CPU, "
+                f"not {x.dtype} {tuple(x.shape)} on {x.device}"
+            )
+        if not x.is_contiguous():
+            x = x.contiguous()
+        y = x.new_empty((*x.shape[:-1], rows))
+        failed = kernel(
+            x.data_ptr(), *addresses, y.data_ptr(), kind,
+            x.numel() // columns, rows, columns, group_size, torch.get_num_threads(),
+        )  # fmt: skip
+        if failed:
+            raise MemoryError(f"the native 4-bit kernel could not allocate a copy of x, {tuple(x.shape)}")
+        return y
+
+    return product
 
 
-def _complaint(
-    x: Tensor, packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, group: int, rows: int
-) -> str:
-    columns = x.shape[-1]
+def matmul(x: Tensor, packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, group_size: int) -> Tensor:
+    """One product; see `bind`, which checks its arguments once for many."""
+    return bind(packed, table, scales, zeros, group_size)(x)
+
+
+def _complaint(packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> str:
+    rows, columns = packed.shape[0], packed.shape[-1] * 2
     if not supports(rows, columns, group):
         return (
             f"group_size={group} with {columns} columns and {rows} rows: the kernel takes columns in multiples of "
             f"{BLOCK} and groups of 32 or of a multiple of {BLOCK} that divide them (see `supports`)"
         )
-    named = {"x": x, "packed": packed, "table": table, "scales": scales, "zeros": zeros}
+    named = {"packed": packed, "table": table, "scales": scales, "zeros": zeros}
     got = ", ".join(
         f"{name} {t.dtype} {tuple(t.shape)} {t.device} {'contiguous' if t.is_contiguous() else 'strided'}"
         for name, t in named.items()
         if t is not None
     )
     return (
-        f"wanted, contiguous and on the CPU: packed uint8 {(rows, columns // 2)}, table float32 (16,), "
+        f"wanted, contiguous and on the CPU: packed uint8 (N, K/2), table float32 (16,), "
         f"scales and zeros float32 {(rows, columns // group)}; got {got}"
     )

@@ -1,7 +1,10 @@
 """LLM.int8(): 8-bit weights and activations, with the outlier features left in high precision.
 
-Paper: arXiv 2208.07339, section 3.2, eq. 8. Weights: one absmax per output row. Activations: one absmax per token, taken
-at run time. Features (columns) in which any token of the batch reaches the threshold are multiplied in high precision.
+Paper: arXiv 2208.07339, section 3.2, eq. 8. Weights: one absmax per output row. Activations: one absmax per token,
+taken at run time. Features (columns) in which any token of the batch reaches the threshold are multiplied in high
+precision.
+Departures: as in bitsandbytes, the absmax of a token counts its values in outlier features too, where they are below
+the threshold themselves.
 The product is that of bitsandbytes; `compression._linear.llm_int8_multiply` is its slow reference.
 """
 

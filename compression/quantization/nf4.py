@@ -1,8 +1,9 @@
 """4-bit NormalFloat, as bitsandbytes has it.
 
 Paper: QLoRA, arXiv 2305.14314, section 3 (NF4, double quantization); the grid is `compression._grids.NF4Grid`.
-Departures: none in what is stored: codes and scales equal those of bitsandbytes. On CPU the product is taken by the
-project's own kernel by default, on CUDA by that of bitsandbytes.
+Departures: none in what is stored: codes and scales equal those of bitsandbytes. (On CPU it rounds an absmax to 8 bits
+through a table of 2**16 cells; ours is the nearest level.) On CPU the product is taken by the project's own kernel by
+default, on CUDA by that of bitsandbytes.
 Limits: the compute dtype of the papers is float16, which is the dtype of their checkpoints; "stored" follows the
 checkpoint, so that a bfloat16 model is not squeezed into the range of float16 unless asked for.
 """
@@ -54,4 +55,5 @@ class NF4(LayerwiseMethod):
         from compression._linear import PackedLinear
 
         dtype = None if self.compute_dtype == "stored" else getattr(torch, self.compute_dtype)
-        return PackedLinear.from_weight(linear.weight, linear.bias, self.grid(), compute_dtype=dtype, backend=self.backend)
+        options = {"compute_dtype": dtype, "backend": self.backend}
+        return PackedLinear.from_weight(linear.weight, linear.bias, self.grid(), **options)

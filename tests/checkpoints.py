@@ -1,0 +1,59 @@
+"""Tiny checkpoints on disk, made by transformers alone, and ways to spoil them."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compression import CheckpointError
+from compression._checkpoint import open_base
+
+TINY = {
+    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+TOKENS = torch.arange(20).view(2, 10) * 5 % 48
+
+
+def transformers_model(architecture, *, tied=False, dtype=torch.float32):
+    """A tiny model of that architecture with seeded weights, made by transformers alone."""
+    import transformers
+
+    extra = {"head_dim": 8} if architecture == "Qwen3ForCausalLM" else {}
+    config = getattr(transformers, architecture.replace("ForCausalLM", "Config"))(
+        **TINY, **extra, tie_word_embeddings=tied
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, architecture)(config).to(dtype)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.data.normal_(0, 0.02)
+    return model
+
+
+def rewrite(path, **changes):
+    """A JSON file with keys changed; those set to ... are removed."""
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: v for key, v in value.items() if v is not ...}))
+
+
+def change_tensors(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def refusal(text, *words):
+    """The message with which a base is refused; it must hold all of the words."""
+    with pytest.raises(CheckpointError) as caught:
+        open_base(str(text))
+    message = str(caught.value)
+    assert [] == [word for word in words if word not in message], message
+    return message
+
+
+def logits(model):
+    return model(TOKENS, use_cache=False).logits

@@ -1,0 +1,375 @@
+"""Bases: what opens, and with which words the rest is refused."""
+
+import contextlib
+import json
+import math
+
+import pytest
+import torch
+from checkpoints import TINY, change_tensors, logits, refusal, rewrite, transformers_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+import compression
+from compression import CheckpointError
+from compression._checkpoint import ARCHITECTURES, NAMED, build, byte_tokenizer, locate, open_base
+from compression._shapes import SHAPES
+
+# --- What opens -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["one file", "sharded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_checkpoint_computes_what_transformers_computes(tmp_path, architecture, dtype, shards):
+    from transformers import AutoModelForCausalLM
+
+    model = transformers_model(architecture, tied="Qwen2" in architecture, dtype=dtype)
+    model.save_pretrained(tmp_path, **({"max_shard_size": "20KB"} if shards else {}))
+    assert shards == (tmp_path / "model.safetensors.index.json").exists()
+
+    base = open_base(str(tmp_path))
+
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto", attn_implementation="sdpa").eval()
+    assert torch.equal(logits(expected), logits(base.model))
+    assert {dtype} == {parameter.dtype for parameter in base.model.parameters()}
+    assert not any(p.requires_grad for p in base.model.parameters()) and not base.model.training
+    assert architecture == type(base.model).__name__
+
+
+def test_tied_embeddings_stay_one_tensor(tmp_path):
+    transformers_model("Qwen2ForCausalLM", tied=True).save_pretrained(tmp_path)
+
+    model = open_base(str(tmp_path)).model
+
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_checkpoint_of_mixed_dtypes_takes_that_of_its_embeddings_as_transformers_does(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    transformers_model("LlamaForCausalLM", dtype=torch.bfloat16).save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda t: t.update({n: v.float() for n, v in t.items() if "norm" in n}))
+
+    model = open_base(str(tmp_path)).model
+
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto", attn_implementation="sdpa").eval()
+    assert {torch.bfloat16} == {parameter.dtype for parameter in model.parameters()}
+    assert torch.equal(logits(expected), logits(model))
+
+
+def test_the_rotary_table_that_older_exports_store_is_no_unknown_tensor(folder):
+    change_tensors(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+
+    open_base(str(folder))
+
+
+def test_a_folder_is_known_by_its_last_part_and_digests_by_its_content(folder):
+    base = open_base(str(folder))
+    before = base.digest
+
+    change_tensors(folder, lambda t: t["model.norm.weight"].mul_(2))
+
+    assert "tiny" == base.text == locate(f"{folder}/").label
+    assert before == base.digest != open_base(str(folder)).digest
+
+
+def test_weights_are_in_memory_of_their_own(folder):
+    base = open_base(str(folder))
+    before = logits(base.model)
+
+    (folder / "model.safetensors").write_bytes(b"")
+
+    assert torch.equal(before, logits(base.model))
+
+
+# --- What is refused, and how -----------------------------------------------------------------------------------------
+
+
+def test_missing_tensors_are_named(folder):
+    change_tensors(folder, lambda t: [t.pop(name) for name in list(t) if "layers.1.mlp" in name])
+
+    names = [f"model.layers.1.mlp.{part}_proj.weight" for part in ("down", "gate", "up")]
+    refusal(folder, f"missing {', '.join(names)}", "LlamaForCausalLM")
+
+
+def test_unknown_tensors_are_named(folder):
+    change_tensors(folder, lambda t: t.update({f"model.extra.{i}": torch.ones(1) for i in range(6)}))
+
+    refusal(folder, "unknown model.extra.0, model.extra.1, model.extra.2, model.extra.3 and 2 more")
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder):
+    change_tensors(folder, lambda t: t.update({"model.norm.weight": torch.ones(33)}))
+
+    refusal(folder, "model.norm.weight", "(33,)", "(32,)")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_refused_naming_the_tensor(folder, value):
+    change_tensors(folder, lambda t: t["model.layers.0.mlp.up_proj.weight"][3].fill_(value))
+
+    refusal(folder, "model.layers.0.mlp.up_proj.weight holds NaN or infinite values")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_of_another_kind_of_number_are_refused(folder, dtype):
+    change_tensors(folder, lambda t: t.update({"model.norm.weight": torch.ones(32).to(dtype)}))
+
+    refusal(folder, "model.norm.weight is stored as", str(dtype))
+
+
+def test_a_second_head_where_the_configuration_ties_it_is_refused(tmp_path):
+    transformers_model("Qwen2ForCausalLM", tied=True).save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": torch.ones(48, 32)}))
+
+    refusal(tmp_path, "lm_head.weight differs from model.embed_tokens.weight", "tie_word_embeddings to false")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 300, -10])
+def test_a_truncated_file_is_refused(folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+
+    refusal(folder, "model.safetensors is damaged or not safetensors", "fetch it again")
+
+
+def test_a_pickle_is_not_opened_and_the_way_out_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+
+    refusal(folder, "holds no *.safetensors", "pytorch_model.bin can run code", "save_pretrained")
+
+
+def test_a_folder_without_weights_says_so(folder):
+    (folder / "model.safetensors").unlink()
+
+    assert "can run code" not in refusal(folder, "holds no *.safetensors")
+
+
+def test_an_index_that_names_missing_files_is_refused(folder):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    refusal(folder, "model.safetensors.index.json names files that are not there", "model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": [1]}', "[]", "{"])
+def test_an_index_that_names_nothing_is_refused(folder, content):
+    (folder / "model.safetensors.index.json").write_text(content)
+
+    refusal(folder, "model.safetensors.index.json")
+
+
+def test_a_tensor_in_two_files_is_refused(folder):
+    save_file({"model.norm.weight": torch.ones(32)}, folder / "other.safetensors")
+
+    refusal(folder, "tensor model.norm.weight is in another file too")
+
+
+def test_a_folder_without_a_configuration_says_what_it_holds(folder):
+    (folder / "config.json").unlink()
+
+    refusal(folder, "config.json is not there; the folder holds", "model.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"not json"])
+def test_a_configuration_that_is_not_json_is_refused(folder, content):
+    (folder / "config.json").write_bytes(content)
+
+    refusal(folder, "config.json is not JSON")
+
+
+def test_a_configuration_that_is_no_object_is_refused(folder):
+    (folder / "config.json").write_text("[1]")
+
+    refusal(folder, "config.json must hold a JSON object")
+
+
+@pytest.mark.parametrize(
+    "names", [["GPT2LMHeadModel"], "GPT2LMHeadModel", ["LlamaForSequenceClassification"], [], ..., None]
+)
+def test_an_unsupported_architecture_is_named_with_those_that_are_supported(folder, names):
+    rewrite(folder / "config.json", architectures=names)
+
+    given_name = names[0] if isinstance(names, list) and names else names
+    refusal(folder, *ARCHITECTURES, "is not supported", given_name if isinstance(given_name, str) else "architecture")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": ...},
+        {"model_type": "no-such-type"},
+        {"model_type": "gpt2"},
+        {"model_type": "mistral"},
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": -1},
+        {"hidden_size": 31},
+        {"hidden_act": "no-such-function"},
+    ],
+    ids=str,
+)
+def test_a_configuration_that_describes_no_such_model_is_refused(folder, changes):
+    rewrite(folder / "config.json", **changes)
+
+    refusal(folder)
+
+
+@pytest.mark.parametrize("method", [{"quant_method": "gptq", "bits": 4}, {"bits": 4}, "awq"])
+def test_a_quantized_checkpoint_is_refused(folder, method):
+    rewrite(folder / "config.json", quantization_config=method)
+
+    refusal(folder, "already quantized", "give the uncompressed one")
+
+
+def test_a_quantization_that_is_null_is_none(folder):
+    rewrite(folder / "config.json", quantization_config=None)
+
+    open_base(str(folder))
+
+
+def test_a_tokenizer_that_is_damaged_is_refused_when_it_is_asked_for(folder):
+    (folder / "tokenizer.json").write_text("{")
+    (folder / "tokenizer_config.json").write_text("{}")
+    base = open_base(str(folder))
+
+    with pytest.raises(CheckpointError, match="the tokenizer cannot be read"):
+        _ = base.tokenizer
+
+
+def test_no_tokenizer_is_none(folder):
+    assert open_base(str(folder)).tokenizer is None
+
+
+# --- Names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("referense", ["unknown base 'referense'", "did you mean reference", "random:mistral-7b"]),
+        ("no-such-folder", ["unknown base", "no such folder, and not of the form owner/name"]),
+        ("random:mistral-7", ["unknown shape 'mistral-7'", "did you mean mistral-7b", *SHAPES]),
+        ("random:", ["unknown shape ''", *SHAPES]),
+        ("a/b/c", ["unknown base", *NAMED]),
+        ("/no/such/folder", ["unknown base"]),
+        ("./no/such", ["unknown base"]),
+        ("~nobody-of-that-name/x", ["unknown base"]),
+        ("x" * 5000, ["unknown base"]),
+        ("a\0b", ["unknown base"]),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_base_that_is_called_nothing_known_is_refused_with_near_misses(text, words):
+    refusal(text, *words)
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused(folder):
+    refusal(folder / "model.safetensors", "is a file; give the folder that holds config.json")
+
+
+@given(st.text(max_size=12))
+def test_any_text_locates_a_base_or_is_a_checkpoint_error(text):
+    with contextlib.suppress(CheckpointError):
+        assert locate(text).kind in ("named", "random", "folder", "hub")
+
+
+def test_a_hub_that_does_not_answer_is_a_checkpoint_error_with_the_way_out(monkeypatch):
+    def no_network(*arguments, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
+
+    refusal("owner/name", "cannot be had from the hub: OSError: no route", "give a folder", "random:<shape>")
+
+
+def test_a_hub_id_is_opened_from_what_was_downloaded(monkeypatch, saved):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *arguments, **options: str(saved))
+
+    base = open_base("owner/name")
+
+    assert ("owner/name", "hub") == (base.text, base.source.kind)
+
+
+# --- random:<shape> ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_shape(monkeypatch):
+    config = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True,
+              "dtype": "bfloat16", **TINY, "vocab_size": 258}  # fmt: skip
+    monkeypatch.setitem(SHAPES, "tiny", config)
+
+
+def test_random_weights_follow_the_seed_and_nothing_else(tiny_shape):
+    torch.manual_seed(1)
+    first, other = (open_base("random:tiny", seed=seed).model.state_dict() for seed in (0, 1))
+    torch.manual_seed(2)
+    again = open_base("random:tiny").model.state_dict()
+
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+
+
+def test_random_weights_are_the_published_initialisation(tiny_shape):
+    model = open_base("random:tiny").model
+
+    for name, parameter in model.named_parameters():
+        value = parameter.float()
+        if name.endswith("bias"):
+            assert (value == 0).all(), name
+        elif parameter.ndim == 1:
+            assert (value == 1).all(), name
+        else:
+            assert abs(float(value.std()) - 0.02) <= 0.02 * 4 / math.sqrt(2 * value.numel()) + 1e-4, name
+    assert {torch.bfloat16} == {parameter.dtype for parameter in model.parameters()}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_random_base_computes_and_is_saved_with_its_tokenizer(tiny_shape, tmp_path):
+    result = compression.compress("random:tiny", "rtn(group_size=32)")
+    text = "Grüße, 世界!"
+
+    opened = compression.load(result.save(tmp_path / "out"))
+
+    ids = opened.tokenizer(text, return_tensors="pt").input_ids
+    assert torch.equal(result.model(ids).logits, opened.model(ids).logits)
+    assert ("random:tiny", text) == (opened.base[0], opened.tokenizer.decode(ids[0]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [
+        ("mistral-7b", 7_241_732_096),
+        ("llama-2-7b", 6_738_415_616),
+        ("tinyllama-1.1b", 1_100_048_384),
+        ("qwen2.5-0.5b", 494_032_768),
+        ("qwen2.5-3b", 3_085_938_688),
+        ("qwen2.5-7b", 7_615_616_512),
+    ],
+)
+def test_a_shape_has_the_published_number_of_parameters(shape, parameters):
+    config = SHAPES[shape]
+    model = build(config, getattr(torch, config["dtype"]), device="meta")
+    if config["tie_word_embeddings"]:
+        model.lm_head.weight = model.model.embed_tokens.weight
+
+    assert parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+@given(text=st.text())
+@settings(max_examples=100)
+def test_the_byte_tokenizer_gives_one_token_to_a_byte_and_any_text_back(tokenizer, text):
+    ids = tokenizer(text).input_ids
+
+    assert len(text.encode()) == len(ids)
+    assert all(0 <= i < 256 for i in ids)
+    assert text == tokenizer.decode(ids)
