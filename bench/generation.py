@@ -1,8 +1,8 @@
 """Greedy generation with a static cache, stamped token by token: the clock of every efficiency figure.
 
 A `Decoder` prepares one model for one load; `run` submits a prompt and yields a `Round` of times. `Interleaved` runs
-two of them in turn (A B A B ...), so that drift of the machine falls on both. On CUDA a decode step can be replayed from a
-graph (mode "graph"): at batch 1 eager decoding is bound by launches, and no kernel would show.
+two of them in turn (A B A B ...), so that drift of the machine falls on both. On CUDA a decode step can be replayed
+from a graph (mode "graph"): at batch 1 eager decoding is bound by launches, and no kernel would show.
 """
 
 import time

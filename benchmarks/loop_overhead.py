@@ -49,8 +49,8 @@ def main() -> None:
             model.out.logits[:, -1:].argmax(-1)
         argmax.append((time.perf_counter() - begin) / TOKENS)
     overhead = statistics.median(ours) - statistics.median(bare)
-    print(f"per token: loop {1e6 * overhead:.1f} us beyond the model, of which {1e6 * statistics.median(argmax):.1f} us choose "
-          f"the token out of {VOCABULARY}")  # fmt: skip
+    chosen = statistics.median(argmax)
+    print(f"per token: {1e6 * overhead:.1f} us beyond the model, {1e6 * chosen:.1f} us of it to choose of {VOCABULARY}")
 
 
 if __name__ == "__main__":

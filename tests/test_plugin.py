@@ -20,6 +20,7 @@ SIZE = f"{FILES / 'test_efficiency.py'}::test_size"
 SPEED = f"{FILES / 'test_efficiency.py'}::test_generation"
 ENERGY = f"{FILES / 'test_efficiency.py'}::test_energy"
 QUALITY = f"{FILES / 'test_quality.py'}::test_perplexity"
+QUIETLY = ["-q", "-p", "bench.plugin", "-p", "no:cacheprovider"]
 QUICK = ("--runs", "2", "--warmup-runs", "0", "--prompt-tokens", "8", "--max-new-tokens", "4")
 
 
@@ -164,7 +165,7 @@ def test_another_checkpoint_under_the_same_name_does_not_pass(run, pytester, che
         (lambda text: text[: len(text) // 2], "baseline"),
         (lambda text: text.replace('"schema": 1', '"schema": 99'), "schema=99"),
         (lambda text: text.replace('"value": ', '"value": NaN, "was": ', 1), "NaN"),
-        (lambda text: text.replace('"rows": {', '"rows": {"efficiency.stored_bytes": {}, ', 1), "efficiency.stored_bytes"),
+        (lambda text: text.replace('"rows": {', '"rows": {"efficiency.stored_bytes": {}, ', 1), "stored_bytes"),
     ],
     ids=["not-json", "another-schema", "nan", "duplicate-row"],
 )  # fmt: skip
@@ -211,7 +212,7 @@ def test_perplexity_of_a_foreign_checkpoint_on_a_folder_touches_nothing_of_the_r
 ):
     code = (
         "import sys, pytest\n"
-        f"code = pytest.main(['-q', '-p', 'bench.plugin', '-p', 'no:cacheprovider', {QUALITY!r}, '--model', 'fp16', '--length', '32',"
+        f"code = pytest.main([*{QUIETLY}, {QUALITY!r}, '--model', 'fp16', '--length', '32',"
         f" '--base', {str(checkpoint)!r}, '--data', {str(text_folder)!r}, '--rootdir', {str(tmp_path)!r}])\n"
         "assert code == 0, code\n"
         "assert not [name for name in sys.modules if name.startswith('bench.reference')]\n"
@@ -222,7 +223,7 @@ def test_perplexity_of_a_foreign_checkpoint_on_a_folder_touches_nothing_of_the_r
 def test_collecting_imports_neither_torch_nor_transformers(tmp_path):
     code = (
         "import sys, pytest\n"
-        f"code = pytest.main(['-q', '-p', 'bench.plugin', '-p', 'no:cacheprovider', '--collect-only', '--model', 'all', {str(FILES)!r},"
+        f"code = pytest.main([*{QUIETLY}, '--collect-only', '--model', 'all', {str(FILES)!r},"
         f" '--rootdir', {str(tmp_path)!r}])\n"
         "assert code == 0, code\n"
         "assert not {'torch', 'transformers', 'hypothesis'} & set(sys.modules)\n"

@@ -232,7 +232,7 @@ def _kernel() -> Callable[..., int]:
 def bind(
     packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, group_size: int
 ) -> Callable[[Tensor], Tensor]:
-    """The product with one weight, as a function of x (..., K) of fp32, bf16 or fp16; the result has x's type and shape.
+    """The product with one weight, as a function of x (..., K) of fp32, bf16 or fp16; the result has x's type.
 
     `table` is 16 floats, `scales` and `zeros` (or None) are (N, K / group_size), all contiguous fp32 on the CPU;
     `packed` comes from `pack`. The table 0..15 is the fastest, one that bf16 holds exactly (FP4) is next, then others.
