@@ -58,7 +58,8 @@ def test_the_summary_prints_the_last_run_of_a_journal_as_markdown(tmp_path, caps
         with Journal(tmp_path / "journal.jsonl") as journal:
             journal.start({})
             journal.append(Row(run=journal.run, recipe="nf4", metric="efficiency.decode_ms", value=value,
-                               unit="ms/token", ratio=value / 4, base_value=4.0, of="generation", **common))  # fmt: skip
+                               unit="ms/token",
+                               ratio=value / 4, base_value=4.0, of="generation", **common))  # fmt: skip
             journal.append(Row(run=journal.run, recipe="nf4", metric="efficiency.energy_mj_per_token", value=None,
                                unit="mJ/token", status="failed", reason="why", of="energy", **common))  # fmt: skip
             journal.end("passed")
