@@ -1,6 +1,7 @@
 """The table at the end of a run: the uncompressed model beside each compressed one, ratios and verdicts."""
 
 import argparse
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,7 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted = options.metrics.split(",")
         rows = [row for row in rows if row.metric.partition(".")[2] in wanted]
         rows.sort(key=lambda row: wanted.index(row.metric.partition(".")[2]))
-    print(f"base {rows[0].base} on {rows[0].device}\n\n{table(rows, {}).to_markdown()}")
+    frame = table(rows, {})
+    conditions = dict.fromkeys(row.key.partition("[")[2].rstrip("]") for row in rows if row.params)
+    if len({row.metric for row in rows}) == len(frame):  # one load: said once instead of in every line
+        frame.index = [re.sub(r"\[.*\]", "", str(label)) for label in frame.index]
+    print(f"Base {rows[0].base} on {rows[0].device}; {'; '.join(conditions)}.\n\n{frame.to_markdown()}")
 
 
 if __name__ == "__main__":
