@@ -203,7 +203,7 @@ def _int4_product(layout: Tensor, scales_and_offsets: Tensor, spec: LayerSpec) -
     op = torch.ops.aten._weight_int4pack_mm if spec.device == "cuda" else torch.ops.aten._weight_int4pack_mm_for_cpu
 
     def product(x: Tensor) -> Tensor:
-        y = op(x.reshape(-1, spec.in_features), layout, spec.group, scales_and_offsets)
+        y = op(x.reshape(-1, spec.in_features).contiguous(), layout, spec.group, scales_and_offsets)
         return y.view(*x.shape[:-1], spec.out_features)
 
     return product
@@ -233,7 +233,7 @@ def _int8_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
     shift = offsets[:, 0].to(spec.dtype) if offsets.any() else None
 
     def product(x: Tensor) -> Tensor:
-        y = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, spec.in_features), layout, column)
+        y = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, spec.in_features).contiguous(), layout, column)
         y = y.view(*x.shape[:-1], spec.out_features)
         return y if shift is None else y + x.sum(-1, keepdim=True) * shift
 

@@ -61,7 +61,7 @@ class PackedLinear(nn.Module):
         self._bound: Kernel | None = None
         self._spec: LayerSpec | None = None
         self._dtype = dtype
-        self._most = 0.0  # elements of x up to which the kernel is taken
+        self._most: float = 0  # elements of x up to which the kernel is taken
 
     @classmethod
     def from_weight(cls, weight: Tensor, bias: Tensor | None, grid: Grid, **options: Any) -> Self:
@@ -156,7 +156,7 @@ class PackedLinear(nn.Module):
         self._dtype = self._spec.dtype
         self._bound, _ = _kernels.choose(self._spec)
         if self._bound is None:
-            self._product, self._most = self._multiply_dense, float("inf")
+            self._product, self._most = self._multiply_dense, -1  # no x is small enough for a kernel
         else:
             self.codes = self._bound.pack(self.codes, self._spec)
             self._product = self._bound.bind(self.codes, self.stored_parameters(), self._spec)

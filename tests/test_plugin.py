@@ -20,6 +20,8 @@ SIZE = f"{FILES / 'test_efficiency.py'}::test_size"
 SPEED = f"{FILES / 'test_efficiency.py'}::test_generation"
 ENERGY = f"{FILES / 'test_efficiency.py'}::test_energy"
 QUALITY = f"{FILES / 'test_quality.py'}::test_perplexity"
+# the run shares this process, where the package is imported already: pytest warns that it cannot rewrite its asserts
+IN_PROCESS = ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 QUIETLY = ["-q", "-p", "bench.plugin", "-p", "no:cacheprovider"]
 QUICK = ("--runs", "2", "--warmup-runs", "0", "--prompt-tokens", "8", "--max-new-tokens", "4")
 
@@ -72,7 +74,7 @@ def run(pytester, checkpoint, _imported):
     def call(*arguments, base=None):
         plugin = () if _installed() else ("-p", "bench.plugin")
         return pytester.runpytest_inprocess(
-            *plugin, "-p", "no:cacheprovider", "--base", str(base or checkpoint), *map(str, arguments)
+            *plugin, *IN_PROCESS, "--base", str(base or checkpoint), *map(str, arguments)
         )
 
     return call
