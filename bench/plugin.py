@@ -60,6 +60,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None) and config.getoption("--model"):
+        raise pytest.UsageError("the benchmarks do not run under pytest-xdist yet: leave out -n")
     for name, what in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {what}")
 
@@ -114,7 +116,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         marked = {mark.name for item in session.items for mark in item.iter_markers()}
         workbench = Workbench(options, progress=_progress(config))
         if "quality" in marked:
-            workbench.data.digest  # noqa: B018 - read now, so that data which is not there is said now
+            from bench.metrics.perplexity import PerplexityProtocol
+
+            protocol = PerplexityProtocol(**options.protocol)
+            workbench.data.source(protocol.split, what=protocol.what)  # data that is not there is said now
+        workbench.base  # noqa: B018 - and so is a checkpoint that does not fit
         config.stash[_WORKBENCH] = workbench
     except (BenchError, CompressionError) as error:
         raise pytest.UsageError(str(error)) from error
@@ -168,6 +174,8 @@ def options_of(config: pytest.Config) -> "Options":
     for name in ("--runs", "--warmup-runs", "--samples"):
         if get(name) < (0 if name == "--warmup-runs" else 1):
             raise OptionError(f"{name} {get(name)} is not allowed: at least {0 if name == '--warmup-runs' else 1}")
+    if get("--seed") < 0:
+        raise OptionError(f"--seed {get('--seed')} is not allowed: at least 0")
     root = config.invocation_params.dir
     options = Options(
         base=get("--base"),

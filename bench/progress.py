@@ -16,9 +16,10 @@ class Bar:
     def __call__(self, done: int, total: int, what: str) -> None:
         with self._capture.global_and_fixture_disabled():
             if self._progress is None:
+                from rich.console import Console
                 from rich.progress import Progress
 
-                self._progress = Progress(transient=True)
+                self._progress = Progress(transient=True, console=Console(stderr=True))
                 self._progress.start()
                 self._task = self._progress.add_task(what, total=total)
             self._progress.update(self._task, completed=done, description=what)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench._errors import JournalError
 from bench.results import Row, read
 from compression._recipe import UNCOMPRESSED
 
@@ -91,13 +92,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--journal", type=Path, default=Path(".bench/journal.jsonl"))
     parser.add_argument("--metrics", help="names without their group, separated by commas; default all")
     options = parser.parse_args(arguments)
-    records = read(options.journal)
+    try:
+        records = read(options.journal)
+    except JournalError as error:
+        parser.error(str(error))
     if not records.rows():
         parser.error(f"{options.journal} holds no results; run pytest bench first, or give --journal FILE")
     rows = records.rows(records.rows()[-1].run)
     if options.metrics:
         wanted = options.metrics.split(",")
         rows = [row for row in rows if row.metric.partition(".")[2] in wanted]
+        if not rows:
+            parser.error(f"--metrics {options.metrics}: the last run has none of these")
         rows.sort(key=lambda row: wanted.index(row.metric.partition(".")[2]))
     frame = table(rows, {})
     conditions = dict.fromkeys(row.key.partition("[")[2].rstrip("]") for row in rows if row.params)

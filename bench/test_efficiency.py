@@ -30,7 +30,7 @@ def test_cost(workbench, recipe):
     workbench.measure("cost", recipe, lambda: (workbench.compressed(recipe).cost, None))
 
 
-def test_generation(workbench, recipe, batch_size, mode, benchmark):
+def test_generation(workbench, recipe, batch_size, mode, request):
     if mode == "graph" and not workbench.options.device.startswith("cuda"):
         pytest.skip(f"CUDA graphs need CUDA; the device is {workbench.options.device}")
     workbench.refuse_shared_device()
@@ -43,6 +43,7 @@ def test_generation(workbench, recipe, batch_size, mode, benchmark):
         pair = workbench.interleaved(recipe, load, mode)
         warmup, rounds = options.warmup, options.warmup + options.runs
         if next(fresh, False):
+            benchmark = request.getfixturevalue("benchmark")  # not before: a resumed measurement would leave it unused
             # pytest-benchmark keeps the history of the compressed side; the base's round before each is its set-up
             benchmark.extra_info.update(recipe=recipe.text, base=options.base, **dataclasses.asdict(load))
             benchmark.pedantic(

@@ -25,4 +25,5 @@ def test_perplexity(workbench, recipe):
         base = workbench.base_reading(("perplexity", protocol), lambda: of(workbench.base))
         return (base, None) if recipe.text == UNCOMPRESSED else (of(workbench.compressed(recipe)), base)
 
-    workbench.measure("perplexity", recipe, take)
+    asked = {"protocol": protocol.name, "length": protocol.length, "split": protocol.split, "batch": _BATCH}
+    workbench.measure("perplexity", recipe, take, asked)

@@ -82,9 +82,21 @@ class Workbench:
         self.options, self._progress = options, progress
         if options.gate not in gates.MODES:
             raise OptionError(f"--gate {options.gate}: allowed are {', '.join(gates.MODES)}")
+        if options.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.set_device(
+                machine.device_of(options.device)
+            )  # events and graphs are those of the current device
         self.fingerprint = machine.fingerprint(options.device)
         self.source = locate(options.base).fetch()
         check_source(options.recipes, self.source)
+        positions = self.source.config.get("max_position_embeddings")
+        if positions and options.prompt_tokens + options.new_tokens > positions:
+            raise OptionError(
+                f"--prompt-tokens {options.prompt_tokens} and --max-new-tokens {options.new_tokens} exceed the "
+                f"{positions} positions of {self.source.label}"
+            )
         self.baselines: dict[str, Baseline | None] = {
             recipe.text: gates.Baseline.find(options.baselines, self.source.label, recipe.text)
             for recipe in options.recipes
@@ -137,9 +149,15 @@ class Workbench:
 
     def artefact_folder(self, recipe: Recipe) -> Path:
         """Where the compressed model lies on disk, for processes that open it by themselves; gone with the model."""
+        model = self.compressed(recipe)  # lets go of the folder of another recipe
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="bench-"))
-            self.compressed(recipe).save(self._folder / "artefact")
+            folder = Path(tempfile.mkdtemp(prefix="bench-"))
+            try:
+                model.save(folder / "artefact")
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            self._folder = folder
         return self._folder / "artefact"
 
     def _release(self) -> None:
@@ -205,6 +223,7 @@ class Workbench:
             rows = self._rows(of, recipe, take(), params, each, notes)
             found = self._judge(rows)
             if again and any(v.outcome == "regressed" for v in found):
+                self._base_readings = {key: kept for key, kept in self._base_readings.items() if key[0] != of}
                 rows = self._rows(of, recipe, take(), params, each, notes)
                 found = self._judge(rows)
         self._record(rows, found)
@@ -292,8 +311,12 @@ class Workbench:
     def _resumed(self, of: str, recipe: Recipe, params: Mapping[str, Any]) -> bool:
         """Whether the run that is resumed has all rows of this measurement; they are judged, not measured again."""
 
+        given = {key: value for key, value in params.items() if value is not None}.items()
+
         def matches(row: Row) -> bool:
-            return row.of == of and row.recipe == recipe.text and params.items() <= dict(row.params).items()
+            same = (row.of, row.recipe, row.base, row.device, row.seed)
+            asked = (of, recipe.text, self.source.label, self.fingerprint, self.options.seed)
+            return same == asked and given <= dict(row.params).items()
 
         rows = [row for row in self._done.values() if matches(row) and row.status in ("ok", "estimated")]
         if {row.metric for row in rows} != {m.name for m in metrics_of(of)}:
@@ -352,7 +375,7 @@ class Workbench:
                 self.changes = gates.update(self.options.baselines, self.rows.values(), self.context, self.fingerprint)
             else:
                 failing.append("baselines were not updated: the run failed, and a failed run is no baseline")
-        if self._started:
+        if self.rows:
             self.journal.end("interrupted" if interrupted else "passed" if passed and not failing else "failed")
         return failing
 

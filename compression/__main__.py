@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", help='a recipe such as nf4 or "rtn(bits=3)", or the word list')
     parser.add_argument("--base", default="reference", help="reference, random:<shape>, a folder or a hub id")
     parser.add_argument("--out", type=Path, help="new folder for the compressed model")
-    parser.add_argument("--device", help="cpu or cuda; default cuda if there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default cuda if there is one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     options = parser.parse_args(arguments)
@@ -124,9 +124,10 @@ def _device() -> str:
 def _bar() -> Callable[[int, int, str], None] | None:
     if not sys.stderr.isatty():
         return None
+    from rich.console import Console
     from rich.progress import Progress
 
-    progress = Progress(transient=True)
+    progress = Progress(transient=True, console=Console(stderr=True))
     progress.start()
     task = progress.add_task("compressing", total=None)
 

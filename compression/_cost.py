@@ -10,9 +10,9 @@ _POLL_SECONDS = 0.005
 
 
 def anonymous_bytes() -> int | None:
-    """Anonymous resident memory of this process (Linux), or None where the system does not tell.
+    """Anonymous resident memory of this process on Linux, elsewhere its resident memory; None without psutil.
 
-    Memory-mapped files are left out: they can be dropped at any time and would count weights that nobody reads.
+    On Linux memory-mapped files are left out: they can be dropped at any time and would count weights nobody reads.
     """
     try:
         with open(_STATUS) as file:
@@ -21,7 +21,11 @@ def anonymous_bytes() -> int | None:
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return None
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return psutil.Process().memory_info().rss
 
 
 @dataclass(frozen=True, kw_only=True)

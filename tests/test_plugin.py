@@ -252,6 +252,22 @@ def test_speed_is_measured_beside_the_base_in_the_same_rounds(run, pytester):
     assert rows[-1]["kind"] == "end"
 
 
+def test_memory_is_that_of_the_recipe_also_when_it_is_measured_alone(run, pytester):
+    memory = f"{FILES / 'test_efficiency.py'}::test_memory"
+    run(memory, "--model", f"{RTN},rtn(bits=8,group_size=32)", *QUICK).assert_outcomes(passed=2)
+    rows = [json.loads(line) for line in (pytester.path / ".bench" / "journal.jsonl").read_text().splitlines()]
+    shares = {r["recipe"]: r["value"] for r in rows if r.get("metric") == "efficiency.memory_efficiency"}
+    peaks = {r["recipe"]: r["value"] for r in rows if r.get("metric") == "efficiency.peak_memory_mb"}
+    stored = {recipe: shares[recipe] * peaks[recipe] for recipe in shares}
+    assert len(stored) == 2
+    assert min(stored.values()) < 0.8 * max(stored.values())
+
+
+def test_several_workers_are_refused(run):
+    pytest.importorskip("xdist")
+    assert run(SIZE, "--model", RTN, "-n", "2").ret == pytest.ExitCode.USAGE_ERROR
+
+
 def test_speed_is_measured_with_pytest_benchmark_switched_off(run):
     run(SPEED, "--model", RTN, "--benchmark-disable", *QUICK).assert_outcomes(passed=1)
 

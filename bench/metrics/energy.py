@@ -228,8 +228,8 @@ def measure_energy(
     better="lower",
     kind="timing",
     of="energy",
-    rel=0.05,
-    rel_absolute=0.20,
+    rel=0.25,
+    rel_absolute=0.5,
     floor=0.0,
 )
 def energy_mj_per_token(energy: EnergyReading) -> float:
