@@ -234,7 +234,7 @@ def _compare_timed(row: Row, entry: Entry, metric: Metric) -> Finding:
     if row.ratio is not None and entry.ratio is not None:
         spread = _spread((row.samples, entry.samples), (entry.base_samples, row.base_samples))
         checks.append(_check(f"ratio to {BASE} ", entry.ratio, row.ratio, "", metric.rel, difference, metric, spread))
-    elif metric.rel_absolute is None:
+    else:
         checks.append(_check("", entry.value, row.value, row.unit, metric.rel, difference, metric, value_spread))
     if metric.rel_absolute is not None:
         allowed = metric.rel_absolute
