@@ -8,8 +8,9 @@
 | timing,       | on the same device only: the ratio to the base of the same run to `rel`, and the value      |
 | memory        | itself to `rel_absolute`; beyond the tolerance but not with 95 % confidence: inconclusive   |
 
-Tolerances are shares of the recorded number, in the worse direction. Where neither direction is better, a failed exact
-comparison is a regression, and nothing else is. No difference up to the metric's `floor` is a change.
+A row of time or memory without a ratio, as all of the base's are, is compared by itself alone. Tolerances are shares of
+the recorded number, in the worse direction. Where neither direction is better, a failed exact comparison is a
+regression, and nothing else is. No difference up to the metric's `floor` is a change.
 """
 
 import functools
@@ -234,7 +235,7 @@ def _compare_timed(row: Row, entry: Entry, metric: Metric) -> Finding:
     if row.ratio is not None and entry.ratio is not None:
         spread = _spread((row.samples, entry.samples), (entry.base_samples, row.base_samples))
         checks.append(_check(f"ratio to {BASE} ", entry.ratio, row.ratio, "", metric.rel, difference, metric, spread))
-    else:
+    elif metric.rel_absolute is None:
         checks.append(_check("", entry.value, row.value, row.unit, metric.rel, difference, metric, value_spread))
     if metric.rel_absolute is not None:
         allowed = metric.rel_absolute

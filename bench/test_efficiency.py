@@ -82,28 +82,25 @@ def test_memory(workbench, recipe, batch_size):
         model = workbench.compressed(recipe)
         return _peak(workbench, model, load, memory.ChildSpec, kind="artefact", target=folder), base
 
-    workbench.measure("memory", recipe, take, _params(load), notes=lambda r: ("ok", None, r.source))
+    workbench.measure("memory", recipe, take, _params(load), notes=lambda r: ("ok", None, r.source), again=True)
 
 
 def test_energy(workbench, recipe, batch_size):
     workbench.refuse_shared_device()
-    load = workbench.options.load(batch_size)
-
-    def of(model):
-        decoder = workbench.decoder(model, load)
-        decoder.run()
-        return energy.measure_energy(
-            lambda: decoder.run().tokens, device=workbench.options.device, tdp=workbench.options.tdp
-        )
+    options, load = workbench.options, workbench.options.load(batch_size)
 
     def take():
-        base = workbench.base_reading(("energy", load), lambda: of(workbench.base))
-        return (base, None) if recipe.text == UNCOMPRESSED else (of(workbench.compressed(recipe)), base)
+        decoders = workbench.interleaved(recipe, load, "eager").decoders
+        for decoder in decoders:
+            decoder.run()
+        works = [lambda decoder=decoder: decoder.run().tokens for decoder in decoders]
+        *base, reading = energy.measure_in_turn(works, device=options.device, tdp=options.tdp)
+        return reading, base[0] if base else None
 
     def notes(reading):
         return "estimated" if reading.estimated else "ok", reading.note or None, reading.source
 
-    workbench.measure("energy", recipe, take, _params(load), notes=notes, again=True)
+    workbench.measure("energy", recipe, take, _params(load), each=lambda r: r.each(), notes=notes, again=True)
 
 
 def _peak(workbench, model, load, spec, **target):

@@ -210,7 +210,7 @@ class Workbench:
             take: makes the reading of the compressed model and that of the base (None for the base itself).
             params: part of the key of each row; a reading's own `params` are added.
             each: splits a reading into those of its rounds, for samples.
-            again: take once more before a regression is believed (timings).
+            again: take once more before a regression is believed (timings, memory).
             notes: (status, reason, source) of a reading; ("ok", None, None) if not given.
 
         Raises:

@@ -11,7 +11,8 @@ With one thread the clock is the processor time of this process, which others di
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ NF4 = torch.tensor(
         *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
     ]
 )
+
+
+Contender = tuple[Callable[[Any], Tensor], Sequence[Any]]  # a product, and the forms of the weight that it cycles over
 
 
 class Layer:
@@ -52,22 +56,20 @@ class Layer:
     def copies(matrix: Tensor) -> list[Tensor]:
         return [matrix.clone() for _ in range(-(-STREAMED // matrix.nbytes))]
 
-    def contenders(self, m: int) -> dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]]:
+    def contenders(self, m: int) -> dict[str, Contender]:
         x = torch.randn(m, self.k)
         half = x.bfloat16()
 
-        def ours(table: Tensor, zeros: Tensor | None, x: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda w: _native.matmul(x, w, table, self.scales, zeros, GROUP)
+        def ours(table: Tensor, zeros: Tensor | None) -> list[Callable[[Tensor], Tensor]]:
+            return [_native.bind(w, table, self.scales.clone(), zeros, GROUP) for w in self.packed]
 
         def torch_int4(w: Tensor) -> Tensor:
             return torch.ops.aten._weight_int4pack_mm_for_cpu(half, w, GROUP, self.scales_and_zeros)
 
-        torch.testing.assert_close(
-            ours(INTEGERS, self.zeros, x)(self.packed[0]), x @ self.weight.T, rtol=1e-3, atol=1e-3
-        )
+        torch.testing.assert_close(ours(INTEGERS, self.zeros)[0](x), x @ self.weight.T, rtol=1e-3, atol=1e-3)
         return {
-            "ours int4": (ours(INTEGERS, self.zeros, half), self.packed),
-            "ours nf4": (ours(NF4, None, half), self.packed),
+            "ours int4": (lambda product: product(half), ours(INTEGERS, self.zeros)),
+            "ours nf4": (lambda product: product(half), ours(NF4, None)),
             "bf16": (lambda w: torch.nn.functional.linear(half, w), self.bf16),
             "fp32": (lambda w: torch.nn.functional.linear(x, w), self.fp32),
             "torch int4": (torch_int4, self.int4),
@@ -83,7 +85,7 @@ class Layer:
         return product
 
 
-def seconds(product: Callable[[Tensor], Tensor], weights: list[Tensor]) -> float:
+def seconds(product: Callable[[Any], Tensor], weights: Sequence[Any]) -> float:
     """Per product, over one pass through the weights."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
@@ -92,9 +94,7 @@ def seconds(product: Callable[[Tensor], Tensor], weights: list[Tensor]) -> float
     return (clock() - start) / len(weights)
 
 
-def interleaved(
-    contenders: dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]], rounds: int
-) -> dict[str, list[float]]:
+def interleaved(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
     for product, weights in contenders.values():
         product(weights[0])
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -141,11 +141,10 @@ def main() -> None:
             return
         print("\nwhere to switch: time of dequantize-to-fp32 and sgemm / time of ours (below 1: dequantize)")
         for m in (16, 64, 128, 512):
-            some = layer.packed[:2]
+            some, ours = layer.packed[:2], layer.contenders(m)
             times = interleaved(
                 {
-                    "ours int4": (layer.contenders(m)["ours int4"][0], some),
-                    "ours nf4": (layer.contenders(m)["ours nf4"][0], some),
+                    **{name: (ours[name][0], ours[name][1][:2]) for name in ("ours int4", "ours nf4")},
                     "dequantize int4": (layer.dequantize_and_multiply(m, INTEGERS - 8), some),
                     "dequantize nf4": (layer.dequantize_and_multiply(m, NF4), some),
                 },

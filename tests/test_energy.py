@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bench import machine
 from bench._errors import BenchError, MetricError, OptionError
-from bench.metrics.energy import EnergyReading, Rapl, SampledPower, energy_mj_per_token, measure_energy
+from bench.metrics.energy import EnergyReading, Rapl, SampledPower, energy_mj_per_token, measure_energy, measure_in_turn
 
 RANGE = 262_143_328_850  # microjoules at which a package counter turns over
 
@@ -310,3 +310,65 @@ def test_the_device_is_waited_for_before_both_ends_of_the_window(monkeypatch):
     measure_energy(work, device="cpu", clock=clock, readers=[lambda: Watched(0.0, 1.0)])
 
     assert order == ["wait", "read", "work", "wait", "read"]
+
+
+def in_turn(*seconds, **options):
+    """Units of work of these lengths, measured in turn: the order in which they ran, and the readings."""
+    clock, order = Time(), []
+
+    def work_of(which):
+        def work():
+            clock.now += seconds[which]
+            order.append(which)
+            return 10
+
+        return work
+
+    works = [work_of(which) for which in range(len(seconds))]
+    return order, measure_in_turn(works, device="cpu", clock=clock, readers=(), tdp=100.0, **options)
+
+
+def test_windows_alternate_and_add_up():
+    order, (short, long) = in_turn(0.5, 1.0)
+
+    assert order == [0, 0, 1] * 5
+    assert (short.seconds, long.seconds) == (5.0, 5.0)
+    assert (short.tokens, long.tokens) == (100, 50)
+    assert [len(reading.each()) for reading in (short, long)] == [5, 5]
+    assert short.estimated
+    assert energy_mj_per_token(long) == 2 * energy_mj_per_token(short) == 1000 * 0.7 * 100 * 1.0 / 10
+
+
+def test_work_longer_than_the_window_is_done_once():
+    order, readings = in_turn(7.0, 6.0)
+
+    assert order == [0, 1]
+    assert [reading.seconds for reading in readings] == [7.0, 6.0]
+
+
+def test_one_disturbed_window_does_not_move_the_energy_per_token():
+    clock, lengths = Time(), iter([1.0, 1.0, 9.0, 1.0, 1.0])
+
+    def work():
+        clock.now += next(lengths)
+        return 10
+
+    (reading,) = measure_in_turn([work], device="cpu", clock=clock, readers=(), tdp=100.0, min_seconds=11.0, windows=11)
+
+    assert energy_mj_per_token(reading) == 1000 * 0.7 * 100 * 1.0 / 10
+
+
+def test_windows_of_different_sources_say_so():
+    counters = iter([Counter(0.0, 5.0), Counter(0.0, 0.0)])
+    clock = Time()
+
+    def work():
+        clock.now += 1.0
+        return 10
+
+    (reading,) = measure_in_turn(
+        [work], device="cpu", clock=clock, readers=(lambda: next(counters),), tdp=100.0, min_seconds=2.0, windows=2
+    )
+
+    assert (reading.source, reading.estimated) == ("counter and tdp", True)
+    assert "did not advance" in reading.note

@@ -99,11 +99,64 @@ def test_type_and_leading_shape_are_those_of_x(dtype):
     codes, scales, zeros, x = layer(48, 128, 64, 6, True, seed=1)
     x = x.to(dtype).reshape(2, 3, 128)
 
-    y = _native.matmul(x, _native.pack(codes), INTEGERS, scales, zeros, 64)
-    wide = _native.matmul(x.float(), _native.pack(codes), INTEGERS, scales, zeros, 64)
+    y = _native.matmul(x, _native.pack(codes), NF4, scales, zeros, 64)
+    wide = _native.matmul(x.float(), _native.pack(codes), NF4, scales, zeros, 64)
 
     assert (dtype, (2, 3, 48)) == (y.dtype, tuple(y.shape))
     assert torch.equal(wide.to(dtype), y)  # rounded once, at the end, as torch rounds
+
+
+def fixed(x, group):
+    """x (bf16) as the kernel holds it for integer levels: multiples of 2^(E-13), E that of the group's largest."""
+    grouped = x.double().view(x.shape[0], -1, group)
+    unit = torch.exp2(grouped.abs().amax(-1, keepdim=True).log2().floor() - 13)
+    return torch.where(unit > 0, (grouped / unit).round() * unit, 0).view(x.shape)
+
+
+@needs_kernel
+@settings(deadline=None, max_examples=60)
+@given(shapes(), st.booleans(), st.booleans(), st.floats(-20, 20), st.integers(0, 2**32 - 1))
+def test_integer_levels_times_bf16_are_exact_but_for_the_fixed_point_of_x(shape, with_zeros, narrow, exponent, seed):
+    rows, columns, group, m = shape
+    codes, scales, zeros, x = layer(rows, columns, group, m, with_zeros, seed)
+    x[:, ::7] *= 100  # outliers: the rest of their group is far below
+    x = (x * 2**exponent).bfloat16()
+    scales = scales.bfloat16().float() if narrow else scales  # with zeros: one pair of bf16 for each group
+
+    y = _native.matmul(x, _native.pack(codes), INTEGERS, scales, zeros, group)
+
+    weight, held = dequantize(codes, INTEGERS, scales, zeros, group), fixed(x, group)
+    size = scales.abs().repeat_interleave(group, 1).double() * (codes + (15 if with_zeros else 0))
+    bound = (columns // group + 16) * torch.finfo(torch.float32).eps * (held.abs() @ size.T)
+    expected = held @ weight.T
+    assert ((expected - y).abs() <= bound + 2**-8 * expected.abs()).all()  # the last: bf16 of the result
+    near = x.view(m, -1, group).abs() >= x.view(m, -1, group).abs().amax(-1, keepdim=True) / 64
+    assert torch.equal(held.view(near.shape)[near], x.double().view(near.shape)[near])
+
+
+@needs_kernel
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_not_lost(value):
+    codes, scales, zeros, x = layer(8, 256, 128, 2, True, seed=4)
+    x[1, 200] = value
+
+    y = _native.matmul(x.bfloat16(), _native.pack(codes), INTEGERS, scales, zeros, 128)
+
+    assert torch.isfinite(y[0]).all()
+    assert not torch.isfinite(y[1]).any()
+
+
+@needs_kernel
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-30, 3e38])
+def test_x_of_any_size(size):
+    codes, scales, _, x = layer(8, 128, 128, 1, False, seed=5)
+    x = x.sign().mul(size).bfloat16()
+    scales = scales / 1e5
+
+    y = _native.matmul(x, _native.pack(codes), INTEGERS, scales, None, 128)
+
+    expected = x.double() @ dequantize(codes, INTEGERS, scales, None, 128).T
+    torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=1e-37)
 
 
 @needs_kernel

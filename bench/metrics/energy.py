@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Protocol
+from statistics import median
+from typing import Any, Protocol
 
 from bench import machine
 from bench._errors import BenchError, MetricError, OptionError
@@ -24,7 +25,7 @@ IDLE_SHARE = 0.3  # of the TDP, as paper [E] assumes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnergyReading:
-    """Joules that the device took for `tokens` generated tokens over a window of `seconds`."""
+    """Joules that the device took for `tokens` generated tokens over `seconds`, in one window or the sum of several."""
 
     joules: float
     seconds: float
@@ -32,6 +33,11 @@ class EnergyReading:
     source: str  # nvml_counter, nvml_power, rapl or tdp
     estimated: bool
     note: str
+    windows: tuple["EnergyReading", ...] = ()
+
+    def each(self) -> "tuple[EnergyReading, ...]":
+        """The readings of its windows."""
+        return self.windows or (self,)
 
     def __post_init__(self) -> None:
         for name in ("joules", "seconds", "tokens"):
@@ -222,6 +228,38 @@ def measure_energy(
     return EnergyReading(joules=joules, seconds=seconds, tokens=tokens, source="tdp", estimated=True, note=note)
 
 
+def measure_in_turn(
+    works: Sequence[Callable[[], int]],
+    *,
+    device: str,
+    min_seconds: float = 5.0,
+    windows: int = 5,
+    **options: Any,
+) -> tuple[EnergyReading, ...]:
+    """One reading of each of `works`, whose windows alternate (A B A B ...), so that drift of the machine falls on all.
+
+    Each gets equally many windows of at least `min_seconds / windows`, until each has `min_seconds` in all: a unit of
+    work that takes longer than that is done once. The options are those of `measure_energy`.
+    """
+    taken: list[list[EnergyReading]] = [[] for _ in works]
+    while any(sum(window.seconds for window in side) < min_seconds for side in taken):
+        for side, work in zip(taken, works, strict=True):
+            side.append(measure_energy(work, device=device, min_seconds=min_seconds / windows, **options))
+    return tuple(map(_sum, taken))
+
+
+def _sum(windows: Sequence[EnergyReading]) -> EnergyReading:
+    return EnergyReading(
+        joules=sum(window.joules for window in windows),
+        seconds=sum(window.seconds for window in windows),
+        tokens=sum(window.tokens for window in windows),
+        source=" and ".join(dict.fromkeys(window.source for window in windows)),
+        estimated=any(window.estimated for window in windows),
+        note="; ".join(dict.fromkeys(window.note for window in windows)),
+        windows=tuple(windows),
+    )
+
+
 @metric(
     "efficiency.energy_mj_per_token",
     unit="mJ/token",
@@ -233,13 +271,13 @@ def measure_energy(
     floor=0.0,
 )
 def energy_mj_per_token(energy: EnergyReading) -> float:
-    """Energy per generated token.
+    """Energy per generated token: median over the windows.
 
-    1000 joules / tokens, prompts included in the joules. Paper [E], table of FP16 against NF4 on a T4 (70 W): 62.48
-    and 84.14 ms per token give 3061.60 and 4122.85 mJ by the estimate, to its rounding of the times.
+    1000 joules / tokens of each, prompts included in the joules. Paper [E], table of FP16 against NF4 on a T4 (70 W):
+    62.48 and 84.14 ms per token give 3061.60 and 4122.85 mJ by the estimate, to its rounding of the times.
 
     >>> t4 = {"source": "tdp", "estimated": True, "note": "", "seconds": 62.48}
     >>> round(energy_mj_per_token(EnergyReading(joules=0.7 * 70 * 62.48, tokens=1000, **t4)), 1)
     3061.5
     """
-    return 1000 * energy.joules / energy.tokens
+    return median(1000 * window.joules / window.tokens for window in energy.each())

@@ -199,13 +199,14 @@ def peak_memory_mb(memory: MemoryReading) -> float:
     of="memory",
     rel=0.05,
     rel_absolute=0.10,
-    floor=0.01,
+    floor=0.05,
 )
 def memory_efficiency(memory: MemoryReading) -> float:
     """Share of the peak that the stored model accounts for.
 
     stored bytes / peak bytes (paper [E], tables of efficiency); the rest is cache, activations and what a kernel
-    unpacks. It is at most 1, and MetricError above: the paper's comes from a peak below the weights.
+    unpacks. It is at most 1, and MetricError above: the paper's comes from a peak below the weights. Its floor is what
+    the floor of the peak, 1 MiB, makes of it on the smallest model there is, the embedded reference.
 
     >>> memory_efficiency(MemoryReading(peak_bytes=4 * 2**20, model_bytes=2**21, stored_bytes=3 * 2**20, source=""))
     0.75

@@ -3,8 +3,11 @@
     W[n,k] = scales[n,g] * (table[codes[n,k]] - zeros[n,g]),   g = k // group_size,   y = x W^T
 
 Decoding at batch 1 is limited by how fast weights come from memory; `lut4.c` reads 4 bits of each and nothing more, and
-its arithmetic is exact in the levels (no rounding of table, scales or zeros; sums in fp32). It shares torch's OpenMP
-threads and obeys `torch.set_num_threads`. The result does not depend on the number of threads, to the bit.
+its arithmetic is exact in the levels (no rounding of table, scales or zeros; sums in fp32). Where the table is 0..15
+and x is bf16, x is held in each group as whole numbers of 15 bits, and the sums of a group are exact: nothing of x is
+lost down to a 64th of the group's largest value; what is smaller is rounded to 2^-13 of that one's power of two. The
+kernel shares torch's OpenMP threads and obeys `torch.set_num_threads`. The result does not depend on the number of
+threads, to the bit.
 
 Nothing happens at import. The first call of `available` or `matmul` compiles the C file with `$CC` (or cc, gcc, clang)
 into `$COMPRESSION_CACHE` (or `$XDG_CACHE_HOME/compression`, `~/.cache/compression`) and loads it; later processes find
@@ -105,7 +108,7 @@ def _build(compiler: list[str], flags: list[str], library: Path) -> None:
 
 def _open(library: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(library))
-    loaded.lut4_matmul.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int] * 6
+    loaded.lut4_matmul.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int] * 6
     loaded.lut4_matmul.restype = ctypes.c_int
     loaded.lut4_isa.restype = ctypes.c_char_p
     return loaded
@@ -254,7 +257,9 @@ def bind(
         and (zeros is None or (zeros.shape == scales.shape and zeros.dtype == torch.float32 and zeros.is_contiguous()))
     ):
         raise ValueError(_complaint(packed, table, scales, zeros, group_size))
-    held = (packed, table, scales, zeros)  # what the addresses below point into
+    pairs = _pairs(scales, zeros)
+    scales_and_zeros = (None, None, pairs) if pairs is not None else (scales, zeros, None)
+    held = (packed, table, *scales_and_zeros)  # what the addresses below point into
     addresses = tuple(None if tensor is None else tensor.data_ptr() for tensor in held)
 
     def product(x: Tensor, held: object = held) -> Tensor:
@@ -278,6 +283,15 @@ def bind(
         return y
 
     return product
+
+
+def _pairs(scales: Tensor, zeros: Tensor | None) -> Tensor | None:
+    """Scale and zero of each group in one int32, as bf16; None without zeros, or if bf16 would round one of them."""
+    if zeros is None:
+        return None
+    both = torch.stack([zeros, scales], -1)
+    narrow = both.bfloat16()
+    return narrow.view(torch.int32).squeeze(-1) if torch.equal(narrow.float(), both) else None
 
 
 def matmul(x: Tensor, packed: Tensor, table: Tensor, scales: Tensor, zeros: Tensor | None, group_size: int) -> Tensor:

@@ -4,7 +4,8 @@
  *
  * T is any table of 16 floats. A level is looked up byte by byte: `vpshufb` maps 32 codes through a table of 16 bytes,
  * so a level of 4 bytes (NF4) costs four look-ups, one whose low half is zero (exact in bfloat16) two, and the integers
- * 0..15 one, see `decode`. No level, scale or zero is rounded. Sums are fp32, one per group, then scaled.
+ * 0..15 one, see `decode`. No level, scale or zero is rounded. Sums are fp32, one per group, then scaled. The integers
+ * 0..15 with x in bfloat16 take a way of their own, in integers: see `fix`.
  *
  * Layout: 64 codes of a row are 32 bytes; the low nibbles are the first 32 codes, the high nibbles the other 32. Within
  * each 32, code k = 16h + 8o + 4L + p (h, o, L in 0..1, p in 0..3) lies in byte 16L + 8h + 2p + o. That is the order in
@@ -13,6 +14,7 @@
  * Each output is computed wholly by one thread, in an order that does not depend on their number: same inputs, same
  * bits.
  */
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -53,19 +55,31 @@ static void to_float(const void *x, int type, size_t count, float *out)
 
 /* What every thread reads and none writes. */
 typedef struct {
-    const float *x;       /* (M, K) fp32, in the order the decoder yields */
-    const float *sums;    /* (M, groups, 16): what `summarise` makes */
+    const float *x;       /* (M, K) fp32, in the order the decoder yields; or what `fix` makes of it */
+    const float *sums;    /* (M, groups, 16): what `summarise` or `fix` makes */
     const uint8_t *codes; /* (N, K/2) */
     const float *table, *scales, *zeros;
+    const uint32_t *pairs; /* instead of scales and zeros: a scale in the upper half and its zero in the lower, bf16 */
     void *y;
     int type, N, K, group, groups;
 } Job;
 
+INLINE float scale_of(const Job *job, size_t at)
+{
+    return job->pairs ? float_of(job->pairs[at] & 0xffff0000) : job->scales[at];
+}
+
+INLINE float zero_of(const Job *job, size_t at)
+{
+    return job->pairs ? float_of(job->pairs[at] << 16) : job->zeros ? job->zeros[at] : 0;
+}
+
 #ifdef LUT4_AVX2
 
 /* What the table allows. Bits of 16 + q, q in 0..15, are 0x41800000 + (q << 19): one byte, below a constant one. */
-enum { HALF = 0, WIDE = 1, INTEGERS = 2 };
+enum { HALF = 0, WIDE = 1, INTEGERS = 2, FIXED = 3 };
 #define SIXTEEN 0x4180
+#define PREFETCH(here) _mm_prefetch((const char *)((here) + 64), _MM_HINT_T0)  /* past the end it does nothing */
 
 typedef struct { __m256i byte[4]; } Lut;  /* byte b of the 16 levels, in both 128-bit lanes */
 
@@ -153,12 +167,12 @@ INLINE float horizontal_sum(__m256 v)
 }
 
 /* Rows n .. n+R-1 of W with rows m .. m+M-1 of x, A partial sums each, so that A * R * M chains of additions run side
- * by side. R, M, A, kind and group32 are constants where this is inlined: loops over them vanish, sums are registers. */
-INLINE void tile(const Job *job, const Lut *lut, int n, int m, int R, int M, int A, int kind, int group32)
+ * by side. R, M, A, kind and mostly group are constants where this is inlined: loops over them vanish, sums are registers. */
+INLINE void tile(const Job *job, const Lut *lut, int n, int m, int R, int M, int A, int kind, int group)
 {
     const size_t K = (size_t)job->K, groups = (size_t)job->groups;
     const __m256i nibble = _mm256_set1_epi8(15);
-    const int blocks = group32 ? 1 : job->group / 64, passes = group32 ? 2 : 1;
+    const int group32 = group == 32, blocks = group32 ? 1 : group / 64, passes = group32 ? 2 : 1;
     const uint8_t *codes = job->codes + (size_t)n * (K / 2);
     const float *x = job->x + (size_t)m * K;
     __m256 total[2][4], sum[2][4][2];  /* R, M, A at most */
@@ -171,8 +185,8 @@ INLINE void tile(const Job *job, const Lut *lut, int n, int m, int R, int M, int
                 const float *sums = job->sums + 16 * ((m + i) * groups + g);
                 for (int a = 0; a < A; a++) sum[r][i][a] = _mm256_setzero_ps();
                 if (kind == INTEGERS) sum[r][i][0] = _mm256_sub_ps(sum[r][i][0], _mm256_loadu_ps(sums + 8));
-                if (job->zeros) {  /* start at -z * sum(x) */
-                    __m256 z = _mm256_set1_ps(job->zeros[at + r * groups]);
+                if (job->zeros || job->pairs) {  /* start at -z * sum(x) */
+                    __m256 z = _mm256_set1_ps(zero_of(job, at + r * groups));
                     sum[r][i][0] = _mm256_fnmadd_ps(z, _mm256_loadu_ps(sums), sum[r][i][0]);
                 }
             }
@@ -182,7 +196,7 @@ INLINE void tile(const Job *job, const Lut *lut, int n, int m, int R, int M, int
                     __m256 w[4];
                     const __m256i *here = (const __m256i *)(codes + r * (K / 2) + 32 * b);
                     __m256i code = _mm256_loadu_si256(here);
-                    if (!h) _mm_prefetch((const char *)(here + 64), _MM_HINT_T0);  /* past the end it does nothing */
+                    if (!h) PREFETCH(here);
                     if (h) code = _mm256_srli_epi16(code, 4);
                     decode(_mm256_and_si256(code, nibble), lut, kind, w);
                     for (int v = 0; v < 4; v++) for (int i = 0; i < M; i++) {
@@ -193,7 +207,7 @@ INLINE void tile(const Job *job, const Lut *lut, int n, int m, int R, int M, int
             }
             for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) {
                 if (A == 2) sum[r][i][0] = _mm256_add_ps(sum[r][i][0], sum[r][i][1]);
-                total[r][i] = _mm256_fmadd_ps(sum[r][i][0], _mm256_set1_ps(job->scales[at + r * groups]), total[r][i]);
+                total[r][i] = _mm256_fmadd_ps(sum[r][i][0], _mm256_set1_ps(scale_of(job, at + r * groups)), total[r][i]);
             }
         }
     }
@@ -201,28 +215,143 @@ INLINE void tile(const Job *job, const Lut *lut, int n, int m, int R, int M, int
         store(job->y, job->type, (size_t)(m + i) * job->N + n + r, horizontal_sum(total[r][i]));
 }
 
-/* Rows n .. end-1 of W with M rows of x from m. One row of W at a time streams best from memory; two, where arithmetic
- * is the limit, halve the traffic of x. */
-#define SPAN(M, R, A, kind, group32)                                                            \
-    static void span_##M##_##kind##_##group32(const Job *job, int n, int end, int m)            \
-    {                                                                                           \
-        const Lut lut = split_table(job->table, kind);                                          \
-        for (; R > 1 && n + R <= end; n += R) tile(job, &lut, n, m, R, M, A, kind, group32);    \
-        for (; n < end; n++) tile(job, &lut, n, m, 1, M, A, kind, group32);                     \
+/* ---- integers 0..15 with x in bfloat16 -----------------------------------------------------------------------------
+ *
+ * In each group x is held as x = 2^(E-13) * (256 * hi + lo), E the exponent of its largest value and hi, lo signed bytes:
+ * exact for all that is at least a 64th of the largest, and rounded to 2^(E-13) below. `vpmaddubsw` then multiplies 32
+ * codes by 32 bytes at once. Products and sums of a group are whole numbers, exact in 16 and 32 bits; only scaling and
+ * adding up groups round.
+ */
+
+/* One row of x: K bytes of hi and of lo, 32 and 32 for each 32 codes in the order of their bytes; and for each group the
+ * sum over lanes of 256 * hi + lo, and the unit 2^(E-13) in all lanes, NaN where x is not finite. */
+static void fix(const float *x, size_t groups, int group, uint8_t *fixed, float *sums)
+{
+    const __m256i ones = _mm256_set1_epi16(1), round = _mm256_set1_epi16(128), low = _mm256_set1_epi32(0xffff);
+    for (size_t g = 0; g < groups; g++, x += group, sums += 16) {
+        __m256i largest = _mm256_setzero_si256(), sum = largest;
+        for (int k = 0; k < group; k += 8) {  /* as whole numbers, so that a NaN is larger than all others */
+            __m256i bits = _mm256_loadu_si256((const __m256i *)(x + k));
+            largest = _mm256_max_epi32(largest, _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)));
+        }
+        __m128i top = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+        top = _mm_max_epi32(top, _mm_shuffle_epi32(top, 0x4e));
+        top = _mm_max_epi32(top, _mm_shuffle_epi32(top, 0xb1));
+        int exponent = _mm_cvtsi128_si32(top) >> 23;  /* E + 127 */
+        const int finite = exponent < 255;
+        if (exponent < 27) exponent = 27;  /* all below 1e-30: the inverse of the unit stays finite */
+        const float unit = float_of((uint32_t)(exponent > 13 ? exponent - 13 : 1) << 23);
+        const __m256 inverse = _mm256_set1_ps(finite ? float_of((uint32_t)(254 + 13 - exponent) << 23) : 0);
+        for (int k = 0; k < group; k += 32, fixed += 64) {
+            __m256i hi[2], lo[2];
+            for (int h = 0; h < 2; h++) {
+                __m256i even = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k + 16 * h), inverse));
+                __m256i odd = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k + 16 * h + 8), inverse));
+                __m256i words = _mm256_or_si256(_mm256_and_si256(even, low), _mm256_slli_epi32(odd, 16));
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words, ones));
+                hi[h] = _mm256_srai_epi16(_mm256_add_epi16(words, round), 8);
+                lo[h] = _mm256_srai_epi16(_mm256_slli_epi16(words, 8), 8);
+            }
+            _mm256_storeu_si256((__m256i *)fixed, _mm256_packs_epi16(hi[0], hi[1]));
+            _mm256_storeu_si256((__m256i *)(fixed + 32), _mm256_packs_epi16(lo[0], lo[1]));
+        }
+        _mm256_storeu_ps(sums, _mm256_cvtepi32_ps(sum));
+        _mm256_storeu_ps(sums + 8, _mm256_set1_ps(finite ? unit : NAN));
     }
-#define SPANS(kind, group32) \
-    SPAN(1, 1, 2, kind, group32) SPAN(2, 1, 2, kind, group32) SPAN(4, 2, 1, kind, group32)
-SPANS(HALF, 0) SPANS(HALF, 1) SPANS(WIDE, 0) SPANS(WIDE, 1) SPANS(INTEGERS, 0) SPANS(INTEGERS, 1)
+}
+
+/* Row n of W with rows m .. m+M-1 of x as `fix` made them. A group is taken at most 256 codes at a time: 8 additions of
+ * at most 2 * 15 * 128 to a word of 16 bits. */
+INLINE void tile_fixed(const Job *job, int n, int m, int M, int group)
+{
+    const size_t K = (size_t)job->K, groups = (size_t)job->groups;
+    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    const int group32 = group == 32, blocks = group32 ? 1 : group / 64, passes = group32 ? 2 : 1;
+    const uint8_t *codes = job->codes + (size_t)n * (K / 2), *x = (const uint8_t *)job->x + 2 * m * K;
+    __m256 total[4];
+    for (int i = 0; i < M; i++) total[i] = _mm256_setzero_ps();
+
+    for (size_t first = 0; first < groups; first += passes, codes += 32 * blocks, x += 128 * blocks) {
+        for (int pass = 0; pass < passes; pass++) {  /* a group of 32 is half a block: the low nibbles, then the high */
+            const size_t g = first + pass, at = (size_t)n * groups + g;
+            const __m256 scale = _mm256_set1_ps(scale_of(job, at)), zero = _mm256_set1_ps(zero_of(job, at));
+            __m256 dot[4];
+            for (int i = 0; i < M; i++) {  /* start at -z * sum(x) */
+                const float *sums = job->sums + 16 * ((m + i) * groups + g);
+                dot[i] = _mm256_fnmadd_ps(zero, _mm256_loadu_ps(sums), _mm256_setzero_ps());
+            }
+            for (int start = 0; start < blocks; start += 4) {
+                __m256i hi[4], lo[4];
+                for (int i = 0; i < M; i++) hi[i] = lo[i] = _mm256_setzero_si256();
+                for (int b = start; b < blocks && b < start + 4; b++) for (int h = 0; h < 2; h++) {
+                    if (group32 && h != pass) continue;
+                    const __m256i *here = (const __m256i *)(codes + 32 * b);
+                    __m256i code = _mm256_loadu_si256(here);
+                    if (!h) PREFETCH(here);
+                    if (h) code = _mm256_srli_epi16(code, 4);
+                    code = _mm256_and_si256(code, nibble);
+                    for (int i = 0; i < M; i++) {
+                        const __m256i *bytes = (const __m256i *)(x + 2 * i * K + 128 * b + 64 * h);
+                        __m256i high = _mm256_maddubs_epi16(code, _mm256_loadu_si256(bytes));
+                        __m256i low = _mm256_maddubs_epi16(code, _mm256_loadu_si256(bytes + 1));
+                        hi[i] = _mm256_add_epi16(hi[i], high);
+                        lo[i] = _mm256_add_epi16(lo[i], low);
+                    }
+                }
+                for (int i = 0; i < M; i++) {
+                    __m256i high = _mm256_slli_epi32(_mm256_madd_epi16(hi[i], ones), 8);
+                    __m256i both = _mm256_add_epi32(high, _mm256_madd_epi16(lo[i], ones));
+                    dot[i] = _mm256_add_ps(dot[i], _mm256_cvtepi32_ps(both));
+                }
+            }
+            for (int i = 0; i < M; i++) {
+                const __m256 unit = _mm256_loadu_ps(job->sums + 16 * ((m + i) * groups + g) + 8);
+                total[i] = _mm256_fmadd_ps(dot[i], _mm256_mul_ps(scale, unit), total[i]);
+            }
+        }
+    }
+    for (int i = 0; i < M; i++) store(job->y, job->type, (size_t)(m + i) * job->N + n, horizontal_sum(total[i]));
+}
+
+/* Rows n .. end-1 of W with M rows of x from m. One row of W at a time streams best from memory; two, where arithmetic
+ * is the limit, halve the traffic of x. G is the size of a group, or 0 for any: known sizes leave no loop in a group. */
+#define SPAN(M, R, A, kind, G)                                                                  \
+    static void span_##M##_##kind##_##G(const Job *job, int n, int end, int m)                  \
+    {                                                                                           \
+        const int group = G ? G : job->group;                                                   \
+        const Lut lut = split_table(job->table, kind);                                          \
+        for (; R > 1 && n + R <= end; n += R) tile(job, &lut, n, m, R, M, A, kind, group);      \
+        for (; n < end; n++) tile(job, &lut, n, m, 1, M, A, kind, group);                       \
+    }
+#define SPAN_FIXED(M, G)                                                                        \
+    static void span_##M##_FIXED_##G(const Job *job, int n, int end, int m)                     \
+    {                                                                                           \
+        for (; n < end; n++) tile_fixed(job, n, m, M, G ? G : job->group);                      \
+    }
+#define SPANS(kind, G) SPAN(1, 1, 2, kind, G) SPAN(2, 1, 2, kind, G) SPAN(4, 2, 1, kind, G)
+#define SPANS_FIXED(G) SPAN_FIXED(1, G) SPAN_FIXED(2, G) SPAN_FIXED(4, G)
+#define GROUPS(spans) spans(0) spans(32) spans(64) spans(128)
+#define SPANS_HALF(G) SPANS(HALF, G)
+#define SPANS_WIDE(G) SPANS(WIDE, G)
+#define SPANS_INTEGERS(G) SPANS(INTEGERS, G)
+GROUPS(SPANS_HALF) GROUPS(SPANS_WIDE) GROUPS(SPANS_INTEGERS) GROUPS(SPANS_FIXED)
 
 typedef void Span(const Job *, int, int, int);
-#define ENTRY(kind, group32) {span_1_##kind##_##group32, span_2_##kind##_##group32, span_4_##kind##_##group32}
-static Span *const SPAN_OF[3][2][3] = {
-    {ENTRY(HALF, 0), ENTRY(HALF, 1)}, {ENTRY(WIDE, 0), ENTRY(WIDE, 1)}, {ENTRY(INTEGERS, 0), ENTRY(INTEGERS, 1)}};
+#define ENTRY(kind, G) {span_1_##kind##_##G, span_2_##kind##_##G, span_4_##kind##_##G}
+#define ENTRIES(kind) {ENTRY(kind, 0), ENTRY(kind, 32), ENTRY(kind, 64), ENTRY(kind, 128)}
+static Span *const SPAN_OF[4][4][3] = {ENTRIES(HALF), ENTRIES(WIDE), ENTRIES(INTEGERS), ENTRIES(FIXED)};
 
-static int prepare(const Job *job, float *x, float *sums, size_t M)
+static int prepare(Job *job, float *x, float *sums, size_t M)
 {
     const int kind = kind_of(job->table);
-    if (job->zeros) summarise(x, M * job->groups, job->group, sums, 0);
+    if (kind == INTEGERS && job->type == BF16) {
+        uint8_t *fixed = (uint8_t *)(sums + 16 * M * job->groups);
+        for (size_t m = 0; m < M; m++)
+            fix(x + m * job->K, job->groups, job->group, fixed + 2 * m * job->K, sums + 16 * m * job->groups);
+        job->x = (const float *)fixed;
+        return FIXED;
+    }
+    if (job->zeros || job->pairs) summarise(x, M * job->groups, job->group, sums, 0);
     arrange(x, M * job->K, kind);
     if (kind == INTEGERS) summarise(x, M * job->groups, job->group, sums, 1);
     return kind;
@@ -230,7 +359,8 @@ static int prepare(const Job *job, float *x, float *sums, size_t M)
 
 static void multiply(const Job *job, int kind, int n, int end, int M)
 {
-    Span *const *span = SPAN_OF[kind][job->group == 32];
+    const int size = job->group == 32 ? 1 : job->group == 64 ? 2 : job->group == 128 ? 3 : 0;
+    Span *const *span = SPAN_OF[kind][size];
     int m = 0;
     for (; m + 4 <= M; m += 4) span[2](job, n, end, m);
     if (m + 2 <= M) span[1](job, n, end, m), m += 2;
@@ -239,7 +369,7 @@ static void multiply(const Job *job, int kind, int n, int end, int M)
 
 #else  /* any other machine: the same sums, one code at a time */
 
-static int prepare(const Job *job, float *x, float *sums, size_t M)
+static int prepare(Job *job, float *x, float *sums, size_t M)
 {
     memset(sums, 0, M * job->groups * 16 * sizeof(float));
     for (size_t i = 0; i < M * job->K; i++) sums[16 * (i / job->group)] += x[i];
@@ -254,12 +384,12 @@ static void multiply(const Job *job, int kind, int n, int end, int M)
         float total = 0;
         for (int g = 0; g < job->groups; g++) {
             const size_t at = (size_t)n * job->groups + g;
-            float sum = job->zeros ? -job->zeros[at] * job->sums[16 * ((size_t)m * job->groups + g)] : 0;
+            float sum = -zero_of(job, at) * job->sums[16 * ((size_t)m * job->groups + g)];
             for (int k = g * job->group; k < (g + 1) * job->group; k++) {
                 uint8_t byte = codes[32 * (k / 64) + 16 * (k >> 2 & 1) + 8 * (k >> 4 & 1) + 2 * (k & 3) + (k >> 3 & 1)];
                 sum += job->table[k & 32 ? byte >> 4 : byte & 15] * job->x[(size_t)m * job->K + k];
             }
-            total += sum * job->scales[at];
+            total += sum * scale_of(job, at);
         }
         store(job->y, job->type, (size_t)m * job->N + n, total);
     }
@@ -276,15 +406,15 @@ const char *lut4_isa(void)
 #endif
 }
 
-/* x (M, K) and y (M, N) of `type`; scales, zeros (N, K/group) fp32, zeros may be NULL. K % 64 == 0, K % group == 0 and
- * group == 32 or group % 64 == 0: the caller checks. */
+/* x (M, K) and y (M, N) of `type`; scales, zeros (N, K/group) fp32, zeros may be NULL, and both are where pairs are given.
+ * K % 64 == 0, K % group == 0 and group == 32 or group % 64 == 0: the caller checks. */
 int lut4_matmul(const void *x, const uint8_t *codes, const float *table, const float *scales, const float *zeros,
-                void *y, int type, int M, int N, int K, int group, int threads)
+                const uint32_t *pairs, void *y, int type, int M, int N, int K, int group, int threads)
 {
-    const size_t count = (size_t)M * K, groups = (size_t)K / group;
-    float *scratch = aligned_alloc(64, (count + 16 * M * groups) * sizeof(float) / 64 * 64 + 64);
+    const size_t count = (size_t)M * K, groups = (size_t)K / group, floats = count + 16 * M * groups;
+    float *scratch = aligned_alloc(64, (floats * sizeof(float) + 2 * count) / 64 * 64 + 64);
     if (!scratch) return NO_MEMORY;
-    Job job = {scratch, scratch + count, codes, table, scales, zeros, y, type, N, K, group, (int)groups};
+    Job job = {scratch, scratch + count, codes, table, scales, zeros, pairs, y, type, N, K, group, (int)groups};
     to_float(x, type, count, scratch);
     const int kind = prepare(&job, scratch, scratch + count, M), step = 8;
     #pragma omp parallel for schedule(static) num_threads(threads)
