@@ -213,6 +213,7 @@ def _describe(layer: PackedLinear) -> dict[str, Any]:
         "compute_dtype": None if layer.compute_dtype is None else str(layer.compute_dtype).removeprefix("torch."),
         "backend": layer.backend,
         "threshold": layer.threshold,
+        "permuted": layer.permutation is not None,
     }
 
 
@@ -222,6 +223,7 @@ def _restore(spec: dict[str, Any]) -> PackedLinear:
     grid = dict(spec["grid"])
     return PackedLinear(
         GRIDS[grid.pop("kind")](**grid), spec["in_features"], spec["out_features"], bias=spec["bias"],
-        dtype=getattr(torch, spec["dtype"]), threshold=spec["threshold"], backend=spec["backend"], device="meta",
+        dtype=getattr(torch, spec["dtype"]), threshold=spec["threshold"], backend=spec["backend"],
+        permuted=spec["permuted"], device="meta",
         compute_dtype=getattr(torch, spec["compute_dtype"]) if spec["compute_dtype"] else None,
     )  # fmt: skip

@@ -28,6 +28,8 @@ class PackedLinear(nn.Module):
         backend: "auto", or a library whose kernel to insist on: "native", "torch", "bitsandbytes".
         threshold: with a number, LLM.int8(): columns of x with an absolute value of at least that are multiplied
             in high precision, the others in 8-bit integers with one scale per row of x.
+        permuted: whether the columns of W are stored in another order (activation order of GPTQ): `permutation`,
+            int32 (in_features,), names for each stored column the input that it multiplies.
 
     Raises:
         LayerError: groups do not tile the inputs.
@@ -44,6 +46,7 @@ class PackedLinear(nn.Module):
         compute_dtype: torch.dtype | None = None,
         backend: str = "auto",
         threshold: float | None = None,
+        permuted: bool = False,
         device: torch.device | str | None = None,
     ):
         super().__init__()
@@ -57,6 +60,8 @@ class PackedLinear(nn.Module):
         for name, (shape, kind) in grid.buffers(out_features, in_features, dtype).items():
             self.register_buffer(name, torch.empty(shape, dtype=kind, device=device))
         self.register_buffer("bias", torch.empty(out_features, dtype=dtype, device=device) if bias else None)
+        order = torch.empty(in_features, dtype=torch.int32, device=device) if permuted else None
+        self.register_buffer("permutation", order)
         self._product: _kernels.Product | None = None  # chosen at the first forward
         self._bound: Kernel | None = None
         self._spec: LayerSpec | None = None
@@ -84,11 +89,20 @@ class PackedLinear(nn.Module):
         grid: Grid,
         *,
         dtype: torch.dtype,
+        permutation: Tensor | None = None,
         **options: Any,
     ) -> Self:
-        """A layer of given codes, uint8 (rows, cols), and stored parameters."""
+        """A layer of given codes, uint8 (rows, cols), and stored parameters.
+
+        With a `permutation` (cols,), column j of the codes multiplies input `permutation[j]`.
+        """
         rows, cols = codes.shape
+        options["permuted"] = permutation is not None
         layer = cls(grid, cols, rows, bias=bias is not None, dtype=dtype, device="meta", **options)
+        if permutation is not None:
+            if not torch.equal(permutation.sort().values.long(), torch.arange(cols, device=permutation.device)):
+                raise LayerError(f"the order of the columns is no permutation of 0 .. {cols - 1}")
+            layer.permutation = permutation.int()
         layer.codes = _packing.pack(codes, grid.bits)
         for name, value in params.items():
             setattr(layer, name, value)
@@ -100,7 +114,8 @@ class PackedLinear(nn.Module):
         product = self._product or self._choose(x.device)
         if x.numel() > self._most or (x.requires_grad and torch.is_grad_enabled()):
             return self._multiply_dense(x)
-        y = product(x if x.dtype == self._dtype else x.to(self._dtype))
+        x_stored = x if self.permutation is None else x.index_select(-1, self.permutation)
+        y = product(x_stored if x.dtype == self._dtype else x_stored.to(self._dtype))
         if self.bias is not None:
             y = y + self.bias
         return y if y.dtype == x.dtype else y.to(x.dtype)
@@ -113,7 +128,8 @@ class PackedLinear(nn.Module):
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """W (out_features, in_features) as the codes have it, in `dtype` (default: that of the layer)."""
         codes = _packing.unpack(self._canonical_codes(), self.grid.bits, self.in_features)
-        return _grids.decode(self.grid, codes, self.stored_parameters(), dtype or self.dtype)
+        weight = _grids.decode(self.grid, codes, self.stored_parameters(), dtype or self.dtype)
+        return weight if self.permutation is None else weight[:, self.permutation.argsort()]
 
     def to_linear(self) -> nn.Linear:
         """A dense layer with the dequantized weight."""
@@ -130,7 +146,7 @@ class PackedLinear(nn.Module):
     @property
     def stored_bytes(self) -> int:
         """Bytes in the state dict: codes, stored parameters and bias."""
-        tensors = [*self.stored_parameters().values(), *([] if self.bias is None else [self.bias])]
+        tensors = [*self.stored_parameters().values(), *(t for t in (self.bias, self.permutation) if t is not None)]
         codes = self.out_features * _packing.packed_width(self.in_features, self.grid.bits)
         return codes + sum(t.numel() * t.element_size() for t in tensors)
 

@@ -412,3 +412,39 @@ def test_why_core_torch_has_no_kernel_is_said_in_words(grid, rows, cols, dtype, 
     assert "dequantize" == layer.kernel_name()
     assert any(re.search(words, reason) for reason in refused.values())
     assert {each.name for each in _kernels.KERNELS} == refused.keys()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=st.integers(1, 9), seed=seeds, bits=st.sampled_from((2, 3, 4, 8)), dtype=st.sampled_from((BF16, torch.float32))
+)
+def test_columns_stored_in_another_order_give_the_same_layer(rows, seed, bits, dtype):
+    """Codes of permuted columns, with the permutation, against the same columns put back in their places."""
+    random = torch.Generator().manual_seed(seed)
+    order = torch.randperm(128, generator=random)
+    weight, x = gaussian(48, 128, seed=seed, dtype=dtype), gaussian(rows, 128, seed=seed + 1, dtype=dtype)
+    stored = PackedLinear.from_weight(weight[:, order], None, affine(bits, 64))
+    permuted = PackedLinear.from_codes(
+        _packing.unpack(stored.codes, bits, 128), stored.stored_parameters(), None, affine(bits, 64),
+        dtype=dtype, permutation=order,
+    )  # fmt: skip
+
+    assert torch.equal(permuted.dequantize()[:, order], stored.dequantize())
+    assert torch.equal(permuted(x), stored(x[:, order]))
+    assert difference(permuted(x), permuted.reference(x)) < (BRAIN if dtype == BF16 else EXACT)
+    assert permuted.stored_bytes == stored.stored_bytes + 4 * 128
+    loaded = PackedLinear(affine(bits, 64), 128, 48, bias=False, dtype=dtype, permuted=True)
+    loaded.load_state_dict(permuted.state_dict())
+    assert torch.equal(loaded(x), permuted(x))
+
+
+def test_an_order_that_names_a_column_twice_is_refused():
+    layer = PackedLinear.from_weight(gaussian(8, 64, seed=0), None, affine(4, 32))
+    order = torch.arange(64)
+    order[3] = 4
+
+    with pytest.raises(LayerError, match=r"no permutation of 0 \.\. 63"):
+        PackedLinear.from_codes(
+            torch.zeros(8, 64, dtype=torch.uint8), layer.stored_parameters(), None, affine(4, 32),
+            dtype=torch.float32, permutation=order,
+        )  # fmt: skip
