@@ -430,8 +430,9 @@ def test_columns_stored_in_another_order_give_the_same_layer(rows, seed, bits, d
     )  # fmt: skip
 
     assert torch.equal(permuted.dequantize()[:, order], stored.dequantize())
-    assert torch.equal(permuted(x), stored(x[:, order]))
-    assert difference(permuted(x), permuted.reference(x)) < (BRAIN if dtype == BF16 else EXACT)
+    allowed = BRAIN if dtype == BF16 else EXACT
+    assert difference(permuted(x), stored(x[:, order])) < allowed  # the dense product adds in another order
+    assert difference(permuted(x), permuted.reference(x)) < allowed
     assert permuted.stored_bytes == stored.stored_bytes + 4 * 128
     loaded = PackedLinear(affine(bits, 64), 128, 48, bias=False, dtype=dtype, permuted=True)
     loaded.load_state_dict(permuted.state_dict())
