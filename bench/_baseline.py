@@ -301,6 +301,8 @@ def update(
     metrics = all_metrics() if metrics is None else metrics
     groups: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
+        if row.status == "not_available":  # there is nothing to record, and nothing wrong
+            continue
         group = groups.setdefault((row.base, row.recipe), {})
         why = "it is there twice" if row.key in group else unusable(row, metrics.get(row.metric), fingerprint)
         if why:

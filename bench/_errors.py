@@ -4,6 +4,7 @@
     ├── OptionError      a command-line option has a value that cannot be
     ├── DataError        a data folder or data set is not there or not of its form
     ├── MetricError      a metric gave no finite number, or was declared twice
+    ├── NotAvailable     this device or library cannot do it, which is nobody's fault; the row says so
     ├── JournalError     the journal of results cannot be written or read
     └── BaselineError    a baseline is not JSON, of another schema, or holds rows that cannot be
 
@@ -25,6 +26,10 @@ class DataError(BenchError):
 
 class MetricError(BenchError, ValueError):
     """A metric did not yield a finite number, or two metrics have one name."""
+
+
+class NotAvailable(BenchError):
+    """What was asked for cannot be had with this device, library or kernel."""
 
 
 class JournalError(BenchError):

@@ -138,7 +138,9 @@ def judge(
     """
     metrics = all_metrics() if metrics is None else metrics
     metric = metrics.get(row.metric)
-    if why := unusable(row, metric, fingerprint):
+    if row.status == "not_available":
+        finding = _not_available(row, None if mode == "off" else baseline, fingerprint, command)
+    elif why := unusable(row, metric, fingerprint):
         finding = Finding("invalid", f"{row.recipe}: {row.key} is invalid: {why}")
     elif mode == "off":
         finding = Finding("not_comparable", f"{row.recipe}: {row.key} not compared: --gate off")
@@ -171,6 +173,16 @@ def _verdict(recipe: str, key: str, finding: Finding, mode: str) -> Verdict:
         raise OptionError(f"gate mode {mode!r} must be one of {', '.join(MODES)}")
     fails = finding.outcome in MODES[mode] or finding.always_fails
     return Verdict(recipe=recipe, key=key, outcome=finding.outcome, words=finding.words, fails=fails)
+
+
+def _not_available(row: Row, baseline: Baseline | None, fingerprint: str, command: str) -> Finding:
+    words = f"{row.recipe}: {row.key} is not available here: {row.reason}"
+    recorded = baseline is not None and any(
+        row.key in baseline.sections[place].rows for place in (fingerprint, ANYWHERE) if place in baseline.sections
+    )
+    if recorded:
+        words += f"; the baseline has it; if it is gone on purpose, record that with `{command}`"
+    return Finding("not_comparable", words, always_fails=recorded)
 
 
 def _find(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from bench._errors import OptionError
+from bench._errors import NotAvailable, OptionError
 
 MODES = ("eager", "graph")
 
@@ -73,6 +73,7 @@ class Decoder:
 
     Raises:
         OptionError: the load does not fit the model's positions, or graphs are asked for without CUDA.
+        NotAvailable: no graph can hold what a layer does.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class Decoder:
         self.device = next(model.parameters()).device
         if mode not in MODES or (mode == "graph" and self.device.type != "cuda"):
             raise OptionError(f"mode {mode!r} on {self.device.type}: allowed are eager, and graph on cuda")
+        if mode == "graph" and (why := graph_refusal(model)):
+            raise NotAvailable(f"mode graph: {why}; mode eager measures it")
         generator = torch.Generator().manual_seed(seed)
         shape = (load.prompts, load.batch_size, load.prompt_tokens)
         prompts = torch.randint(0, model.config.vocab_size, shape, generator=generator)
@@ -236,6 +239,16 @@ def kv_bytes(cache: Any, tokens: int) -> int:
             places = tensor.shape[-2]
             total += tensor.numel() // places * min(tokens, places) * tensor.element_size()
     return total
+
+
+def graph_refusal(model: Any, device: str | None = None) -> str | None:
+    """Why a CUDA graph cannot hold a decode step of the model (on `device`; default: where it is), or None."""
+    from compression._linear import PackedLinear
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, PackedLinear) and (why := layer.graph_refusal(device)):
+            return f"{name}: {why}"
+    return None
 
 
 def _next(model: Any, tokens: Any, cache: Any) -> Any:

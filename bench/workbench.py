@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bench.gate as gates
-from bench._errors import BenchError, MetricError, OptionError
+from bench._errors import BenchError, MetricError, NotAvailable, OptionError
 from bench.generation import Decoder, Interleaved, Load
 from bench.metrics import Metric, metrics_of
 from bench.results import Journal, Row, resume
@@ -220,7 +220,10 @@ class Workbench:
         if self._resumed(of, recipe, params):
             return
         with self._failures(of, recipe, params):
-            rows = self._rows(of, recipe, take(), params, each, notes)
+            try:
+                rows = self._rows(of, recipe, take(), params, each, notes)
+            except NotAvailable as error:  # the rows say so, and fail only where a baseline has them
+                rows = self._unmeasured(of, recipe, params, "not_available", str(error))
             found = self._judge(rows)
             if again and any(v.outcome == "regressed" for v in found):
                 self._base_readings = {key: kept for key, kept in self._base_readings.items() if key[0] != of}
@@ -266,6 +269,9 @@ class Workbench:
             rows.append(row)
         return rows
 
+    def _unmeasured(self, of: str, recipe: Recipe, params: Mapping[str, Any], status: str, reason: str) -> list[Row]:
+        return [self._row(of, recipe, m, params, value=None, status=status, reason=reason) for m in metrics_of(of)]
+
     def _row(self, of: str, recipe: Recipe, metric: Metric, params: Mapping[str, Any], **values: Any) -> Row:
         return Row(
             run=self.journal.run, base=self.source.label, recipe=recipe.text, device=self.fingerprint,
@@ -281,7 +287,7 @@ class Workbench:
         except Exception as error:
             status = "out_of_memory" if _is_out_of_memory(error) else "failed"
             reason = f"{type(error).__name__}: {error}"[:2000]
-            rows = [self._row(of, recipe, m, params, value=None, status=status, reason=reason) for m in metrics_of(of)]
+            rows = self._unmeasured(of, recipe, params, status, reason)
             self._record(rows, self._judge(rows))
             raise Failure(f"{recipe}: {of} could not be measured ({status}): {reason}") from error
 

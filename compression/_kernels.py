@@ -56,6 +56,9 @@ class Kernel:
         bind: layout, stored parameters, spec -> the product as a function of x (..., in_features) in the spec's dtype,
             to (..., out_features), without bias; what can be prepared is prepared once.
         max_rows: rows of input, as a function of the spec, up to which the kernel is the faster way.
+        graph_safe: whether a CUDA graph can hold it: not if it waits for the device to decide what to do next.
+
+    A product may keep tensors of its own, made by `bind`; it names them in an attribute `held`.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Kernel:
     unpack: Callable[[Tensor, LayerSpec], Tensor]
     bind: Callable[[Tensor, Params, LayerSpec], Product]
     max_rows: Callable[[LayerSpec], float]
+    graph_safe: bool = True
 
 
 def choose(spec: LayerSpec) -> tuple[Kernel | None, dict[str, str]]:
@@ -206,6 +210,7 @@ def _int4_product(layout: Tensor, scales_and_offsets: Tensor, spec: LayerSpec) -
         y = op(x.reshape(-1, spec.in_features).contiguous(), layout, spec.group, scales_and_offsets)
         return y.view(*x.shape[:-1], spec.out_features)
 
+    product.held = scales_and_offsets  # type: ignore[attr-defined]
     return product
 
 
@@ -237,6 +242,7 @@ def _int8_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
         y = y.view(*x.shape[:-1], spec.out_features)
         return y if shift is None else y + x.sum(-1, keepdim=True) * shift
 
+    product.held = (column, shift)  # type: ignore[attr-defined]
     return product
 
 
@@ -326,7 +332,7 @@ _BNB4 = Kernel(
 )  # fmt: skip
 _BNB8 = Kernel(
     name="bitsandbytes-int8", library="bitsandbytes", refuses=_bnb8_refuses, pack=_int8_layout, unpack=_int8_unpack,
-    bind=_bnb8_bind, max_rows=_unlimited,
+    bind=_bnb8_bind, max_rows=_unlimited, graph_safe=False,
 )  # fmt: skip
 
 KERNELS: tuple[Kernel, ...] = (_LUT4, _INT4, _INT8, _BNB4, _BNB8)

@@ -64,6 +64,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("permutation", order)
         self._product: _kernels.Product | None = None  # chosen at the first forward
         self._bound: Kernel | None = None
+        self._held: Any = None
         self._spec: LayerSpec | None = None
         self._dtype = dtype
         self._most: float = 0  # elements of x up to which the kernel is taken
@@ -155,6 +156,13 @@ class PackedLinear(nn.Module):
         kernel, _ = _kernels.choose(self._spec_on(torch.device(device or self.codes.device)))
         return DEQUANTIZE if kernel is None else kernel.name
 
+    def graph_refusal(self, device: torch.device | str | None = None) -> str | None:
+        """Why a CUDA graph cannot hold the product, or None."""
+        kernel, _ = _kernels.choose(self._spec_on(torch.device(device or self.codes.device)))
+        if kernel is None or kernel.graph_safe:
+            return None
+        return f"the kernel {kernel.name} waits for the device within a step, which no CUDA graph can hold"
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, grid={self.grid}"
 
@@ -176,6 +184,7 @@ class PackedLinear(nn.Module):
         else:
             self.codes = self._bound.pack(self.codes, self._spec)
             self._product = self._bound.bind(self.codes, self.stored_parameters(), self._spec)
+            self._held = getattr(self._product, "held", None)  # where what is in memory is counted, it is found
             self._most = self._bound.max_rows(self._spec) * self.in_features
         return self._product
 
@@ -184,7 +193,7 @@ class PackedLinear(nn.Module):
 
     def _unbind(self) -> None:
         self.codes = self._canonical_codes()
-        self._product, self._bound, self._spec = None, None, None
+        self._product, self._bound, self._spec, self._held = None, None, None, None
 
     def _multiply_dense(self, x: Tensor) -> Tensor:
         dtype = self.compute_dtype or x.dtype

@@ -324,3 +324,39 @@ def test_judging_a_row_takes_a_few_milliseconds():
         costs.append(time.process_time() - start)
 
     assert min(costs) < 0.02
+
+
+def unavailable(row):
+    return replace(
+        row, value=None, ratio=None, base_value=None, samples=(), base_samples=(), status="not_available", reason="no X"
+    )
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_what_cannot_be_had_here_says_so_and_passes_where_nothing_is_recorded(mode):
+    rows = healthy_rows()
+
+    found = gated([*rows[1:], unavailable(rows[0])], rows[1:], mode=mode)
+
+    (verdict,) = [each for each in found if each.key == rows[0].key]
+    assert (verdict.outcome, verdict.fails) == ("not_comparable", False)
+    assert "no X" in verdict.words
+
+
+def test_what_the_baseline_has_may_not_become_unavailable():
+    rows = healthy_rows()
+
+    (verdict,) = [each for each in gated([*rows[1:], unavailable(rows[0])], rows) if each.fails]
+
+    assert verdict.key == rows[0].key
+    assert "the baseline has it" in verdict.words
+
+
+def test_what_is_not_available_is_not_recorded(tmp_path):
+    rows = healthy_rows()
+
+    gate.update(tmp_path, [unavailable(rows[0]), *rows[1:]], CONTEXT, FINGERPRINT, metrics=HEALTHY_METRICS)
+
+    baseline = gate.Baseline.find(tmp_path, rows[0].base, rows[0].recipe)
+    kept = {key for section in baseline.sections.values() for key in section.rows}
+    assert kept == {row.key for row in rows[1:]}

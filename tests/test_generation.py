@@ -15,7 +15,7 @@ from transformers import (
 
 from bench._errors import OptionError
 from bench._step import fits, lean_step
-from bench.generation import Decoder, Interleaved, Load, _next, _static_cache
+from bench.generation import Decoder, Interleaved, Load, _next, _static_cache, graph_refusal
 
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 8,
@@ -118,3 +118,19 @@ def test_a_load_beyond_the_positions_of_the_model_is_refused():
 def test_graphs_are_refused_without_cuda():
     with pytest.raises(OptionError, match="graph on cuda"):
         Decoder(model_of("llama"), Load(prompt_tokens=4, new_tokens=4), mode="graph")
+
+
+@pytest.mark.parametrize(("threshold", "refused"), [(6.0, True), (None, False)])
+def test_a_kernel_that_waits_for_the_device_is_refused_a_graph(threshold, refused):
+    """Asked for CUDA, where bitsandbytes takes the layer; nothing runs there."""
+    pytest.importorskip("bitsandbytes")
+    from compression._grids import Int8RowGrid, NF4Grid
+    from compression._linear import PackedLinear
+
+    grid = Int8RowGrid() if refused else NF4Grid()
+    layer = PackedLinear.from_weight(torch.randn(64, 64).bfloat16(), None, grid, threshold=threshold)
+
+    why = graph_refusal(torch.nn.Sequential(layer), "cuda")
+
+    assert (why is not None) == refused
+    assert why is None or "bitsandbytes-int8" in why

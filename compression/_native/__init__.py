@@ -282,6 +282,7 @@ def bind(
             raise MemoryError(f"the native 4-bit kernel could not allocate a copy of x, {tuple(x.shape)}")
         return y
 
+    product.held = held  # type: ignore[attr-defined]
     return product
 
 
