@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from bench._errors import JournalError
 from bench.metrics._registry import BETTER, NAME, finite
@@ -367,8 +367,16 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def resume(path: str | Path) -> tuple[str, dict[tuple[str, str], Row]] | None:
-    """The last run that did not pass and is not being written now: its id, and its rows by recipe and key.
+class Unfinished(NamedTuple):
+    """A run that can be gone on with: its id, its rows by recipe and key, and the context it started under."""
+
+    run: str
+    rows: dict[tuple[str, str], Row]
+    context: dict[str, Any]
+
+
+def resume(path: str | Path) -> Unfinished | None:
+    """The last run that did not pass and is not being written now.
 
     None where there is no such run. A run that was resumed and passed is done. Raises JournalError for a bad journal.
     Call it before the journal is opened for writing.
@@ -377,11 +385,15 @@ def resume(path: str | Path) -> tuple[str, dict[tuple[str, str], Row]] | None:
         return None
     contents = read(path)
     endings: dict[str, str | None] = {}
+    contexts: dict[str, dict[str, Any]] = {}
     for record in contents.records:
+        if record["kind"] == "run":
+            contexts.setdefault(record["run"], record["context"])
         if record["kind"] in ("run", "end"):
             endings.pop(record["run"], None)
             endings[record["run"]] = record.get("status")
     open_runs = [run for run, ending in endings.items() if ending != "passed" and run not in contents.writing]
     if not open_runs:
         return None
-    return open_runs[-1], {(row.recipe, row.key): row for row in contents.rows(open_runs[-1])}
+    run = open_runs[-1]
+    return Unfinished(run, {(row.recipe, row.key): row for row in contents.rows(run)}, contexts.get(run, {}))

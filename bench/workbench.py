@@ -102,8 +102,10 @@ class Workbench:
             for recipe in options.recipes
         }
         resumed = resume(options.journal) if options.resume else None
-        self._done = resumed[1] if resumed else {}
-        self.journal = Journal(options.journal, run=resumed[0] if resumed else None)
+        if resumed:
+            self._check_resumed(resumed.context)
+        self._done = resumed.rows if resumed else {}
+        self.journal = Journal(options.journal, run=resumed.run if resumed else None)
         self.rows: dict[tuple[str, str], Row] = {}
         self.verdicts: dict[tuple[str, str], Verdict] = {}
         self.changes: list[str] = []
@@ -113,6 +115,20 @@ class Workbench:
         self._folder: Path | None = None
         self._base_readings: dict[Any, Reading] = {}
         self._started = False
+
+    def _check_resumed(self, context: Mapping[str, Any]) -> None:
+        """Rows of another checkpoint, code or number of rounds must not stand beside new ones as one run.
+
+        Raises:
+            OptionError: one of them differs.
+        """
+        now = self._identity
+        for name in sorted(now.keys() & context.keys()):
+            if context[name] != now[name]:
+                raise OptionError(
+                    f"--resume: the unfinished run in {self.options.journal} had {name} {context[name]!r}, now it is "
+                    f"{now[name]!r}; start anew without --resume"
+                )
 
     # --- models -------------------------------------------------------------------------------------------------------
 
@@ -310,6 +326,19 @@ class Workbench:
             "data_hash": {},
         }
 
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What all rows of a run share that is in no row's key."""
+        import torch
+
+        return {
+            "base_hash": self.source.digest,
+            "commit": _commit(),
+            "torch": torch.__version__,
+            "runs": self.options.runs,
+            "warmup": self.options.warmup,
+        }
+
     def note_data(self, of: str, digest: str) -> None:
         """The data that a kind of measurement read, for the baseline's context."""
         self.context["data_hash"][of] = digest
@@ -346,7 +375,9 @@ class Workbench:
     def _record(self, rows: Sequence[Row], found: "Sequence[Verdict]") -> None:
         if not self._started:
             self._started = True
-            self.journal.start({**self.context, "command": self.options.command, "base": self.source.label})
+            self.journal.start(
+                {**self.context, **self._identity, "command": self.options.command, "base": self.source.label}
+            )
         for row, verdict in zip(rows, found, strict=True):
             if (row.recipe, row.key) in self.rows:
                 raise MetricError(f"{row.recipe}: {row.key} is measured twice in one run")
@@ -397,8 +428,8 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             return True
-        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # the CPU allocator's way
-            return True
+        if isinstance(error, RuntimeError | BenchError) and "can't allocate memory" in str(error):
+            return True  # the CPU allocator's way, here or in the last words of a child process
         if isinstance(error, BenchError) and "memory ran out" in str(error):
             return True
         error = error.__cause__

@@ -76,8 +76,9 @@ class PackedLinear(nn.Module):
         Raises:
             LayerError: a weight is not finite, or the grid cannot take its shape or range.
         """
-        if not torch.isfinite(weight).all():
-            raise LayerError("the weight holds NaN or infinite values; compress a sound checkpoint")
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None and not torch.isfinite(tensor).all():
+                raise LayerError(f"the {name} holds NaN or infinite values; compress a sound checkpoint")
         codes, params = _grids.quantize(grid, weight)
         return cls.from_codes(codes, params, bias, grid, dtype=weight.dtype, **options)
 

@@ -306,6 +306,16 @@ def test_a_killed_run_goes_on_where_it_was(checkpoint, tmp_path):
         time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
     child.wait()
+    other = subprocess.run(
+        [*command, "--resume", "--runs", "7"],
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert other.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "had runs" in other.stdout + other.stderr
     subprocess.run([*command, "--resume"], cwd=tmp_path, env=_environment(), check=True, stdout=subprocess.DEVNULL)
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     assert len({r["run"] for r in records}) == 1

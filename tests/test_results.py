@@ -286,7 +286,7 @@ def test_a_run_is_resumed_unless_it_passed(tmp_path, status):
         if status:
             journal.end(status)
 
-    expected = None if status == "passed" else ("run-1", {("nf4", healthy_row().key): healthy_row()})
+    expected = None if status == "passed" else ("run-1", {("nf4", healthy_row().key): healthy_row()}, {"seed": 0})
     assert expected == resume(path)
 
 
@@ -297,12 +297,12 @@ def test_the_last_run_that_did_not_pass_is_resumed_and_then_it_is_done(tmp_path)
             journal.start({})
             if status:
                 journal.end(status)
-    assert resume(path)[0] == "two"
+    assert resume(path).run == "two"
     with Journal(path, run="two") as journal:
         journal.start({})
         journal.end("passed")
 
-    assert resume(path)[0] == "one"
+    assert resume(path).run == "one"
 
 
 def test_a_run_that_is_still_being_written_is_not_resumed(tmp_path):
@@ -311,7 +311,7 @@ def test_a_run_that_is_still_being_written_is_not_resumed(tmp_path):
         journal.start({})
 
         assert None is resume(path)
-    assert resume(path)[0] == "alive"
+    assert resume(path).run == "alive"
 
 
 WRITER = """
@@ -365,7 +365,7 @@ def test_a_killed_writer_leaves_a_journal_with_all_that_it_finished(tmp_path, se
         assert process.wait(timeout=30) == -signal.SIGKILL
     finished = int(rest[-1]) if rest else finished
 
-    run, found = resume(path)
+    run, found, _ = resume(path)
 
     assert run == "killed"
     numbers_found = [row.params["number"] for row in found.values()]
