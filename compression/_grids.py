@@ -110,22 +110,28 @@ class AffineGrid:
     def table(self, device: torch.device | str = "cpu") -> Tensor:
         return torch.arange(2**self.bits, dtype=torch.float32, device=device)
 
-    def fit(self, weight: Tensor) -> Params:
+    def fit(self, weight: Tensor, dtype: torch.dtype | None = None) -> Params:
+        """Scales are stored in `dtype`, by default that of the weight."""
         w = _grouped(weight, self.group_size)
         steps = 2**self.bits - 1
+        dtype = dtype or (weight.dtype if weight.dtype.is_floating_point else torch.float32)
         if self.symmetric:
             scales = 2 * w.abs().amax(-1).double() / steps
         else:
             low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
             scales = (high.double() - low.double()) / steps
-        scales = _round_up(scales, weight.dtype if weight.dtype.is_floating_point else torch.float32)
+        scales = _round_up(scales, dtype)
         if not torch.isfinite(scales).all():
-            raise LayerError(f"the range of a group exceeds {weight.dtype}: scale {float(scales.max())} is not finite")
+            raise LayerError(f"the range of a group exceeds {dtype}: scale {float(scales.max())} is not finite")
         scales = torch.where(scales == 0, torch.ones_like(scales), scales)
-        if self.symmetric:
-            return {"scales": scales}
-        zeros = (-low / scales.float()).round().clamp_(0, steps).to(torch.uint8)
-        return {"scales": scales, "zero_points": _packing.pack(zeros, self.bits)}
+        zeros = scales if self.symmetric else (-low / scales.float()).round().clamp_(0, steps)
+        return self.store(scales, zeros, dtype)
+
+    def store(self, scales: Tensor, zeros: Tensor, dtype: torch.dtype) -> Params:
+        """The inverse of `expand`: scales and zero points (rows, groups) as they are stored; symmetric grids have no
+        zero points to store."""
+        params = {"scales": scales.to(dtype)}
+        return params if self.symmetric else params | {"zero_points": _packing.pack(zeros.to(torch.uint8), self.bits)}
 
     def encode(self, weight: Tensor, params: Params) -> Tensor:
         w = _grouped(weight, self.group_size)
