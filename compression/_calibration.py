@@ -145,8 +145,8 @@ def _folder(folder: Path) -> Calibration:
         if path.suffix in (".txt", ".jsonl") and not EVALUATION & set(re.split(r"[^a-z]+", path.stem.lower()))
     ]
     if not paths:
-        raise CalibrationError(f"{folder} holds no calibration text: *.txt or *.jsonl without {', '.join(sorted(EVALUATION))} "
-                               "in the name")  # fmt: skip
+        words = ", ".join(sorted(EVALUATION))
+        raise CalibrationError(f"{folder} holds no calibration text: no *.txt or *.jsonl without {words} in its name")
     return Calibration(str(folder), documents=lambda seed: _shuffled([d for p in paths for d in _read(p)], seed))
 
 
@@ -159,8 +159,10 @@ def _read(path: Path) -> Iterator[str]:
         for row in map(json.loads, filter(str.strip, text.split("\n"))):
             yield row["text"] if "text" in row else row["content"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CalibrationError(f"calibration file {path} cannot be read: {type(error).__name__}: {error}; a .jsonl file "
-                               "has one object with the field text or content on each line") from error  # fmt: skip
+        raise CalibrationError(
+            f"calibration file {path} cannot be read: {type(error).__name__}: {error}; each line of a .jsonl file is "
+            "an object with the field text or content"
+        ) from error
 
 
 def _shuffled(documents: Iterable[str], seed: int) -> list[str]:
