@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compression._kernels import has_bf16_cpu
 from compression._linear import PackedLinear
 
 
@@ -59,7 +60,8 @@ class Inputs:
     """What reaches one decoder block for each calibration sample; `advance` takes it to the next block.
 
     Attributes:
-        hidden: the hidden states of each sample, (1, length, hidden size), in the dtype of the model.
+        hidden: the hidden states of each sample, (1, length, hidden size), in the dtype of the model, or in fp32 on a
+            CPU that does not multiply bf16 in hardware.
         arguments: for each block what transformers passes beside them (positions, mask), the same for all samples.
     """
 
@@ -77,7 +79,8 @@ class Inputs:
 
         def note(i: int, states: Tensor, **others: Any) -> Tensor:
             if i == 0:
-                hidden.append(states)
+                slow = states.device.type == "cpu" and not has_bf16_cpu()
+                hidden.append(states.float() if slow else states)
             arguments[i] = others
             return states
 
@@ -98,26 +101,26 @@ class Inputs:
         def hook(stack: Stack, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             see(stack, arguments[0])
 
-        hooks = [
-            block.module.get_submodule(stack.readers[0]).register_forward_pre_hook(partial(hook, stack))
-            for stack in STACKS
-        ]
-        try:
-            for states in self.hidden:
-                block.module(states, **self.arguments[self._at])
-        finally:
-            for each in hooks:
-                each.remove()
+        module = self._computing(block)
+        for stack in STACKS:
+            module.get_submodule(stack.readers[0]).register_forward_pre_hook(partial(hook, stack))
+        for states in self.hidden:
+            module(states, **self.arguments[self._at])
 
     @torch.no_grad()
     def advance(self, block: Block) -> None:
-        """Put the outputs of a block in the place of its inputs; packed layers are unpacked once for all samples."""
-        module = copy_sharing_tensors(block.module)
-        for name, layer in packed_layers(module).items():
-            module.set_submodule(name, layer.to_linear())
+        """Put the outputs of a block in the place of its inputs."""
+        module = self._computing(block)
         for i, states in enumerate(self.hidden):
             self.hidden[i] = module(states, **self.arguments[self._at])
         self._at += 1
+
+    def _computing(self, block: Block) -> nn.Module:
+        """A copy of the block in the dtype of the hidden states, its packed layers unpacked once for all samples."""
+        module = copy.deepcopy(block.module)
+        for name, layer in packed_layers(module).items():
+            module.set_submodule(name, layer.to_linear())
+        return module.to(self.hidden[0].dtype)
 
 
 def copy_sharing_tensors(module: nn.Module) -> nn.Module:
