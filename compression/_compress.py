@@ -162,7 +162,7 @@ def find_calibration(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, 
     needing = [recipe.text for recipe in recipes if any("calibration" in s.method.info.needs for s in recipe.steps)]
     if needing and found is None:
         raise CalibrationError(
-            f"{needing[0]} needs calibration text, and base {source.label!r} brings none; {WAYS_OUT}"
+            f"{needing[0]} needs calibration text, and {source.label!r} brings none; {WAYS_OUT}"
         )
     return found
 
