@@ -161,9 +161,7 @@ def find_calibration(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, 
     found = open_calibration(given, source)
     needing = [recipe.text for recipe in recipes if any("calibration" in s.method.info.needs for s in recipe.steps)]
     if needing and found is None:
-        raise CalibrationError(
-            f"{needing[0]} needs calibration text, and {source.label!r} brings none; {WAYS_OUT}"
-        )
+        raise CalibrationError(f"{needing[0]} needs calibration text, and {source.label!r} brings none; {WAYS_OUT}")
     return found
 
 

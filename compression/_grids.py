@@ -99,13 +99,15 @@ class AffineGrid:
 
     Symmetric: z is the middle 2**(bits-1) and s = 2 max|W| / (2**bits - 1), as GPTQ has it: no weight moves by more
     than s/2. Asymmetric: the range min(W, 0) .. max(W, 0) is split evenly and zero is itself a level.
-    Stored: scales in the dtype of the weight, rounded up so that nothing is clipped; zero points in `bits` bits.
+    Stored: scales in the dtype of the weight, rounded up so that nothing is clipped; zero points in `bits` bits, or,
+    with `float_zeros`, as real numbers in the dtype of the scales.
     """
 
     kind: ClassVar[str] = "affine"
     bits: int
     group_size: int
     symmetric: bool
+    float_zeros: bool = False
 
     def table(self, device: torch.device | str = "cpu") -> Tensor:
         return torch.arange(2**self.bits, dtype=torch.float32, device=device)
@@ -131,6 +133,8 @@ class AffineGrid:
         """The inverse of `expand`: scales and zero points (rows, groups) as they are stored; symmetric grids have no
         zero points to store."""
         params = {"scales": scales.to(dtype)}
+        if self.float_zeros:
+            return params | {"zero_points": zeros.to(dtype)}
         return params if self.symmetric else params | {"zero_points": _packing.pack(zeros.to(torch.uint8), self.bits)}
 
     def encode(self, weight: Tensor, params: Params) -> Tensor:
@@ -143,12 +147,16 @@ class AffineGrid:
         scales = params["scales"].float()
         if self.symmetric:
             return scales, torch.full_like(scales, 2 ** (self.bits - 1))
+        if self.float_zeros:
+            return scales, params["zero_points"].float()
         return scales, _packing.unpack(params["zero_points"], self.bits, scales.shape[1]).float()
 
     def buffers(self, rows: int, cols: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shapes and dtypes of the stored parameters of a (rows, cols) weight."""
         groups = groups_of(cols, self.group_size)
         shapes = {"scales": ((rows, groups), dtype)}
+        if self.float_zeros:
+            return shapes | {"zero_points": ((rows, groups), dtype)}
         if not self.symmetric:
             shapes["zero_points"] = ((rows, _packing.packed_width(groups, self.bits)), torch.uint8)
         return shapes

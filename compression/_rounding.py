@@ -3,6 +3,8 @@
 What is minimised is the squared output error of a layer, tr(D H D^T), with D = W - Q and H = 2/n sum x x^T over n
 inputs x. Shapes: W, Q (rows, cols); x (cols,); H (cols, cols). All arithmetic is in fp32.
 
+That is GPTQ's; `half_quadratic` looks at the weights alone.
+
 GPTQ (arXiv 2210.17323) rounds column by column and lets the columns to come make up for the error so far. Its updates
 need the Cholesky factor of the inverse of H. The same codes come from H itself: with H = R R^T, R upper triangular,
 column j is rounded from
@@ -138,6 +140,53 @@ def gptq(
     if params is None:
         return Rounded(codes.contiguous(), grid.store(*solver.levels(), solver.dtype), order, damping)
     return Rounded((codes if order is None else codes[:, order.argsort()]).contiguous(), params, None, damping)
+
+
+def half_quadratic(
+    weight: Tensor,
+    grid: AffineGrid,
+    *,
+    norm: float = 0.7,
+    beta: float = 10.0,
+    kappa: float = 1.01,
+    iterations: int = 20,
+    dtype: torch.dtype | None = None,
+) -> Rounded:
+    """Zero points that lower sum |W - Q|^norm, norm < 1, so that few large errors count less than many small ones.
+
+    Half-quadratic splitting, with e an estimate of the error that is sparse, and z the zero point of a group:
+
+        e <- shrink(W - Q)      shrink(x) = sign(x) max(0, |x| - |x|^(norm - 1) / beta)
+        z <- mean of (q - (W - e) / s) over the group,      beta <- kappa beta
+
+    Args:
+        weight: fp32 (rows, cols).
+        grid: with `float_zeros`.
+        dtype: of stored scales and zero points, by default that of the weight.
+
+    A group keeps the best zero point that it had, as it is stored; the first is that of rounding to nearest, so that
+    no group ends above it.
+    """
+    dtype = dtype or weight.dtype
+    rows, cols = weight.shape
+    scales, zeros = grid.expand(grid.fit(weight, dtype), rows, cols)
+    w, s = weight.view(rows, scales.shape[1], -1), scales[..., None]
+    best, least = zeros, torch.full_like(zeros, torch.inf)
+    unit, top = w / s, 2**grid.bits - 1
+    for _ in range(iterations + 1):
+        z = zeros[..., None]
+        codes = (unit + z).round_().clamp_(0, top)
+        error = w - (codes - z).mul_(s)
+        size = error.abs()
+        powered = size.pow(norm - 1)  # infinite where there is no error
+        loss = torch.where(size > 0, size * powered, 0).sum(-1)
+        better = loss < least
+        best, least = torch.where(better, zeros, best), torch.where(better, loss, least)
+        sparse = error.sign().mul_((size - powered.div_(beta)).clamp_(min=0))
+        zeros = (codes - (w - sparse).div_(s)).mean(-1).to(dtype).float()
+        beta *= kappa
+    params = grid.store(scales, best, dtype)
+    return Rounded(grid.encode(weight, params), params)
 
 
 class _Solver:

@@ -52,6 +52,16 @@ def rtn_bytes(bits, group, *, zeros=True):
     return count
 
 
+def hqq_bytes(bits, group):
+    """Zero points are real numbers, as large as scales."""
+
+    def count(rows, cols, itemsize):
+        groups = 1 if group == -1 else cols // group
+        return rtn_bytes(bits, group, zeros=False)(rows, cols, itemsize) + rows * groups * itemsize
+
+    return count
+
+
 def act_order_bytes(bits, group):
     """The same without zero points, and 4 bytes to a column for its place."""
     return lambda rows, cols, itemsize: rtn_bytes(bits, group, zeros=False)(rows, cols, itemsize) + 4 * cols
@@ -98,6 +108,10 @@ ROWS = (
     Row("rtn(bits=3,group_size=64)", 0.25, rtn_bytes(3, 64)),
     Row("rtn(bits=2,group_size=8)", 0.35, rtn_bytes(2, 8)),
     Row("rtn(bits=2)", 0.65, rtn_bytes(2, 128)),
+    Row("hqq", 0.11, hqq_bytes(4, 64)),
+    Row("hqq(bits=3,group_size=32,backend=torch)", 0.25, hqq_bytes(3, 32)),
+    Row("hqq(bits=2,group_size=32)", 0.55, hqq_bytes(2, 32)),
+    Row("hqq(bits=8,group_size=-1)", 0.015, hqq_bytes(8, -1)),
     Row("gptq(samples=8,sequence_length=32)", 0.22, rtn_bytes(4, 128, zeros=False)),
     Row("gptq(bits=3,group_size=32,symmetric=false,samples=8,sequence_length=32)", 0.35, rtn_bytes(3, 32)),
     Row("gptq(bits=8,group_size=-1,act_order=true,samples=8,sequence_length=32)", 0.02, act_order_bytes(8, -1)),

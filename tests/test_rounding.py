@@ -6,11 +6,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import gaussian, seeds
+from strategies import gaussian, seeds, weights
 
 from compression import LayerError
 from compression._grids import AffineGrid, decode, quantize
-from compression._rounding import Moments, Rounded, _upper_factor, gptq, output_error, relative_error
+from compression._rounding import (
+    Moments,
+    Rounded,
+    _upper_factor,
+    gptq,
+    half_quadratic,
+    output_error,
+    relative_error,
+)
 
 GRIDS = st.builds(
     AffineGrid,
@@ -197,3 +205,37 @@ def test_one_matrix_for_two_layers_gives_what_each_would_get():
     for weight, part in ((first, slice(0, 8)), (second, slice(8, 20))):
         alone = gptq(weight, hessian, grid, act_order=True).decode(grid)
         assert (alone - both.rows(part).decode(grid)).abs().amax(-1).le(1e-6).float().mean() > 0.8  # but for ties
+
+
+# --- Half-quadratic -------------------------------------------------------------------------------------------------
+
+
+def sparse_error(weight, quantized, group, norm=0.7):
+    """sum |W - Q|^norm of each group."""
+    return (weight - quantized).abs().pow(norm).view(len(weight), -1, weight.shape[1] if group == -1 else group).sum(-1)
+
+
+@given(weights(), st.sampled_from((2, 3, 4, 8)), st.sampled_from((8, 32, -1)))
+def test_half_quadratic_zero_points_are_never_worse_than_those_of_nearest(weight, bits, group):
+    grid = AffineGrid(bits=bits, group_size=group, symmetric=False, float_zeros=True)
+    integer = replace(grid, float_zeros=False)
+    dense = weight.float()
+    rounded = half_quadratic(dense, grid, dtype=weight.dtype)
+
+    before = decode(integer, *quantize(integer, weight))
+    after = rounded.decode(grid)
+
+    assert torch.isfinite(after).all()
+    loss, least = (sparse_error(dense, q, group) for q in (after, before))
+    assert (loss <= least * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_half_quadratic_zero_points_are_better_on_average(bits):
+    grid = AffineGrid(bits=bits, group_size=64, symmetric=False, float_zeros=True)
+    weight = gaussian(64, 256)
+
+    losses = [float(sparse_error(weight, q, 64).sum()) for q in (half_quadratic(weight, grid).decode(grid),
+                                                                 nearest(weight, grid))]  # fmt: skip
+
+    assert losses[0] < 0.99 * losses[1]
