@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from compression._grids import AffineGrid, decode, quantize
-from compression._rounding import Moments, gptq, relative_error
+from compression._rounding import Hessian, gptq, relative_error
 
 BLOCK = 128
 
@@ -67,13 +67,13 @@ def main():
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(options.outputs, options.inputs, generator=generator) * 0.02
 
-    moments, full, count = Moments(options.inputs), torch.zeros(options.inputs, options.inputs), 0
+    summed, full, count = Hessian(options.inputs), torch.zeros(options.inputs, options.inputs), 0
     ours = theirs = 0.0
     for x in inputs(options.inputs, options.samples, options.length):
-        ours += timed(lambda x=x: moments.add(x))[1]
+        ours += timed(lambda x=x: summed.add(x))[1]
         theirs += timed(lambda x=x: full.addmm_(x.t(), x))[1]
         count += len(x)
-    hessian, seconds = timed(moments.hessian)
+    hessian, seconds = timed(summed.value)
     ours += seconds
     full *= 2 / count
     assert float((hessian - full).norm() / full.norm()) < 1e-5

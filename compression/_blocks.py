@@ -15,21 +15,13 @@ from torch import Tensor, nn
 from compression._kernels import has_bf16_cpu
 from compression._linear import PackedLinear
 
+Stack = tuple[str, ...]
 
-@dataclass(frozen=True)
-class Stack:
-    """Linear layers of a block that read the same input, and the module of the block whose output that is, up to
-    factors which do not depend on it (attention mixes positions, the gate multiplies channels)."""
-
-    readers: tuple[str, ...]
-    producer: str
-
-
-STACKS = (
-    Stack(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), producer="input_layernorm"),
-    Stack(("self_attn.o_proj",), producer="self_attn.v_proj"),
-    Stack(("mlp.gate_proj", "mlp.up_proj"), producer="post_attention_layernorm"),
-    Stack(("mlp.down_proj",), producer="mlp.up_proj"),
+STACKS: tuple[Stack, ...] = (  # the linear layers of a block: those that read the same input together
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
 )
 
 
@@ -103,7 +95,7 @@ class Inputs:
 
         module = self._computing(block)
         for stack in STACKS:
-            module.get_submodule(stack.readers[0]).register_forward_pre_hook(partial(hook, stack))
+            module.get_submodule(stack[0]).register_forward_pre_hook(partial(hook, stack))
         for states in self.hidden:
             module(states, **self.arguments[self._at])
 

@@ -94,11 +94,8 @@ def compress(
             model = _run(step, model, inputs, context)
             report, tokens = report + context.report, tokens + context.calibration_tokens
     if recipe.steps:
-        scaled = {id(p) for p in model.parameters()} - {id(p) for p in base.model.parameters()}
-        norms = ("replaced", "scales were folded in") if scaled else ("kept", "norms stay as they are")
-        report += [LayerReport(name, "kept", "embeddings and output head stay as they are")
-                   for name in ("model.embed_tokens", "lm_head")]  # fmt: skip
-        report.append(LayerReport("norms", *norms))
+        report += [LayerReport(name, "kept", "embeddings, output head and norms stay as they are")
+                   for name in ("model.embed_tokens", "lm_head", "norms")]  # fmt: skip
     return Compressed(
         model=model.eval().requires_grad_(False), recipe=recipe, base=(base.text, base.digest),
         executed=tuple(executed), report=tuple(report), cost=meter.cost(tokens),

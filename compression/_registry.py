@@ -94,13 +94,13 @@ class LayerwiseMethod(Method):
 class CalibratedMethod(LayerwiseMethod):
     """A block method that reads the inputs of each linear, on an affine grid.
 
-    Linears that read the same input share their moments, and those with the same settings are rounded as one matrix.
-    Subclasses are dataclasses with the fields `samples`, `sequence_length` and `backend`, and define `grid` and
-    `round`; those with an equivalent transform redefine `transform`.
+    Linears that read the same input share their Hessian, and those with the same settings are rounded as one matrix.
+    Subclasses are dataclasses with the fields below, and define `grid` and `round`.
     """
 
     samples: int  # of calibration text
     sequence_length: int  # tokens of each
+    damp: float  # share of the mean of the Hessian's diagonal that is added to it
     backend: str
 
     @property
@@ -123,9 +123,6 @@ class CalibratedMethod(LayerwiseMethod):
 
         return PackedLinear.from_weight(linear.weight, linear.bias, self.grid(), backend=self.backend)
 
-    def transform(self, block: Any, stacks: Any, context: Any) -> None:
-        """Change weights (`compression._stacks.Layers`) without changing what the block computes, before rounding."""
-
     def round(self, weight: Any, hessian: Any, dtype: Any) -> Any:
         """A `compression._rounding.Rounded` of a weight, fp32 (rows, cols); `dtype` is that of stored scales."""
         raise NotImplementedError
@@ -133,7 +130,7 @@ class CalibratedMethod(LayerwiseMethod):
     def compress_block(self, block: Any, inputs: Any, context: Any) -> None:
         from compression import _stacks
 
-        _stacks.compress(self, block, inputs, context)
+        _stacks.compress(block, inputs, context)
 
 
 METHODS: dict[str, type[Method]] = {}

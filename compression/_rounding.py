@@ -31,31 +31,24 @@ MOST_DAMPING = 1e3
 ERROR_ROWS = 256
 
 
-class Moments:
-    """Sums over the inputs of a linear layer, as far as methods ask for them; the inputs themselves are not kept."""
+class Hessian:
+    """H = 2/n sum x x^T of the inputs of a linear layer, summed up in fp32; the inputs themselves are not kept."""
 
     def __init__(self, cols: int, device: torch.device | str = "cpu"):
-        self.count = 0
-        self._upper = torch.zeros(cols, cols, device=device)
-        self._absolute = torch.zeros(cols, device=device)
+        self._upper, self._count = torch.zeros(cols, cols, device=device), 0
 
     def add(self, x: Tensor) -> None:
         """Count inputs (..., cols) in. H is symmetric: only what lies on and above its diagonal blocks is summed."""
         x = x.detach().reshape(-1, x.shape[-1]).float()
-        self.count += len(x)
-        self._absolute += x.abs().sum(0)
+        self._count += len(x)
         for begin in range(0, x.shape[1], TRIANGLE):
             part = slice(begin, begin + TRIANGLE)
             self._upper[part, begin:].addmm_(x[:, part].t(), x[:, begin:])
 
-    def hessian(self) -> Tensor:
-        """H = 2/n sum x x^T, (cols, cols)."""
+    def value(self) -> Tensor:
+        """H (cols, cols), zero as long as nothing was added."""
         upper = self._upper.triu()
-        return (upper + upper.triu(1).t()).mul_(2 / max(1, self.count))
-
-    def magnitude(self) -> Tensor:
-        """Mean of |x| over the inputs, (cols,)."""
-        return self._absolute / max(1, self.count)
+        return (upper + upper.triu(1).t()).mul_(2 / max(1, self._count))
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def test_captured_inputs_are_those_of_a_plain_forward(base):
         block.module.get_submodule(reader).register_forward_pre_hook(
             lambda module, x, key=(block.name, reader): expected.setdefault(key, []).append(x[0])
         )
-        for block in blocks for stack in STACKS for reader in stack.readers
+        for block in blocks for stack in STACKS for reader in stack
     ]  # fmt: skip
     with torch.no_grad():
         for sample in ids:
@@ -148,9 +148,9 @@ def test_captured_inputs_are_those_of_a_plain_forward(base):
         inputs.advance(block)
 
     for (block, stack), captured in actual.items():
-        for reader in stack.readers:
+        for reader in stack:
             assert all(map(torch.equal, expected[block, reader], captured)), (block, reader)
-    assert len(expected) == sum(len(stack.readers) for _, stack in actual) == 3 * 7
+    assert len(expected) == sum(len(stack) for _, stack in actual) == 3 * 7
 
 
 def test_capturing_leaves_the_model_as_it_was(base):
@@ -224,10 +224,9 @@ def reference():
     return base, ids, held_out_nll(base.model, ids)
 
 
-@pytest.mark.parametrize("bits", [2, 3])
-def test_gptq_takes_back_what_rounding_to_nearest_loses(reference, bits):
+def test_gptq_takes_back_what_rounding_to_nearest_loses_at_3_bits(reference):
     base, ids, fp16 = reference
-    options = f"bits={bits},group_size=128,symmetric=true"
+    options = "bits=3,group_size=128,symmetric=true"
 
     rtn, gptq = (
         held_out_nll(compression.compress(base, recipe).model, ids)
