@@ -34,7 +34,7 @@ def plan(options: "Options") -> str:
     download = _download_bytes(source)
     if source.kind == "hub" and download:
         return f"{source.text} is not here: {_mib(download)} would be downloaded; shapes are known afterwards"
-    skeleton = check_source(options.recipes, source.fetch())
+    skeleton = check_source(options.recipes, source.fetch(), options.calibration)
     width = 2 if source.kind == "random" else _stored_width(source)
     base = sum(p.numel() for p in skeleton.parameters()) * width
     bandwidth = _bandwidth(options.device)

@@ -34,6 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--base", default="reference", help="reference, reference-teacher, random:<shape>, a folder or a hub id")
     add("--data", default=os.environ.get("BENCH_DATA"), help="embedded, hub, or a folder; default $BENCH_DATA, or "
         "embedded for the reference")  # fmt: skip
+    add("--calibration", help="text for methods that need some: embedded, hub, random or a folder; default embedded "
+        "for the reference, random for random weights")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:N; default auto: cuda if there is one")
     add("--seed", type=int, default=0, help="of prompts, random weights and calibration")
     add(
@@ -181,6 +183,7 @@ def options_of(config: pytest.Config) -> "Options":
         base=get("--base"),
         recipes=tuple(_recipes(config)),
         data=get("--data"),
+        calibration=get("--calibration"),
         device=_device(get("--device")),
         seed=get("--seed"),
         gate=get("--gate"),

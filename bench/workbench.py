@@ -39,6 +39,7 @@ class Options:
     base: str = "reference"
     recipes: tuple[Recipe, ...] = ()
     data: str | None = None
+    calibration: str | None = None
     device: str = "cpu"
     seed: int = 0
     gate: str = "auto"
@@ -90,7 +91,7 @@ class Workbench:
             )  # events and graphs are those of the current device
         self.fingerprint = machine.fingerprint(options.device)
         self.source = locate(options.base).fetch()
-        check_source(options.recipes, self.source)
+        check_source(options.recipes, self.source, options.calibration)
         positions = self.source.config.get("max_position_embeddings")
         if positions and options.prompt_tokens + options.new_tokens > positions:
             raise OptionError(
@@ -153,7 +154,9 @@ class Workbench:
             self._release()
             base = self.base
             try:
-                result = compression.compress(base, recipe, seed=self.options.seed, progress=self._progress)
+                result = compression.compress(
+                    base, recipe, seed=self.options.seed, calibration=self.options.calibration, progress=self._progress
+                )
             except Exception as error:
                 self._compressed = (recipe, error)
                 raise

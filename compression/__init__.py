@@ -11,12 +11,21 @@ Nothing heavy is imported before it is used.
 import importlib
 from typing import Any
 
-from compression._errors import BackendError, CheckpointError, CompressionError, LayerError, RecipeError
+from compression._errors import (
+    BackendError,
+    CalibrationError,
+    CheckpointError,
+    CompressionError,
+    LayerError,
+    RecipeError,
+)
 from compression._recipe import Recipe, Step, split_recipes
 
 __all__ = [
     "BackendError",
     "Base",
+    "Calibration",
+    "CalibrationError",
     "CheckpointError",
     "Compressed",
     "CompressionError",
@@ -34,6 +43,7 @@ __all__ = [
 
 _LATE = {
     "Base": "_checkpoint",
+    "Calibration": "_calibration",
     "Compressed": "_artefact",
     "compress": "_compress",
     "load": "_artefact",

@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="new folder for the compressed model")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default cuda if there is one")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--calibration", help="text for methods that need some: embedded, hub, random or a folder; "
+                        "default embedded for the reference, random for random weights")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     options = parser.parse_args(arguments)
     try:
@@ -44,7 +46,10 @@ def _compress(options: argparse.Namespace) -> int:
     from compression._artefact import check_writable
 
     check_writable(options.out)
-    result = compress(options.base, recipe, device=options.device or _device(), seed=options.seed, progress=_bar())
+    result = compress(
+        options.base, recipe, device=options.device or _device(), seed=options.seed, calibration=options.calibration,
+        progress=_bar(),
+    )  # fmt: skip
     result.save(options.out)
     facts = {
         "recipe": recipe.text,
@@ -54,6 +59,7 @@ def _compress(options: argparse.Namespace) -> int:
         "stored_bytes": result.stored_bytes,
         "bits_per_parameter": 8 * result.stored_bytes / result.parameters,
         "seconds": result.cost.seconds if result.cost else None,
+        "calibration_tokens": result.cost.calibration_tokens if result.cost else 0,
         "kernels": result.kernels(),
         "layers": [f"{entry.name}: {entry.outcome}, {entry.detail}" for entry in result.report],
     }

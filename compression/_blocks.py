@@ -1,11 +1,28 @@
-"""The decoder blocks of a model and the linear layers in them."""
+"""The decoder blocks of a model, the linear layers in them, and what reaches them.
 
-from collections.abc import Iterator
+The supported decoders (Llama, Mistral, Qwen2, Qwen3) name the parts of a block alike: STACKS holds for all of them.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from compression._kernels import has_bf16_cpu
 from compression._linear import PackedLinear
+
+Stack = tuple[str, ...]
+
+STACKS: tuple[Stack, ...] = (  # the linear layers of a block: those that read the same input together
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,79 @@ class Block:
 def decoder_blocks(model: nn.Module) -> list[Block]:
     """The blocks in the order in which the hidden state passes through them."""
     return [Block(f"model.layers.{i}", module) for i, module in enumerate(model.model.layers)]  # type: ignore[union-attr, arg-type]
+
+
+class Inputs:
+    """What reaches one decoder block for each calibration sample; `advance` takes it to the next block.
+
+    Attributes:
+        hidden: the hidden states of each sample, (1, length, hidden size), in the dtype of the model, or in fp32 on a
+            CPU that does not multiply bf16 in hardware.
+        arguments: for each block what transformers passes beside them (positions, mask), the same for all samples.
+    """
+
+    def __init__(self, hidden: list[Tensor], arguments: list[dict[str, Any]]):
+        self.hidden, self.arguments = hidden, arguments
+        self._at = 0
+
+    @classmethod
+    @torch.no_grad()
+    def of_first_block(cls, model: nn.Module, ids: Tensor) -> "Inputs":
+        """Run token ids (samples, length) through the model with every block left out."""
+        blocks = decoder_blocks(model)
+        hidden: list[Tensor] = []
+        arguments: list[dict[str, Any]] = [{} for _ in blocks]
+
+        def note(i: int, states: Tensor, **others: Any) -> Tensor:
+            if i == 0:
+                slow = states.device.type == "cpu" and not has_bf16_cpu()
+                hidden.append(states.float() if slow else states)
+            arguments[i] = others
+            return states
+
+        try:
+            for i, block in enumerate(blocks):
+                block.module.forward = partial(note, i)  # type: ignore[method-assign]
+            for sample in ids.split(1):
+                model.model(input_ids=sample, use_cache=False)  # type: ignore[operator, union-attr]
+        finally:
+            for block in blocks:
+                block.module.__dict__.pop("forward", None)
+        return cls(hidden, arguments)
+
+    @torch.no_grad()
+    def observe(self, block: Block, see: Callable[[Stack, Tensor], None]) -> None:
+        """Run the samples through a block; `see` gets the input of every stack, (1, length, cols)."""
+
+        def hook(stack: Stack, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            see(stack, arguments[0])
+
+        module = self._computing(block)
+        for stack in STACKS:
+            module.get_submodule(stack[0]).register_forward_pre_hook(partial(hook, stack))
+        for states in self.hidden:
+            module(states, **self.arguments[self._at])
+
+    @torch.no_grad()
+    def advance(self, block: Block) -> None:
+        """Put the outputs of a block in the place of its inputs."""
+        module = self._computing(block)
+        for i, states in enumerate(self.hidden):
+            self.hidden[i] = module(states, **self.arguments[self._at])
+        self._at += 1
+
+    def _computing(self, block: Block) -> nn.Module:
+        """A copy of the block in the dtype of the hidden states, its packed layers unpacked once for all samples."""
+        module = copy.deepcopy(block.module)
+        for name, layer in packed_layers(module).items():
+            module.set_submodule(name, layer.to_linear())
+        return module.to(self.hidden[0].dtype)
+
+
+def copy_sharing_tensors(module: nn.Module) -> nn.Module:
+    """New modules around the same parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
 
 
 def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:

@@ -1,19 +1,20 @@
 """The runner: takes a base through the steps of a recipe."""
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from compression import _blocks, _checkpoint, _kernels
 from compression._artefact import Compressed, LayerReport
+from compression._calibration import WAYS_OUT, Calibration, open_calibration
 from compression._checkpoint import Base
 from compression._cost import CostMeter
-from compression._errors import LayerError, RecipeError
+from compression._errors import CalibrationError, LayerError, RecipeError
 from compression._recipe import Recipe, Step
-from compression._registry import LayerwiseMethod
+from compression._registry import CalibratedMethod, LayerwiseMethod
 
 Progress = Callable[[int, int, str], None]
 
@@ -28,7 +29,7 @@ class Context:
         seed: for everything random; methods make generators of their own from it.
         progress: called with (done, total, what).
         report: methods add one entry per layer.
-        calibration_tokens: methods that read calibration text count it here.
+        calibration_tokens: tokens of calibration text that were read.
     """
 
     step: Step
@@ -45,6 +46,7 @@ def compress(
     *,
     device: str | None = None,
     seed: int = 0,
+    calibration: Any = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Apply a recipe to a base; the base's own model is left as it was.
@@ -52,25 +54,30 @@ def compress(
     Args:
         base: an opened base, or its text (opened on `device`, default "cpu").
         recipe: an instance or its text.
+        calibration: text for methods that need some: "embedded", "hub", "random", a folder, texts, or token ids
+            (samples, length), see `compression._calibration`. None is the default of the base: the embedded text for
+            the reference, random ids for random weights, none for others.
         progress: called with (done, total, what) as blocks are done.
 
     Raises:
         RecipeError: the recipe cannot be.
         CheckpointError: the base cannot be opened.
         LayerError: a layer cannot be taken; raised before any layer is touched where its shape is the reason.
+        CalibrationError: a method needs calibration text, and there is none, too little, or none that can be read.
         BackendError: a library that the recipe asks for is not there.
     """
     recipe = Recipe.parse(recipe)
     if isinstance(base, str):
-        check_source([recipe], _checkpoint.locate(base).fetch())
+        check_source([recipe], _checkpoint.locate(base).fetch(), calibration)
         base = _checkpoint.open_base(base, device or "cpu", seed=seed)
     elif device not in (None, base.device):
         raise RecipeError(f"the base is on {base.device!r}; open it on {device!r} instead")
     else:
         check(recipe, base.model)
+    source = find_calibration([recipe], base.source, calibration)
     if recipe.steps:
         _kernels.warm_up(base.device)
-    model = _copy(base.model)
+    model = _blocks.copy_sharing_tensors(base.model)  # methods replace modules and never write into a base's tensors
     executed: list[str] = []
     report: list[LayerReport] = []
     tokens = 0
@@ -81,7 +88,10 @@ def compress(
                 _dequantize(model)
                 continue
             context = Context(step=step, device=base.device, seed=seed, progress=progress or _silent)
-            model = _run(step, model, context)
+            inputs = None
+            if isinstance(step.method, CalibratedMethod):
+                inputs = _calibrate(step.method, model, base, source, context)
+            model = _run(step, model, inputs, context)
             report, tokens = report + context.report, tokens + context.calibration_tokens
     if recipe.steps:
         report += [LayerReport(name, "kept", "embeddings, output head and norms stay as they are")
@@ -115,8 +125,12 @@ def _schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
 
 
 def check(recipe: Recipe, model: nn.Module) -> None:
-    """Refuse what the shapes of the layers already forbid."""
+    """Refuse what the shapes of the layers already forbid, and layers that ask for calibration of their own."""
     for step in recipe.steps:
+        if isinstance(step.method, CalibratedMethod):
+            for pattern, override in step.layers:
+                if override is not None and override.calibration != step.method.calibration:  # type: ignore[attr-defined]
+                    raise RecipeError(f"{step}: {pattern!r} cannot have samples or sequence_length of its own")
         if not isinstance(step.method, LayerwiseMethod):
             continue
         names = []
@@ -135,30 +149,54 @@ def check(recipe: Recipe, model: nn.Module) -> None:
                                   f"{names[-1]}")  # fmt: skip
 
 
-def check_source(recipes: Iterable[Recipe], source: _checkpoint.BaseSource) -> nn.Module:
+def find_calibration(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: Any) -> Calibration | None:
+    """The calibration that the recipes get on a base.
+
+    Raises:
+        CalibrationError: one of them needs some and there is none, or nothing is called as what was given.
+    """
+    found = open_calibration(given, source)
+    needing = [recipe.text for recipe in recipes if any("calibration" in s.method.info.needs for s in recipe.steps)]
+    if needing and found is None:
+        raise CalibrationError(f"{needing[0]} needs calibration text, and {source.label!r} brings none; {WAYS_OUT}")
+    return found
+
+
+def check_source(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, calibration: Any = None) -> nn.Module:
     """The same before any weight of a base is read; returns its model without weights.
 
     Raises:
-        CheckpointError, RecipeError, LayerError: as `compress`.
+        CheckpointError, RecipeError, LayerError, CalibrationError: as `compress`.
     """
+    recipes = list(recipes)
+    find_calibration(recipes, source, calibration)
     skeleton = _checkpoint.build(source.config, torch.bfloat16, device="meta")
     for recipe in recipes:
         check(recipe, skeleton)
     return skeleton
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    """New modules around the same parameters: methods replace modules and never write into a base's tensors."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+def _calibrate(
+    method: CalibratedMethod, model: nn.Module, base: Base, source: Calibration | None, context: Context
+) -> _blocks.Inputs:
+    """What reaches the first block of the model as it is now."""
+    assert source is not None  # find_calibration has refused
+    ids = source.tokens(
+        base.tokenizer, samples=method.samples, length=method.sequence_length, seed=context.seed,
+        vocabulary=model.config.vocab_size,  # type: ignore[union-attr]
+    )  # fmt: skip
+    context.calibration_tokens += ids.numel()
+    return _blocks.Inputs.of_first_block(model, ids.to(base.device))
 
 
-def _run(step: Step, model: nn.Module, context: Context) -> nn.Module:
+def _run(step: Step, model: nn.Module, inputs: _blocks.Inputs | None, context: Context) -> nn.Module:
     if step.method.info.kind == "model":
         return step.method.apply(model, context)  # type: ignore[attr-defined]
     blocks = _blocks.decoder_blocks(model)
     for i, block in enumerate(blocks):
-        step.method.compress_block(block, None, context)  # type: ignore[attr-defined]
+        step.method.compress_block(block, inputs, context)  # type: ignore[attr-defined]
+        if inputs is not None and i + 1 < len(blocks):
+            inputs.advance(block)
         context.progress(i + 1, len(blocks), str(step))
     return model
 

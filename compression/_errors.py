@@ -3,6 +3,7 @@
     CompressionError
     ├── RecipeError        a recipe, method name or parameter that cannot be
     ├── CheckpointError    a base or artefact that cannot be opened, or is not what it says
+    ├── CalibrationError   calibration text is missing, too short or cannot be read
     ├── LayerError         a method cannot take this layer of this model
     └── BackendError       an optional library or kernel was asked for and is not there
 
@@ -20,6 +21,10 @@ class RecipeError(CompressionError, ValueError):
 
 class CheckpointError(CompressionError):
     """A checkpoint is missing, incomplete, damaged, unsafe or of an unsupported architecture."""
+
+
+class CalibrationError(CompressionError, ValueError):
+    """A method needs calibration text, and there is none, too little, or none that can be read."""
 
 
 class LayerError(CompressionError, ValueError):

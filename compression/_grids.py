@@ -99,33 +99,43 @@ class AffineGrid:
 
     Symmetric: z is the middle 2**(bits-1) and s = 2 max|W| / (2**bits - 1), as GPTQ has it: no weight moves by more
     than s/2. Asymmetric: the range min(W, 0) .. max(W, 0) is split evenly and zero is itself a level.
-    Stored: scales in the dtype of the weight, rounded up so that nothing is clipped; zero points in `bits` bits.
+    Stored: scales in the dtype of the weight, rounded up so that nothing is clipped; zero points in `bits` bits, or,
+    with `float_zeros`, as real numbers in the dtype of the scales.
     """
 
     kind: ClassVar[str] = "affine"
     bits: int
     group_size: int
     symmetric: bool
+    float_zeros: bool = False
 
     def table(self, device: torch.device | str = "cpu") -> Tensor:
         return torch.arange(2**self.bits, dtype=torch.float32, device=device)
 
-    def fit(self, weight: Tensor) -> Params:
+    def fit(self, weight: Tensor, dtype: torch.dtype | None = None) -> Params:
+        """Scales are stored in `dtype`, by default that of the weight."""
         w = _grouped(weight, self.group_size)
         steps = 2**self.bits - 1
+        dtype = dtype or (weight.dtype if weight.dtype.is_floating_point else torch.float32)
         if self.symmetric:
             scales = 2 * w.abs().amax(-1).double() / steps
         else:
             low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
             scales = (high.double() - low.double()) / steps
-        scales = _round_up(scales, weight.dtype if weight.dtype.is_floating_point else torch.float32)
+        scales = _round_up(scales, dtype)
         if not torch.isfinite(scales).all():
-            raise LayerError(f"the range of a group exceeds {weight.dtype}: scale {float(scales.max())} is not finite")
+            raise LayerError(f"the range of a group exceeds {dtype}: scale {float(scales.max())} is not finite")
         scales = torch.where(scales == 0, torch.ones_like(scales), scales)
-        if self.symmetric:
-            return {"scales": scales}
-        zeros = (-low / scales.float()).round().clamp_(0, steps).to(torch.uint8)
-        return {"scales": scales, "zero_points": _packing.pack(zeros, self.bits)}
+        zeros = scales if self.symmetric else (-low / scales.float()).round().clamp_(0, steps)
+        return self.store(scales, zeros, dtype)
+
+    def store(self, scales: Tensor, zeros: Tensor, dtype: torch.dtype) -> Params:
+        """The inverse of `expand`: scales and zero points (rows, groups) as they are stored; symmetric grids have no
+        zero points to store."""
+        params = {"scales": scales.to(dtype)}
+        if self.float_zeros:
+            return params | {"zero_points": zeros.to(dtype)}
+        return params if self.symmetric else params | {"zero_points": _packing.pack(zeros.to(torch.uint8), self.bits)}
 
     def encode(self, weight: Tensor, params: Params) -> Tensor:
         w = _grouped(weight, self.group_size)
@@ -137,12 +147,16 @@ class AffineGrid:
         scales = params["scales"].float()
         if self.symmetric:
             return scales, torch.full_like(scales, 2 ** (self.bits - 1))
+        if self.float_zeros:
+            return scales, params["zero_points"].float()
         return scales, _packing.unpack(params["zero_points"], self.bits, scales.shape[1]).float()
 
     def buffers(self, rows: int, cols: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shapes and dtypes of the stored parameters of a (rows, cols) weight."""
         groups = groups_of(cols, self.group_size)
         shapes = {"scales": ((rows, groups), dtype)}
+        if self.float_zeros:
+            return shapes | {"zero_points": ((rows, groups), dtype)}
         if not self.symmetric:
             shapes["zero_points"] = ((rows, _packing.packed_width(groups, self.bits)), torch.uint8)
         return shapes

@@ -91,6 +91,48 @@ class LayerwiseMethod(Method):
             context.report.append(LayerReport(name, "replaced", f"{spell(method)}{kernel}"))
 
 
+class CalibratedMethod(LayerwiseMethod):
+    """A block method that reads the inputs of each linear, on an affine grid.
+
+    Linears that read the same input share their Hessian, and those with the same settings are rounded as one matrix.
+    Subclasses are dataclasses with the fields below, and define `grid` and `round`.
+    """
+
+    samples: int  # of calibration text
+    sequence_length: int  # tokens of each
+    damp: float  # share of the mean of the Hessian's diagonal that is added to it
+    backend: str
+
+    @property
+    def calibration(self) -> tuple[int, int]:
+        """(samples, tokens of each): one run over the text serves all layers."""
+        return self.samples, self.sequence_length
+
+    def grid(self) -> Any:
+        """The `compression._grids.AffineGrid` of the stored weights."""
+        raise NotImplementedError
+
+    def check_layer(self, in_features: int, out_features: int) -> None:
+        from compression._grids import check_group
+
+        check_group(in_features, self.grid().group_size)
+
+    def compress_linear(self, linear: Any, context: Any) -> Any:
+        """What a linear of which no input is known becomes: rounded to nearest. Tells the kernel that it will get."""
+        from compression._linear import PackedLinear
+
+        return PackedLinear.from_weight(linear.weight, linear.bias, self.grid(), backend=self.backend)
+
+    def round(self, weight: Any, hessian: Any, dtype: Any) -> Any:
+        """A `compression._rounding.Rounded` of a weight, fp32 (rows, cols); `dtype` is that of stored scales."""
+        raise NotImplementedError
+
+    def compress_block(self, block: Any, inputs: Any, context: Any) -> None:
+        from compression import _stacks
+
+        _stacks.compress(block, inputs, context)
+
+
 METHODS: dict[str, type[Method]] = {}
 _ALIASES: dict[str, str] = {}
 _discovered = False

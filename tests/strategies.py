@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from compression import Recipe
 from compression._grids import AffineGrid, Int8RowGrid, NF4Grid
 from compression._recipe import Step
+from compression.quantization.gptq import GPTQ
+from compression.quantization.hqq import HQQ
 from compression.quantization.llm_int8 import LLMInt8
 from compression.quantization.nf4 import GROUP_SIZES, NF4
 from compression.quantization.rtn import RTN
@@ -108,13 +110,21 @@ NF4S = st.builds(
     backend=st.sampled_from(("auto", "native", "bitsandbytes")),
 )
 INT8S = st.builds(LLMInt8, threshold=st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+GPTQS = st.builds(
+    GPTQ,
+    bits=st.sampled_from(BITS),
+    act_order=st.booleans(),
+    static_groups=st.booleans(),
+    damp=st.floats(0, 1),
+)
+HQQS = st.builds(HQQ, bits=st.sampled_from(BITS), norm=st.floats(0, 1, exclude_min=True), iterations=st.integers(0, 9))
 patterns = st.one_of(st.sampled_from(("*.down_proj", "model.layers.0.*", "*")), st.text(max_size=8))
 
 
 @st.composite
 def steps(draw):
     """A method, and layers on which it has other parameters or does nothing."""
-    same = draw(st.sampled_from((RTNS, NF4S, INT8S)))
+    same = draw(st.sampled_from((RTNS, NF4S, INT8S, GPTQS, HQQS)))
     layers = draw(st.dictionaries(patterns, st.none() | same, max_size=2))
     return Step(draw(same), tuple(layers.items()))
 

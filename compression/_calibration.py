@@ -1,0 +1,178 @@
+"""Calibration text: where it comes from, and the token ids that methods read.
+
+A source is named by text, or given as it is:
+
+    embedded             the training split of the world that the reference was trained on; its default
+    random               token ids drawn evenly from the vocabulary; the default of `random:<shape>` bases
+    hub                  C4, English, first shard (allenai/c4), the text of GPTQ, arXiv 2210.17323, section 4
+    <folder>             its *.txt (documents apart by blank lines) and *.jsonl files (field text or content); files
+                         with test, validation, valid, val or dev in their name are for evaluation and are left out
+    an iterable of str   documents
+    a tensor             token ids, int64 (samples, length), taken as they are
+"""
+
+import itertools
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compression._checkpoint import BaseSource
+from compression._errors import CalibrationError
+
+WAYS_OUT = 'give calibration (--calibration) as "embedded", "hub", "random", a folder of text, texts, or token ids'
+EVALUATION = {"test", "validation", "valid", "val", "dev"}
+SEPARATOR = "\n\n"  # between documents
+
+_EMBEDDED_DOCUMENTS = 5_000
+_C4 = ("allenai/c4", "en/c4-train.00000-of-01024.json.gz")
+_BATCH = 64  # documents tokenized at once
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A source of token ids.
+
+    Attributes:
+        name: what it is, for reports.
+        documents: seed -> texts in the order of that seed; None for sources of token ids.
+        ids: seed, samples, length, vocabulary size -> token ids, for sources without text.
+    """
+
+    name: str
+    documents: Callable[[int], Iterable[str]] | None = None
+    ids: Callable[[int, int, int, int], Tensor] | None = None
+
+    def tokens(self, tokenizer: Any, *, samples: int, length: int, seed: int, vocabulary: int) -> Tensor:
+        """int64 (samples, length): the documents in seeded order, joined by blank lines and cut into pieces.
+
+        Raises:
+            CalibrationError: there is less text than that, there is no tokenizer, or an id is not in the vocabulary.
+        """
+        if self.ids is not None:
+            found = self.ids(seed, samples, length, vocabulary)
+        elif tokenizer is None:
+            raise CalibrationError("the base has no tokenizer to read calibration text with; give token ids instead")
+        else:
+            wanted, found = samples * length, []
+            documents = iter(self.documents(seed))  # type: ignore[misc]
+            while len(found) < wanted and (batch := list(itertools.islice(documents, _BATCH))):
+                text = "".join(document + SEPARATOR for document in batch)
+                found += tokenizer.encode(text, add_special_tokens=False, verbose=False)
+            if len(found) < wanted:
+                raise CalibrationError(
+                    f"calibration text {self.name} is too short: {samples} samples of {length} tokens are {wanted} "
+                    f"tokens, and there are {len(found)}, enough for samples={len(found) // length}; give more text"
+                )
+            found = torch.tensor(found[:wanted]).view(samples, length)
+        if int(found.min()) < 0 or int(found.max()) >= vocabulary:
+            raise CalibrationError(
+                f"calibration {self.name} holds token id {int(found.max())}; the base has a vocabulary of {vocabulary}"
+            )
+        return found
+
+
+def open_calibration(given: Any, base: BaseSource) -> Calibration | None:
+    """The calibration that was given, or the default of the base, or None where it has none. Reads no text yet.
+
+    Raises:
+        CalibrationError: nothing is called that, or what was given is no calibration.
+    """
+    if given is None:
+        given = {"named": "embedded", "random": "random"}.get(base.kind)
+    if given is None or isinstance(given, Calibration):
+        return given
+    if isinstance(given, Tensor):
+        return _given_ids(given)
+    if isinstance(given, str | Path):
+        if str(given) in _NAMED:
+            return _NAMED[str(given)]
+        if not Path(given).expanduser().is_dir():
+            raise CalibrationError(f"calibration {str(given)!r} is no folder; {WAYS_OUT}")
+        return _folder(Path(given).expanduser())
+    documents = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(document, str) for document in documents):
+        raise CalibrationError(f"calibration must be texts or token ids, not {type(given).__name__}; {WAYS_OUT}")
+    return Calibration(f"of {len(documents)} given texts", documents=lambda seed: _shuffled(documents, seed))
+
+
+def _given_ids(ids: Tensor) -> Calibration:
+    if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
+        raise CalibrationError(f"calibration token ids must be integers (samples, length), not {tuple(ids.shape)} of "
+                               f"{ids.dtype}")  # fmt: skip
+    return Calibration("of given token ids", ids=lambda seed, samples, length, vocabulary: ids.long().cpu())
+
+
+def _random_ids(seed: int, samples: int, length: int, vocabulary: int) -> Tensor:
+    return torch.randint(vocabulary, (samples, length), generator=torch.Generator().manual_seed(seed))
+
+
+def _embedded(seed: int) -> list[str]:
+    """Training documents of the reference. The one place that knows where the suite keeps them."""
+    try:
+        from bench.reference import world
+    except ImportError as error:
+        raise CalibrationError(f"the embedded text is not installed ({error}); {WAYS_OUT}") from error
+    return _shuffled(world.texts("train", limit=_EMBEDDED_DOCUMENTS), seed)
+
+
+def _hub(seed: int) -> Iterator[str]:
+    """C4 documents, streamed and shuffled in a buffer."""
+    try:
+        from datasets import load_dataset
+
+        repository, file = _C4
+        rows = load_dataset(repository, data_files={"train": file}, split="train", streaming=True)
+        for row in rows.shuffle(seed=seed, buffer_size=1_000):
+            yield row["text"]
+    except Exception as error:  # the library raises many kinds, all of them for the same reason
+        raise CalibrationError(
+            f"C4 cannot be had from the hub: {type(error).__name__}: {str(error)[:200]}; without a network give "
+            "--calibration a folder of text"
+        ) from error
+
+
+def _folder(folder: Path) -> Calibration:
+    paths = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".txt", ".jsonl") and not EVALUATION & set(re.split(r"[^a-z]+", path.stem.lower()))
+    ]
+    if not paths:
+        words = ", ".join(sorted(EVALUATION))
+        raise CalibrationError(f"{folder} holds no calibration text: no *.txt or *.jsonl without {words} in its name")
+    return Calibration(str(folder), documents=lambda seed: _shuffled([d for p in paths for d in _read(p)], seed))
+
+
+def _read(path: Path) -> Iterator[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".txt":
+            yield from (part.strip() for part in re.split(r"\n[ \t]*\n", text) if part.strip())
+            return
+        for row in map(json.loads, filter(str.strip, text.split("\n"))):
+            yield row["text"] if "text" in row else row["content"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CalibrationError(
+            f"calibration file {path} cannot be read: {type(error).__name__}: {error}; each line of a .jsonl file is "
+            "an object with the field text or content"
+        ) from error
+
+
+def _shuffled(documents: Iterable[str], seed: int) -> list[str]:
+    documents = list(documents)
+    random.Random(seed).shuffle(documents)
+    return documents
+
+
+_NAMED = {
+    "embedded": Calibration("embedded", documents=_embedded),
+    "hub": Calibration("hub", documents=_hub),
+    "random": Calibration("random", ids=_random_ids),
+}

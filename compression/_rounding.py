@@ -1,0 +1,256 @@
+"""Which levels of a grid the weights of a layer are rounded to.
+
+What is minimised is the squared output error of a layer, tr(D H D^T), with D = W - Q and H = 2/n sum x x^T over n
+inputs x. Shapes: W, Q (rows, cols); x (cols,); H (cols, cols). All arithmetic is in fp32.
+
+That is GPTQ's; `half_quadratic` looks at the weights alone.
+
+GPTQ (arXiv 2210.17323) rounds column by column and lets the columns to come make up for the error so far. Its updates
+need the Cholesky factor of the inverse of H. The same codes come from H itself: with H = R R^T, R upper triangular,
+column j is rounded from
+
+    w_j + sum over i < j of (w_i - q_i) R_ij / R_jj                                                                 (1)
+
+(QuIP, arXiv 2307.13304, theorem 6, calls it LDLQ and proves the two equal), so that one factorization is all: R is the
+lower Cholesky factor of H with rows and columns reversed, reversed back. The squared error of the whole is the sum of
+R_jj^2 times the squared error of each column against (1).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compression import _grids
+from compression._errors import LayerError
+from compression._grids import AffineGrid, Grid, Params
+
+LEAF = 16  # columns that are rounded one by one before their error is passed on in a matrix product
+TRIANGLE = 512  # columns of H whose part above the diagonal is summed at once
+MOST_DAMPING = 1e3
+ERROR_ROWS = 256
+
+
+class Hessian:
+    """H = 2/n sum x x^T of the inputs of a linear layer, summed up in fp32; the inputs themselves are not kept."""
+
+    def __init__(self, cols: int, device: torch.device | str = "cpu"):
+        self._upper, self._count = torch.zeros(cols, cols, device=device), 0
+
+    def add(self, x: Tensor) -> None:
+        """Count inputs (..., cols) in. H is symmetric: only what lies on and above its diagonal blocks is summed."""
+        x = x.detach().reshape(-1, x.shape[-1]).float()
+        self._count += len(x)
+        for begin in range(0, x.shape[1], TRIANGLE):
+            part = slice(begin, begin + TRIANGLE)
+            self._upper[part, begin:].addmm_(x[:, part].t(), x[:, begin:])
+
+    def value(self) -> Tensor:
+        """H (cols, cols), zero as long as nothing was added."""
+        upper = self._upper.triu()
+        return (upper + upper.triu(1).t()).mul_(2 / max(1, self._count))
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Codes uint8 (rows, cols) and stored parameters of a weight.
+
+    Attributes:
+        permutation: for each stored column the input that it multiplies, or None for the order of the inputs.
+        damping: what was added to the diagonal of H, as a share of its mean; 0 where H was not factorized.
+    """
+
+    codes: Tensor
+    params: Params
+    permutation: Tensor | None = None
+    damping: float = 0.0
+
+    def rows(self, part: slice) -> "Rounded":
+        """The same for some rows of the weight."""
+        return replace(self, codes=self.codes[part], params={name: p[part] for name, p in self.params.items()})
+
+    def decode(self, grid: Grid) -> Tensor:
+        """fp32 (rows, cols), in the order of the inputs."""
+        weight = _grids.decode(grid, self.codes, self.params)
+        return weight if self.permutation is None else weight[:, self.permutation.argsort()]
+
+
+def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
+    """tr(D H D^T) as one number for each row of D, (rows,)."""
+    return ((difference @ hessian) * difference).sum(-1)
+
+
+def relative_error(weight: Tensor, quantized: Tensor, hessian: Tensor) -> float:
+    """tr(D H D^T) / tr(W H W^T) over at most ERROR_ROWS rows, evenly spread: all of them would cost more than the
+    rounding itself. 0 where the outputs are all zero."""
+    rows = slice(0, None, -(-len(weight) // ERROR_ROWS))
+    whole = float(output_error(weight[rows], hessian).sum())
+    return float(output_error((weight - quantized)[rows], hessian).sum()) / whole if whole > 0 else 0.0
+
+
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    grid: AffineGrid,
+    *,
+    damp: float = 0.01,
+    act_order: bool = False,
+    params: Params | None = None,
+    dtype: torch.dtype | None = None,
+) -> Rounded:
+    """GPTQ on an affine grid.
+
+    Args:
+        weight: fp32 (rows, cols).
+        hessian: fp32 (cols, cols).
+        damp: share of the mean of H's diagonal that is added to it; ten times as much as long as H cannot be
+            factorized.
+        act_order: round columns in the order of falling H_jj.
+        params: groups' parameters found beforehand ("static groups"); by default those of each group are found when its
+            first column is reached, from the weights as they are by then.
+        dtype: of stored scales; by default that of the weight.
+
+    With `act_order` and without `params`, groups are made of columns that follow each other in the new order, and the
+    codes are stored in it. A column that no input reaches is rounded to nearest.
+
+    Raises:
+        LayerError: H is not finite, or no damping makes it positive definite.
+    """
+    rows, cols = weight.shape
+    diagonal = hessian.diagonal()
+    order = diagonal.argsort(descending=True, stable=True) if act_order else None
+    if order is not None:
+        weight, hessian = weight[:, order], hessian[order][:, order]
+    factor, damping = _upper_factor(hessian, damp)
+    group_size = cols if grid.group_size == -1 else grid.group_size
+    solver = _Solver(weight, factor, grid, group_size, dtype or weight.dtype)
+    if params is not None:
+        columns = torch.arange(cols, device=weight.device) if order is None else order
+        scales, zeros = grid.expand(params, rows, cols)
+        solver.set_levels(scales, zeros, (columns // group_size).tolist())
+    solver.solve(0, cols)
+    codes = solver.codes.t().to(torch.uint8)
+    if params is None:
+        return Rounded(codes.contiguous(), grid.store(*solver.levels(), solver.dtype), order, damping)
+    return Rounded((codes if order is None else codes[:, order.argsort()]).contiguous(), params, None, damping)
+
+
+def half_quadratic(
+    weight: Tensor,
+    grid: AffineGrid,
+    *,
+    norm: float = 0.7,
+    beta: float = 10.0,
+    kappa: float = 1.01,
+    iterations: int = 20,
+    dtype: torch.dtype | None = None,
+) -> Rounded:
+    """Zero points that lower sum |W - Q|^norm, norm < 1, so that few large errors count less than many small ones.
+
+    Half-quadratic splitting, with e an estimate of the error that is sparse, and z the zero point of a group:
+
+        e <- shrink(W - Q)      shrink(x) = sign(x) max(0, |x| - |x|^(norm - 1) / beta)
+        z <- mean of (q - (W - e) / s) over the group,      beta <- kappa beta
+
+    Args:
+        weight: fp32 (rows, cols).
+        grid: with `float_zeros`.
+        dtype: of stored scales and zero points, by default that of the weight.
+
+    A group keeps the best zero point that it had, as it is stored; the first is that of rounding to nearest, so that
+    no group ends above it.
+    """
+    dtype = dtype or weight.dtype
+    rows, cols = weight.shape
+    scales, zeros = grid.expand(grid.fit(weight, dtype), rows, cols)
+    w, s = weight.view(rows, scales.shape[1], -1), scales[..., None]
+    best, least = zeros, torch.full_like(zeros, torch.inf)
+    unit, top = w / s, 2**grid.bits - 1
+    for _ in range(iterations + 1):
+        z = zeros[..., None]
+        codes = (unit + z).round_().clamp_(0, top)
+        error = w - (codes - z).mul_(s)
+        size = error.abs()
+        powered = size.pow(norm - 1)  # infinite where there is no error
+        loss = torch.where(size > 0, size * powered, 0).sum(-1)
+        better = loss < least
+        best, least = torch.where(better, zeros, best), torch.where(better, loss, least)
+        sparse = error.sign().mul_((size - powered.div_(beta)).clamp_(min=0))
+        zeros = (codes - (w - sparse).div_(s)).mean(-1).to(dtype).float()
+        beta *= kappa
+    params = grid.store(scales, best, dtype)
+    return Rounded(grid.encode(weight, params), params)
+
+
+class _Solver:
+    """Columns are rows here: each is contiguous. `fed[k]` is the sum of (1) over what is rounded so far, times R_kk."""
+
+    def __init__(self, weight: Tensor, factor: Tensor, grid: AffineGrid, group_size: int, dtype: torch.dtype):
+        self.weight, self.factor, self.grid, self.group_size, self.dtype = weight.t(), factor, grid, group_size, dtype
+        self.diagonal = factor.diagonal().tolist()
+        self.fed = torch.zeros_like(self.weight, memory_format=torch.contiguous_format)
+        self.difference = torch.empty_like(self.fed)  # w_j - q_j
+        self.codes = torch.empty_like(self.fed)
+        self.static = False
+        groups = len(self.weight) // group_size
+        self.scales, self.zeros = (self.fed.new_empty(groups, self.fed.shape[1]) for _ in range(2))
+        self.group_of = [column // group_size for column in range(len(self.weight))]
+
+    def set_levels(self, scales: Tensor, zeros: Tensor, group_of: list[int]) -> None:
+        self.static, self.group_of = True, group_of
+        self.scales, self.zeros = scales.t().contiguous(), zeros.t().contiguous()
+
+    def levels(self) -> tuple[Tensor, Tensor]:
+        return self.scales.t().contiguous(), self.zeros.t().contiguous()
+
+    def solve(self, begin: int, end: int) -> None:
+        """Round columns begin .. end, whose `fed` holds all that comes from the columns before: first one half, then,
+        with the errors of the first passed on, the other. Groups stay whole, so that theirs is known when they begin.
+        """
+        if not self.static and end - begin == self.group_size:
+            self._fit(begin, end)
+        if end - begin <= LEAF and (self.static or end - begin <= self.group_size):
+            return self._round(begin, end)
+        whole = self.group_size if end - begin > self.group_size else 1
+        middle = begin + (end - begin) // whole // 2 * whole
+        self.solve(begin, middle)
+        left, right = slice(begin, middle), slice(middle, end)
+        self.fed[right].addmm_(self.factor[left, right].t(), self.difference[left])
+        self.solve(middle, end)
+
+    def _fit(self, begin: int, end: int) -> None:
+        """The group's levels, from its weights with the best answer of all coming columns to the errors so far."""
+        part = slice(begin, end)
+        answer = torch.linalg.solve_triangular(self.factor[part, part].t(), self.fed[part], upper=False)
+        weight = (self.weight[part] + answer).t()
+        whole = replace(self.grid, group_size=-1)
+        scales, zeros = whole.expand(whole.fit(weight, self.dtype), *weight.shape)
+        self.scales[begin // self.group_size], self.zeros[begin // self.group_size] = scales[:, 0], zeros[:, 0]
+
+    def _round(self, begin: int, end: int) -> None:
+        top = 2**self.grid.bits - 1
+        for j in range(begin, end):
+            scale, zero = self.scales[self.group_of[j]], self.zeros[self.group_of[j]]
+            wanted = self.fed[j].div_(self.diagonal[j]).add_(self.weight[j])
+            code = torch.div(wanted, scale, out=self.codes[j]).add_(zero).round_().clamp_(0, top)
+            torch.sub(self.weight[j], (code - zero).mul_(scale), out=self.difference[j])
+            self.fed[j + 1 : end].addr_(self.factor[j, j + 1 : end], self.difference[j])
+
+
+def _upper_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:
+    """R upper triangular with R R^T = H + damping * mean(diag H) * I, and the damping that it took."""
+    diagonal = hessian.diagonal()
+    mean = float(diagonal.mean())
+    if not torch.isfinite(hessian).all():
+        raise LayerError("the inputs of the calibration text to this layer are not finite; check the base")
+    reversed_, damping = hessian.flip(0, 1), damp
+    dead = reversed_.diagonal() == 0
+    while damping <= MOST_DAMPING:
+        damped = reversed_.clone()
+        damped.diagonal().add_(damping * mean)
+        damped.diagonal()[dead] = mean or 1.0
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return lower.flip(0, 1), damping
+        damping = max(10 * damping, 1e-6)
+    raise LayerError(f"the Hessian is not positive definite, not even with {MOST_DAMPING} of its mean diagonal added")

@@ -1,0 +1,61 @@
+"""GPTQ: rounding that lets the weights to come make up for the error so far.
+
+Paper: arXiv 2210.17323. What is minimised is ||W X - Q X||^2 of each layer, eq. 1; the arithmetic, and why it needs no
+inverse of the Hessian, is in `compression._rounding`. Activation order and static groups follow the authors' later code
+(act_order, static_groups).
+Departures: q/k/v and gate/up, which read the same input, are rounded as one matrix; the Hessian is averaged over
+tokens, so that damping does not depend on their number; a column that no input reaches is rounded to nearest, where the
+authors' code sets it to zero; scales are rounded up to the dtype of the weight, as in `rtn`.
+Limits: all layers of a block are rounded for the inputs that they have before any of the block is rounded ("true
+sequential" is not done).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from compression._errors import RecipeError
+from compression._registry import CalibratedMethod, method
+
+if TYPE_CHECKING:
+    import torch
+
+    from compression._grids import AffineGrid
+    from compression._rounding import Rounded
+
+
+@method("gptq", needs=("calibration",))
+@dataclass(frozen=True, kw_only=True)
+class GPTQ(CalibratedMethod):
+    """Round column by column, each making up for the errors before it by second-order information (GPTQ)."""
+
+    bits: Literal[2, 3, 4, 8] = 4
+    group_size: int = 128  # inputs that share a scale; -1: one scale per output channel
+    symmetric: bool = True  # no zero points: levels lie around zero
+    act_order: bool = False  # round the columns with the largest inputs first
+    static_groups: bool = False  # find scales before rounding; with act_order: nothing has to be reordered at run time
+    damp: float = 0.01  # share of the mean of the Hessian's diagonal that is added to it
+    samples: int = 128  # of calibration text
+    sequence_length: int = 512  # tokens of each sample
+    backend: Literal["auto", "native", "torch"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.group_size != -1 and self.group_size < 8:
+            raise RecipeError(f"gptq(group_size={self.group_size}): allowed are -1 (per channel) and 8 or more")
+        if not 0 <= self.damp <= 1:
+            raise RecipeError(f"gptq(damp={self.damp}): allowed are 0 to 1; the paper takes 0.01")
+        for name in ("samples", "sequence_length"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"gptq({name}={getattr(self, name)}): must be at least 1")
+
+    def grid(self) -> "AffineGrid":
+        from compression._grids import AffineGrid
+
+        return AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+
+    def round(self, weight: "torch.Tensor", hessian: "torch.Tensor", dtype: "torch.dtype") -> "Rounded":
+        from compression import _rounding
+
+        grid = self.grid()
+        params = grid.fit(weight, dtype) if self.static_groups else None
+        order = self.act_order
+        return _rounding.gptq(weight, hessian, grid, damp=self.damp, act_order=order, params=params, dtype=dtype)
