@@ -1,0 +1,222 @@
+"""Whole checkpoints of the published formats: to a model with packed layers, and from one."""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression import _blocks, _checkpoint, _grids, _packing
+from compression._checkpoint import BaseSource
+from compression._errors import CheckpointError, LayerError
+from compression._formats import BITS, VERSIONS, Published
+from compression._formats._layer import StoredLayer
+from compression._grids import AffineGrid
+from compression._linear import PackedLinear
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def open_model(source: BaseSource) -> nn.Module:
+    """The model of a published checkpoint on the CPU, its quantized layers packed; scales keep their dtype.
+
+    Layers that are stored uncompressed stay dense, and all dense tensors take the dtype of the embeddings.
+
+    Raises:
+        CheckpointError: see `_checkpoint.open_base`; and a layer whose tensors are incomplete or contradict the shapes,
+            the group size or the symmetry that the configuration names.
+    """
+    published, where = source.published, str(source.folder)
+    assert published is not None
+    tensors = _checkpoint.read_tensors(source.files)
+    embedding = tensors.get("model.embed_tokens.weight")
+    dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
+    model = _checkpoint.build(source.config, dtype, device="meta")
+    packed: dict[str, Tensor] = {}
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, nn.Linear):
+            stored = _take(tensors, name, linear, published, where)
+            if stored:
+                layer, buffers = _to_packed(stored, linear, published, dtype, f"{where}: {name}")
+                model.set_submodule(name, layer)
+                packed |= {f"{name}.{key}": value for key, value in buffers.items()}
+    if not packed:
+        raise CheckpointError(f"{where}: {published.quant_method} is what the configuration names, but no layer of the "
+                              "model has a qweight")  # fmt: skip
+    if isinstance(model.get_submodule("lm_head"), PackedLinear) and model.config.tie_word_embeddings:
+        raise CheckpointError(f"{where}: lm_head is quantized, and config.json ties it to the embeddings")
+    dense = {name: t.to(dtype) if t.dtype in _FLOATS else t for name, t in tensors.items()}
+    _checkpoint.fill(model, dense | packed, where=where)
+    return model
+
+
+def _take(
+    tensors: dict[str, Tensor], name: str, linear: nn.Linear, published: Published, where: str
+) -> dict[str, Tensor]:
+    """Removes the tensors of a quantized layer from `tensors` and returns them, checked; empty for a dense layer."""
+    format = _format(published)
+    groups = _grids.groups_of(linear.in_features, published.group_size)
+    shapes = format.shapes(published, linear.out_features, linear.in_features, groups)
+    stored = {key: tensors.pop(f"{name}.{key}") for key in shapes if f"{name}.{key}" in tensors}
+    if not stored:
+        return {}
+    if f"{name}.weight" in tensors:
+        raise CheckpointError(f"{where}: {name} is stored twice, as weight and as {', '.join(stored)}")
+    optional = () if published.desc_act else format.OPTIONAL
+    if missing := [f"{name}.{key}" for key in shapes if key not in stored and key not in optional]:
+        raise CheckpointError(f"{where}: missing {', '.join(missing)}; the layer cannot be had without; fetch the "
+                              "checkpoint again")  # fmt: skip
+    try:
+        _grids.check_group(linear.in_features, published.group_size, name)
+    except LayerError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    if reason := format.check_shape(published, linear.out_features, linear.in_features):
+        raise CheckpointError(f"{where}: {name} cannot be of the {published.quant_method} format: {reason}")
+    for key, tensor in stored.items():
+        if tuple(tensor.shape) != shapes[key]:
+            raise CheckpointError(
+                f"{where}: {name}.{key} has shape {tuple(tensor.shape)}; {published.bits} bits in groups of "
+                f"{published.group_size} make it {shapes[key]}"
+            )
+        allowed = _FLOATS if key == "scales" else (torch.int32,)
+        if tensor.dtype not in allowed:
+            raise CheckpointError(f"{where}: {name}.{key} is stored as {tensor.dtype}, expected "
+                                  f"{' or '.join(map(str, allowed))}")  # fmt: skip
+    bias = f"{name}.bias"
+    if linear.bias is None and bias in tensors and not tensors[bias].any():  # AutoGPTQ wrote one everywhere
+        del tensors[bias]
+    return stored
+
+
+def _to_packed(
+    stored: dict[str, Tensor], linear: nn.Linear, published: Published, dtype: torch.dtype, where: str
+) -> tuple[PackedLinear, dict[str, Tensor]]:
+    """The layer without its tensors, and those by the name of their buffer, but for the bias."""
+    try:
+        layer = _format(published).read(stored, published)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    if published.symmetric and not (layer.zeros == 2 ** (published.bits - 1)).all():
+        raise CheckpointError(f"{where}: sym is true, but zero points differ from {2 ** (published.bits - 1)}; programs "
+                              "that trust sym read other weights than those that read qzeros")  # fmt: skip
+    grid = AffineGrid(bits=published.bits, group_size=published.group_size, symmetric=published.symmetric)
+    packed = PackedLinear(
+        grid, linear.in_features, linear.out_features, bias=linear.bias is not None, dtype=dtype, device="meta",
+        permuted=layer.permutation is not None,
+    )  # fmt: skip
+    buffers = {"codes": layer.codes, "scales": layer.scales}
+    if not published.symmetric:
+        buffers["zero_points"] = _packing.pack(layer.zeros, published.bits)
+    if layer.permutation is not None:
+        buffers["permutation"] = layer.permutation.int()
+    return packed, buffers
+
+
+def convert(model: nn.Module, quant_method: str, recipe: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model in a published format: its tensors, and what stands as `quantization_config` in config.json.
+
+    GPTQ is written as version "gptq" where all zero points are the middle, which every reader reads alike, and as
+    "gptq_v2" where they are not.
+
+    Raises:
+        LayerError: the format cannot hold a layer exactly; the message names it, and why.
+    """
+    published = _describe(model, quant_method, recipe)
+    format, layers = _format(published), _blocks.packed_layers(model)
+    state = {name: tensor for name, tensor in model.state_dict().items()
+             if name.rpartition(".")[0] not in layers or name.endswith(".bias")}  # fmt: skip
+    for name, layer in layers.items():
+        stored = _to_stored(layer, name)
+        state |= {f"{name}.{key}": tensor for key, tensor in format.write(stored, published).items()}
+    return state, _config(published, "lm_head" in layers)
+
+
+def check(model: nn.Module, quant_method: str) -> None:
+    """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
+    _describe(model, quant_method, "")
+    for name, layer in _blocks.packed_layers(model).items():
+        _to_stored(layer, name)
+
+
+def _describe(model: nn.Module, quant_method: str, recipe: str) -> Published:
+    """The one description that fits every layer.
+
+    Raises:
+        LayerError: there is none.
+    """
+    if quant_method not in BITS:
+        raise LayerError(f"format {quant_method!r} is not written; those that are: {', '.join(BITS)}")
+    layers = [pair for block in _blocks.decoder_blocks(model) for pair in block.linears()]
+    layers += [("lm_head", head)] if isinstance(head := model.get_submodule("lm_head"), PackedLinear) else []
+    first, of_first = layers[0]
+    for name, layer in layers:
+        if reason := _obstacle(layer, quant_method):
+            raise LayerError(f"format {quant_method} cannot hold {name}: {reason}")
+        if layer.grid != of_first.grid:
+            raise LayerError(f"format {quant_method} has one setting for all layers, but {name} has {layer.grid} and "
+                             f"{first} {of_first.grid}")  # fmt: skip
+    grid = of_first.grid
+    version = "gptq_v2" if quant_method == "gptq" and not grid.symmetric else VERSIONS[quant_method][0]
+    published = Published(
+        quant_method=quant_method, bits=grid.bits, group_size=grid.group_size, symmetric=grid.symmetric,
+        version=version, desc_act=any(layer.permutation is not None for _, layer in layers), recipe=recipe,
+    )  # fmt: skip
+    for name, layer in layers:
+        if reason := _format(published).check_shape(published, layer.out_features, layer.in_features):
+            raise LayerError(f"format {quant_method} cannot hold {name}: {reason}")
+    return published
+
+
+def _obstacle(layer: nn.Linear | PackedLinear, quant_method: str) -> str | None:
+    """Why the format has no place for such a layer, or None."""
+    if not isinstance(layer, PackedLinear):
+        return "it is not compressed, and readers take every linear layer of the blocks for quantized"
+    if not isinstance(layer.grid, AffineGrid):
+        return f"it holds evenly spaced levels, not {layer.grid}"
+    if layer.threshold is not None:
+        return "it has no outlier threshold"
+    if layer.grid.bits not in BITS[quant_method]:
+        return f"it has {layer.grid.bits} bits; allowed are {', '.join(map(str, BITS[quant_method]))}"
+    if quant_method == "awq" and layer.permutation is not None:
+        return "its columns are in activation order, for which there is no g_idx"
+    return None
+
+
+def _to_stored(layer: PackedLinear, name: str) -> StoredLayer:
+    """The layer with scales in fp16.
+
+    Raises:
+        LayerError: fp16 would round a scale.
+    """
+    scales, zeros = layer.grid.expand(layer.stored_parameters(), layer.out_features, layer.in_features)
+    half = scales.half()
+    if not torch.equal(half.float(), scales):
+        raise LayerError(f"the published formats store scales in fp16, which would round those of {name} "
+                         f"({layer.scales.dtype}); compress a checkpoint of fp16 or bf16")  # fmt: skip
+    permutation = None if layer.permutation is None else layer.permutation.long()
+    return StoredLayer(layer.state_dict()["codes"], half, zeros.to(torch.uint8), permutation)
+
+
+def _config(published: Published, lm_head: bool) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    config = {
+        "quant_method": published.quant_method,
+        "bits": published.bits,
+        "group_size": published.group_size,
+        "lm_head": lm_head,
+        "meta": {"quantizer": [f"compression-bench:{version('compression-bench')}"], "recipe": published.recipe},
+    }
+    if published.quant_method == "awq":
+        return config | {"zero_point": True, "version": published.version}
+    return config | {
+        "sym": published.symmetric,
+        "desc_act": published.desc_act,
+        "checkpoint_format": published.version,
+        "pack_dtype": "int32",
+    }
+
+
+def _format(published: Published) -> Any:
+    """The module that translates the tensors of a layer."""
+    return importlib.import_module(f"compression._formats.{published.quant_method}")
