@@ -16,8 +16,10 @@ from typing import Any
 
 from compression._errors import CheckpointError
 
+FORMATS = ("own", "gptq", "awq")  # that a compressed model can be written in; the first is that of this package
 BITS = {"gptq": (2, 3, 4, 8), "awq": (4,)}
 VERSIONS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
+GROUP_SIZES = {"gptq": (-1, 16, 32, 64, 128, 256, 512, 1024), "awq": (-1, 16, 32, 64, 128)}  # that GPTQModel takes
 SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # and the method of those that name none
 
 _SPELLINGS = {"w_bit": "bits", "q_group_size": "group_size", "method": "quant_method"}
@@ -85,7 +87,8 @@ def _read(path: Path) -> Any:
 def _spelled(fields: Any, path: Path) -> dict[str, Any]:
     """The fields under the names of `Published` and GPTQModel, whatever the writer called them; nulls left out."""
     if not isinstance(fields, Mapping):
-        raise CheckpointError(f"{path}: the quantization must be a JSON object, not {fields!r}")
+        raise CheckpointError(f"{path}: this checkpoint is already quantized, and described by no JSON object but "
+                              f"{fields!r}; give the uncompressed one as the base")  # fmt: skip
     known = {_SPELLINGS.get(key, key): value for key, value in fields.items() if value is not None}
     version = known.get("checkpoint_format", known.get("version", known.get("format")))
     if version is not None:
@@ -98,7 +101,7 @@ def _parse(fields: Mapping[str, Any], where: str) -> Published:
     if method not in BITS:
         raise CheckpointError(
             f"{where}: this checkpoint is already quantized, by quant_method {method!r}, which is not read; those that "
-            f"are: {', '.join(BITS)}; give the uncompressed checkpoint as the base"
+            f"are: {', '.join(BITS)}; give the uncompressed one as the base"
         )
     bits = _one_of(fields, "bits", BITS[method], where)
     version = _one_of({"version": VERSIONS[method][0]} | fields, "version", VERSIONS[method], where)

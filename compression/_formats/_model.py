@@ -1,18 +1,24 @@
 """Whole checkpoints of the published formats: to a model with packed layers, and from one."""
 
+import contextlib
+import dataclasses
 import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compression import _blocks, _checkpoint, _grids, _packing
+from compression import _blocks, _checkpoint, _grids, _packing, _registry
 from compression._checkpoint import BaseSource
-from compression._errors import CheckpointError, LayerError
-from compression._formats import BITS, VERSIONS, Published
+from compression._errors import CheckpointError, LayerError, RecipeError
+from compression._formats import BITS, GROUP_SIZES, VERSIONS, Published
 from compression._formats._layer import StoredLayer
 from compression._grids import AffineGrid
 from compression._linear import PackedLinear
+from compression._recipe import Recipe, Step
+from compression._registry import Method, MethodInfo
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -96,9 +102,10 @@ def _to_packed(
         layer = _format(published).read(stored, published)
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
-    if published.symmetric and not (layer.zeros == 2 ** (published.bits - 1)).all():
-        raise CheckpointError(f"{where}: sym is true, but zero points differ from {2 ** (published.bits - 1)}; programs "
-                              "that trust sym read other weights than those that read qzeros")  # fmt: skip
+    middle = 2 ** (published.bits - 1)
+    if published.symmetric and not (layer.zeros == middle).all():
+        raise CheckpointError(f"{where}: sym is true, but there are zero points other than {middle}: programs that "
+                              "trust sym read other weights than those that read qzeros")  # fmt: skip
     grid = AffineGrid(bits=published.bits, group_size=published.group_size, symmetric=published.symmetric)
     packed = PackedLinear(
         grid, linear.in_features, linear.out_features, bias=linear.bias is not None, dtype=dtype, device="meta",
@@ -110,6 +117,36 @@ def _to_packed(
     if layer.permutation is not None:
         buffers["permutation"] = layer.permutation.int()
     return packed, buffers
+
+
+def recipe_of(published: Published) -> Recipe:
+    """What makes such a checkpoint: the recipe that one of our own names, else its method with what is known of it.
+
+    Methods that are not registered stand in their own name without being able to run.
+    """
+    if published.recipe:
+        with contextlib.suppress(RecipeError):
+            return Recipe.parse(published.recipe)
+    known = {"bits": published.bits, "group_size": published.group_size, "symmetric": published.symmetric}
+    try:
+        cls = _registry.resolve(published.quant_method)
+        taken = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return Recipe((Step(_registry.build(published.quant_method, {k: v for k, v in known.items() if k in taken})),))
+    except RecipeError:
+        info = MethodInfo(
+            name=published.quant_method, aliases=(), family="quantization", kind="block", needs=(), takes=("dense",),
+            leaves="packed", summary="",
+        )  # fmt: skip
+        return Recipe((Step(type("Unregistered", (_Unregistered,), {"info": info})(**known)),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unregistered(Method):
+    """Parameters of a method that this version cannot run."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
 
 
 def convert(model: nn.Module, quant_method: str, recipe: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -176,7 +213,9 @@ def _obstacle(layer: nn.Linear | PackedLinear, quant_method: str) -> str | None:
     if layer.threshold is not None:
         return "it has no outlier threshold"
     if layer.grid.bits not in BITS[quant_method]:
-        return f"it has {layer.grid.bits} bits; allowed are {', '.join(map(str, BITS[quant_method]))}"
+        return f"it has {layer.grid.bits} bits; allowed are {_words(BITS[quant_method])}"
+    if layer.grid.group_size not in GROUP_SIZES[quant_method]:
+        return f"its groups are of {layer.grid.group_size}; readers take {_words(GROUP_SIZES[quant_method])}"
     if quant_method == "awq" and layer.permutation is not None:
         return "its columns are in activation order, for which there is no g_idx"
     return None
@@ -198,14 +237,12 @@ def _to_stored(layer: PackedLinear, name: str) -> StoredLayer:
 
 
 def _config(published: Published, lm_head: bool) -> dict[str, Any]:
-    from importlib.metadata import version
-
     config = {
         "quant_method": published.quant_method,
         "bits": published.bits,
         "group_size": published.group_size,
         "lm_head": lm_head,
-        "meta": {"quantizer": [f"compression-bench:{version('compression-bench')}"], "recipe": published.recipe},
+        "meta": {"quantizer": ["compression-bench"], "recipe": published.recipe},
     }
     if published.quant_method == "awq":
         return config | {"zero_point": True, "version": published.version}
@@ -215,6 +252,10 @@ def _config(published: Published, lm_head: bool) -> dict[str, Any]:
         "checkpoint_format": published.version,
         "pack_dtype": "int32",
     }
+
+
+def _words(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _format(published: Published) -> Any:

@@ -72,8 +72,7 @@ def read(tensors: dict[str, Tensor], published: Published) -> StoredLayer:
 def write(layer: StoredLayer, published: Published) -> dict[str, Tensor]:
     """The inverse of `read`; always with `g_idx`, which vLLM and GPTQModel expect."""
     bits, codes = published.bits, layer.codes
-    rows, groups = layer.scales.shape
-    cols = codes.shape[1] * 8 // bits
+    cols, groups = codes.shape[1] * 8 // bits, layer.scales.shape[1]
     g_idx = torch.arange(cols, device=codes.device) // (cols // groups)
     if layer.permutation is not None:
         inverse = layer.permutation.argsort()
