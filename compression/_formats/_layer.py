@@ -27,9 +27,9 @@ class StoredLayer:
 
 def to_bytes(words: Tensor) -> Tensor:
     """int32 (n, m) -> uint8 (n, 4 m), lowest bits first."""
-    return words.contiguous().view(torch.uint8)
+    return words.reshape(-1).view(torch.uint8).view(len(words), -1)
 
 
 def to_words(packed: Tensor) -> Tensor:
     """uint8 (n, 4 m) -> int32 (n, m): the inverse of `to_bytes`."""
-    return packed.contiguous().view(torch.int32)
+    return packed.reshape(-1).view(torch.int32).view(len(packed), -1)
