@@ -1,5 +1,6 @@
 """Published GPTQ and AWQ checkpoints: read as they were written, written as others read them, refused in words."""
 
+import dataclasses
 import json
 import math
 
@@ -14,7 +15,7 @@ import compression
 from compression import CheckpointError, LayerError, _blocks, _packing
 from compression._formats import Published, awq, gptq
 from compression._formats._layer import StoredLayer
-from compression._formats._model import recipe_of
+from compression._formats._model import check_recipe, recipe_of
 from compression._grids import AffineGrid
 from compression._linear import PackedLinear
 
@@ -23,6 +24,14 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc
 SYMMETRIC = GPTQ | {"sym": True, "checkpoint_format": "gptq"}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "GEMM"}
 NAME = "model.layers.0.mlp.up_proj"
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("half") / "base"
+    transformers_model("Qwen2ForCausalLM", dtype=torch.bfloat16, hidden_size=64).save_pretrained(folder)
+    return str(folder)
+
 
 # --- One layer --------------------------------------------------------------------------------------------------------
 
@@ -431,14 +440,45 @@ def unknown(name):
     raise compression.RecipeError(f"unknown method {name!r}")
 
 
+# --- Measuring it as it is --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", ["fp16", "rtn(group_size=32,symmetric=true)"])
+def test_a_checkpoint_is_measured_as_it_is_beside_its_dequantized_weights(half, tmp_path, steps):
+    from bench.workbench import Options, Workbench
+
+    recipe = compression.Recipe.parse("rtn(group_size=32,symmetric=true)")
+    result = compression.compress(half, recipe)
+    result.save(tmp_path / "out", "gptq")
+    asked = compression.Recipe.parse(steps)
+    workbench = Workbench(
+        Options(
+            base=str(tmp_path / "out"),
+            recipes=(asked,),
+            prompt_tokens=4,
+            new_tokens=4,
+            journal=tmp_path / "journal.jsonl",
+        )
+    )
+
+    measured = workbench.compressed(asked)
+
+    assert (7 * 2 if asked.steps else 0) == len(_blocks.packed_layers(measured.model))
+    assert {} == _blocks.packed_layers(workbench.base.model)
+    for name, layer in _blocks.packed_layers(result.model).items():
+        assert torch.equal(layer.dequantize(), workbench.base.model.get_submodule(name).weight)
+
+
+def test_another_recipe_on_a_published_checkpoint_is_refused_with_its_own():
+    published = dataclasses.replace(describe(4, "gptq"), recipe="rtn(group_size=16)")
+    check_recipe(published, compression.Recipe.parse("rtn(group_size=16)"))
+    check_recipe(published, compression.Recipe())
+
+    with pytest.raises(compression.RecipeError, match=r"by gptq, or in full gptq\(.*made by rtn\(group_size=16\).*nf4"):
+        check_recipe(published, compression.Recipe.parse("nf4"))
+
+
 # --- Writing ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("half") / "base"
-    transformers_model("Qwen2ForCausalLM", dtype=torch.bfloat16, hidden_size=64).save_pretrained(folder)
-    return str(folder)
 
 
 WRITTEN = [

@@ -41,7 +41,9 @@ class Published:
         group_size: inputs that share a scale; -1 for all of a row.
         symmetric: whether every zero point is the middle, 2**(bits - 1).
         version: "gptq" (zero points stored less one) or "gptq_v2" (as they are); "gemm".
-        desc_act: whether groups may be of inputs that are not neighbours; each layer's `g_idx` tells.
+        desc_act: whether columns were rounded in activation order; then groups may be of inputs that are not
+            neighbours, as each layer's `g_idx` tells.
+        static_groups: whether they are of neighbours all the same.
         recipe: what a checkpoint of our own says that it was made by.
     """
 
@@ -51,6 +53,7 @@ class Published:
     symmetric: bool
     version: str
     desc_act: bool = False
+    static_groups: bool = False
     recipe: str | None = None
 
 
@@ -118,15 +121,16 @@ def _parse(fields: Mapping[str, Any], where: str) -> Published:
         _one_of({"zero_point": True} | fields, "zero_point", (True,), where)
         if fields.get("backend") == "llm-awq":
             raise CheckpointError(f"{where}: backend='llm-awq' packs in an order of its own, which is not read")
-        symmetric, desc_act = False, False
+        symmetric, desc_act, static_groups = False, False, False
     else:
         symmetric = _one_of({"sym": True} | fields, "sym", (True, False), where)
         desc_act = _one_of({"desc_act": False} | fields, "desc_act", (True, False), where)
+        static_groups = _one_of({"static_groups": False} | fields, "static_groups", (True, False), where)
     meta = fields.get("meta")
     recipe = meta.get("recipe") if isinstance(meta, Mapping) else None
     return Published(
         quant_method=method, bits=bits, group_size=group_size, symmetric=symmetric, version=version,
-        desc_act=desc_act, recipe=recipe if isinstance(recipe, str) else None,
+        desc_act=desc_act, static_groups=static_groups, recipe=recipe if isinstance(recipe, str) else None,
     )  # fmt: skip
 
 

@@ -127,7 +127,10 @@ def recipe_of(published: Published) -> Recipe:
     if published.recipe:
         with contextlib.suppress(RecipeError):
             return Recipe.parse(published.recipe)
-    known = {"bits": published.bits, "group_size": published.group_size, "symmetric": published.symmetric}
+    known = {
+        "bits": published.bits, "group_size": published.group_size, "symmetric": published.symmetric,
+        "act_order": published.desc_act, "static_groups": published.static_groups,
+    }  # fmt: skip
     try:
         cls = _registry.resolve(published.quant_method)
         taken = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -140,6 +143,24 @@ def recipe_of(published: Published) -> Recipe:
         return Recipe((Step(type("Unregistered", (_Unregistered,), {"info": info})(**known)),))
 
 
+def check_recipe(published: Published, recipe: Recipe) -> None:
+    """Refuse to measure a published checkpoint under a recipe that is not its own.
+
+    Its own are: none, the one that it was made by, its method with its settings, and its method without any.
+
+    Raises:
+        RecipeError: another one; the message names those.
+    """
+    own = recipe_of(published)
+    method = recipe_of(dataclasses.replace(published, recipe=None))
+    if recipe.text not in ("fp16", own.text, method.text, published.quant_method):
+        raise RecipeError(
+            f"the base is a published checkpoint, which is measured as it is: by {published.quant_method}, or in full "
+            f"{method.text}{f' (made by {own.text})' if own != method else ''}; not by {recipe.text}, which wants the "
+            "uncompressed checkpoint"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Unregistered(Method):
     """Parameters of a method that this version cannot run."""
@@ -147,6 +168,8 @@ class _Unregistered(Method):
     bits: int
     group_size: int
     symmetric: bool
+    act_order: bool = False
+    static_groups: bool = False
 
 
 def convert(model: nn.Module, quant_method: str, recipe: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
