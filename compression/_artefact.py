@@ -99,7 +99,7 @@ class Compressed:
         from compression._formats._model import convert
 
         if format != OWN:
-            state, quantization = convert(self.model, format, self.recipe.text)
+            state, quantization = convert(self.model, format, self.recipe)
             return state, {"config.json": {"quantization_config": quantization}, "quantize_config.json": quantization}
         import torch
 

@@ -154,7 +154,10 @@ class BaseSource:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         if self.published is not None:
-            digest.update(repr(self.published).encode())
+            from compression._formats import SIDE_FILES
+
+            described = [self.folder / name for name in ("config.json", *SIDE_FILES)]
+            digest.update(b"".join(path.read_bytes() for path in described if path.exists()))
         return digest.hexdigest()
 
 

@@ -470,7 +470,9 @@ def test_a_checkpoint_is_measured_as_it_is_beside_its_dequantized_weights(half, 
 
 
 def test_another_recipe_on_a_published_checkpoint_is_refused_with_its_own():
-    published = dataclasses.replace(describe(4, "gptq"), recipe="rtn(group_size=16)")
+    published = dataclasses.replace(
+        describe(4, "gptq"), recipe=compression.Recipe.parse("rtn(group_size=16)").to_json()
+    )
     check_recipe(published, compression.Recipe.parse("rtn(group_size=16)"))
     check_recipe(published, compression.Recipe())
 

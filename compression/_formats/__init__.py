@@ -44,7 +44,7 @@ class Published:
         desc_act: whether columns were rounded in activation order; then groups may be of inputs that are not
             neighbours, as each layer's `g_idx` tells.
         static_groups: whether they are of neighbours all the same.
-        recipe: what a checkpoint of our own says that it was made by.
+        recipe: what a checkpoint of our own says that it was made by: a recipe in JSON.
     """
 
     quant_method: str
@@ -54,7 +54,7 @@ class Published:
     version: str
     desc_act: bool = False
     static_groups: bool = False
-    recipe: str | None = None
+    recipe: Any = None
 
 
 def read_config(folder: Path, config: Mapping[str, Any]) -> Published | None:
@@ -127,10 +127,10 @@ def _parse(fields: Mapping[str, Any], where: str) -> Published:
         desc_act = _one_of({"desc_act": False} | fields, "desc_act", (True, False), where)
         static_groups = _one_of({"static_groups": False} | fields, "static_groups", (True, False), where)
     meta = fields.get("meta")
-    recipe = meta.get("recipe") if isinstance(meta, Mapping) else None
     return Published(
         quant_method=method, bits=bits, group_size=group_size, symmetric=symmetric, version=version,
-        desc_act=desc_act, static_groups=static_groups, recipe=recipe if isinstance(recipe, str) else None,
+        desc_act=desc_act, static_groups=static_groups,
+        recipe=meta.get("recipe") if isinstance(meta, Mapping) else None,
     )  # fmt: skip
 
 

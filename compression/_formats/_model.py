@@ -126,7 +126,7 @@ def recipe_of(published: Published) -> Recipe:
     """
     if published.recipe:
         with contextlib.suppress(RecipeError):
-            return Recipe.parse(published.recipe)
+            return Recipe.from_json(published.recipe)
     known = {
         "bits": published.bits, "group_size": published.group_size, "symmetric": published.symmetric,
         "act_order": published.desc_act, "static_groups": published.static_groups,
@@ -172,7 +172,7 @@ class _Unregistered(Method):
     static_groups: bool = False
 
 
-def convert(model: nn.Module, quant_method: str, recipe: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A model in a published format: its tensors, and what stands as `quantization_config` in config.json.
 
     GPTQ is written as version "gptq" where all zero points are the middle, which every reader reads alike, and as
@@ -181,24 +181,24 @@ def convert(model: nn.Module, quant_method: str, recipe: str) -> tuple[dict[str,
     Raises:
         LayerError: the format cannot hold a layer exactly; the message names it, and why.
     """
-    published = _describe(model, quant_method, recipe)
+    published = _describe(model, quant_method)
     format, layers = _format(published), _blocks.packed_layers(model)
     state = {name: tensor for name, tensor in model.state_dict().items()
              if name.rpartition(".")[0] not in layers or name.endswith(".bias")}  # fmt: skip
     for name, layer in layers.items():
         stored = _to_stored(layer, name)
         state |= {f"{name}.{key}": tensor for key, tensor in format.write(stored, published).items()}
-    return state, _config(published, "lm_head" in layers)
+    return state, _config(published, recipe, "lm_head" in layers)
 
 
 def check(model: nn.Module, quant_method: str) -> None:
     """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
-    _describe(model, quant_method, "")
+    _describe(model, quant_method)
     for name, layer in _blocks.packed_layers(model).items():
-        _to_stored(layer, name)
+        _half_scales(layer, name)
 
 
-def _describe(model: nn.Module, quant_method: str, recipe: str) -> Published:
+def _describe(model: nn.Module, quant_method: str) -> Published:
     """The one description that fits every layer.
 
     Raises:
@@ -219,7 +219,7 @@ def _describe(model: nn.Module, quant_method: str, recipe: str) -> Published:
     version = "gptq_v2" if quant_method == "gptq" and not grid.symmetric else VERSIONS[quant_method][0]
     published = Published(
         quant_method=quant_method, bits=grid.bits, group_size=grid.group_size, symmetric=grid.symmetric,
-        version=version, desc_act=any(layer.permutation is not None for _, layer in layers), recipe=recipe,
+        version=version, desc_act=any(layer.permutation is not None for _, layer in layers),
     )  # fmt: skip
     for name, layer in layers:
         if reason := _format(published).check_shape(published, layer.out_features, layer.in_features):
@@ -245,27 +245,31 @@ def _obstacle(layer: nn.Linear | PackedLinear, quant_method: str) -> str | None:
 
 
 def _to_stored(layer: PackedLinear, name: str) -> StoredLayer:
-    """The layer with scales in fp16.
+    _, zeros = layer.grid.expand(layer.stored_parameters(), layer.out_features, layer.in_features)
+    permutation = None if layer.permutation is None else layer.permutation.long()
+    return StoredLayer(layer.state_dict()["codes"], _half_scales(layer, name), zeros.to(torch.uint8), permutation)
+
+
+def _half_scales(layer: PackedLinear, name: str) -> Tensor:
+    """The scales in fp16, (rows, groups).
 
     Raises:
-        LayerError: fp16 would round a scale.
+        LayerError: fp16 would round one.
     """
-    scales, zeros = layer.grid.expand(layer.stored_parameters(), layer.out_features, layer.in_features)
-    half = scales.half()
-    if not torch.equal(half.float(), scales):
+    half = layer.scales.half()
+    if not torch.equal(half.float(), layer.scales.float()):
         raise LayerError(f"the published formats store scales in fp16, which would round those of {name} "
                          f"({layer.scales.dtype}); compress a checkpoint of fp16 or bf16")  # fmt: skip
-    permutation = None if layer.permutation is None else layer.permutation.long()
-    return StoredLayer(layer.state_dict()["codes"], half, zeros.to(torch.uint8), permutation)
+    return half
 
 
-def _config(published: Published, lm_head: bool) -> dict[str, Any]:
+def _config(published: Published, recipe: Recipe, lm_head: bool) -> dict[str, Any]:
     config = {
         "quant_method": published.quant_method,
         "bits": published.bits,
         "group_size": published.group_size,
         "lm_head": lm_head,
-        "meta": {"quantizer": ["compression-bench"], "recipe": published.recipe},
+        "meta": {"quantizer": ["compression-bench"], "recipe": recipe.to_json()},
     }
     if published.quant_method == "awq":
         return config | {"zero_point": True, "version": published.version}
