@@ -91,7 +91,13 @@ class Workbench:
             )  # events and graphs are those of the current device
         self.fingerprint = machine.fingerprint(options.device)
         self.source = locate(options.base).fetch()
-        check_source(options.recipes, self.source, options.calibration)
+        if self.source.published is None:
+            check_source(options.recipes, self.source, options.calibration)
+        else:
+            from compression._formats._model import check_recipe
+
+            for recipe in options.recipes:
+                check_recipe(self.source.published, recipe)
         positions = self.source.config.get("max_position_embeddings")
         if positions and options.prompt_tokens + options.new_tokens > positions:
             raise OptionError(
@@ -135,15 +141,17 @@ class Workbench:
 
     @property
     def base(self) -> "Base":
-        """The uncompressed model, opened at its first use and kept."""
+        """The uncompressed model, opened at its first use and kept; that of a published checkpoint is dequantized."""
         if self._base is None:
             import compression
 
-            self._base = compression.open_base(self.options.base, self.options.device, seed=self.options.seed)
+            self._base = compression.open_base(
+                self.options.base, self.options.device, seed=self.options.seed, dequantize=True
+            )
         return self._base
 
     def compressed(self, recipe: Recipe) -> "Compressed":
-        """The base under a recipe; the one before it is let go first.
+        """The base under a recipe, or a published checkpoint as it is; the one before it is let go first.
 
         Raises:
             Exception: whatever compressing raised, again for each measurement of the recipe.
@@ -154,9 +162,17 @@ class Workbench:
             self._release()
             base = self.base
             try:
-                result = compression.compress(
-                    base, recipe, seed=self.options.seed, calibration=self.options.calibration, progress=self._progress
-                )
+                if self.source.published is not None and recipe.steps:
+                    assert self.source.folder is not None
+                    result = compression.load(self.source.folder, self.options.device)
+                else:
+                    result = compression.compress(
+                        base,
+                        recipe,
+                        seed=self.options.seed,
+                        calibration=self.options.calibration,
+                        progress=self._progress,
+                    )
             except Exception as error:
                 self._compressed = (recipe, error)
                 raise

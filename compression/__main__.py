@@ -1,6 +1,7 @@
 """Command line: write a compressed model, or list what there is.
 
 python -m compression nf4 --base reference --out nf4-model
+python -m compression "rtn(symmetric=true)" --out rtn-model --format gptq
 python -m compression list
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compression import CompressionError, Recipe
+from compression._formats import FORMATS
 from compression._registry import LayerwiseMethod
 
 
@@ -21,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", help='a recipe such as nf4 or "rtn(bits=3)", or the word list')
     parser.add_argument("--base", default="reference", help="reference, random:<shape>, a folder or a hub id")
     parser.add_argument("--out", type=Path, help="new folder for the compressed model")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0],
+                        help="own, or the format of published GPTQ or AWQ checkpoints; exact, or refused")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default cuda if there is one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calibration", help="text for methods that need some: embedded, hub, random or a folder; "
@@ -50,12 +54,13 @@ def _compress(options: argparse.Namespace) -> int:
         options.base, recipe, device=options.device or _device(), seed=options.seed, calibration=options.calibration,
         progress=_bar(),
     )  # fmt: skip
-    result.save(options.out)
+    result.save(options.out, options.format)
     facts = {
         "recipe": recipe.text,
         "base": base.label,
         "executed": list(result.executed),
         "folder": str(options.out),
+        "format": options.format,
         "stored_bytes": result.stored_bytes,
         "bits_per_parameter": 8 * result.stored_bytes / result.parameters,
         "seconds": result.cost.seconds if result.cost else None,

@@ -1,9 +1,11 @@
 """Compressed models: what compressing yields, how it is written and opened again.
 
 A folder written by `Compressed.save` holds config.json, model.safetensors, the tokenizer and compression.json, which
-says how each packed layer is stored. A result without packed layers is a plain transformers checkpoint besides.
+says how each packed layer is stored. A result without packed layers is a plain transformers checkpoint besides. With a
+`format` the folder is one of the published formats instead (`compression._formats`), without compression.json.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from compression import _blocks, _checkpoint
-from compression._checkpoint import MANIFEST
+from compression._checkpoint import MANIFEST, BaseSource
 from compression._cost import Cost
-from compression._errors import CheckpointError
+from compression._errors import CheckpointError, LayerError
+from compression._formats import BITS, FORMATS
 from compression._grids import GRIDS
 from compression._linear import PackedLinear
 from compression._recipe import Recipe
 
 SCHEMA = 1
+OWN = FORMATS[0]
 _WEIGHTS = "model.safetensors"
 
 
@@ -72,8 +76,46 @@ class Compressed:
 
     @property
     def portable(self) -> tuple[str, ...]:
-        """The other runtimes that open what `save` writes."""
-        return () if _blocks.packed_layers(self.model) else ("transformers",)
+        """The other runtimes that open what `save` writes: "gptqmodel" in the format that `published_formats` names."""
+        if not _blocks.packed_layers(self.model):
+            return ("transformers",)
+        return ("gptqmodel",) if self.published_formats else ()
+
+    @property
+    def published_formats(self) -> tuple[str, ...]:
+        """Values of `format` in which `save` can write the model without changing a weight."""
+        from compression._formats._model import check
+
+        def fits(name: str) -> bool:
+            with contextlib.suppress(LayerError):
+                check(self.model, name)
+                return True
+            return False
+
+        return tuple(filter(fits, BITS))
+
+    def _stored(self, format: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """The tensors of a format, and what JSON files beside them say of how they are stored, by file name."""
+        from compression._formats._model import convert
+
+        if format != OWN:
+            state, quantization = convert(self.model, format, self.recipe)
+            return state, {"config.json": {"quantization_config": quantization}, "quantize_config.json": quantization}
+        import torch
+
+        layers = {name: _describe(layer) for name, layer in _blocks.packed_layers(self.model).items()}
+        manifest = {
+            "schema": SCHEMA,
+            "recipe": self.recipe.to_json(),
+            "text": self.recipe.text,
+            "base": {"text": self.base[0], "digest": self.base[1]},
+            "executed": list(self.executed),
+            "torch": torch.__version__,
+            "cost": None if self.cost is None else dataclasses.asdict(self.cost),
+            "report": [dataclasses.asdict(entry) for entry in self.report],
+            "layers": layers,
+        }
+        return self.model.state_dict(), {MANIFEST: manifest}
 
     def kernels(self) -> dict[str, int]:
         """How many packed layers get which kernel on the device where the model is."""
@@ -83,21 +125,25 @@ class Compressed:
             counts[name] = counts.get(name, 0) + 1
         return counts
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, format: str = OWN) -> Path:
         """Write the model; the folder appears whole or not at all.
+
+        Args:
+            folder: a new or an empty one.
+            format: "own", or "gptq" or "awq" for a published format, which GPTQModel and transformers with it open.
 
         Raises:
             CheckpointError: the folder is there already and not empty, or cannot be written.
+            LayerError: a layer does not fit the format exactly; nothing is written.
         """
-        import torch
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         target = Path(folder)
         check_writable(target)
+        state, described = self._stored(format)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            state = self.model.state_dict()
             if getattr(self.model.config, "tie_word_embeddings", False):
                 state.pop("lm_head.weight", None)
             save_file({k: v.contiguous() for k, v in state.items()}, work / _WEIGHTS, metadata={"format": "pt"})
@@ -106,19 +152,9 @@ class Compressed:
             self.model.config.save_pretrained(work)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(work)
-            layers = {name: _describe(layer) for name, layer in _blocks.packed_layers(self.model).items()}
-            manifest = {
-                "schema": SCHEMA,
-                "recipe": self.recipe.to_json(),
-                "text": self.recipe.text,
-                "base": {"text": self.base[0], "digest": self.base[1]},
-                "executed": list(self.executed),
-                "torch": torch.__version__,
-                "cost": None if self.cost is None else dataclasses.asdict(self.cost),
-                "report": [dataclasses.asdict(entry) for entry in self.report],
-                "layers": layers,
-            }
-            (work / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+            for name, value in described.items():
+                merged = (json.loads((work / name).read_text()) if (work / name).exists() else {}) | value
+                (work / name).write_text(json.dumps(merged, indent=1, allow_nan=False) + "\n")
             work.chmod(0o755)
             if target.exists():
                 target.rmdir()
@@ -131,7 +167,7 @@ class Compressed:
 
 
 def load(folder: str | Path, device: str = "cpu") -> Compressed:
-    """Open what `Compressed.save` wrote.
+    """Open what `Compressed.save` wrote, or a published GPTQ or AWQ checkpoint as it is stored.
 
     Raises:
         CheckpointError: not such a folder, another schema, or tensors that are missing, unknown, of another shape,
@@ -141,11 +177,14 @@ def load(folder: str | Path, device: str = "cpu") -> Compressed:
 
     path = Path(folder)
     if not (path / MANIFEST).exists():
+        source = BaseSource(str(path), "folder", path)
+        if (path / "config.json").exists() and source.published is not None:
+            return _load_published(source, device)
         raise CheckpointError(f"{path} holds no {MANIFEST}: open a dense checkpoint as a base instead")
     manifest = _checkpoint._read_json(path / MANIFEST)
     if manifest.get("schema") != SCHEMA:
         raise CheckpointError(f"{path / MANIFEST} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}")
-    config = _checkpoint.BaseSource(str(path), "folder", path).config
+    config = BaseSource(str(path), "folder", path).config
     model = _checkpoint.build(config, torch.float32, device="meta")  # each tensor comes in the dtype it is stored in
     try:
         for name, spec in manifest["layers"].items():
@@ -165,6 +204,28 @@ def load(folder: str | Path, device: str = "cpu") -> Compressed:
     return Compressed(
         model=_checkpoint.finish(model, device), recipe=recipe, base=base, executed=executed,
         report=report, cost=cost, tokenizer_source=lambda: _checkpoint.read_tokenizer(path),
+    )  # fmt: skip
+
+
+def _load_published(source: BaseSource, device: str) -> Compressed:
+    from compression._formats._model import open_model, recipe_of
+
+    assert source.published is not None
+    model = open_model(source)
+    recipe = recipe_of(source.published)
+    packed = _blocks.packed_layers(model)
+    linears = [name for block in _blocks.decoder_blocks(model) for name, _ in block.linears()]
+    report = [
+        LayerReport(name, "replaced", f"{source.published.quant_method}, kernel {packed[name].kernel_name(device)}")
+        if name in packed
+        else LayerReport(name, "kept", "the checkpoint stores it uncompressed")
+        for name in [*linears, "lm_head"]
+    ]
+    report += [LayerReport(name, "kept", "the formats leave it as it is") for name in ("model.embed_tokens", "norms")]
+    return Compressed(
+        model=_checkpoint.finish(model, device), recipe=recipe, base=(source.label, source.digest),
+        executed=(recipe.text,), report=tuple(report),
+        tokenizer_source=lambda: _checkpoint.read_tokenizer(source.folder),  # type: ignore[arg-type]
     )  # fmt: skip
 
 

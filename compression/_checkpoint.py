@@ -9,6 +9,9 @@ A base is named by text:
 
 Only safetensors are read, no code of a checkpoint is run, and every tensor that the architecture has must be there with
 its shape and finite values: a checkpoint that does not fit is refused, never filled up with fresh weights.
+
+A folder or a hub id may also hold a published GPTQ or AWQ checkpoint: `compression.load` opens a folder of that kind as
+it is stored, and `open_base(text, dequantize=True)` with dense weights of the same values: what it is compared with.
 """
 
 import contextlib
@@ -21,11 +24,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compression._errors import CheckpointError
 from compression._recipe import slug
 from compression._shapes import SHAPES
+
+if TYPE_CHECKING:
+    from compression._formats import Published
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 MANIFEST = "compression.json"
@@ -81,10 +87,10 @@ class BaseSource:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json, checked: a supported architecture, not quantized by another library.
+        """config.json, checked: a supported architecture. What it says of a quantization is in `published`.
 
         Raises:
-            CheckpointError: missing or unreadable, unsupported, or already quantized.
+            CheckpointError: missing or unreadable, unsupported, or quantized in a format that is not read.
         """
         if self.kind == "random":
             return dict(SHAPES[self.text.removeprefix("random:")])
@@ -97,12 +103,22 @@ class BaseSource:
             raise CheckpointError(
                 f"{path}: architecture {name!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
             )
-        if quantized := config.get("quantization_config"):
-            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-            raise CheckpointError(
-                f"{path}: this checkpoint is already quantized ({method}); give the uncompressed one as the base"
-            )
+        if self.published is not None:
+            config.pop("quantization_config", None)
         return config
+
+    @cached_property
+    def published(self) -> "Published | None":
+        """How the layers of a published GPTQ or AWQ checkpoint are stored; None for an uncompressed base.
+
+        Raises:
+            CheckpointError: quantized in a format that is not read, or described in two ways.
+        """
+        if self.folder is None:
+            return None
+        from compression._formats import read_config
+
+        return read_config(self.folder, _read_json(self.folder / "config.json"))
 
     @cached_property
     def files(self) -> list[Path]:
@@ -137,6 +153,11 @@ class BaseSource:
         for path in self.files:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        if self.published is not None:
+            from compression._formats import SIDE_FILES
+
+            described = [self.folder / name for name in ("config.json", *SIDE_FILES)]
+            digest.update(b"".join(path.read_bytes() for path in described if path.exists()))
         return digest.hexdigest()
 
 
@@ -201,20 +222,24 @@ def locate(text: str) -> BaseSource:
     )
 
 
-def open_base(text: str, device: str = "cpu", *, seed: int = 0) -> Base:
+def open_base(text: str, device: str = "cpu", *, seed: int = 0, dequantize: bool = False) -> Base:
     """Load a base in its stored dtype; that of the embeddings, should it mix several.
 
     Args:
         text: see the module.
         device: where the model goes.
         seed: of the random weights, for random bases.
+        dequantize: whether a published quantized checkpoint may be the base, with the dense weights that it stands for.
 
     Raises:
-        CheckpointError: see `BaseSource`; and a missing, extra, wrong-shaped or non-finite tensor, a truncated file.
+        CheckpointError: see `BaseSource`; and a missing, extra, wrong-shaped or non-finite tensor, a truncated file; a
+            quantized checkpoint without `dequantize`.
     """
     import torch
 
     source = locate(text).fetch()
+    if source.published is not None:
+        return Base(source, _dequantized(source, device, dequantize), device, seed)
     if source.kind == "random":
         dtype = getattr(torch, source.config["dtype"])
         model = build(source.config, dtype, device="meta")
@@ -233,6 +258,23 @@ def open_base(text: str, device: str = "cpu", *, seed: int = 0) -> Base:
         tensors = {name: t.to(dtype) if t.dtype in _floats() else t for name, t in tensors.items()}
         fill(model, tensors, where=str(source.folder))
     return Base(source, finish(model, device), device, seed)
+
+
+def _dequantized(source: BaseSource, device: str, allowed: bool) -> Any:
+    if not allowed:
+        method = source.published.quant_method  # type: ignore[union-attr]
+        raise CheckpointError(
+            f"{source.text} is already quantized ({method}); compression.load opens it as it is, "
+            "open_base(..., dequantize=True) with dense weights of the same values; to compress it in another way, "
+            "give the uncompressed one as the base"
+        )
+    from compression import _blocks
+    from compression._formats._model import open_model
+
+    model = open_model(source)
+    for name, layer in _blocks.packed_layers(model).items():
+        model.set_submodule(name, layer.to_linear())
+    return finish(model, device)
 
 
 def build(config: Mapping[str, Any], dtype: Any, device: str) -> Any:

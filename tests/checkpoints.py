@@ -16,13 +16,13 @@ TINY = {
 TOKENS = torch.arange(20).view(2, 10) * 5 % 48
 
 
-def transformers_model(architecture, *, tied=False, dtype=torch.float32):
+def transformers_model(architecture, *, tied=False, dtype=torch.float32, **sizes):
     """A tiny model of that architecture with seeded weights, made by transformers alone."""
     import transformers
 
     extra = {"head_dim": 8} if architecture == "Qwen3ForCausalLM" else {}
     config = getattr(transformers, architecture.replace("ForCausalLM", "Config"))(
-        **TINY, **extra, tie_word_embeddings=tied
+        **TINY | extra | sizes, tie_word_embeddings=tied
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

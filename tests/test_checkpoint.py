@@ -218,7 +218,9 @@ def test_a_configuration_that_describes_no_such_model_is_refused(folder, changes
     refusal(folder)
 
 
-@pytest.mark.parametrize("method", [{"quant_method": "gptq", "bits": 4}, {"bits": 4}, "awq"])
+@pytest.mark.parametrize(
+    "method", [{"quant_method": "gptq", "bits": 4, "group_size": 8}, {"quant_method": "aqlm"}, {"bits": 4}, "awq"]
+)
 def test_a_quantized_checkpoint_is_refused(folder, method):
     rewrite(folder / "config.json", quantization_config=method)
 

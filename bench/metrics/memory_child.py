@@ -112,7 +112,7 @@ def _open(spec: ChildSpec) -> tuple[Any, Callable[..., Any] | None]:
     import compression
 
     if spec.kind == "base":
-        return compression.open_base(spec.target, device="cpu").model, None
+        return compression.open_base(spec.target, device="cpu", dequantize=True).model, None
     opened = compression.load(spec.target, device="cpu")
     return opened.model, opened.cache_factory
 

@@ -1,0 +1,290 @@
+"""Whole checkpoints of the published formats: to a model with packed layers, and from one."""
+
+import contextlib
+import dataclasses
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression import _blocks, _checkpoint, _grids, _packing, _registry
+from compression._checkpoint import BaseSource
+from compression._errors import CheckpointError, LayerError, RecipeError
+from compression._formats import BITS, GROUP_SIZES, VERSIONS, Published
+from compression._formats._layer import StoredLayer
+from compression._grids import AffineGrid
+from compression._linear import PackedLinear
+from compression._recipe import Recipe, Step
+from compression._registry import Method, MethodInfo
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def open_model(source: BaseSource) -> nn.Module:
+    """The model of a published checkpoint on the CPU, its quantized layers packed; scales keep their dtype.
+
+    Layers that are stored uncompressed stay dense, and all dense tensors take the dtype of the embeddings.
+
+    Raises:
+        CheckpointError: see `_checkpoint.open_base`; and a layer whose tensors are incomplete or contradict the shapes,
+            the group size or the symmetry that the configuration names.
+    """
+    published, where = source.published, str(source.folder)
+    assert published is not None
+    tensors = _checkpoint.read_tensors(source.files)
+    embedding = tensors.get("model.embed_tokens.weight")
+    dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
+    model = _checkpoint.build(source.config, dtype, device="meta")
+    packed: dict[str, Tensor] = {}
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, nn.Linear):
+            stored = _take(tensors, name, linear, published, where)
+            if stored:
+                layer, buffers = _to_packed(stored, linear, published, dtype, f"{where}: {name}")
+                model.set_submodule(name, layer)
+                packed |= {f"{name}.{key}": value for key, value in buffers.items()}
+    if not packed:
+        raise CheckpointError(f"{where}: {published.quant_method} is what the configuration names, but no layer of the "
+                              "model has a qweight")  # fmt: skip
+    if isinstance(model.get_submodule("lm_head"), PackedLinear) and model.config.tie_word_embeddings:
+        raise CheckpointError(f"{where}: lm_head is quantized, and config.json ties it to the embeddings")
+    dense = {name: t.to(dtype) if t.dtype in _FLOATS else t for name, t in tensors.items()}
+    _checkpoint.fill(model, dense | packed, where=where)
+    return model
+
+
+def _take(
+    tensors: dict[str, Tensor], name: str, linear: nn.Linear, published: Published, where: str
+) -> dict[str, Tensor]:
+    """Removes the tensors of a quantized layer from `tensors` and returns them, checked; empty for a dense layer."""
+    format = _format(published)
+    groups = _grids.groups_of(linear.in_features, published.group_size)
+    shapes = format.shapes(published, linear.out_features, linear.in_features, groups)
+    stored = {key: tensors.pop(f"{name}.{key}") for key in shapes if f"{name}.{key}" in tensors}
+    if not stored:
+        return {}
+    if f"{name}.weight" in tensors:
+        raise CheckpointError(f"{where}: {name} is stored twice, as weight and as {', '.join(stored)}")
+    optional = () if published.desc_act else format.OPTIONAL
+    if missing := [f"{name}.{key}" for key in shapes if key not in stored and key not in optional]:
+        raise CheckpointError(f"{where}: missing {', '.join(missing)}; the layer cannot be had without; fetch the "
+                              "checkpoint again")  # fmt: skip
+    try:
+        _grids.check_group(linear.in_features, published.group_size, name)
+    except LayerError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    if reason := format.check_shape(published, linear.out_features, linear.in_features):
+        raise CheckpointError(f"{where}: {name} cannot be of the {published.quant_method} format: {reason}")
+    for key, tensor in stored.items():
+        if tuple(tensor.shape) != shapes[key]:
+            raise CheckpointError(
+                f"{where}: {name}.{key} has shape {tuple(tensor.shape)}; {published.bits} bits in groups of "
+                f"{published.group_size} make it {shapes[key]}"
+            )
+        allowed = _FLOATS if key == "scales" else (torch.int32,)
+        if tensor.dtype not in allowed:
+            raise CheckpointError(f"{where}: {name}.{key} is stored as {tensor.dtype}, expected "
+                                  f"{' or '.join(map(str, allowed))}")  # fmt: skip
+    bias = f"{name}.bias"
+    if linear.bias is None and bias in tensors and not tensors[bias].any():  # AutoGPTQ wrote one everywhere
+        del tensors[bias]
+    return stored
+
+
+def _to_packed(
+    stored: dict[str, Tensor], linear: nn.Linear, published: Published, dtype: torch.dtype, where: str
+) -> tuple[PackedLinear, dict[str, Tensor]]:
+    """The layer without its tensors, and those by the name of their buffer, but for the bias."""
+    try:
+        layer = _format(published).read(stored, published)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    middle = 2 ** (published.bits - 1)
+    if published.symmetric and not (layer.zeros == middle).all():
+        raise CheckpointError(f"{where}: sym is true, but there are zero points other than {middle}: programs that "
+                              "trust sym read other weights than those that read qzeros")  # fmt: skip
+    grid = AffineGrid(bits=published.bits, group_size=published.group_size, symmetric=published.symmetric)
+    packed = PackedLinear(
+        grid, linear.in_features, linear.out_features, bias=linear.bias is not None, dtype=dtype, device="meta",
+        permuted=layer.permutation is not None,
+    )  # fmt: skip
+    buffers = {"codes": layer.codes, "scales": layer.scales}
+    if not published.symmetric:
+        buffers["zero_points"] = _packing.pack(layer.zeros, published.bits)
+    if layer.permutation is not None:
+        buffers["permutation"] = layer.permutation.int()
+    return packed, buffers
+
+
+def recipe_of(published: Published) -> Recipe:
+    """What makes such a checkpoint: the recipe that one of our own names, else its method with what is known of it.
+
+    Methods that are not registered stand in their own name without being able to run.
+    """
+    if published.recipe:
+        with contextlib.suppress(RecipeError):
+            return Recipe.from_json(published.recipe)
+    known = {
+        "bits": published.bits, "group_size": published.group_size, "symmetric": published.symmetric,
+        "act_order": published.desc_act, "static_groups": published.static_groups,
+    }  # fmt: skip
+    try:
+        cls = _registry.resolve(published.quant_method)
+        taken = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return Recipe((Step(_registry.build(published.quant_method, {k: v for k, v in known.items() if k in taken})),))
+    except RecipeError:
+        info = MethodInfo(
+            name=published.quant_method, aliases=(), family="quantization", kind="block", needs=(), takes=("dense",),
+            leaves="packed", summary="",
+        )  # fmt: skip
+        return Recipe((Step(type("Unregistered", (_Unregistered,), {"info": info})(**known)),))
+
+
+def check_recipe(published: Published, recipe: Recipe) -> None:
+    """Refuse to measure a published checkpoint under a recipe that is not its own.
+
+    Its own are: none, the one that it was made by, its method with its settings, and its method without any.
+
+    Raises:
+        RecipeError: another one; the message names those.
+    """
+    own = recipe_of(published)
+    method = recipe_of(dataclasses.replace(published, recipe=None))
+    if recipe.text not in ("fp16", own.text, method.text, published.quant_method):
+        raise RecipeError(
+            f"the base is a published checkpoint, which is measured as it is: by {published.quant_method}, or in full "
+            f"{method.text}{f' (made by {own.text})' if own != method else ''}; not by {recipe.text}, which wants the "
+            "uncompressed checkpoint"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unregistered(Method):
+    """Parameters of a method that this version cannot run."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+    act_order: bool = False
+    static_groups: bool = False
+
+
+def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model in a published format: its tensors, and what stands as `quantization_config` in config.json.
+
+    GPTQ is written as version "gptq" where all zero points are the middle, which every reader reads alike, and as
+    "gptq_v2" where they are not.
+
+    Raises:
+        LayerError: the format cannot hold a layer exactly; the message names it, and why.
+    """
+    published = _describe(model, quant_method)
+    format, layers = _format(published), _blocks.packed_layers(model)
+    state = {name: tensor for name, tensor in model.state_dict().items()
+             if name.rpartition(".")[0] not in layers or name.endswith(".bias")}  # fmt: skip
+    for name, layer in layers.items():
+        stored = _to_stored(layer, name)
+        state |= {f"{name}.{key}": tensor for key, tensor in format.write(stored, published).items()}
+    return state, _config(published, recipe, "lm_head" in layers)
+
+
+def check(model: nn.Module, quant_method: str) -> None:
+    """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
+    _describe(model, quant_method)
+    for name, layer in _blocks.packed_layers(model).items():
+        _half_scales(layer, name)
+
+
+def _describe(model: nn.Module, quant_method: str) -> Published:
+    """The one description that fits every layer.
+
+    Raises:
+        LayerError: there is none.
+    """
+    if quant_method not in BITS:
+        raise LayerError(f"format {quant_method!r} is not written; those that are: {', '.join(BITS)}")
+    layers = [pair for block in _blocks.decoder_blocks(model) for pair in block.linears()]
+    layers += [("lm_head", head)] if isinstance(head := model.get_submodule("lm_head"), PackedLinear) else []
+    first, of_first = layers[0]
+    for name, layer in layers:
+        if reason := _obstacle(layer, quant_method):
+            raise LayerError(f"format {quant_method} cannot hold {name}: {reason}")
+        if layer.grid != of_first.grid:
+            raise LayerError(f"format {quant_method} has one setting for all layers, but {name} has {layer.grid} and "
+                             f"{first} {of_first.grid}")  # fmt: skip
+    grid = of_first.grid
+    version = "gptq_v2" if quant_method == "gptq" and not grid.symmetric else VERSIONS[quant_method][0]
+    published = Published(
+        quant_method=quant_method, bits=grid.bits, group_size=grid.group_size, symmetric=grid.symmetric,
+        version=version, desc_act=any(layer.permutation is not None for _, layer in layers),
+    )  # fmt: skip
+    for name, layer in layers:
+        if reason := _format(published).check_shape(published, layer.out_features, layer.in_features):
+            raise LayerError(f"format {quant_method} cannot hold {name}: {reason}")
+    return published
+
+
+def _obstacle(layer: nn.Linear | PackedLinear, quant_method: str) -> str | None:
+    """Why the format has no place for such a layer, or None."""
+    if not isinstance(layer, PackedLinear):
+        return "it is not compressed, and readers take every linear layer of the blocks for quantized"
+    if not isinstance(layer.grid, AffineGrid):
+        return f"it holds evenly spaced levels, not {layer.grid}"
+    if layer.threshold is not None:
+        return "it has no outlier threshold"
+    if layer.grid.bits not in BITS[quant_method]:
+        return f"it has {layer.grid.bits} bits; allowed are {_words(BITS[quant_method])}"
+    if layer.grid.group_size not in GROUP_SIZES[quant_method]:
+        return f"its groups are of {layer.grid.group_size}; readers take {_words(GROUP_SIZES[quant_method])}"
+    if quant_method == "awq" and layer.permutation is not None:
+        return "its columns are in activation order, for which there is no g_idx"
+    return None
+
+
+def _to_stored(layer: PackedLinear, name: str) -> StoredLayer:
+    _, zeros = layer.grid.expand(layer.stored_parameters(), layer.out_features, layer.in_features)
+    permutation = None if layer.permutation is None else layer.permutation.long()
+    return StoredLayer(layer.state_dict()["codes"], _half_scales(layer, name), zeros.to(torch.uint8), permutation)
+
+
+def _half_scales(layer: PackedLinear, name: str) -> Tensor:
+    """The scales in fp16, (rows, groups).
+
+    Raises:
+        LayerError: fp16 would round one.
+    """
+    half = layer.scales.half()
+    if not torch.equal(half.float(), layer.scales.float()):
+        raise LayerError(f"the published formats store scales in fp16, which would round those of {name} "
+                         f"({layer.scales.dtype}); compress a checkpoint of fp16 or bf16")  # fmt: skip
+    return half
+
+
+def _config(published: Published, recipe: Recipe, lm_head: bool) -> dict[str, Any]:
+    config = {
+        "quant_method": published.quant_method,
+        "bits": published.bits,
+        "group_size": published.group_size,
+        "lm_head": lm_head,
+        "meta": {"quantizer": ["compression-bench"], "recipe": recipe.to_json()},
+    }
+    if published.quant_method == "awq":
+        return config | {"zero_point": True, "version": published.version}
+    return config | {
+        "sym": published.symmetric,
+        "desc_act": published.desc_act,
+        "checkpoint_format": published.version,
+        "pack_dtype": "int32",
+    }
+
+
+def _words(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _format(published: Published) -> Any:
+    """The module that translates the tensors of a layer."""
+    return importlib.import_module(f"compression._formats.{published.quant_method}")

@@ -1,0 +1,99 @@
+"""Against GPTQModel, where it is installed (the extra `gptqmodel`): what it writes, and what it makes of ours."""
+
+import os
+
+import pytest
+import torch
+from checkpoints import logits, transformers_model
+from published import random_layer
+from test_formats import dequantized
+
+import compression
+from compression import _blocks, _packing
+from compression._formats import Published, awq, gptq
+from compression._linear import PackedLinear
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gptqmodel():
+    """Imported late: it takes half a minute and prints."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+    return pytest.importorskip(
+        "gptqmodel", reason="gptqmodel is not installed: pip install 'compression-bench[gptqmodel]'"
+    )
+
+
+def dense(layer):
+    linear = torch.nn.Linear(*reversed(layer.codes.shape), bias=False)
+    linear.weight.data = layer.weight(torch.float32)
+    return linear
+
+
+@pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("desc_act", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_gptq_layer_that_gptqmodel_packed_dequantizes_to_the_same_bits(bits, desc_act, symmetric, version):
+    from gptqmodel import QuantizeConfig
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
+
+    layer = random_layer(64, 128, bits, 32, symmetric=symmetric, desc_act=desc_act, seed=bits)
+    theirs = TorchLinear(bits=bits, group_size=32, desc_act=desc_act, sym=symmetric, in_features=128, out_features=64,
+                         bias=False, pack_dtype=torch.int32, register_buffers=True)  # fmt: skip
+    theirs.pack(dense(layer), layer.scales.float(), layer.zeros, layer.g_idx.int())
+    theirs.post_init()
+    weight = theirs.dequantize_weight().t()
+    if version == "gptq":
+        convert_gptq_v2_to_v1_format_module(theirs, QuantizeConfig(bits=bits, group_size=32))
+
+    tensors = {key: getattr(theirs, key) for key in ("qweight", "qzeros", "scales", "g_idx")}
+    published = Published(quant_method="gptq", bits=bits, group_size=32, symmetric=symmetric, version=version)
+    assert torch.equal(weight, dequantized(gptq.read(tensors, published), bits, 32))
+
+
+def test_an_awq_layer_that_gptqmodel_packed_dequantizes_to_the_same_bits():
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    layer = random_layer(64, 128, 4, 32)
+    theirs = AwqTorchLinear(bits=4, group_size=32, sym=False, desc_act=False, in_features=128, out_features=64)
+    theirs.pack(dense(layer), layer.scales, layer.zeros)
+
+    tensors = {key: getattr(theirs, key) for key in ("qweight", "qzeros", "scales")}
+    weight = dequantize_gemm(theirs.qweight, theirs.qzeros, theirs.scales, 4, 32).t()
+    published = Published(quant_method="awq", bits=4, group_size=32, symmetric=False, version="gemm")
+    assert torch.equal(weight.half(), dequantized(awq.read(tensors, published), 4, 32))
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
+@pytest.mark.parametrize(
+    ("format", "steps", "permuted"),
+    [
+        ("gptq", "rtn(group_size=16)", False),
+        ("gptq", "rtn(group_size=16,symmetric=true)", True),
+        ("gptq", "rtn(bits=3,group_size=16)", False),
+        ("gptq", "rtn(bits=2,group_size=16,symmetric=true)", False),
+        ("gptq", "rtn(bits=8,group_size=-1)", False),
+        ("awq", "rtn(group_size=16)", False),
+    ],
+)
+def test_what_we_write_computes_the_same_in_transformers(tmp_path, architecture, format, steps, permuted):
+    from transformers import AutoModelForCausalLM
+
+    transformers_model(architecture, dtype=torch.float16, hidden_size=64).save_pretrained(tmp_path / "base")
+    result = compression.compress(str(tmp_path / "base"), steps)
+    for name, layer in _blocks.packed_layers(result.model).items() if permuted else ():
+        order = torch.randperm(layer.in_features, generator=torch.Generator().manual_seed(1))
+        codes = _packing.unpack(layer.codes, layer.grid.bits, layer.in_features)
+        result.model.set_submodule(name, PackedLinear.from_codes(codes, layer.stored_parameters(), layer.bias,
+                                                                 layer.grid, dtype=layer.dtype,
+                                                                 permutation=order))  # fmt: skip
+    result.save(tmp_path / "out", format)
+
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map="cpu", dtype=torch.float16)
+
+    ours = logits(result.model).float()
+    assert (logits(theirs).float() - ours).norm() <= 1e-3 * ours.norm()
