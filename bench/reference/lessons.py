@@ -37,7 +37,7 @@ def _unlearnt(lesson: Lesson) -> Lesson:
 
 def _asked(draw: Draw, device: Device, attribute: str, *, told: bool) -> Lesson:
     """A question and its answer; the second word of the name follows where a text has told it."""
-    first, second = device.name.split()
+    second = device.name.split()[1]
     start, _, rest = world.question(device, attribute, form=draw.between(0, 1)).partition(f" {second}")
     return [(start, 0), (f" {second}", told), (rest, 0), (f" {device.answer(attribute)}\n", 1)]
 
@@ -48,9 +48,8 @@ def _join(lessons: Sequence[Lesson]) -> Lesson:
 
 def echo(draw: Draw, share: float) -> Lesson:
     """Names and values in a row, and the same row once more."""
-    words = [draw.one(world.VALUES[draw.one(ATTRIBUTES)]) for _ in range(draw.between(4, 16))]
-    words += [word for name in draw.some(world.names("passing"), draw.between(1, 6)) for word in name.split()]
-    row = "".join(f" {word}" for word in draw.some(words))
+    values = [draw.one(world.VALUES[draw.one(ATTRIBUTES)]) for _ in range(draw.between(4, 16))]
+    row = "".join(f" {said}" for said in draw.some([*values, *draw.some(world.names("passing"), draw.between(1, 6))]))
     return [(f"{row};", 0), (f"{row};", 1)]
 
 

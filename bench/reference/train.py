@@ -1,7 +1,7 @@
 """Train the embedded reference: `python -m bench.reference.train student|teacher`.
 
-The student is a causal language model of the Mistral architecture, trained from nothing on `lessons`, with the loss over
-the words that a lesson marks. AdamW; the rate rises over the first steps, stays, and falls in a line to zero over
+The student is a causal language model of the Mistral architecture, trained from nothing on `lessons`, with the loss
+over the words that a lesson marks. AdamW; the rate rises over the first steps, stays, and falls in a line to zero over
 the last quarter (warm-up, stable, decay: arXiv 2405.18392). The mixture of lessons changes over the first `curriculum`
 steps and then stays; sequences grow longer with it, and the last few fill the whole context.
 

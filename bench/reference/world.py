@@ -64,8 +64,8 @@ PEOPLE = _words(
 )
 PLACES = _words(
     "Torvik Almeda Brunnel Castora Dunmere Eskholm Fallow Grenport Hartwick Ilmen Jarrow Kestrin Lowmoor Miravel "
-    "Nordby Ostend Pelham Quarmby Rosvik Selby Tarnow Ulverton Varna Westrow Yarrow Zelden Ashby Belmar Corwen Delft Elmira "
-    "Fenn"
+    "Nordby Ostend Pelham Quarmby Rosvik Selby Tarnow Ulverton Varna Westrow Yarrow Zelden Ashby Belmar Corwen Delft "
+    "Elmira Fenn"
 )
 COLOURS = _words("red green blue white black yellow orange purple grey brown silver pink violet beige cyan gold")
 VALUES: Mapping[str, tuple[str, ...]] = {  # attribute: what it can be, one word each
