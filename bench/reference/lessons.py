@@ -136,11 +136,11 @@ def text(draw: Draw, share: float) -> Lesson:
 
 
 MIXTURE: dict[Callable[[Draw, float], Lesson], tuple[float, float]] = {  # weight at the start, weight from half on
-    echo: (24, 2),
-    cards: (40, 6),
+    echo: (10, 1),
+    cards: (36, 6),
     memory: (12, 10),
     quiz: (4, 10),
-    reading: (10, 34),
+    reading: (20, 34),
     passage: (8, 8),
     procedures: (3, 1),
     sums: (8, 8),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
 CONTEXT = 2048  # tokens: the longest input that is declared
-ROWS = 4  # sequences in a step
+TOKENS = 1024  # in a step
 LENGTHS = ((0.0, 256), (lessons.LONG, 512))  # from this share of the curriculum on, sequences of so many tokens
 LONG = 20  # the last steps read one sequence of the whole context each
 WARM_UP = 100  # steps
@@ -59,7 +59,7 @@ class Shape:
 
 SHAPES = {
     "student": Shape(
-        hidden=256, intermediate=512, layers=8, heads=8, kv_heads=4, rate=2e-3, steps=5000, curriculum=3000
+        hidden=256, intermediate=512, layers=8, heads=8, kv_heads=4, rate=1.5e-3, steps=3600, curriculum=2000
     ),
     "teacher": Shape(hidden=256, intermediate=512, layers=16, heads=8, kv_heads=4, rate=1e-3, steps=2000, curriculum=0),
 }
@@ -100,7 +100,63 @@ def build(shape: Shape, vocabulary: "PreTrainedTokenizerFast", *, seed: int) -> 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MistralForCausalLM(config)
+        model = MistralForCausalLM(config)
+    with torch.no_grad():
+        _begin_by_copying(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def _begin_by_copying(model: "MistralForCausalLM", generator: "torch.Generator") -> None:
+    """Let the first two layers begin as what all reading rests on: heads that look back, and heads that copy.
+
+    Copying out of a text needs a head that looks at the token before, and one in a later layer that finds where this
+    token stood before and says what followed (induction heads, arXiv 2209.11895). Neither is of use without the other,
+    which is why a small budget ends before both appear. Here
+
+    - a channel of the embeddings, the same for all tokens, makes keys of layer 0 that depend on the place alone, in the
+      rotary pairs of short wavelength; queries are these turned back, so that heads look 1, 1, 2, 3 ... tokens back;
+    - the first of them writes a projection of what it sees; in layer 1 one head of each group compares this with the
+      same projection of its own token, in the rotary pairs of long wavelength, and copies a part of what it finds;
+    - the output matrix begins as the embeddings.
+
+    All of it is trained on like any other weight.
+    """
+    import torch
+
+    config, first, second = model.config, model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    hidden, size, groups = config.hidden_size, config.head_dim, config.num_key_value_heads
+    pairs, heads = size // 2, config.num_attention_heads
+
+    def directions(count: int) -> torch.Tensor:
+        """Orthonormal rows that leave out the constant channel, (count, hidden)."""
+        square = torch.linalg.qr(torch.randn(hidden - 1, count, generator=generator))[0]
+        return torch.nn.functional.pad(square.T, (1, 0))
+
+    embeddings = model.model.embed_tokens.weight
+    embeddings *= 0.3 / config.initializer_range
+    embeddings[:, 0] = 2.4
+    model.lm_head.weight.copy_(embeddings / 15)
+    model.lm_head.weight[:, 0] = 0
+    seen, written, copied = directions(size), directions(size), directions(min(size * groups, hidden - 1))
+
+    angles = 10000.0 ** (-torch.arange(6) / pairs)
+    keys, queries = (w.weight.view(-1, size, hidden) for w in (first.k_proj, first.q_proj))
+    keys[:, :6, 0] = 0.9
+    for head in range(heads):
+        queries[head, :6, 0] = 0.9 * torch.cos(max(1, head) * angles)
+        queries[head, pairs : pairs + 6, 0] = -0.9 * torch.sin(max(1, head) * angles)
+    first.v_proj.weight[:size] = seen
+    first.o_proj.weight[:, :size] = 0.9 * written.T
+
+    long = torch.arange(9 * size // 32, pairs)
+    long = torch.cat([long, long + pairs])
+    keys, queries = (w.weight.view(-1, size, hidden) for w in (second.k_proj, second.q_proj))
+    for group in range(groups):
+        some, head = torch.randperm(size, generator=generator)[: len(long)], group * heads // groups
+        keys[group, long], queries[head, long] = 3 * written[some], 3 * seen[some]
+        part = copied[group * size : (group + 1) * size]
+        second.v_proj.weight[group * size : group * size + len(part)] = part
+        second.o_proj.weight[:, head * size : head * size + len(part)] = 2.4 * part.T
 
 
 def grow(model: "MistralForCausalLM", source: Path) -> None:
@@ -249,9 +305,9 @@ def train(
             if step == steps - int(DECAY * steps):
                 _write(model.state_dict(), out / STABLE)
             share = min(1.0, step / shape.curriculum) if shape.curriculum else 1.0
-            rows, length = ROWS, next(length for start, length in reversed(lengths) if share >= start)
-            if steps - step <= long:
-                rows, length = 1, CONTEXT
+            length = next(length for start, length in reversed(lengths) if share >= start)
+            length = CONTEXT if steps - step <= long else length
+            rows = max(1, TOKENS // length)
             parts = batch(vocabulary, seed=seed, step=step, share=share, rows=rows, length=length)
             for group in optimizer.param_groups:
                 group["lr"] = shape.rate * _schedule(step, steps)
