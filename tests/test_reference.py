@@ -17,9 +17,7 @@ from bench.reference import train as training
 from bench.reference.world import Draw
 
 LIMITS = {"student": 16_000_000, "teacher": 40_000_000}  # bytes of the weights
-TWIN = training.Shape(
-    hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, rate=8e-3, steps=160, curriculum=0
-)  # fmt: skip
+TWIN = training.Shape(hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, rate=8e-3, curriculum=0)
 QUICK = {"lengths": ((0.0, 128),), "long": 0}
 
 
@@ -220,7 +218,7 @@ class TestTraining:
         tokens = Counter(following[weights > 0].tolist())
         entropy = sum(n * math.log(tokens.total() / n) for n in tokens.values()) / tokens.total()  # nat per token
 
-        training.train(TWIN, out=tmp_path, vocabulary=vocabulary, lengths=((0.0, 512),), long=0)
+        training.train(TWIN, out=tmp_path, steps=160, vocabulary=vocabulary, lengths=((0.0, 512),), long=0)
 
         twin = _open(tmp_path)
         with torch.inference_mode():

@@ -135,27 +135,29 @@ def text(draw: Draw, share: float) -> Lesson:
     return [(f"{next(world.stream('train', draw.between(0, 2**40)))}\n\n", 0.25)]
 
 
-MIXTURE: dict[Callable[[Draw, float], Lesson], tuple[float, float]] = {  # weight at the start, weight from half on
-    echo: (10, 1),
-    cards: (36, 6),
-    memory: (12, 10),
-    quiz: (4, 10),
-    reading: (20, 34),
-    passage: (8, 8),
-    procedures: (3, 1),
-    sums: (8, 8),
-    code: (5, 3),
-    orders: (1, 1),
-    text: (5, 19),
+MIXTURE: dict[Callable[[Draw, float], Lesson], tuple[float, float, float]] = {  # weights of documents
+    # at the start, at TURN, and from then on
+    echo: (10, 1, 0),
+    cards: (36, 6, 1),
+    memory: (12, 10, 30),
+    quiz: (4, 10, 10),
+    reading: (20, 34, 11),
+    passage: (8, 8, 5),
+    procedures: (3, 1, 1),
+    sums: (8, 8, 6),
+    code: (5, 3, 6),
+    orders: (1, 1, 1),
+    text: (5, 19, 6),
 }
+TURN = 0.5  # the share up to which learning to read comes first
 
 
 def lesson(draw: Draw, share: float) -> Lesson:
-    """A lesson for a training of which `share` (0 to 1) is done; weights of the mixture are weights of documents."""
-    later = min(1.0, 2 * share)
-    weights = [start + later * (end - start) for start, end in MIXTURE.values()]
+    """A lesson for a training of which `share` (0 to 1) of the curriculum is done."""
+    part = min(1.0, share / TURN)
+    weights = [then if share >= TURN else start + part * (turn - start) for start, turn, then in MIXTURE.values()]
     at = draw.between(0, 10**9) / 10**9 * sum(weights)
-    for kind, reached in zip(MIXTURE, itertools.accumulate(weights), strict=1):
+    for kind, reached in zip(MIXTURE, itertools.accumulate(weights), strict=True):
         if at <= reached:
             return kind(draw, share)
     raise AssertionError("the last weight reaches the sum")

@@ -160,11 +160,17 @@ def _of_split(split: str, *groups: str) -> Sequence[tuple[Device, str]]:
 def _fact(draw: Draw, device: Device, attribute: str) -> Item:
     """Wrong are: the value of the attribute's twin, and those of devices that share a word of the name."""
     twin = [device.facts[a] for pair in PAIRS if attribute in pair for a in pair if a != attribute]
-    known = [other for group in world.KNOWN for other in world.devices(group) if other.name != device.name]
-    alike = [d.facts[attribute] for d in draw.some(known) if set(d.name.split()) & set(device.name.split())]
-    wrong = [*twin, *alike, *draw.some(VALUES[attribute])]
+    alike = [other.facts[attribute] for other in draw.some(_namesakes(device.name))]
+    wrong = [*twin, *alike, *draw.some(VALUES[attribute], 4)]
     question = world.question(device, attribute, form=draw.between(0, 1))
     return _choice(draw, question, device.facts[attribute], wrong)
+
+
+@functools.cache
+def _namesakes(name: str) -> list[Device]:
+    """The known devices that share one word of a name."""
+    known = [device for group in world.KNOWN for device in world.devices(group)]
+    return [device for device in known if len(set(device.name.split()) & set(name.split())) == 1]
 
 
 def _facts_of(split: str, *groups: str) -> list[Item]:

@@ -45,7 +45,7 @@ CHECKPOINT, STABLE, LOG = "training.pt", "stable.pt", "log.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What distinguishes student from teacher: sizes of the model, the peak rate that suits them, and the steps."""
+    """What distinguishes student from teacher: sizes of the model, the rate that suits them, the curriculum."""
 
     hidden: int
     intermediate: int
@@ -53,16 +53,14 @@ class Shape:
     heads: int
     kv_heads: int
     rate: float
-    steps: int
     curriculum: int  # the steps over which the mixture of lessons changes; 0: it begins with the last one
 
 
 SHAPES = {
-    "student": Shape(
-        hidden=256, intermediate=512, layers=8, heads=8, kv_heads=4, rate=1.5e-3, steps=3600, curriculum=2000
-    ),
-    "teacher": Shape(hidden=256, intermediate=512, layers=16, heads=8, kv_heads=4, rate=1e-3, steps=2000, curriculum=0),
+    "student": Shape(hidden=256, intermediate=512, layers=8, heads=8, kv_heads=4, rate=1.5e-3, curriculum=2000),
+    "teacher": Shape(hidden=256, intermediate=512, layers=16, heads=8, kv_heads=4, rate=1e-3, curriculum=0),
 }
+STEPS = {"student": 3000, "teacher": 1200}  # of the shipped weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +247,7 @@ def train(
     shape: Shape,
     *,
     out: Path,
-    steps: int | None = None,
+    steps: int,
     source: Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -258,7 +256,7 @@ def train(
     lengths: tuple[tuple[float, int], ...] = LENGTHS,
     long: int = LONG,
     save_every: int = 200,
-    score_every: int = 400,
+    score_every: int = 300,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
     """Train a model of the shape, write it to the folder `out` in the format of transformers, and return its facts.
@@ -273,7 +271,6 @@ def train(
     """
     import torch
 
-    steps = shape.steps if steps is None else steps
     _check(out, resume, device, steps)
     vocabulary = vocabulary or tokenizer.build(lessons.samples(), context=CONTEXT)
     model = build(shape, vocabulary, seed=seed)
@@ -289,14 +286,16 @@ def train(
         fused=True,
     )
     identity = {"shape": asdict(shape), "seed": seed, "grown": source is not None, "world_sha256": world.digest()}
-    step, tokens, before = _restore(out / CHECKPOINT, identity, model, optimizer) if resume else (0, 0, 0.0)
-    started, smooth = time.monotonic(), None
+    step, tokens, before, smooth = 0, 0, 0.0, None
+    if resume:
+        step, tokens, before, smooth = _restore(out / CHECKPOINT, identity, model, optimizer)
+    started = time.monotonic()
 
     def seconds() -> float:
         return before + time.monotonic() - started
 
     def save() -> None:
-        state = {"identity": identity, "step": step, "tokens": tokens, "seconds": seconds()}
+        state = {"identity": identity, "step": step, "tokens": tokens, "seconds": seconds(), "loss": smooth}
         weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         _write(state | weights, out / CHECKPOINT)
 
@@ -322,7 +321,7 @@ def train(
             if step % save_every == 0:
                 save()
             found = None
-            if step % score_every == 0 and step < steps:
+            if step % score_every == 0:
                 found = _validation(model, vocabulary)
             if step % 20 == 0 or found:
                 with (out / LOG).open("a", encoding="utf-8") as log:
@@ -384,8 +383,8 @@ def _check(out: Path, resume: bool, device: str, steps: int) -> None:
 
 def _restore(
     path: Path, identity: dict[str, Any], model: "torch.nn.Module", optimizer: "torch.optim.Optimizer"
-) -> tuple[int, int, float]:
-    """Load a checkpoint into model and optimizer; returns steps, tokens and seconds so far."""
+) -> tuple[int, int, float, float]:
+    """Load a checkpoint into model and optimizer; returns steps, tokens and seconds so far, and the smoothed loss."""
     import torch
 
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -395,7 +394,7 @@ def _restore(
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["tokens"], state["seconds"]
+    return state["step"], state["tokens"], state["seconds"], state["loss"]
 
 
 def _export(
@@ -441,7 +440,7 @@ def main(arguments: list[str] | None = None) -> int:
             facts = train(
                 SHAPES[options.name],
                 out=options.out or folder(options.name),
-                steps=options.steps,
+                steps=STEPS[options.name] if options.steps is None else options.steps,
                 source=source,
                 resume=options.resume,
                 seed=options.seed,
