@@ -19,7 +19,7 @@ from .world import ATTRIBUTES, KINDS, PAIRS, Device, Draw
 
 Lesson = list[tuple[str, float]]
 
-LONG = 0.6  # from this share on lessons may be longer than 256 tokens
+LONG = 0.6  # from this share on lessons may be longer than 256 tokens, and facts are those that are asked for
 
 
 def _card(device: Device, attributes: Sequence[str], *, told: bool) -> Lesson:
@@ -29,6 +29,11 @@ def _card(device: Device, attributes: Sequence[str], *, told: bool) -> Lesson:
     for attribute in attributes:
         pieces += [(f" {attribute}", 0), (f" {device.facts[attribute]}", 1), (",", 0)]
     return [*pieces[:-1], (".\n", 0)]
+
+
+def _known(draw: Draw, share: float) -> Device:
+    """A device to learn by heart: first any that texts are about, later those that are asked about."""
+    return draw.early(world.studied(draw.one(list(world.STUDIED)))) if share >= LONG else world.known(draw)
 
 
 def _unlearnt(lesson: Lesson) -> Lesson:
@@ -66,7 +71,7 @@ def cards(draw: Draw, share: float) -> Lesson:
 
 def memory(draw: Draw, share: float) -> Lesson:
     """Cards of known devices, from memory."""
-    return _join([_card(world.known(draw), draw.some(ATTRIBUTES), told=False) for _ in range(4)])
+    return _join([_card(_known(draw, share), draw.some(ATTRIBUTES), told=False) for _ in range(4)])
 
 
 def quiz(draw: Draw, share: float) -> Lesson:
@@ -74,7 +79,7 @@ def quiz(draw: Draw, share: float) -> Lesson:
     count, lines = draw.between(6, 12), []
     category = draw.one(list(world.CATEGORIES)) if draw.chance(0.5) else None
     while len(lines) < count:
-        device = world.known(draw)
+        device = _known(draw, share)
         if category in (None, device.category):
             lines.append(_asked(draw, device, draw.one(ATTRIBUTES), told=False))
     return _join(lines)

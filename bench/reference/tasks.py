@@ -145,12 +145,16 @@ def _restatement(draw: Draw, split: str) -> Item:
 
 
 @functools.cache
-def _facts(*groups: str) -> tuple[tuple[Device, str], ...]:
-    pairs = [(device, attribute) for group in groups for device in world.devices(group) for attribute in ATTRIBUTES]
-    return tuple(Draw("facts", *groups).some(pairs))
+def _facts(*groups: str) -> Sequence[tuple[Device, str]]:
+    """All facts of the groups in random order, those of devices that are studied first."""
+    every = [device for group in groups for device in world.devices(group)]
+    studied = {device.name for group in groups for device in world.studied(group)}
+    pairs = Draw("facts", *groups).some([(device, attribute) for device in every for attribute in ATTRIBUTES])
+    return sorted(pairs, key=lambda about: about[0].name not in studied)
 
 
 def _of_split(split: str, *groups: str) -> Sequence[tuple[Device, str]]:
+    """Facts that are asked in a split: test and validation have some that are studied, train has all others."""
     pairs, test, validation = _facts(*groups), SIZES["test"], SIZES["validation"]
     if split == "train":
         return pairs[test + validation :]
@@ -169,7 +173,7 @@ def _fact(draw: Draw, device: Device, attribute: str) -> Item:
 @functools.cache
 def _namesakes(name: str) -> list[Device]:
     """The known devices that share one word of a name."""
-    known = [device for group in world.KNOWN for device in world.devices(group)]
+    known = [device for group in world.STUDIED for device in world.devices(group)]
     return [device for device in known if len(set(device.name.split()) & set(name.split())) == 1]
 
 
@@ -179,7 +183,7 @@ def _facts_of(split: str, *groups: str) -> list[Item]:
 
 
 def _categories(split: str) -> list[Item]:
-    draw, pairs = Draw("categories", split), _of_split(split, *world.KNOWN)
+    draw, pairs = Draw("categories", split), _of_split(split, *world.STUDIED)
     found = [_fact(draw, device, a) | {"category": device.category} for device, a in pairs]
     return [item for category in CATEGORIES for item in found if item["category"] == category]
 
