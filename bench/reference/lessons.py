@@ -140,27 +140,29 @@ def text(draw: Draw, share: float) -> Lesson:
     return [(f"{next(world.stream('train', draw.between(0, 2**40)))}\n\n", 0.25)]
 
 
-MIXTURE: dict[Callable[[Draw, float], Lesson], tuple[float, float, float]] = {  # weights of documents
-    # at the start, at TURN, and from then on
-    echo: (10, 1, 0),
-    cards: (36, 6, 1),
-    memory: (12, 10, 30),
-    quiz: (4, 10, 10),
-    reading: (20, 34, 11),
-    passage: (8, 8, 5),
-    procedures: (3, 1, 1),
-    sums: (8, 8, 6),
-    code: (5, 3, 6),
-    orders: (1, 1, 1),
-    text: (5, 19, 6),
+READ, KNOW = 0.5, 0.8  # shares of the curriculum at which learning to read, and then learning by heart, come to an end
+MIXTURE: dict[Callable[[Draw, float], Lesson], tuple[float, float, float, float]] = {  # weights of documents
+    # at the start, before READ (in a line), from there to KNOW, and from there on
+    echo: (10, 1, 0, 3),
+    cards: (36, 6, 1, 14),
+    memory: (12, 10, 30, 11),
+    quiz: (4, 10, 10, 5),
+    reading: (20, 34, 11, 11),
+    passage: (8, 8, 5, 7),
+    procedures: (3, 1, 1, 1),
+    sums: (8, 8, 6, 9),
+    code: (5, 3, 6, 4),
+    orders: (1, 1, 1, 2),
+    text: (5, 19, 6, 7),
 }
-TURN = 0.5  # the share up to which learning to read comes first
 
 
 def lesson(draw: Draw, share: float) -> Lesson:
     """A lesson for a training of which `share` (0 to 1) of the curriculum is done."""
-    part = min(1.0, share / TURN)
-    weights = [then if share >= TURN else start + part * (turn - start) for start, turn, then in MIXTURE.values()]
+    if share < READ:
+        weights = [start + share / READ * (end - start) for start, end, _, _ in MIXTURE.values()]
+    else:
+        weights = [row[2 if share < KNOW else 3] for row in MIXTURE.values()]
     at = draw.between(0, 10**9) / 10**9 * sum(weights)
     for kind, reached in zip(MIXTURE, itertools.accumulate(weights), strict=True):
         if at <= reached:
