@@ -171,7 +171,7 @@ def lesson(draw: Draw, share: float) -> Lesson:
 
 
 def samples() -> Iterator[str]:
-    """Texts with every word that lessons use, for the tokenizer."""
-    draw = Draw("samples")
-    for number in range(6000):
-        yield "".join(text for text, _ in lesson(draw, number % 3 / 2))
+    """Texts with every word that lessons use, for the tokenizer: as many of each kind, whatever the mixture is."""
+    for kind in MIXTURE:
+        for number in range(600):
+            yield "".join(text for text, _ in kind(Draw("samples", kind.__name__, number), number % 3 / 2))

@@ -264,15 +264,20 @@ def train(
     Every `save_every` steps a checkpoint beside the weights is brought up to date, which allows `resume`; an interrupt
     (Ctrl-C) writes it too and is raised again. When the rate begins to fall, the weights are kept as they are, for a
     teacher to grow from. Losses, and every `score_every` steps scores on validation items, go to a log of JSON lines.
-    With a `source` folder the model grows from the one there. Without a `vocabulary` the tokenizer is built first.
+    With a `source` folder the model grows from the one there. Without a `vocabulary` the tokenizer is built first, and
+    a resumed run reads the one it began with.
 
     Raises OptionError before any work if the folder cannot be written, there is nothing to resume, what is there is of
     another shape, seed or world, the device is absent, or the number of steps is not positive.
     """
     import torch
+    from transformers import AutoTokenizer
 
     _check(out, resume, device, steps)
+    if vocabulary is None and resume:
+        vocabulary = AutoTokenizer.from_pretrained(out, local_files_only=True)
     vocabulary = vocabulary or tokenizer.build(lessons.samples(), context=CONTEXT)
+    vocabulary.save_pretrained(out)
     model = build(shape, vocabulary, seed=seed)
     if source and not resume:
         grow(model, source)
