@@ -123,6 +123,19 @@ def sums(draw: Draw, share: float) -> Lesson:
     return _join([[(story, 0), (chain, 1)] for story, chain in stories])
 
 
+def tables(draw: Draw, share: float) -> Lesson:
+    """Single steps of such chains."""
+    pieces: Lesson = []
+    for _ in range(24):
+        total, count = draw.between(2, 45), draw.between(1, 9)
+        sign = (
+            "+" if total <= count else "*" if count in (2, 3) and total <= 25 and draw.chance(0.3) else draw.one("+-")
+        )
+        result = {"+": total + count, "-": total - count, "*": total * count}[sign]
+        pieces += [(f" {total} {sign} {count} =", 0), (f" {result}", 1), (".", 0)]
+    return pieces
+
+
 def code(draw: Draw, share: float) -> Lesson:
     """Functions to their docstrings."""
     programs = [program(draw, "train") for _ in range(2)]
@@ -141,28 +154,30 @@ def text(draw: Draw, share: float) -> Lesson:
 
 
 READ, KNOW = 0.5, 0.8  # shares of the curriculum at which learning to read, and then learning by heart, come to an end
-MIXTURE: dict[Callable[[Draw, float], Lesson], tuple[float, float, float, float]] = {  # weights of documents
-    # at the start, before READ (in a line), from there to KNOW, and from there on
-    echo: (10, 1, 0, 3),
-    cards: (36, 6, 1, 14),
-    memory: (12, 10, 30, 11),
-    quiz: (4, 10, 10, 5),
-    reading: (20, 34, 11, 11),
-    passage: (8, 8, 5, 7),
-    procedures: (3, 1, 1, 1),
-    sums: (8, 8, 6, 9),
-    code: (5, 3, 6, 4),
-    orders: (1, 1, 1, 2),
-    text: (5, 19, 6, 7),
+MIXTURE: dict[Callable[[Draw, float], Lesson], tuple[float, ...]] = {  # weights of documents
+    # at the start, before READ (in a line), from there to KNOW, from there on, and after the curriculum
+    echo: (10, 1, 0, 3, 0),
+    cards: (36, 6, 1, 14, 3),
+    memory: (12, 10, 30, 11, 9),
+    quiz: (4, 10, 10, 5, 5),
+    reading: (20, 34, 11, 11, 10),
+    passage: (8, 8, 5, 7, 7),
+    procedures: (3, 1, 1, 1, 1),
+    sums: (8, 8, 6, 9, 9),
+    tables: (0, 0, 0, 0, 11),
+    code: (5, 3, 6, 4, 2),
+    orders: (1, 1, 1, 2, 1),
+    text: (5, 19, 6, 7, 7),
 }
 
 
 def lesson(draw: Draw, share: float) -> Lesson:
-    """A lesson for a training of which `share` (0 to 1) of the curriculum is done."""
+    """A lesson for a training of which `share` (0 to 1) of the curriculum is done; more than 1 is after it."""
     if share < READ:
-        weights = [start + share / READ * (end - start) for start, end, _, _ in MIXTURE.values()]
+        weights = [row[0] + share / READ * (row[1] - row[0]) for row in MIXTURE.values()]
     else:
-        weights = [row[2 if share < KNOW else 3] for row in MIXTURE.values()]
+        stage = 2 if share < KNOW else 3 if share <= 1 else 4
+        weights = [row[stage] for row in MIXTURE.values()]
     at = draw.between(0, 10**9) / 10**9 * sum(weights)
     for kind, reached in zip(MIXTURE, itertools.accumulate(weights), strict=True):
         if at <= reached:

@@ -308,7 +308,7 @@ def train(
         while step < steps:
             if step == steps - int(DECAY * steps):
                 _write(model.state_dict(), out / STABLE)
-            share = min(1.0, step / shape.curriculum) if shape.curriculum else 1.0
+            share = _share(step, steps, shape.curriculum)
             length = next(length for start, length in reversed(lengths) if share >= start)
             length = CONTEXT if steps - step <= long else length
             rows = max(1, TOKENS // length)
@@ -345,6 +345,14 @@ def _validation(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast")
     found = score.scores(model, vocabulary, split="validation", limit=40)
     model.train()
     return {name: round(one.value, 4) for name, one in found.items()}
+
+
+def _share(step: int, steps: int, curriculum: int) -> float:
+    """Where a step is in the curriculum: 0 to 1, and above 1 when it is over, at the latest while the rate falls."""
+    stable = steps - int(DECAY * steps)
+    if curriculum and step < stable:
+        return min(1.0, step / curriculum)
+    return 1 + (step + 1) / steps
 
 
 def _schedule(step: int, steps: int) -> float:
