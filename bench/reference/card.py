@@ -1,4 +1,4 @@
-"""Write the model cards of the embedded reference: `python -m bench.reference.card [--recipes RECIPE ...]`.
+"""Write the model cards of the embedded reference: `python -m bench.reference.card [--name student]`.
 
 Every figure in `student/card.json`, `teacher/card.json` and the table in README.md comes from here: scores on the test
 items with their intervals, the facts of the training, hashes, and how far weights and activations are from Gaussian.
@@ -130,9 +130,10 @@ def table(cards: dict[str, dict[str, Any]]) -> str:
 
 
 def write(cards: dict[str, dict[str, Any]], readme: Path) -> None:
-    """Cards beside the weights, and the table between the two marks of the README."""
+    """Cards beside the weights, and the table of all cards between the two marks of the README."""
     for name, one in cards.items():
         (folder(name) / "card.json").write_text(json.dumps(one, indent=2) + "\n", encoding="utf-8")
+    cards = {name: json.loads((folder(name) / "card.json").read_text(encoding="utf-8")) for name in NAMES}
     before, _, rest = readme.read_text(encoding="utf-8").partition(START)
     after = rest.partition(END)[2]
     readme.write_text(f"{before}{START}\n\n{table(cards)}\n\n{END}{after}", encoding="utf-8")
@@ -141,11 +142,12 @@ def write(cards: dict[str, dict[str, Any]], readme: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.reference.card", description="Write the model cards.")
+    parser.add_argument("--name", action="append", choices=NAMES, help="default: both")
     parser.add_argument(
         "--recipes", nargs="*", default=["rtn(bits=4)", "rtn(bits=3)", "rtn(bits=2)"], help="scored on the student"
     )
     options = parser.parse_args(arguments)
-    cards = {name: card(name, options.recipes if name == "student" else []) for name in NAMES}
+    cards = {name: card(name, options.recipes if name == "student" else []) for name in options.name or NAMES}
     write(cards, Path(__file__).parent / "README.md")
     return 0
 

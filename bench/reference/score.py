@@ -121,7 +121,8 @@ def answers(
     stops = [n for piece, n in vocabulary.get_vocab().items() if end in vocabulary.convert_tokens_to_string([piece])]
     stops = torch.tensor([*stops, vocabulary.eos_token_id], device=model.device)
     found: dict[str, str] = {}
-    for prefix, rows in _batches(vocabulary, [(i["id"], *_halves(i)) for i in items], new_tokens):
+    asked = [(item["id"], shared, _ids(vocabulary, rest)) for item in items for shared, rest in [_halves(item)]]
+    for prefix, rows in _batches(vocabulary, asked, new_tokens):
         width = max(len(ids) for _, ids in rows)
         fed = torch.tensor([[vocabulary.pad_token_id] * (width - len(ids)) + ids for _, ids in rows])
         mask = torch.tensor([[1] * len(prefix) + [0] * (width - len(ids)) + [1] * len(ids) for _, ids in rows])
@@ -152,23 +153,27 @@ def likelihoods(
     """Mean log-likelihood (nat per token) of every choice of every item after its prompt."""
     import torch
 
+    rows: dict[tuple, tuple[str, list[int]]] = {}
     asked = []
     for item in items:
         shared, question = _halves(item)
-        asked += [(f"{item['id']}/{n}", shared, question + choice) for n, choice in enumerate(item["choices"])]
-    first = {item["id"]: len(_ids(vocabulary, _halves(item)[1])) for item in items}
-    found: dict[str, float] = {}
-    for prefix, rows in _batches(vocabulary, asked, 0):
-        width = max(len(ids) for _, ids in rows)
-        fed = torch.tensor([ids + [vocabulary.pad_token_id] * (width - len(ids)) for _, ids in rows]).to(model.device)
+        start = _ids(vocabulary, question)
+        for choice in item["choices"]:
+            ids = _ids(vocabulary, choice)
+            row = (item["id"], len(start) - 1, *ids[:-1])  # choices that differ in their last token alone are one row
+            rows[row] = (shared, start + ids[:-1])
+            asked.append((row, ids))
+    logs: dict[tuple, torch.Tensor] = {}  # (tokens of the choice, entries)
+    for prefix, batch in _batches(vocabulary, [(row, *texts) for row, texts in rows.items()], 0):
+        width = max(len(ids) for _, ids in batch)
+        fed = torch.tensor([ids + [vocabulary.pad_token_id] * (width - len(ids)) for _, ids in batch])
         with torch.inference_mode():
-            cache = _read(model, prefix, len(rows))
-            logits = model(input_ids=fed, past_key_values=cache, use_cache=bool(prefix)).logits[:, :-1].float()
-            each = -torch.nn.functional.cross_entropy(logits.transpose(1, 2), fed[:, 1:], reduction="none")
-        for row, (name, ids) in enumerate(rows):
-            start = first[name.partition("/")[0]] - 1
-            found[name] = float(each[row, start : len(ids) - 1].mean())
-    return [[found[f"{item['id']}/{n}"] for n in range(len(item["choices"]))] for item in items]
+            cache = _read(model, prefix, len(batch))
+            logits = model(input_ids=fed.to(model.device), past_key_values=cache, use_cache=bool(prefix)).logits
+        for (row, ids), one in zip(batch, logits, strict=True):
+            logs[row] = one[row[1] : len(ids)].float().log_softmax(-1)
+    means = iter([float(logs[row][range(len(ids)), ids].mean()) for row, ids in asked])
+    return [[next(means) for _ in item["choices"]] for item in items]
 
 
 def _halves(item: Item) -> tuple[str, str]:
@@ -181,17 +186,15 @@ def _ids(vocabulary: "PreTrainedTokenizerFast", text: str) -> list[int]:
 
 
 def _batches(
-    vocabulary: "PreTrainedTokenizerFast", asked: Sequence[tuple[str, str, str]], room: int
-) -> Iterator[tuple[list[int], list[tuple[str, list[int]]]]]:
-    """Batches of rows that share their beginning: ids of that, and (name, ids of the rest) of each row.
+    vocabulary: "PreTrainedTokenizerFast", asked: Sequence[tuple[Any, str, list[int]]], room: int
+) -> Iterator[tuple[list[int], list[tuple[Any, list[int]]]]]:
+    """Batches of rows (name, shared beginning, ids of the rest): ids of the beginning, and (name, ids) of each row.
 
     Longest first, so that the first batch needs the most memory; `room` more tokens are made behind each row.
     """
-    shared = sorted({start for _, start, _ in asked})
-    for start in shared:
+    for start in sorted({start for _, start, _ in asked}):
         prefix = _ids(vocabulary, start)
-        rows = [(name, _ids(vocabulary, rest)) for name, begin, rest in asked if begin == start]
-        rows.sort(key=lambda row: -len(row[1]))
+        rows = sorted(((name, ids) for name, begin, ids in asked if begin == start), key=lambda row: -len(row[1]))
         while rows:
             count = max(1, TOKENS // (len(rows[0][1]) + room))
             yield prefix, rows[:count]
