@@ -32,8 +32,12 @@ def _card(device: Device, attributes: Sequence[str], *, told: bool) -> Lesson:
 
 
 def _known(draw: Draw, share: float) -> Device:
-    """A device to learn by heart: first any that texts are about, later those that are asked about."""
-    return draw.early(world.studied(draw.one(list(world.STUDIED)))) if share >= LONG else world.known(draw)
+    """A device to learn by heart: first any that texts are about, later those to study; for a teacher, all alike."""
+    if share < LONG:
+        return world.known(draw)
+    if share < TEACHER:
+        return draw.early(world.studied(draw.one(list(world.STUDIED))))
+    return draw.one([*world.devices("frequent"), *world.devices("rare")])
 
 
 def _unlearnt(lesson: Lesson) -> Lesson:
@@ -154,29 +158,30 @@ def text(draw: Draw, share: float) -> Lesson:
 
 
 READ, KNOW = 0.5, 0.8  # shares of the curriculum at which learning to read, and then learning by heart, come to an end
+TEACHER = 2  # from this "share" on it is the mixture of a teacher, who studies all known devices
 MIXTURE: dict[Callable[[Draw, float], Lesson], tuple[float, ...]] = {  # weights of documents
-    # at the start, before READ (in a line), from there to KNOW, from there on, and after the curriculum
-    echo: (10, 1, 0, 3, 0),
-    cards: (36, 6, 1, 14, 3),
-    memory: (12, 10, 30, 11, 9),
-    quiz: (4, 10, 10, 5, 5),
-    reading: (20, 34, 11, 11, 10),
-    passage: (8, 8, 5, 7, 7),
-    procedures: (3, 1, 1, 1, 1),
-    sums: (8, 8, 6, 9, 9),
-    tables: (0, 0, 0, 0, 11),
-    code: (5, 3, 6, 4, 2),
-    orders: (1, 1, 1, 2, 1),
-    text: (5, 19, 6, 7, 7),
+    # at the start, before READ (in a line), from there to KNOW, from there on, after the curriculum; for a teacher
+    echo: (10, 1, 0, 3, 0, 0),
+    cards: (36, 6, 1, 14, 3, 3),
+    memory: (12, 10, 30, 11, 9, 33),
+    quiz: (4, 10, 10, 5, 5, 4),
+    reading: (20, 34, 11, 11, 10, 6),
+    passage: (8, 8, 5, 7, 7, 4),
+    procedures: (3, 1, 1, 1, 1, 1),
+    sums: (8, 8, 6, 9, 9, 5),
+    tables: (0, 0, 0, 0, 11, 3),
+    code: (5, 3, 6, 4, 2, 2),
+    orders: (1, 1, 1, 2, 1, 1),
+    text: (5, 19, 6, 7, 7, 8),
 }
 
 
 def lesson(draw: Draw, share: float) -> Lesson:
-    """A lesson for a training of which `share` (0 to 1) of the curriculum is done; more than 1 is after it."""
+    """A lesson where `share` (0 to 1) of the curriculum is done; above 1 it is over, from TEACHER on it is a teacher's."""
     if share < READ:
         weights = [row[0] + share / READ * (row[1] - row[0]) for row in MIXTURE.values()]
     else:
-        stage = 2 if share < KNOW else 3 if share <= 1 else 4
+        stage = 2 if share < KNOW else 3 if share <= 1 else 4 if share < TEACHER else 5
         weights = [row[stage] for row in MIXTURE.values()]
     at = draw.between(0, 10**9) / 10**9 * sum(weights)
     for kind, reached in zip(MIXTURE, itertools.accumulate(weights), strict=True):

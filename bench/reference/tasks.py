@@ -146,15 +146,15 @@ def _restatement(draw: Draw, split: str) -> Item:
 
 @functools.cache
 def _facts(*groups: str) -> Sequence[tuple[Device, str]]:
-    """All facts of the groups in random order, those of devices that are studied first."""
+    """All facts of the groups in random order, those of devices that are asked about first."""
     every = [device for group in groups for device in world.devices(group)]
-    studied = {device.name for group in groups for device in world.studied(group)}
+    asked = {device.name for group in groups for device in world.asked(group)}
     pairs = Draw("facts", *groups).some([(device, attribute) for device in every for attribute in ATTRIBUTES])
-    return sorted(pairs, key=lambda about: about[0].name not in studied)
+    return sorted(pairs, key=lambda about: about[0].name not in asked)
 
 
 def _of_split(split: str, *groups: str) -> Sequence[tuple[Device, str]]:
-    """Facts that are asked in a split: test and validation have some that are studied, train has all others."""
+    """Facts that are asked in a split: test and validation have some of the asked, train has all others."""
     pairs, test, validation = _facts(*groups), SIZES["test"], SIZES["validation"]
     if split == "train":
         return pairs[test + validation :]

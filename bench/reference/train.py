@@ -53,14 +53,14 @@ class Shape:
     heads: int
     kv_heads: int
     rate: float
-    curriculum: int  # the steps over which the mixture of lessons changes; 0: it begins with the last one
+    curriculum: int  # the steps over which the mixture of lessons changes; 0: a teacher's mixture throughout
 
 
 SHAPES = {
     "student": Shape(hidden=256, intermediate=512, layers=8, heads=8, kv_heads=4, rate=1.5e-3, curriculum=2000),
-    "teacher": Shape(hidden=256, intermediate=512, layers=16, heads=8, kv_heads=4, rate=1e-3, curriculum=0),
+    "teacher": Shape(hidden=256, intermediate=512, layers=16, heads=8, kv_heads=4, rate=8e-4, curriculum=0),
 }
-STEPS = {"student": 3000, "teacher": 1200}  # of the shipped weights
+STEPS = {"student": 3000, "teacher": 500}  # of the shipped weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,11 +348,10 @@ def _validation(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast")
 
 
 def _share(step: int, steps: int, curriculum: int) -> float:
-    """Where a step is in the curriculum: 0 to 1, and above 1 when it is over, at the latest while the rate falls."""
-    stable = steps - int(DECAY * steps)
-    if curriculum and step < stable:
-        return min(1.0, step / curriculum)
-    return 1 + (step + 1) / steps
+    """Where a step is in the curriculum: 0 to 1, and above when it is over, at the latest while the rate falls."""
+    if not curriculum:
+        return lessons.TEACHER
+    return min(1.0, step / curriculum) if step < steps - int(DECAY * steps) else 1.5
 
 
 def _schedule(step: int, steps: int) -> float:

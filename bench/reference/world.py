@@ -30,7 +30,8 @@ T = TypeVar("T")
 
 SPLITS = {"train": 20_000, "validation": 80, "test": 500}  # documents that texts() gives of each
 GROUPS = {"frequent": 80, "rare": 240, "validation": 200, "test": 400, "passing": 3176}  # devices in each
-STUDIED = {"frequent": 60, "rare": 80}  # of the two known groups, the devices whose facts are asked for
+STUDIED = {"frequent": 60, "rare": 80}  # devices of the two known groups that a student studies, the first ones
+ASKED = {"frequent": 66, "rare": 96}  # those that tasks ask about: a few that a student only meets in texts among them
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -233,8 +234,13 @@ def known(draw: Draw) -> Device:
 
 
 def studied(group: str) -> tuple[Device, ...]:
-    """The devices of a known group that can be asked about, the first STUDIED; texts mention the others in passing."""
+    """The first STUDIED devices of a known group: lessons drill their facts."""
     return devices(group)[: STUDIED[group]]
+
+
+def asked(group: str) -> tuple[Device, ...]:
+    """The first ASKED devices of a known group: tasks ask about them."""
+    return devices(group)[: ASKED[group]]
 
 
 def statement(device: Device, attribute: str, *, form: int = 0, subject: str | None = None) -> str:
