@@ -17,7 +17,7 @@ from bench.reference import train as training
 from bench.reference.world import Draw
 
 LIMITS = {"student": 16_000_000, "teacher": 40_000_000}  # bytes of the weights
-TWIN = training.Shape(hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, rate=8e-3, curriculum=0)
+TWIN = training.Shape(hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, rate=8e-3, curriculum=1)
 QUICK = {"lengths": ((0.0, 128),), "long": 0}
 
 

@@ -348,10 +348,11 @@ def _validation(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast")
 
 
 def _share(step: int, steps: int, curriculum: int) -> float:
-    """Where a step is in the curriculum: 0 to 1, and above when it is over, at the latest while the rate falls."""
+    """Where a step is in the curriculum: 0 to 1, and on to 2 while the rate falls."""
     if not curriculum:
         return lessons.TEACHER
-    return min(1.0, step / curriculum) if step < steps - int(DECAY * steps) else 1.5
+    stable = steps - int(DECAY * steps)
+    return min(1.0, step / curriculum) if step < stable else 1 + (step + 0.5 - stable) / (steps - stable)
 
 
 def _schedule(step: int, steps: int) -> float:
