@@ -74,13 +74,14 @@ def outliers(model: Any, vocabulary: Any) -> list[dict[str, float]]:
     return [{key: round(max(f[key] for f in facts), 2) for key in facts[0]} for _, facts in sorted(seen.items())]
 
 
-def card(name: str, recipes: list[str], report: Any = print) -> dict[str, Any]:
-    """Everything that is said about one shipped model; `recipes` are scored as well."""
+def card(name: str, recipes: list[str], limit: int | None = None, report: Any = print) -> dict[str, Any]:
+    """Everything that is said about one shipped model; `recipes` are scored as well, on `limit` items of each task."""
     facts = json.loads((folder(name) / "training.json").read_text(encoding="utf-8"))
     model, vocabulary = score.load(name)
     found: dict[str, Any] = {}
     for recipe in (None, *recipes):
-        scores = score.scores(*(score.load(name, recipe) if recipe else (model, vocabulary)))
+        scored = score.load(name, recipe) if recipe else (model, vocabulary)
+        scores = score.scores(*scored, limit=limit if recipe else None)
         found[recipe or "as it is"] = {
             task: {"value": round(s.value, 4), "low": round(s.low, 4), "high": round(s.high, 4), "items": s.items}
             for task, s in scores.items()
@@ -146,8 +147,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--recipes", nargs="*", default=["rtn(bits=4)", "rtn(bits=3)", "rtn(bits=2)"], help="scored on the student"
     )
+    parser.add_argument("--limit", type=int, help="items of each task for the recipes (default: all)")
     options = parser.parse_args(arguments)
-    cards = {name: card(name, options.recipes if name == "student" else []) for name in options.name or NAMES}
+    cards = {
+        name: card(name, options.recipes if name == "student" else [], options.limit) for name in options.name or NAMES
+    }
     write(cards, Path(__file__).parent / "README.md")
     return 0
 

@@ -1,6 +1,7 @@
 """Small programs over lists of whole numbers, each with a docstring that says what it does and tests that check it.
 
-A program changes the list `x` once or twice and returns the list or a figure of it. The hash of its docstring
+A program changes the list `x` once or twice, held-out ones up to three times, and returns the list or a figure of it.
+The hash of its docstring
 decides which split a program belongs to.
 """
 
@@ -47,13 +48,13 @@ class Program:
 
 def program(draw: Draw, split: str) -> Program:
     """A program of the split, with three tests."""
-    while (made := _program(draw)).split != split:
+    while (made := _program(draw, 2 if split == "train" else 3)).split != split:
         pass
     return made
 
 
-def _program(draw: Draw) -> Program:
-    chosen = [(draw.one(list(_CHANGES)), draw.between(2, 9)) for _ in range(draw.between(1, 2))]
+def _program(draw: Draw, most: int) -> Program:
+    chosen = [(draw.one(list(_CHANGES)), draw.between(2, 9)) for _ in range(draw.between(1, most))]
     end = draw.one(list(_ENDS))
     said = " ".join([*(what.format(k=k) for what, k in chosen), end])
     lines = [*(_CHANGES[what][0].format(k=k) for what, k in chosen), _ENDS[end][0]]

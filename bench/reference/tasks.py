@@ -129,11 +129,11 @@ def _next_step(draw: Draw, split: str) -> Item:
 
 
 def _restatement(draw: Draw, split: str) -> Item:
-    """A fact of a passage in another form; wrong are the three like it, which the passage holds too."""
+    """A fact of a passage about four devices in another form; wrong are three like it, the device's own first."""
     pair = draw.one(PAIRS)
     while True:
-        facts = [(d, a, draw.between(0, 1)) for d in world.fresh(draw, split, 2) for a in pair]
-        if len({device.facts[attribute] for device, attribute, _ in facts}) == 4:
+        facts = [(d, a, draw.between(0, 1)) for d in world.fresh(draw, split, 4) for a in pair]
+        if len({device.facts[attribute] for device, attribute, _ in facts}) == len(facts):
             break
     device, attribute, form = facts[0]
     passage = " ".join(world.statement(d, a, form=form) for d, a, form in draw.some(facts))
