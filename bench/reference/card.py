@@ -75,13 +75,13 @@ def outliers(model: Any, vocabulary: Any) -> list[dict[str, float]]:
 
 
 def card(name: str, recipes: list[str], limit: int | None = None, report: Any = print) -> dict[str, Any]:
-    """Everything that is said about one shipped model; `recipes` are scored as well, on `limit` items of each task."""
+    """Everything that is said about one shipped model, and its scores after `recipes`; `limit` takes so many items."""
     facts = json.loads((folder(name) / "training.json").read_text(encoding="utf-8"))
     model, vocabulary = score.load(name)
     found: dict[str, Any] = {}
     for recipe in (None, *recipes):
         scored = score.load(name, recipe) if recipe else (model, vocabulary)
-        scores = score.scores(*scored, limit=limit if recipe else None)
+        scores = score.scores(*scored, limit=limit)
         found[recipe or "as it is"] = {
             task: {"value": round(s.value, 4), "low": round(s.low, 4), "high": round(s.high, 4), "items": s.items}
             for task, s in scores.items()
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--recipes", nargs="*", default=["rtn(bits=4)", "rtn(bits=3)", "rtn(bits=2)"], help="scored on the student"
     )
-    parser.add_argument("--limit", type=int, help="items of each task for the recipes (default: all)")
+    parser.add_argument("--limit", type=int, help="items of each task (default: all)")
     options = parser.parse_args(arguments)
     cards = {
         name: card(name, options.recipes if name == "student" else [], options.limit) for name in options.name or NAMES

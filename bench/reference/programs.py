@@ -1,8 +1,7 @@
 """Small programs over lists of whole numbers, each with a docstring that says what it does and tests that check it.
 
 A program changes the list `x` once or twice, held-out ones up to three times, and returns the list or a figure of it.
-The hash of its docstring
-decides which split a program belongs to.
+The hash of its docstring decides which split a program belongs to.
 """
 
 import hashlib
