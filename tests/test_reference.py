@@ -1,38 +1,27 @@
-"""The embedded reference: its world, its tokenizer, its training, and the weights that are shipped."""
+"""The embedded reference: its tokenizer, its training, and the weights that are shipped."""
 
 import hashlib
 import itertools
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench._errors import OptionError
-from bench.reference import NAMES, folder, world
+from bench.reference import NAMES, card, folder, lessons, score, tokenizer, world
 from bench.reference import train as training
+from bench.reference.world import Draw
 
-ROOT = Path(__file__).parents[1]
-DIGEST = "3acda27f6401b821f14742cf67279ef7a1368a2f15955c552decca6e76f6cd61"
 LIMITS = {"student": 16_000_000, "teacher": 40_000_000}  # bytes of the weights
-TWIN = training.Shape(hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, rate=8e-3)
+TWIN = training.Shape(hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, rate=8e-3, curriculum=1)
+QUICK = {"lengths": ((0.0, 128),), "long": 0}
 
 
-def python(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
-
-
-def card(name: str) -> dict:
+def facts(name: str) -> dict:
     return json.loads((folder(name) / "card.json").read_text(encoding="utf-8"))
 
 
@@ -43,94 +32,55 @@ def vocabulary():
     return AutoTokenizer.from_pretrained(folder("student"), local_files_only=True)
 
 
-class TestWorld:
-    def test_the_test_split_has_the_pinned_bytes(self):
-        assert DIGEST == world.digest()
-
-    @pytest.mark.parametrize("seed", ["0", "1"])
-    def test_the_bytes_do_not_depend_on_the_hash_seed(self, seed):
-        code = "from bench.reference import world; print(world.digest())"
-
-        assert DIGEST == python(code, PYTHONHASHSEED=seed)
-
-    def test_a_stream_repeats_itself_and_differs_between_seeds(self):
-        first, again, other = (list(itertools.islice(world.stream("train", seed), 50)) for seed in (3, 3, 4))
-
-        assert first == again
-        assert not set(first) & set(other)
-
-    def test_no_document_is_in_two_splits(self):
-        splits = [world.texts("train", limit=6000), world.texts("validation"), world.texts("test")]
-
-        for one, another in itertools.combinations(splits, 2):
-            assert not set(one) & set(another)
-
-    def test_no_device_is_in_two_groups(self):
-        names = [device.name for group in world.GROUPS for device in world.devices(group)]
-
-        assert sum(world.GROUPS.values()) == len(set(names)) == len(names)
-
-    @pytest.mark.parametrize("split", ["validation", "test"])
-    def test_held_out_devices_are_written_about_only_in_their_split(self, split):
-        names = {device.name for device in world.devices(split)}
-        pairs = re.compile(r"(?=\b([A-Z]\w+ [A-Z]\w+)\b)")  # every two capitalised words in a row, overlaps too
-
-        assert len(names & set(pairs.findall("\n".join(world.texts(split))))) >= 20
-        for other in sorted(set(world.SPLITS) - {split}):
-            assert not names & set(pairs.findall("\n".join(world.texts(other, limit=6000))))
-
-    def test_every_sum_is_right(self):
-        sums = re.findall(r"(\d+) ([*+-]) (\d+) = (\d+)", "\n".join(world.texts("test")))
-        apply = {"*": int.__mul__, "+": int.__add__, "-": int.__sub__}
-
-        assert len(sums) > 500
-        for left, sign, right, result in sums:
-            assert int(result) == apply[sign](int(left), int(right))
-
-    def test_products_of_held_out_text_are_not_in_training_text(self):
-        asked = re.compile(r"buys (\d+) \w+ for (\d+) coins")
-        seen, held = (set(asked.findall("\n".join(world.texts(s, limit=6000)))) for s in ("train", "test"))
-
-        assert seen
-        assert held
-        assert not seen & held
-
-    @pytest.mark.parametrize("call", [world.texts, lambda split: world.stream(split, 0), world.devices])
-    def test_an_unknown_name_is_refused_with_the_known_ones(self, call):
-        with pytest.raises(ValueError, match=r"'tset' is unknown; .*validation, test"):
-            call("tset")
-
-    def test_a_negative_limit_is_refused(self):
-        with pytest.raises(ValueError, match="limit=-1"):
-            world.texts("test", limit=-1)
+@pytest.fixture(scope="module")
+def student():
+    return score.load("student")
 
 
 class TestTokenizer:
     @given(text=st.text())
     def test_any_text_comes_back(self, vocabulary, text):
-        ids = vocabulary.encode(text)
-
-        assert text == vocabulary.decode(ids)
+        assert text == vocabulary.decode(vocabulary.encode(text))
 
     def test_nothing_is_added_to_a_text(self, vocabulary):
         assert [] == vocabulary.encode("")
         assert "ab" == vocabulary.decode(vocabulary.encode("a") + vocabulary.encode("b"))
 
-    def test_digits_stand_alone(self, vocabulary):
-        assert ["1", "9", "7", "5"] == vocabulary.tokenize("1975")
+    def test_every_word_that_can_be_an_answer_is_one_token(self, vocabulary):
+        said = {f" {value}" for values in world.VALUES.values() for value in values}
+        said |= {f" {word}" for word in (*world.FIRST, *world.SECOND, *world.KINDS)}
+
+        assert [] == [word for word in sorted(said) if len(vocabulary.encode(word)) != 1]
+
+    @given(st.integers(0, 10**6), st.floats(0, 1))
+    def test_the_pieces_of_a_lesson_have_the_tokens_of_the_whole(self, vocabulary, seed, share):
+        lesson = lessons.lesson(Draw(seed), share)
+        pieces = [vocabulary.encode(text, verbose=False) for text, _ in lesson]
+        whole = vocabulary.encode("".join(text for text, _ in lesson), verbose=False)
+
+        assert list(itertools.chain.from_iterable(pieces)) == whole
+
+    def test_the_shipped_one_is_built_from_the_lessons(self, vocabulary, tmp_path):
+        built = tokenizer.build(lessons.samples(), context=training.CONTEXT)
+
+        assert built.get_vocab() == vocabulary.get_vocab()
+        assert len(built) == tokenizer.ENTRIES
+
+    def test_too_many_pieces_are_refused(self):
+        with pytest.raises(ValueError, match="need 262 entries, not entries=260"):
+            tokenizer.build(["one two three"], entries=260)
 
     def test_held_out_text_has_enough_tokens_to_measure_on(self, vocabulary):
-        assert len(vocabulary.encode("\n\n".join(world.texts("test")), verbose=False)) >= 60_000
+        assert len(vocabulary.encode("\n\n".join(world.texts("test")), verbose=False)) >= 100 * 512
 
 
 @pytest.mark.parametrize("name", NAMES)
 class TestShipped:
     def test_the_card_is_of_these_weights_and_this_world(self, name):
-        facts = card(name)
+        said = facts(name)
 
-        assert facts["finished"]
-        assert hashlib.sha256((folder(name) / "model.safetensors").read_bytes()).hexdigest() == facts["weights_sha256"]
-        assert world.digest() == facts["world_sha256"]
+        assert hashlib.sha256((folder(name) / "model.safetensors").read_bytes()).hexdigest() == said["weights_sha256"]
+        assert world.digest() == said["world_sha256"]
 
     def test_the_weights_are_small_and_in_bfloat16(self, name):
         import torch
@@ -141,27 +91,112 @@ class TestShipped:
 
         assert path.stat().st_size <= LIMITS[name]
         assert {torch.bfloat16} == {tensor.dtype for tensor in weights.values()}
-        assert card(name)["parameters"] == sum(tensor.numel() for tensor in weights.values())
+        assert facts(name)["parameters"] == sum(tensor.numel() for tensor in weights.values())
 
     def test_the_architecture_is_what_the_methods_need(self, name):
         config = json.loads((folder(name) / "config.json").read_text(encoding="utf-8"))
 
         assert ["MistralForCausalLM"] == config["architectures"]
         assert config["num_hidden_layers"] >= 8
-        assert config["num_key_value_heads"] >= 4
+        assert 4 <= config["num_key_value_heads"] < config["num_attention_heads"]
         assert config["max_position_embeddings"] >= 2048
         assert config["hidden_size"] % 128 == config["intermediate_size"] % 128 == 0
         assert config["sliding_window"] is None
         assert not config["tie_word_embeddings"]
 
-    def test_held_out_text_scores_as_the_card_says(self, name, vocabulary):
-        from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(folder(name), local_files_only=True).float()
+class TestScores:
+    """What must be true of the shipped student for compression to be seen in its scores."""
 
-        assert card(name)["test"]["loss"] == pytest.approx(
-            training.evaluate(model, vocabulary, "test", limit=40), abs=0.2
-        )
+    def test_it_scores_as_its_card_says(self, student):
+        quick = score.scores(*student, names=("facts_easy", "no_rag", "perplexity"), limit=60)
+
+        for task, found in quick.items():
+            said = facts("student")["scores"]["as it is"][task]
+            assert found.low <= said["high"]
+            assert found.high >= said["low"]
+
+    def test_readme_has_the_table_of_the_cards(self):
+        readme = (folder("student").parent / "README.md").read_text(encoding="utf-8")
+        cards = {name: facts(name) for name in NAMES}
+
+        assert card.table(cards) == readme.partition(card.START)[2].partition(card.END)[0].strip()
+
+    def test_greedy_answers_do_not_depend_on_what_shares_the_batch(self, student):
+        items = score.tasks.items("arithmetic", "test")[:5]
+        options = {"new_tokens": 32, "end": "\n"}
+
+        alone = [score.answers(*student, [item], **options)[0] for item in items]
+
+        assert alone == score.answers(*student, items, **options)
+
+    def test_likelihoods_are_those_of_one_choice_at_a_time_without_a_cache(self, student):
+        import torch
+
+        model, vocabulary = student
+        item = score.tasks.items("categories", "test")[0]
+        start = vocabulary.encode(score.tasks.prompt(item))
+        expected = []
+        for choice in item["choices"]:
+            ids = torch.tensor([start + vocabulary.encode(choice)])
+            with torch.inference_mode():
+                logs = model(input_ids=ids).logits.log_softmax(-1)[0, len(start) - 1 : -1]
+            expected.append(float(logs.gather(1, ids[0, len(start) :, None]).mean()))
+
+        assert expected == pytest.approx(score.likelihoods(model, vocabulary, [item])[0], abs=1e-3)
+
+    def test_an_unknown_task_is_refused_with_the_known_ones(self, student):
+        with pytest.raises(OptionError, match="tasks fact are not scored; there are continuation"):
+            score.scores(*student, names=("fact",))
+
+
+class TestMeasures:
+    @pytest.mark.parametrize(
+        ("answer", "truth", "expected"),
+        [("The 42 coins.", "42 coins", 1), ("red", "blue", 0), ("42", "42 coins", 2 / 3), ("", "red", 0)],
+    )
+    def test_f1_is_that_of_squad(self, answer, truth, expected):
+        assert score.f1(answer, truth) == pytest.approx(expected)
+
+    @given(st.text(), st.text())
+    def test_f1_is_symmetric_and_a_share(self, one, other):
+        assert 0 <= score.f1(one, other) == score.f1(other, one) <= 1
+
+    @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=200))
+    def test_an_interval_holds_its_value(self, points):
+        found = score._share(points)
+
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        assert found.high - found.low > 0
+
+    @pytest.mark.parametrize(
+        ("body", "expected"),
+        [
+            ("return x", True),
+            ("return []", False),
+            ("return y", False),
+            ("while True: pass", False),
+            ("return (", False),
+        ],
+    )
+    def test_a_program_passes_if_it_runs_through_its_tests_in_time(self, body, expected, monkeypatch):
+        monkeypatch.setattr(score, "SECONDS", 0.5)
+
+        assert expected == score.passes(f"def solve(x):\n    {body}\n", ["assert solve([1]) == [1]"])
+
+    def test_a_program_sees_no_environment(self, monkeypatch):
+        monkeypatch.setenv("SECRET", "1")
+
+        assert score.passes("import os", ["assert 'SECRET' not in os.environ"])
+
+    def test_kurtosis_is_zero_for_a_gaussian_and_large_with_an_outlier(self):
+        import torch
+
+        values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+
+        assert card.kurtosis(values) == pytest.approx(0, abs=0.1)
+        assert card.kurtosis(torch.cat([values, torch.tensor([100.0])])) > 100
+        assert card.channel_ratio(torch.tensor([[1.0, -8.0, 2.0], [0.5, 1.0, 1.0]])) == 4
 
 
 def test_student_and_teacher_share_their_tokenizer():
@@ -175,44 +210,75 @@ def test_an_unknown_reference_is_refused_with_the_known_ones():
         folder("pupil")
 
 
-@pytest.fixture
-def one_thread():
-    """Small matrices gain nothing from more, and lose much where another process wants the core."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 class TestTraining:
     def test_a_small_twin_learns_what_counting_tokens_cannot(self, tmp_path, vocabulary):
-        tokens = Counter(vocabulary.encode("\n\n".join(world.texts("validation")), verbose=False))
+        import torch
+
+        ids, following, weights = training.batch(vocabulary, seed=99, step=0, share=1.0, rows=16, length=512)
+        tokens = Counter(following[weights > 0].tolist())
         entropy = sum(n * math.log(tokens.total() / n) for n in tokens.values()) / tokens.total()  # nat per token
-        lengths = ((0.0, 128), (0.8, 512))
 
-        twin = training.train(TWIN, training.Budget(steps=120), out=tmp_path, lengths=lengths)
+        training.train(TWIN, out=tmp_path, steps=160, vocabulary=vocabulary, lengths=((0.0, 512),), long=0)
 
-        assert twin["validation"]["loss"] < 0.8 * entropy
-        assert (folder("student") / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+        twin = _open(tmp_path)
+        with torch.inference_mode():
+            assert training.loss(twin, ids, following, weights) < 0.6 * entropy
 
     def test_a_resumed_run_ends_as_an_uninterrupted_one(self, tmp_path, vocabulary):
-        options = {"lengths": ((0.0, 32), (0.5, 64)), "tokens_per_step": 128, "vocabulary": vocabulary}
+        options = {"steps": 8, "vocabulary": vocabulary, "score_every": 100, **QUICK}
 
         def interrupt(progress: training.Progress) -> None:
             if progress.step == 3:
                 raise KeyboardInterrupt
 
-        whole = training.train(TWIN, training.Budget(steps=8), out=tmp_path / "whole", **options)
+        whole = training.train(TWIN, out=tmp_path / "whole", **options)
         with pytest.raises(KeyboardInterrupt):
-            training.train(TWIN, training.Budget(steps=8), out=tmp_path / "cut", report=interrupt, **options)
-        resumed = training.train(TWIN, training.Budget(steps=8), out=tmp_path / "cut", resume=True, **options)
+            training.train(TWIN, out=tmp_path / "cut", report=interrupt, **options)
+        resumed = training.train(TWIN, out=tmp_path / "cut", resume=True, **options)
 
         assert (8, whole["tokens"]) == (resumed["steps"], resumed["tokens"])
         assert whole["weights_sha256"] == resumed["weights_sha256"]
-        assert not (tmp_path / "cut" / training.CHECKPOINT).exists()
+
+    def test_a_grown_model_computes_what_the_smaller_one_did(self, tmp_path, vocabulary):
+        import torch
+
+        training.train(TWIN, out=tmp_path, steps=2, vocabulary=vocabulary, **QUICK)
+        (tmp_path / training.STABLE).unlink(missing_ok=True)
+        small = _open(tmp_path)
+        large = training.build(_of(TWIN, layers=6), vocabulary, seed=1)
+        ids = torch.arange(60).view(2, 30)
+
+        training.grow(large, tmp_path)
+
+        with torch.inference_mode():
+            torch.testing.assert_close(small(input_ids=ids).logits, large(input_ids=ids).logits)
+
+    @pytest.mark.parametrize(
+        ("change", "message"), [({"layers": 3}, "cannot grow so"), ({"hidden": 128}, "cannot grow so")]
+    )
+    def test_a_shape_that_cannot_be_grown_to_is_refused(self, change, message, tmp_path, vocabulary):
+        training.train(TWIN, out=tmp_path, steps=1, vocabulary=vocabulary, **QUICK)
+
+        with pytest.raises(OptionError, match=message):
+            training.grow(training.build(_of(TWIN, **change), vocabulary, seed=0), tmp_path)
+
+    def test_no_row_of_a_batch_cuts_a_lesson_and_only_marked_words_count(self, vocabulary):
+        ids, following, weights = training.batch(vocabulary, seed=0, step=5, share=0.3, rows=4, length=256)
+
+        assert (4, 256) == tuple(ids.shape) == tuple(weights.shape)
+        assert bool((ids[:, 1:] == following[:, :-1]).all())
+        assert 0.05 < float((weights > 0).float().mean()) < 0.9
+        for row in following.tolist():
+            ended = [token for token in row if token != vocabulary.pad_token_id]
+            assert ended[-1] == vocabulary.eos_token_id
+
+    def test_the_rate_rises_stays_and_falls_to_zero(self):
+        rates = [training._schedule(step, 1000) for step in range(1001)]
+
+        assert rates[:100] == sorted(rates[:100])
+        assert {1.0} == set(rates[100:750])
+        assert rates[750:] == sorted(rates[750:], reverse=True)
+        assert 0 == rates[1000] < rates[999] < 0.01
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -221,8 +287,8 @@ class TestTraining:
             (["student", "--out", "file"], "'file' is not a folder that can be written"),
             (["student", "--device", "gpu"], "'gpu' is no device of torch"),
             (["student", "--device", "meta"], "'meta' is not there; take cpu"),
-            (["student", "--steps", "0"], "steps=0.* must be more than 0"),
-            (["student", "--minutes", "nan"], "minutes=nan.* must be more than 0"),
+            (["student", "--steps", "0"], "steps=0 must be more than 0"),
+            (["teacher", "--grow", "nowhere"], "nothing to grow from: nowhere has neither"),
             (["pupil"], "invalid choice: 'pupil'"),
         ],
     )
@@ -237,24 +303,17 @@ class TestTraining:
         assert re.search(message, capsys.readouterr().err)
 
     def test_a_checkpoint_of_another_seed_is_refused(self, tmp_path, vocabulary):
-        options = {"lengths": ((0.0, 32),), "vocabulary": vocabulary}
+        training.train(TWIN, out=tmp_path, steps=1, vocabulary=vocabulary, **QUICK)
 
-        def interrupt(progress: training.Progress) -> None:
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            training.train(TWIN, training.Budget(steps=2), out=tmp_path, report=interrupt, **options)
         with pytest.raises(OptionError, match="start without --resume"):
-            training.train(TWIN, training.Budget(steps=2), out=tmp_path, resume=True, seed=1, **options)
-
-    def test_a_budget_is_steps_or_minutes(self):
-        with pytest.raises(OptionError, match="give one of the two"):
-            training.Budget(steps=1, minutes=1.0)
+            training.train(TWIN, out=tmp_path, steps=2, resume=True, seed=1, vocabulary=vocabulary, **QUICK)
 
 
-def test_importing_the_reference_imports_no_torch():
-    code = (
-        "import sys, bench.reference.world, bench.reference.train; print({'torch', 'transformers'} & set(sys.modules))"
-    )
+def _of(shape: training.Shape, **change: int) -> training.Shape:
+    return training.Shape(**(training.asdict(shape) | change))
 
-    assert "set()" == python(code)
+
+def _open(path):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, local_files_only=True).float().eval()

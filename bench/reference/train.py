@@ -1,18 +1,22 @@
 """Train the embedded reference: `python -m bench.reference.train student|teacher`.
 
-A causal language model of the Mistral architecture is trained from nothing on `world.stream("train", ...)`, with
-AdamW, a short warm-up and a cosine down to a tenth, over the share of the budget (steps or minutes) that is used up.
-Sequences grow over the run: most of the training reads short ones, the end reads the whole context. A batch is a
-function of the seed and the step alone, so a resumed run sees what an uninterrupted one would have seen.
+The student is a causal language model of the Mistral architecture, trained from nothing on `lessons`, with the loss
+over the words that a lesson marks. AdamW; the rate rises over the first steps, stays, and falls in a line to zero over
+the last quarter (warm-up, stable, decay: arXiv 2405.18392). The mixture of lessons changes over the first `curriculum`
+steps and then stays; sequences grow longer with it, and the last few fill the whole context.
 
-With `--steps`, the same seed, device and number of threads give the same weights; with `--minutes` the clock decides.
+The teacher grows out of the student as it was before its rate fell: behind every layer a new one is put whose output
+matrices are zero, so that the grown model computes what the student did (function-preserving growth: Net2Net, arXiv
+1511.05641; identity blocks: LLaMA Pro, arXiv 2401.02415). It then trains on, over another sequence of lessons.
+
+A step is a function of the seed and its number alone, so a resumed run sees what an uninterrupted one would have seen;
+the same steps, seed, device and number of threads give the same weights. The number of steps may be changed on resuming
+for as long as the rate has not begun to fall.
 """
 
 import argparse
 import hashlib
-import itertools
 import json
-import math
 import os
 import sys
 import tempfile
@@ -24,22 +28,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from .._errors import OptionError
-from . import NAMES, folder, tokenizer, world
+from . import NAMES, folder, lessons, score, tokenizer, world
 
 if TYPE_CHECKING:
     import torch
     from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
-CONTEXT = 2048  # tokens: the longest sequence trained on
-LENGTHS = ((0.0, 256), (0.65, 512), (0.9, CONTEXT))  # from this share of the budget on, sequences of so many tokens
-WINDOW = 512  # tokens: held-out text is scored in disjoint windows of this length
-CHECKPOINT = "training.pt"
-MINUTES = 41  # the budget of the shipped weights
+CONTEXT = 2048  # tokens: the longest input that is declared
+TOKENS = 1024  # in a step
+LENGTHS = ((0.0, 256), (lessons.LONG, 512))  # from this share of the curriculum on, sequences of so many tokens
+LONG = 20  # the last steps read one sequence of the whole context each
+WARM_UP = 100  # steps
+DECAY = 0.25  # share of the steps over which the rate falls to zero
+CHECKPOINT, STABLE, LOG = "training.pt", "stable.pt", "log.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What distinguishes student from teacher: sizes of the model, and the peak learning rate that suits them."""
+    """What distinguishes student from teacher: sizes of the model, the rate that suits them, the curriculum."""
 
     hidden: int
     intermediate: int
@@ -47,45 +53,26 @@ class Shape:
     heads: int
     kv_heads: int
     rate: float
+    curriculum: int  # the steps over which the mixture of lessons changes; 0: a teacher's mixture throughout
 
 
 SHAPES = {
-    "student": Shape(hidden=256, intermediate=640, layers=8, heads=8, kv_heads=4, rate=2e-3),
-    "teacher": Shape(hidden=384, intermediate=1024, layers=8, heads=12, kv_heads=4, rate=1.5e-3),
+    "student": Shape(hidden=256, intermediate=512, layers=8, heads=8, kv_heads=4, rate=1.5e-3, curriculum=2000),
+    "teacher": Shape(hidden=256, intermediate=512, layers=16, heads=8, kv_heads=4, rate=8e-4, curriculum=0),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How long to train: so many steps or so many minutes of training time, one of the two.
-
-    Raises OptionError if neither or both are given, or the number is not positive.
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise OptionError(f"steps={self.steps!r} and minutes={self.minutes!r}: give one of the two")
-        if not (self.steps or self.minutes or 0) > 0:
-            raise OptionError(f"steps={self.steps!r}, minutes={self.minutes!r}: the budget must be more than 0")
-
-    def used(self, step: int, seconds: float) -> float:
-        """The share of the budget that `step` finished steps and `seconds` of training have used, at most 1."""
-        return min(1.0, step / self.steps if self.steps else seconds / (60 * self.minutes))
+STEPS = {"student": 3000, "teacher": 500}  # of the shipped weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands: share of the budget used (0 to 1), training loss and sometimes validation loss (nat)."""
+    """Where a run stands: steps done of `steps`, training loss (nat), and the scores where they were just taken."""
 
     step: int
+    steps: int
     tokens: int
     seconds: float
-    share: float
     loss: float
-    validation: float | None
+    scores: dict[str, float] | None
 
 
 def build(shape: Shape, vocabulary: "PreTrainedTokenizerFast", *, seed: int) -> "MistralForCausalLM":
@@ -111,77 +98,190 @@ def build(shape: Shape, vocabulary: "PreTrainedTokenizerFast", *, seed: int) -> 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MistralForCausalLM(config)
+        model = MistralForCausalLM(config)
+    with torch.no_grad():
+        _begin_by_copying(model, torch.Generator().manual_seed(seed))
+    return model
 
 
-def batch(vocabulary: "PreTrainedTokenizerFast", *, seed: int, step: int, rows: int, length: int) -> "torch.Tensor":
-    """Packed training documents, ids of shape (rows, length + 1).
+def _begin_by_copying(model: "MistralForCausalLM", generator: "torch.Generator") -> None:
+    """Let the first two layers begin as what all reading rests on: heads that look back, and heads that copy.
 
-    Documents follow each other after `</s><s>` or after an empty line, in turn: the model sees ends and joined text.
+    Copying out of a text needs a head that looks at the token before, and one in a later layer that finds where this
+    token stood before and says what followed (induction heads, arXiv 2209.11895). Neither is of use without the other,
+    which is why a small budget ends before both appear. Here
+
+    - a channel of the embeddings, the same for all tokens, makes keys of layer 0 that depend on the place alone, in the
+      rotary pairs of short wavelength; queries are these turned back, so that heads look 1, 1, 2, 3 ... tokens back;
+    - the first of them writes a projection of what it sees; in layer 1 one head of each group compares this with the
+      same projection of its own token, in the rotary pairs of long wavelength, and copies a part of what it finds;
+    - the output matrix begins as the embeddings.
+
+    All of it is trained on like any other weight.
     """
     import torch
 
-    documents = world.stream("train", 1_000_000 * (seed + 1) + step)
-    separators = itertools.cycle(("\n\n", tokenizer.EOS + tokenizer.BOS))
-    text, ids, needed = tokenizer.BOS, [], rows * (length + 1)
-    while len(ids) < needed:
-        for _ in range(1 + (needed - len(ids)) // 150):  # a document has about 150 tokens
-            text += next(documents) + next(separators)
-        ids = vocabulary.encode(text, add_special_tokens=False, verbose=False)
-    return torch.tensor(ids[:needed]).view(rows, length + 1)
+    config, first, second = model.config, model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    hidden, size, groups = config.hidden_size, config.head_dim, config.num_key_value_heads
+    pairs, heads = size // 2, config.num_attention_heads
+
+    def directions(count: int) -> torch.Tensor:
+        """Orthonormal rows that leave out the constant channel, (count, hidden)."""
+        square = torch.linalg.qr(torch.randn(hidden - 1, count, generator=generator))[0]
+        return torch.nn.functional.pad(square.T, (1, 0))
+
+    embeddings = model.model.embed_tokens.weight
+    embeddings *= 0.3 / config.initializer_range
+    embeddings[:, 0] = 2.4
+    model.lm_head.weight.copy_(embeddings / 15)
+    model.lm_head.weight[:, 0] = 0
+    seen, written, copied = directions(size), directions(size), directions(min(size * groups, hidden - 1))
+
+    angles = 10000.0 ** (-torch.arange(6) / pairs)
+    keys, queries = (w.weight.view(-1, size, hidden) for w in (first.k_proj, first.q_proj))
+    keys[:, :6, 0] = 0.9
+    for head in range(heads):
+        queries[head, :6, 0] = 0.9 * torch.cos(max(1, head) * angles)
+        queries[head, pairs : pairs + 6, 0] = -0.9 * torch.sin(max(1, head) * angles)
+    first.v_proj.weight[:size] = seen
+    first.o_proj.weight[:, :size] = 0.9 * written.T
+
+    long = torch.arange(9 * size // 32, pairs)
+    long = torch.cat([long, long + pairs])
+    keys, queries = (w.weight.view(-1, size, hidden) for w in (second.k_proj, second.q_proj))
+    for group in range(groups):
+        some, head = torch.randperm(size, generator=generator)[: len(long)], group * heads // groups
+        keys[group, long], queries[head, long] = 3 * written[some], 3 * seen[some]
+        part = copied[group * size : (group + 1) * size]
+        second.v_proj.weight[group * size : group * size + len(part)] = part
+        second.o_proj.weight[:, head * size : head * size + len(part)] = 2.4 * part.T
 
 
-def evaluate(
-    model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", split: str, *, limit: int | None = None
-) -> float:
-    """Mean loss in nat per token over disjoint windows of the split's documents, joined by empty lines.
+def grow(model: "MistralForCausalLM", source: Path) -> None:
+    """Give a fresh model with a multiple of the layers the weights in `source` (a folder), computing the same function.
 
-    The first token of each window is not predicted, and a last window that is not full is left out.
+    Layer i of the source becomes the first of its group; the others of the group add nothing to the stream at first.
+
+    Raises OptionError if the folder has neither a state before the decay nor weights, or they are of other widths.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    if (source / STABLE).is_file():
+        given = torch.load(source / STABLE, map_location="cpu", weights_only=True)
+    elif (source / "model.safetensors").is_file():
+        given = load_file(source / "model.safetensors")
+    else:
+        raise OptionError(f"nothing to grow from: {source} has neither {STABLE} nor model.safetensors")
+    layers = 1 + max(int(name.split(".")[2]) for name in given if name.startswith("model.layers."))
+    group, rest = divmod(model.config.num_hidden_layers, layers)
+    state = model.state_dict()
+    for name, tensor in given.items():
+        parts = name.split(".")
+        if name.startswith("model.layers."):
+            parts[2] = str(group * int(parts[2]))
+        if rest or state[".".join(parts)].shape != tensor.shape:
+            raise OptionError(f"{source} has {layers} layers and {name} of {tuple(tensor.shape)}: it cannot grow so")
+        state[".".join(parts)] = tensor.float()
+    model.load_state_dict(state)
+    for number, layer in enumerate(model.model.layers):
+        if number % group:
+            torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+            torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+
+
+def batch(
+    vocabulary: "PreTrainedTokenizerFast", *, seed: int, step: int, share: float, rows: int, length: int
+) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+    """Lessons packed in rows: ids, the ids that follow, and the weights of those in the loss, (rows, length) each.
+
+    A lesson ends with `</s>` and is never cut; of eight that wait, a row takes the first that still fits.
     """
     import torch
 
-    ids = vocabulary.encode("\n\n".join(world.texts(split, limit=limit)), add_special_tokens=False, verbose=False)
-    windows = torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).view(-1, WINDOW).to(model.device)
-    with torch.inference_mode():
-        losses = [_loss(model, rows) for rows in windows.split(8)]
-    return sum(float(loss) * len(rows) for loss, rows in zip(losses, windows.split(8), strict=True)) / len(windows)
+    draw = world.Draw("batch", seed, step)
+    waiting: list[tuple[list[int], list[float]]] = []
+    packed = []
+    for _ in range(rows):
+        ids: list[int] = []
+        weights: list[float] = []
+        while True:
+            while len(waiting) < 8:
+                waiting.append(_encode(vocabulary, lessons.lesson(draw, share)))
+            fitting = [n for n, (more, _) in enumerate(waiting) if len(ids) + len(more) <= length + 1]
+            if fitting:
+                more, learn = waiting.pop(fitting[0])
+                ids, weights = ids + more, weights + learn
+            elif ids:
+                break
+            else:
+                waiting.clear()  # lessons longer than a row
+        room = length + 1 - len(ids)
+        packed.append((ids + [vocabulary.pad_token_id] * room, weights + [0.0] * room))
+    ids_, weights_ = torch.tensor([ids for ids, _ in packed]), torch.tensor([weights for _, weights in packed])
+    return ids_[:, :-1], ids_[:, 1:], weights_[:, 1:]
 
 
-def _loss(model: "torch.nn.Module", ids: "torch.Tensor") -> "torch.Tensor":
+def _encode(vocabulary: "PreTrainedTokenizerFast", lesson: lessons.Lesson) -> tuple[list[int], list[float]]:
+    ids: list[int] = []
+    weights: list[float] = []
+    for text, weight in lesson:
+        more = vocabulary.encode(text, add_special_tokens=False)
+        ids, weights = ids + more, weights + [float(weight)] * len(more)
+    return [*ids, vocabulary.eos_token_id], [*weights, 0.0]
+
+
+def loss(
+    model: "torch.nn.Module", ids: "torch.Tensor", following: "torch.Tensor", weights: "torch.Tensor"
+) -> "torch.Tensor":
+    """The weighted mean loss (nat); the head is computed only where there is weight. Shapes: (rows, length)."""
     import torch
 
-    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    learnt = weights > 0
+    each = torch.nn.functional.cross_entropy(model.lm_head(hidden[learnt]).float(), following[learnt], reduction="none")
+    return (each * weights[learnt]).sum() / weights.sum()
 
 
 def train(
     shape: Shape,
-    budget: Budget,
     *,
     out: Path,
+    steps: int,
+    source: Path | None = None,
     resume: bool = False,
     seed: int = 0,
     device: str = "cpu",
     vocabulary: "PreTrainedTokenizerFast | None" = None,
-    tokens_per_step: int = 1024,
     lengths: tuple[tuple[float, int], ...] = LENGTHS,
-    save_minutes: float = 5.0,
+    long: int = LONG,
+    save_every: int = 200,
+    score_every: int = 300,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
-    """Train a model of the shape, write it to the folder `out` in the format of transformers, and return its card.
+    """Train a model of the shape, write it to the folder `out` in the format of transformers, and return its facts.
 
-    Every `save_minutes` the folder is brought up to date, and a checkpoint beside the weights allows `resume`; an
-    interrupt (Ctrl-C) writes the checkpoint too and is raised again. The checkpoint goes when training is done.
-    Without a `vocabulary` the tokenizer is trained first.
+    Every `save_every` steps a checkpoint beside the weights is brought up to date, which allows `resume`; an interrupt
+    (Ctrl-C) writes it too and is raised again. When the rate begins to fall, the weights are kept as they are, for a
+    teacher to grow from. Losses, and every `score_every` steps scores on validation items, go to a log of JSON lines.
+    With a `source` folder the model grows from the one there. Without a `vocabulary` the tokenizer is built first, and
+    a resumed run reads the one it began with.
 
     Raises OptionError before any work if the folder cannot be written, there is nothing to resume, what is there is of
-    another shape, seed or world, or the device is absent.
+    another shape, seed or world, the device is absent, or the number of steps is not positive.
     """
     import torch
+    from transformers import AutoTokenizer
 
-    _check(out, resume, device)
-    vocabulary = vocabulary or tokenizer.build(world.texts("train", limit=4000), context=CONTEXT)
-    model = build(shape, vocabulary, seed=seed).to(device).train()
+    _check(out, resume, device, steps)
+    if vocabulary is None and resume:
+        vocabulary = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    vocabulary = vocabulary or tokenizer.build(lessons.samples(), context=CONTEXT)
+    vocabulary.save_pretrained(out)
+    model = build(shape, vocabulary, seed=seed)
+    if source and not resume:
+        grow(model, source)
+    model.to(device).train()
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -190,61 +290,90 @@ def train(
         betas=(0.9, 0.95),
         fused=True,
     )
-    identity = {"shape": asdict(shape), "seed": seed, "world_sha256": world.digest()}
-    step, tokens, before = _restore(out / CHECKPOINT, identity, model, optimizer) if resume else (0, 0, 0.0)
-    started = saved = time.monotonic()
+    identity = {"shape": asdict(shape), "seed": seed, "grown": source is not None, "world_sha256": world.digest()}
+    step, tokens, before, smooth = 0, 0, 0.0, None
+    if resume:
+        step, tokens, before, smooth = _restore(out / CHECKPOINT, identity, model, optimizer)
+    started = time.monotonic()
 
     def seconds() -> float:
         return before + time.monotonic() - started
 
     def save() -> None:
-        state = {"identity": identity, "step": step, "tokens": tokens, "seconds": seconds()}
+        state = {"identity": identity, "step": step, "tokens": tokens, "seconds": seconds(), "loss": smooth}
         weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        beside = out / (CHECKPOINT + ".new")
-        torch.save(state | weights, beside)
-        os.replace(beside, out / CHECKPOINT)
-
-    def export(*, finished: bool) -> dict[str, Any]:
-        facts = {**identity, "finished": finished, "steps": step, "tokens": tokens, "seconds": round(seconds())}
-        return _export(model, vocabulary, out, facts)
+        _write(state | weights, out / CHECKPOINT)
 
     try:
-        while (share := budget.used(step, seconds())) < 1:
+        while step < steps:
+            if step == steps - int(DECAY * steps):
+                _write(model.state_dict(), out / STABLE)
+            share = _share(step, steps, shape.curriculum)
             length = next(length for start, length in reversed(lengths) if share >= start)
-            rows = max(1, tokens_per_step // length)
-            ids = batch(vocabulary, seed=seed, step=step, rows=rows, length=length).to(device)
+            length = CONTEXT if steps - step <= long else length
+            rows = max(1, TOKENS // length)
+            parts = batch(vocabulary, seed=seed, step=step, share=share, rows=rows, length=length)
             for group in optimizer.param_groups:
-                group["lr"] = shape.rate * _schedule(share)
+                group["lr"] = shape.rate * _schedule(step, steps)
             with torch.autocast("cuda", torch.bfloat16) if model.device.type == "cuda" else nullcontext():
-                loss = _loss(model, ids)
-            loss.backward()
+                now = loss(model, *(part.to(device) for part in parts))
+            now.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            step, tokens = step + 1, tokens + ids[:, 1:].numel()
-            validation = None
-            if time.monotonic() - saved > 60 * save_minutes:
+            step, tokens = step + 1, tokens + parts[0].numel()
+            smooth = now.item() if smooth is None else 0.98 * smooth + 0.02 * now.item()
+            if step % save_every == 0:
                 save()
-                validation = export(finished=False)["validation"]["loss"]
-                saved = time.monotonic()
-            now = {"step": step, "tokens": tokens, "seconds": seconds(), "share": share}
-            report(Progress(**now, loss=loss.item(), validation=validation))
+            found = None
+            if step % score_every == 0:
+                found = _validation(model, vocabulary)
+            if step % 20 == 0 or found:
+                with (out / LOG).open("a", encoding="utf-8") as log:
+                    row = {"step": step, "tokens": tokens, "seconds": round(seconds()), "loss": round(smooth, 4)}
+                    log.write(json.dumps(row | ({"scores": found} if found else {})) + "\n")
+            report(Progress(step=step, steps=steps, tokens=tokens, seconds=seconds(), loss=smooth, scores=found))
     except KeyboardInterrupt:
         save()
         raise
-    card = export(finished=True)
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return card
+    save()
+    return _export(model, vocabulary, out, {**identity, "steps": step, "tokens": tokens, "seconds": round(seconds())})
 
 
-def _schedule(share: float) -> float:
-    """The factor on the peak learning rate: linear warm-up over 2 % of the budget, then a cosine down to a tenth."""
-    return min(1.0, share / 0.02 + 0.01) * (0.55 + 0.45 * math.cos(math.pi * share))
+def _validation(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast") -> dict[str, float]:
+    model.eval()
+    found = score.scores(model, vocabulary, split="validation", limit=40)
+    model.train()
+    return {name: round(one.value, 4) for name, one in found.items()}
 
 
-def _check(out: Path, resume: bool, device: str) -> None:
+def _share(step: int, steps: int, curriculum: int) -> float:
+    """Where a step is in the curriculum: 0 to 1, and on to 2 while the rate falls."""
+    if not curriculum:
+        return lessons.TEACHER
+    stable = steps - int(DECAY * steps)
+    return min(1.0, step / curriculum) if step < stable else 1 + (step + 0.5 - stable) / (steps - stable)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """The factor on the peak rate of a step (counted from 0)."""
+    return min(1.0, (step + 1) / WARM_UP, (steps - step) / max(1, int(DECAY * steps)))
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """Save a state so that the file is there whole or not at all."""
     import torch
 
+    beside = path.with_suffix(".new")
+    torch.save(state, beside)
+    os.replace(beside, path)
+
+
+def _check(out: Path, resume: bool, device: str, steps: int) -> None:
+    import torch
+
+    if steps < 1:
+        raise OptionError(f"steps={steps} must be more than 0")
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
@@ -267,8 +396,8 @@ def _check(out: Path, resume: bool, device: str) -> None:
 
 def _restore(
     path: Path, identity: dict[str, Any], model: "torch.nn.Module", optimizer: "torch.optim.Optimizer"
-) -> tuple[int, int, float]:
-    """Load a checkpoint into model and optimizer; returns steps, tokens and seconds so far."""
+) -> tuple[int, int, float, float]:
+    """Load a checkpoint into model and optimizer; returns steps, tokens and seconds so far, and the smoothed loss."""
     import torch
 
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -278,13 +407,13 @@ def _restore(
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["tokens"], state["seconds"]
+    return state["step"], state["tokens"], state["seconds"], state["loss"]
 
 
 def _export(
     model: "MistralForCausalLM", vocabulary: "PreTrainedTokenizerFast", out: Path, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write weights in bfloat16, configuration, tokenizer and card; the scores are those of the rounded weights."""
+    """Write weights in bfloat16, configuration, tokenizer and the facts of the training."""
     import torch
 
     rounded = build(Shape(**facts["shape"]), vocabulary, seed=0)
@@ -294,26 +423,13 @@ def _export(
         rounded.save_pretrained(scratch)
         vocabulary.save_pretrained(scratch)
         weights = hashlib.sha256((Path(scratch) / "model.safetensors").read_bytes()).hexdigest()
-        rounded = rounded.float().to(model.device).eval()
-        card = {
-            **facts,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "validation": _score(rounded, vocabulary, "validation"),
-            "weights_sha256": weights,
-            "torch": torch.__version__,
-        }
-        if facts["finished"]:
-            card["test"] = _score(rounded, vocabulary, "test")
-        (Path(scratch) / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        parameters = sum(p.numel() for p in model.parameters())
+        facts = {**facts, "parameters": parameters, "weights_sha256": weights, "torch": torch.__version__}
+        (Path(scratch) / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         for path in sorted(Path(scratch).iterdir()):
             path.chmod(0o644)  # safetensors writes for the owner alone
             os.replace(path, out / path.name)
-    return card
-
-
-def _score(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", split: str) -> dict[str, float]:
-    loss = evaluate(model, vocabulary, split)
-    return {"loss": round(loss, 4), "perplexity": round(math.exp(loss), 3)}
+    return facts
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -322,24 +438,23 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bench.reference.train", description="Train the embedded reference."
     )
     parser.add_argument("name", choices=NAMES)
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument(
-        "--minutes", type=float, help=f"training time, resumed time included (default: {MINUTES}, as shipped)"
-    )
-    length.add_argument("--steps", type=int, help="steps of 1,024 to 2,048 tokens; reproducible where --minutes is not")
+    parser.add_argument("--steps", type=int, help="default: as many as the shipped weights had")
     parser.add_argument("--out", type=Path, help="folder to write (default: the one that is shipped)")
+    parser.add_argument(
+        "--grow", type=Path, metavar="DIR", help="the student's folder a teacher grows from (default: the shipped one)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
+    source = options.grow or (folder("student") if options.name == "teacher" else None)
     try:
-        minutes = MINUTES if options.minutes is options.steps is None else options.minutes
-        budget = Budget(steps=options.steps, minutes=minutes)
         with _Display() as display:
-            card = train(
+            facts = train(
                 SHAPES[options.name],
-                budget,
                 out=options.out or folder(options.name),
+                steps=STEPS[options.name] if options.steps is None else options.steps,
+                source=source,
                 resume=options.resume,
                 seed=options.seed,
                 device=options.device,
@@ -350,7 +465,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; go on with --resume", file=sys.stderr)
         return 130
-    print(json.dumps(card, indent=2))
+    print(json.dumps(facts, indent=2))
     return 0
 
 
@@ -361,7 +476,7 @@ class _Display:
         from rich.console import Console
         from rich.progress import Progress as Bar
 
-        self._console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+        self._console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
         self._bar = Bar(console=self._console, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("training", total=1.0)
         self._next = 0.0
@@ -372,12 +487,13 @@ class _Display:
         self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        text = f"step {progress.step}  loss {progress.loss:.3f}  {progress.tokens / progress.seconds:.0f} tokens/s"
-        self._bar.update(self._task, completed=progress.share, description=text)
-        if progress.validation is not None:
-            self._console.print(f"{progress.share:6.1%}  {text}  validation {progress.validation:.4f}")
+        speed = progress.tokens / progress.seconds
+        text = f"step {progress.step}  loss {progress.loss:.3f}  {speed:.0f} tokens/s"
+        self._bar.update(self._task, completed=progress.step / progress.steps, description=text)
+        if progress.scores:
+            self._console.print(text, "  ".join(f"{name} {value:.2f}" for name, value in progress.scores.items()))
         elif not self._console.is_terminal and progress.seconds >= self._next:
-            self._console.print(f"{progress.share:6.1%}  {text}")
+            self._console.print(f"{progress.step / progress.steps:6.1%}  {text}")
             self._next = progress.seconds + 30
 
 

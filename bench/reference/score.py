@@ -1,0 +1,303 @@
+"""Score the embedded reference on its tasks: `python -m bench.reference.score [--json] [--model RECIPE ...]`.
+
+- Choice tasks: the share of items whose right choice has the highest mean log-likelihood per token after the prompt.
+- arithmetic: greedy decoding, exact match of what follows `####`.
+- code: greedy decoding; the share of functions that pass all their tests, each run in a process of its own.
+- rag, no_rag: greedy decoding to the end of the line, token F1 with SQuAD's normalisation (lower case, no punctuation
+  or articles), the mean over questions; rag reads three manuals, one of which has the answer.
+- perplexity: `bench.metrics.perplexity` over held-out text, all disjoint windows of 512 tokens.
+
+Worked examples before a question are read once, and their keys and values serve all questions behind them. Models are
+computed in float32. Intervals are 95 %: Wilson's for shares, the percentile bootstrap (1,000 resamples) for F1, and for
+perplexity the bootstrap over windows.
+"""
+
+import argparse
+import json
+import math
+import re
+import string
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .._errors import OptionError
+from . import NAMES, tasks
+from .tasks import Item
+from .world import Draw
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+CHOICES = ("continuation", "facts_easy", "facts_hard", "categories")
+SCORED = (*CHOICES, "arithmetic", "code", "rag", "no_rag", "perplexity")
+NEW_TOKENS = {"arithmetic": 32, "code": 72, "rag": 6, "no_rag": 6}
+TOKENS = 4096  # in one forward pass, at most
+SECONDS = 5  # a generated program may run
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score and its 95 % interval over `items` items (for perplexity, windows)."""
+
+    value: float
+    low: float
+    high: float
+    items: int
+
+
+def scores(
+    model: "torch.nn.Module",
+    vocabulary: "PreTrainedTokenizerFast",
+    *,
+    names: Sequence[str] = SCORED,
+    split: str = "test",
+    limit: int | None = None,
+    report: Callable[[str, Score], None] = lambda name, score: None,
+) -> dict[str, Score]:
+    """Scores of a model in eval mode; `limit` takes so many items, spread over each task.
+
+    Raises OptionError for an unknown name.
+    """
+    if unknown := set(names) - set(SCORED):
+        raise OptionError(f"tasks {', '.join(sorted(unknown))} are not scored; there are {', '.join(SCORED)}")
+    found = {}
+    for name in names:
+        if name == "perplexity":
+            found[name] = _perplexity(model, vocabulary, split, limit)
+        else:
+            chosen = tasks.items(name, split)
+            chosen = chosen[:: max(1, len(chosen) // limit)][:limit] if limit else chosen
+            points = (_choice_points if name in CHOICES else _answer_points)(model, vocabulary, chosen)
+            found[name] = _mean(points) if name in ("rag", "no_rag") else _share(points)
+        report(name, found[name])
+    return found
+
+
+def f1(answer: str, truth: str) -> float:
+    """Token F1 of an answer, as SQuAD's evaluation script normalises and counts.
+
+    >>> f1("The 42 coins.", "42 grams")
+    0.5
+    """
+    given, wanted = _normalised(answer), _normalised(truth)
+    common = (Counter(given) & Counter(wanted)).total()
+    if not given or not wanted or not common:
+        return float(given == wanted)
+    precision, recall = common / len(given), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _normalised(text: str) -> list[str]:
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def passes(program: str, tests: Sequence[str]) -> bool:
+    """Whether the program runs through its tests in SECONDS, in a process without this one's environment or files."""
+    code = "\n".join([program, *tests])
+    with tempfile.TemporaryDirectory() as empty:
+        command = [sys.executable, "-I", "-S", "-c", code]
+        try:
+            done = subprocess.run(command, cwd=empty, env={}, capture_output=True, timeout=SECONDS)
+        except (subprocess.TimeoutExpired, ValueError):  # ValueError: a null byte in the program
+            return False
+    return done.returncode == 0
+
+
+def answers(
+    model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", items: Sequence[Item], *, new_tokens: int, end: str
+) -> list[str]:
+    """Greedy continuations of the items' prompts, up to `end` (a piece of text) or `new_tokens` tokens."""
+    import torch
+
+    stops = [n for piece, n in vocabulary.get_vocab().items() if end in vocabulary.convert_tokens_to_string([piece])]
+    stops = torch.tensor([*stops, vocabulary.eos_token_id], device=model.device)
+    found: dict[str, str] = {}
+    asked = [(item["id"], shared, _ids(vocabulary, rest)) for item in items for shared, rest in [_halves(item)]]
+    for prefix, rows in _batches(vocabulary, asked, new_tokens):
+        width = max(len(ids) for _, ids in rows)
+        fed = torch.tensor([[vocabulary.pad_token_id] * (width - len(ids)) + ids for _, ids in rows])
+        mask = torch.tensor([[1] * len(prefix) + [0] * (width - len(ids)) + [1] * len(ids) for _, ids in rows])
+        fed, mask = fed.to(model.device), mask.to(model.device)
+        cache, made = _read(model, prefix, len(rows)), []
+        done = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
+        with torch.inference_mode():
+            for _ in range(new_tokens):
+                places = (mask.cumsum(1) - 1)[:, -fed.shape[1] :].clamp(min=0)
+                out = model(
+                    input_ids=fed, attention_mask=mask, position_ids=places, past_key_values=cache, logits_to_keep=1
+                )
+                fed, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+                made.append(fed)
+                done |= torch.isin(fed[:, 0], stops)
+                if done.all():
+                    break
+        texts = vocabulary.batch_decode(torch.cat(made, 1), skip_special_tokens=False)
+        for (name, _), text in zip(rows, texts, strict=True):
+            found[name] = text.partition(end)[0].partition(vocabulary.eos_token)[0]
+    return [found[item["id"]] for item in items]
+
+
+def likelihoods(
+    model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", items: Sequence[Item]
+) -> list[list[float]]:
+    """Mean log-likelihood (nat per token) of every choice of every item after its prompt."""
+    import torch
+
+    rows: dict[tuple, tuple[str, list[int]]] = {}
+    asked = []
+    for item in items:
+        shared, question = _halves(item)
+        start = _ids(vocabulary, question)
+        for choice in item["choices"]:
+            ids = _ids(vocabulary, choice)
+            row = (item["id"], len(start) - 1, *ids[:-1])  # choices that differ in their last token alone are one row
+            rows[row] = (shared, start + ids[:-1])
+            asked.append((row, ids))
+    logs: dict[tuple, torch.Tensor] = {}  # (tokens of the choice, entries)
+    for prefix, batch in _batches(vocabulary, [(row, *texts) for row, texts in rows.items()], 0):
+        width = max(len(ids) for _, ids in batch)
+        fed = torch.tensor([ids + [vocabulary.pad_token_id] * (width - len(ids)) for _, ids in batch])
+        with torch.inference_mode():
+            cache = _read(model, prefix, len(batch))
+            logits = model(input_ids=fed.to(model.device), past_key_values=cache, use_cache=bool(prefix)).logits
+        for (row, ids), one in zip(batch, logits, strict=True):
+            logs[row] = one[row[1] : len(ids)].float().log_softmax(-1)
+    means = iter([float(logs[row][range(len(ids)), ids].mean()) for row, ids in asked])
+    return [[next(means) for _ in item["choices"]] for item in items]
+
+
+def _halves(item: Item) -> tuple[str, str]:
+    """What many items begin with, and what follows; documents are shared by few, so they are read with the question."""
+    return (tasks.prefix(item), item["question"]) if item["task"] in tasks.SHOTS else ("", tasks.prompt(item))
+
+
+def _ids(vocabulary: "PreTrainedTokenizerFast", text: str) -> list[int]:
+    return vocabulary.encode(text, add_special_tokens=False, verbose=False)
+
+
+def _batches(
+    vocabulary: "PreTrainedTokenizerFast", asked: Sequence[tuple[Any, str, list[int]]], room: int
+) -> Iterator[tuple[list[int], list[tuple[Any, list[int]]]]]:
+    """Batches of rows (name, shared beginning, ids of the rest): ids of the beginning, and (name, ids) of each row.
+
+    Longest first, so that the first batch needs the most memory; `room` more tokens are made behind each row.
+    """
+    for start in sorted({start for _, start, _ in asked}):
+        prefix = _ids(vocabulary, start)
+        rows = sorted(((name, ids) for name, begin, ids in asked if begin == start), key=lambda row: -len(row[1]))
+        while rows:
+            count = max(1, TOKENS // (len(rows[0][1]) + room))
+            yield prefix, rows[:count]
+            rows = rows[count:]
+
+
+def _read(model: "torch.nn.Module", prefix: list[int], rows: int) -> Any:
+    """The cache of a prefix, for so many rows; None where there is none."""
+    import torch
+
+    if not prefix:
+        return None
+    with torch.inference_mode():
+        ids = torch.tensor([prefix], device=model.device)
+        cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(rows)
+    return cache
+
+
+def _choice_points(model: Any, vocabulary: Any, items: Sequence[Item]) -> list[float]:
+    found = likelihoods(model, vocabulary, items)
+    return [float(max(range(4), key=row.__getitem__) == item["answer"]) for row, item in zip(found, items, strict=True)]
+
+
+def _answer_points(model: Any, vocabulary: Any, items: Sequence[Item]) -> list[float]:
+    task = items[0]["task"]
+    end = "\n\n" if task == "code" else "\n"
+    said = answers(model, vocabulary, items, new_tokens=NEW_TOKENS[task], end=end)
+    if task == "arithmetic":
+        finals = [text.rpartition("####")[2].strip() for text in said]
+        return [float(final == item["final"]) for final, item in zip(finals, items, strict=True)]
+    if task == "code":
+        programs = [item["question"] + text for item, text in zip(items, said, strict=True)]
+        with ThreadPoolExecutor(2) as pool:
+            return [float(p) for p in pool.map(passes, programs, [item["tests"] for item in items])]
+    return [f1(text, item["answer"]) for text, item in zip(said, items, strict=True)]
+
+
+def _perplexity(model: Any, vocabulary: Any, split: str, limit: int | None) -> Score:
+    from bench.data import open_data
+    from bench.metrics.perplexity import PerplexityProtocol, perplexity
+
+    protocol = PerplexityProtocol(samples=limit or 1000, split=split)
+    reading = perplexity(model, vocabulary, open_data("embedded", base="reference"), protocol, device=model.device)
+    low, high = (math.exp(end) for end in _bootstrap(reading.sample_means))
+    return Score(value=reading.perplexity, low=low, high=high, items=len(reading.sample_means))
+
+
+def _share(points: Sequence[float]) -> Score:
+    """A share with Wilson's score interval (Wilson 1927, JASA 22)."""
+    n, share, z = len(points), sum(points) / len(points), 1.96
+    centre, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = ((centre + side * spread) / (1 + z * z / n) for side in (-1, 1))
+    return Score(value=share, low=max(0.0, low), high=min(1.0, high), items=n)
+
+
+def _mean(points: Sequence[float]) -> Score:
+    low, high = _bootstrap(points)
+    return Score(value=sum(points) / len(points), low=low, high=high, items=len(points))
+
+
+def _bootstrap(points: Sequence[float]) -> tuple[float, float]:
+    """2.5 and 97.5 percentiles of the mean over resamples."""
+    draw = Draw("bootstrap", len(points))
+    means = sorted(sum(draw.one(points) for _ in points) / len(points) for _ in range(RESAMPLES))
+    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
+
+
+def load(name: str, recipe: str | None = None, *, device: str = "cpu") -> tuple[Any, Any]:
+    """Model (eval mode, float32 where it is dense) and tokenizer of a shipped reference, after a recipe if given."""
+    import compression
+
+    base = compression.open_base({"student": "reference", "teacher": "reference-teacher"}[name], device)
+    if recipe is None:
+        return base.model.float(), base.tokenizer
+    return compression.compress(base, recipe).model.float(), base.tokenizer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.reference.score", description="Score the embedded reference on its tasks."
+    )
+    parser.add_argument("--json", action="store_true", help="values alone, as JSON")
+    parser.add_argument(
+        "--model", action="append", metavar="RECIPE", help="score the student after this recipe instead"
+    )
+    parser.add_argument("--limit", type=int, help="items of each task (default: all)")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args(arguments)
+    wanted = [("student", recipe) for recipe in options.model] if options.model else [(name, None) for name in NAMES]
+    found = {}
+    for name, recipe in wanted:
+        label = f"{name} {recipe}" if recipe else name
+        found[label] = scores(*load(name, recipe, device=options.device), limit=options.limit)
+        if not options.json:
+            print(label)
+            for task, score in found[label].items():
+                print(f"  {task:13} {score.value:6.3f}  [{score.low:.3f}, {score.high:.3f}]  {score.items} items")
+    if options.json:
+        print(json.dumps({label: {task: score.value for task, score in of.items()} for label, of in found.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
