@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 _ROOT = Path(__file__).resolve().parents[2]
+SMALL = 2**28  # bytes of a model below which what the C library's heap keeps, 1 MiB more or less, shows in a peak
 _CUDA_BLOCK = 512  # bytes: the CUDA caching allocator counts whole blocks of this size
 # Freed memory goes back to the system at once, instead of staying in the heap by the accidents of glibc's moving limit.
 _STEADY_HEAP = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
