@@ -3,8 +3,8 @@
 Source: H. Badri and A. Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", Mobius Labs, 2023 (a web
 article). What is minimised is sum |W - Q|^p over the zero points, p = 0.7; the steps are in
 `compression._rounding.half_quadratic`. Groups run along the inputs (their axis 1).
-Departures: the first zero point is that of `rtn`, whose range always holds zero; every group keeps the best of its zero
-points, where theirs stop all groups when the mean error stops to fall; zero points are compared as they are stored, and
+Departures: the range of a group always holds zero; every group keeps the best of its zero points, among them that of
+`rtn`, where theirs stop all groups when the mean error stops to fall; zero points are compared as they are stored, and
 they and the scales are stored in the dtype of the weight.
 """
 
