@@ -121,19 +121,22 @@ class Library:
 
 
 class ours(Library):
+    static = False  # groups' scales from the weights as they are when the group begins
+
     def layer(self) -> None:
         from compression._grids import AffineGrid
         from compression._rounding import Hessian, gptq
 
         weight, inputs = weight_and_inputs(self.options)
         grid = AffineGrid(bits=BITS, group_size=GROUP, symmetric=True)
-        summed = self.clock("hessian", lambda: Hessian(weight.shape[1]))
+        sums = self.clock("hessian", lambda: Hessian(weight.shape[1]))
         for x in inputs():
-            self.clock("hessian", lambda x=x: summed.add(x))
-        hessian = self.clock("hessian", summed.value)
-        del summed
-        rounded = self.clock.best("round", self.options["repeats"], lambda: None,
-                                  lambda _: gptq(weight, hessian, grid, damp=DAMP))  # fmt: skip
+            self.clock("hessian", lambda x=x: sums.add(x))
+        hessian = self.clock("hessian", sums.value)
+        rounded = self.clock.best(
+            "round", self.options["repeats"], lambda: None,
+            lambda _: gptq(weight, hessian, grid, damp=DAMP, params=grid.fit(weight) if self.static else None),
+        )  # fmt: skip
         self.answer("layer", hessian=hessian, quantized=rounded.decode(grid))
 
     def hqq(self) -> None:
@@ -160,6 +163,12 @@ class ours(Library):
         base = compression.open_base(str(self.folder / "model"))
         result = self.clock("whole", lambda: compression.compress(base, recipe, calibration=ids))
         self.answer_model(task, result.model)
+
+
+class ours_static(Library):
+    """Static groups: scales from the weights before any is rounded, as llmcompressor has them."""
+
+    static, layer = True, ours.layer
 
 
 class plain(Library):
@@ -310,7 +319,7 @@ class hqq(Library):
         self.answer("hqq", quantized=Quantizer.dequantize(codes, meta | {"compute_dtype": torch.float32}))
 
 
-LIBRARIES: dict[str, type[Library]] = {c.__name__: c for c in (ours, plain, llmcompressor, gptqmodel, hqq)}
+LIBRARIES: dict[str, type[Library]] = {c.__name__: c for c in (ours, ours_static, plain, llmcompressor, gptqmodel, hqq)}
 
 
 def main() -> None:

@@ -32,11 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import GROUP, LIBRARIES, Library, weight_and_inputs
+from contenders import GROUP, LIBRARIES, weight_and_inputs
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
-HERE = ("ours", "plain")  # libraries that run in this environment
+HERE = ("ours", "ours_static", "plain")  # libraries that run in this environment
 REQUIREMENTS = {
     "llmcompressor": ("llmcompressor==0.14.0",),
     "gptqmodel": ("gptqmodel==7.6.0", "transformers==5.23.0", "optimum>=2"),
@@ -158,10 +158,17 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+JUDGES: dict[str, Callable[..., dict[str, dict[str, float]]]] = {
+    "layer": judge_layer,
+    "block": judge_model,
+    "hqq": judge_hqq,
+    "awq": judge_model,
+}
+
+
 def compare(task: str, libraries: Iterable[str], options: Row, rounds: int, environments: Path) -> dict[str, Row]:
     """A row for each library that has the task."""
-    method = {"layer": "layer", "hqq": "hqq"}.get(task, task)
-    libraries = [library for library in libraries if hasattr(LIBRARIES[library], method)]
+    libraries = [library for library in libraries if hasattr(LIBRARIES[library], task)]
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -174,11 +181,12 @@ def compare(task: str, libraries: Iterable[str], options: Row, rounds: int, envi
                     new["seconds"] = {name: min(new["seconds"][name], old["seconds"][name]) for name in new["seconds"]}
                 rows[library] = new
         answers = {
-            library: torch.load(folder / f"{task}.{library}.pt") for library in libraries if "failed" not in rows[library]
+            library: torch.load(folder / f"{task}.{library}.pt")
+            for library in libraries
+            if "failed" not in rows[library]
         }
-        judge: Callable[..., dict[str, dict[str, float]]] = {"layer": judge_layer, "hqq": judge_hqq}.get(task, judge_model)
-        for library, errors in judge(answers, options if dense is None else dense).items():
-            rows.setdefault(library, {}).setdefault("errors", errors)
+        for library, errors in JUDGES[task](answers, options if dense is None else dense).items():
+            rows.setdefault(library, {})["errors"] = errors
     return rows
 
 
@@ -224,11 +232,11 @@ TASKS: dict[str, Row] = {  # options that the command line does not give
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--libraries", default=",".join(LIBRARIES))
-    parser.add_argument("--rounds", type=int, default=1)
-    for name, default in (("inputs", 4096), ("outputs", 4096), ("samples", 128), ("length", 512), ("threads", 2), ("seed", 0)):  # fmt: skip
+    sizes = {"inputs": 4096, "outputs": 4096, "samples": 128, "length": 512, "threads": 2, "seed": 0, "rounds": 1}
+    for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--environments", type=Path, default=ROOT / ".tox" / "peers-environments")
     parser.add_argument("--json", type=Path, help="also write all figures here")

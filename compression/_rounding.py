@@ -11,7 +11,7 @@ column j is rounded from
 
     w_j + sum over i < j of (w_i - q_i) R_ij / R_jj                                                                 (1)
 
-(QuIP, arXiv 2307.13304, theorem 6, calls it LDLQ and proves the two equal), so that one factorization is all: R is the
+(QuIP, arXiv 2307.13304, calls it LDLQ and proves the two equal), so that one factorization is all: R is the
 lower Cholesky factor of H with rows and columns reversed, reversed back. The squared error of the whole is the sum of
 R_jj^2 times the squared error of each column against (1).
 """
