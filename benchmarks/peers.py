@@ -146,7 +146,7 @@ def judge_layer(answers: dict[str, dict[str, Tensor]], options: Row) -> dict[str
 def judge_hqq(answers: dict[str, dict[str, Tensor]], options: Row) -> dict[str, dict[str, float]]:
     weight, _ = weight_and_inputs(options)
     whole = float(weight.abs().pow(0.7).sum())
-    return {library: {"|W - Q|^0.7": float((weight - answer["quantized"]).abs().pow(0.7).sum()) / whole}
+    return {library: {"own objective": float((weight - answer["quantized"]).abs().pow(0.7).sum()) / whole}
             for library, answer in answers.items()}  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def compare(task: str, libraries: Iterable[str], options: Row, rounds: int, envi
 def table(task: str, rows: dict[str, Row]) -> str:
     """Markdown; a figure in brackets is that of the library / ours."""
     ours = figures(rows.get("ours", {}))
-    columns = list(dict.fromkeys(name for row in rows.values() for name in figures(row)))
+    columns = list(dict.fromkeys(name for row in rows.values() for name in figures(row))) or ["result"]
     lines = [f"| {task} | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
     for library, row in rows.items():
         if "failed" in row:
