@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from compression import _packing
-from compression._errors import LayerError
+from compression._errors import LayerError, RecipeError
 
 Params = dict[str, Tensor]
 
@@ -108,6 +108,11 @@ class AffineGrid:
     group_size: int
     symmetric: bool
     float_zeros: bool = False
+
+    def __post_init__(self) -> None:
+        if self.symmetric and self.float_zeros:
+            raise RecipeError("AffineGrid(symmetric=True, float_zeros=True): a symmetric grid has no zero points to "
+                              "store; leave one of the two out")  # fmt: skip
 
     def table(self, device: torch.device | str = "cpu") -> Tensor:
         return torch.arange(2**self.bits, dtype=torch.float32, device=device)

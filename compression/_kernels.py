@@ -309,6 +309,84 @@ def _bnb8_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
     return product
 
 
+# --- GPTQModel --------------------------------------------------------------------------------------------------------
+
+
+def _gptqmodel_kernel(spec: LayerSpec) -> type:
+    """The class of GPTQModel that its own selection takes for the layer.
+
+    Raises:
+        ImportError: it is not installed, or does not import.
+        ValueError: none of its kernels takes the layer here.
+    """
+    from gptqmodel.models._const import DEVICE
+    from gptqmodel.utils.importer import select_quant_linear
+
+    common = {"bits": spec.grid.bits, "group_size": spec.grid.group_size, "desc_act": False,
+              "sym": spec.grid.symmetric, "pack_dtype": torch.int32, "dtype": spec.dtype}  # fmt: skip
+    found = select_quant_linear(device=DEVICE(spec.device), **common)
+    ok, why = found.validate(in_features=spec.in_features, out_features=spec.out_features, **common)
+    if not ok:
+        raise ValueError(str(why))
+    return found
+
+
+def _gptqmodel_refuses(spec: LayerSpec) -> str | None:
+    if spec.backend != "gptqmodel":
+        return "only when asked for by backend=gptqmodel"
+    if not isinstance(spec.grid, AffineGrid) or spec.grid.float_zeros or spec.threshold is not None:
+        return "affine weights with whole zero points only"
+    if spec.dtype not in (torch.float16, torch.bfloat16):
+        return f"fp16 or bf16 only, not {spec.dtype}"
+    if spec.in_features * spec.grid.bits % 32 or spec.out_features * spec.grid.bits % 32:
+        return f"{spec.out_features} x {spec.in_features} in {spec.grid.bits} bits do not fill whole 32-bit words"
+    try:
+        _gptqmodel_kernel(spec)
+    except ImportError as error:
+        return f"gptqmodel cannot be imported ({error}); pip install 'compression-bench[gptqmodel]'"
+    except (ValueError, NotImplementedError) as error:
+        return f"none of its kernels takes it: {error}"
+    return None
+
+
+def _gptqmodel_pack(codes: Tensor, spec: LayerSpec) -> Tensor:
+    from compression._formats._layer import to_words
+
+    return to_words(codes).t().contiguous()
+
+
+def _gptqmodel_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
+    from compression._formats._layer import to_bytes
+
+    return to_bytes(layout.t())
+
+
+def _gptqmodel_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
+    from compression._formats.gptq import shift_zeros
+
+    scales, zeros = spec.grid.expand(params, spec.out_features, spec.in_features)
+    kind = _gptqmodel_kernel(spec)
+    layer = kind(
+        bits=spec.grid.bits, group_size=spec.grid.group_size, desc_act=False, sym=spec.grid.symmetric, bias=False,
+        in_features=spec.in_features, out_features=spec.out_features, pack_dtype=torch.int32, register_buffers=True,
+    ).eval()  # fmt: skip
+    qzeros = _gptqmodel_pack(_packing.pack(zeros.to(torch.uint8).t().contiguous(), spec.grid.bits), spec).t()
+    layer.qweight = layout if spec.device == "cpu" else layout.clone()  # CUDA kernels may reorder it in place
+    layer.qzeros = (qzeros if kind.REQUIRES_FORMAT_V2 else shift_zeros(qzeros, spec.grid.bits, -1)).contiguous()
+    layer.scales = scales.t().to(spec.dtype).contiguous()
+    layer.g_idx = (torch.arange(spec.in_features, device=layout.device) // spec.group).int()
+    layer.qzero_format(format=2 if kind.REQUIRES_FORMAT_V2 else 1)
+    layer.post_init()
+
+    def product(x: Tensor) -> Tensor:
+        return layer(x)
+
+    with torch.no_grad():  # some take their own layout at the first product
+        product(torch.zeros(1, spec.in_features, dtype=spec.dtype, device=layout.device))
+    product.held = tuple(t for t in layer.buffers() if t is not layout)  # type: ignore[attr-defined]
+    return product
+
+
 def _unlimited(spec: LayerSpec) -> float:
     return float("inf")
 
@@ -335,4 +413,9 @@ _BNB8 = Kernel(
     bind=_bnb8_bind, max_rows=_unlimited, graph_safe=False,
 )  # fmt: skip
 
-KERNELS: tuple[Kernel, ...] = (_LUT4, _INT4, _INT8, _BNB4, _BNB8)
+_GPTQMODEL = Kernel(
+    name="gptqmodel", library="gptqmodel", refuses=_gptqmodel_refuses, pack=_gptqmodel_pack, unpack=_gptqmodel_unpack,
+    bind=_gptqmodel_bind, max_rows=_unlimited,
+)  # fmt: skip
+
+KERNELS: tuple[Kernel, ...] = (_LUT4, _INT4, _INT8, _BNB4, _BNB8, _GPTQMODEL)

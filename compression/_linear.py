@@ -25,7 +25,8 @@ class PackedLinear(nn.Module):
         bias: whether there is one.
         dtype: of the weight that was replaced: outputs and scales have it.
         compute_dtype: in which the product is taken; `dtype` if None.
-        backend: "auto", or a library whose kernel to insist on: "native", "torch", "bitsandbytes".
+        backend: "auto", or a library whose kernel to insist on: "native", "torch", "bitsandbytes",
+            "gptqmodel".
         threshold: with a number, LLM.int8(): columns of x with an absolute value of at least that are multiplied
             in high precision, the others in 8-bit integers with one scale per row of x.
         permuted: whether the columns of W are stored in another order (activation order of GPTQ): `permutation`,

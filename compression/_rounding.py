@@ -11,7 +11,7 @@ column j is rounded from
 
     w_j + sum over i < j of (w_i - q_i) R_ij / R_jj                                                                 (1)
 
-(QuIP, arXiv 2307.13304, theorem 6, calls it LDLQ and proves the two equal), so that one factorization is all: R is the
+(QuIP, arXiv 2307.13304, calls it LDLQ and proves the two equal), so that one factorization is all: R is the
 lower Cholesky factor of H with rows and columns reversed, reversed back. The squared error of the whole is the sum of
 R_jj^2 times the squared error of each column against (1).
 """
@@ -26,9 +26,11 @@ from compression._errors import LayerError
 from compression._grids import AffineGrid, Grid, Params
 
 LEAF = 16  # columns that are rounded one by one before their error is passed on in a matrix product
-TRIANGLE = 512  # columns of H whose part above the diagonal is summed at once
+TILE = 256  # columns of a diagonal block of H that is summed whole
 MOST_DAMPING = 1e3
 ERROR_ROWS = 256
+BLOCK = 2**18  # weights whose zero points are sought at once: what that takes stays in the processor's cache
+NO_ERROR = -1e6  # for its logarithm: any power of it is 0, 1 or infinite
 
 
 class Hessian:
@@ -41,14 +43,23 @@ class Hessian:
         """Count inputs (..., cols) in. H is symmetric: only what lies on and above its diagonal blocks is summed."""
         x = x.detach().reshape(-1, x.shape[-1]).float()
         self._count += len(x)
-        for begin in range(0, x.shape[1], TRIANGLE):
-            part = slice(begin, begin + TRIANGLE)
-            self._upper[part, begin:].addmm_(x[:, part].t(), x[:, begin:])
+        self._add(x, 0, x.shape[1])
+
+    def _add(self, x: Tensor, begin: int, end: int) -> None:
+        """Columns begin .. end: those of each half, then, in one large product, the rectangle between the halves."""
+        left = right = slice(begin, end)
+        if end - begin > TILE:
+            middle = (begin + end) // 2
+            self._add(x, begin, middle)
+            self._add(x, middle, end)
+            left, right = slice(begin, middle), slice(middle, end)
+        self._upper[left, right].addmm_(x[:, left].t(), x[:, right])
 
     def value(self) -> Tensor:
         """H (cols, cols), zero as long as nothing was added."""
         upper = self._upper.triu()
-        return (upper + upper.triu(1).t()).mul_(2 / max(1, self._count))
+        upper += upper.triu(1).t()
+        return upper.mul_(2 / max(1, self._count))
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ def gptq(
         scales, zeros = grid.expand(params, rows, cols)
         solver.set_levels(scales, zeros, (columns // group_size).tolist())
     solver.solve(0, cols)
-    codes = solver.codes.t().to(torch.uint8)
+    codes = solver.wanted.t().to(torch.uint8)
     if params is None:
         return Rounded(codes.contiguous(), grid.store(*solver.levels(), solver.dtype), order, damping)
     return Rounded((codes if order is None else codes[:, order.argsort()]).contiguous(), params, None, damping)
@@ -157,43 +168,63 @@ def half_quadratic(
         grid: with `float_zeros`.
         dtype: of stored scales and zero points, by default that of the weight.
 
-    A group keeps the best zero point that it had, as it is stored; the first is that of rounding to nearest, so that
-    no group ends above it.
+    It starts where the smallest weight (or 0) is the lowest level. A group keeps the best zero point that it had, as it
+    is stored; that of rounding to nearest, a whole number, is among them, so that no group ends above it.
     """
     dtype = dtype or weight.dtype
-    rows, cols = weight.shape
-    scales, zeros = grid.expand(grid.fit(weight, dtype), rows, cols)
-    w, s = weight.view(rows, scales.shape[1], -1), scales[..., None]
-    best, least = zeros, torch.full_like(zeros, torch.inf)
-    unit, top = w / s, 2**grid.bits - 1
-    for _ in range(iterations + 1):
-        z = zeros[..., None]
-        codes = (unit + z).round_().clamp_(0, top)
-        error = w - (codes - z).mul_(s)
-        size = error.abs()
-        powered = size.pow(norm - 1)  # infinite where there is no error
-        loss = torch.where(size > 0, size * powered, 0).sum(-1)
-        better = loss < least
-        best, least = torch.where(better, zeros, best), torch.where(better, loss, least)
-        sparse = error.sign().mul_((size - powered.div_(beta)).clamp_(min=0))
-        zeros = (codes - (w - sparse).div_(s)).mean(-1).to(dtype).float()
-        beta *= kappa
-    params = grid.store(scales, best, dtype)
+    scales, zeros = grid.expand(grid.fit(weight, dtype), *weight.shape)
+    grouped, rows = weight.view(*scales.shape, -1), max(1, BLOCK // weight.shape[1])
+    best = []
+    for w, s, z in zip(*(t.split(rows) for t in (grouped, scales, zeros)), strict=True):
+        best.append(_zero_points(w, s, z, 2**grid.bits - 1, norm, beta, kappa, iterations, dtype))
+    params = grid.store(scales, torch.cat(best), dtype)
     return Rounded(grid.encode(weight, params), params)
 
 
+def _zero_points(
+    w: Tensor, scales: Tensor, zeros: Tensor, top: int, norm: float, beta: float, kappa: float, iterations: int,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """The best zero points (rows, groups) of weights (rows, groups, size), of `zeros` and those that the steps make.
+
+    W - e = Q + shrunk, with shrunk = sign(W - Q) min(|W - Q|, |W - Q|^(norm - 1) / beta), so that the second step is
+
+        z <- z - mean of shrunk / s
+    """
+    s = scales[..., None]
+    unit = w / s
+    best, least = zeros, torch.full_like(zeros, torch.inf)
+    for step in range(iterations + 2):
+        z = zeros[..., None]
+        error = w - (unit + z).round_().clamp_(0, top).sub_(z).mul_(s)
+        size = error.abs()
+        log = size.log().clamp_(min=NO_ERROR)  # powers by exp and log: pow is several times as slow
+        threshold = (log * (norm - 1)).exp_().div_(beta)
+        loss = log.mul_(norm).exp_().sum(-1)
+        better = loss < least
+        best, least = torch.where(better, zeros, best), torch.where(better, loss, least)
+        if step == 0:
+            zeros = (-w.amin(-1).clamp_(max=0) / scales).to(dtype).float()
+            continue
+        shrunk = torch.minimum(size, threshold).copysign_(error)
+        zeros = (zeros - shrunk.mean(-1) / scales).to(dtype).float()
+        beta *= kappa
+    return best
+
+
 class _Solver:
-    """Columns are rows here: each is contiguous. `fed[k]` is the sum of (1) over what is rounded so far, times R_kk."""
+    """Columns are rows here: each is contiguous. `wanted[k]` is (1), summed up over what is rounded so far, and its
+    code once column k is rounded."""
 
     def __init__(self, weight: Tensor, factor: Tensor, grid: AffineGrid, group_size: int, dtype: torch.dtype):
-        self.weight, self.factor, self.grid, self.group_size, self.dtype = weight.t(), factor, grid, group_size, dtype
-        self.diagonal = factor.diagonal().tolist()
-        self.fed = torch.zeros_like(self.weight, memory_format=torch.contiguous_format)
-        self.difference = torch.empty_like(self.fed)  # w_j - q_j
-        self.codes = torch.empty_like(self.fed)
+        self.grid, self.group_size, self.dtype = grid, group_size, dtype
+        self.weight = weight.t().contiguous()
+        self.factor = factor / factor.diagonal()  # R_ij / R_jj
+        self.wanted = self.weight.clone()
+        self.difference = torch.empty_like(self.weight)  # w_j - q_j
         self.static = False
         groups = len(self.weight) // group_size
-        self.scales, self.zeros = (self.fed.new_empty(groups, self.fed.shape[1]) for _ in range(2))
+        self.scales, self.zeros = (self.weight.new_empty(groups, self.weight.shape[1]) for _ in range(2))
         self.group_of = [column // group_size for column in range(len(self.weight))]
 
     def set_levels(self, scales: Tensor, zeros: Tensor, group_of: list[int]) -> None:
@@ -204,8 +235,9 @@ class _Solver:
         return self.scales.t().contiguous(), self.zeros.t().contiguous()
 
     def solve(self, begin: int, end: int) -> None:
-        """Round columns begin .. end, whose `fed` holds all that comes from the columns before: first one half, then,
-        with the errors of the first passed on, the other. Groups stay whole, so that theirs is known when they begin.
+        """Round columns begin .. end, whose `wanted` holds all that comes from the columns before: first one half,
+        then, with the errors of the first passed on, the other. Groups stay whole, so that theirs is known when they
+        begin.
         """
         if not self.static and end - begin == self.group_size:
             self._fit(begin, end)
@@ -215,13 +247,14 @@ class _Solver:
         middle = begin + (end - begin) // whole // 2 * whole
         self.solve(begin, middle)
         left, right = slice(begin, middle), slice(middle, end)
-        self.fed[right].addmm_(self.factor[left, right].t(), self.difference[left])
+        self.wanted[right].addmm_(self.factor[left, right].t(), self.difference[left])
         self.solve(middle, end)
 
     def _fit(self, begin: int, end: int) -> None:
         """The group's levels, from its weights with the best answer of all coming columns to the errors so far."""
         part = slice(begin, end)
-        answer = torch.linalg.solve_triangular(self.factor[part, part].t(), self.fed[part], upper=False)
+        fed = self.wanted[part] - self.weight[part]
+        answer = torch.linalg.solve_triangular(self.factor[part, part].t(), fed, upper=False, unitriangular=True)
         weight = (self.weight[part] + answer).t()
         whole = replace(self.grid, group_size=-1)
         scales, zeros = whole.expand(whole.fit(weight, self.dtype), *weight.shape)
@@ -231,25 +264,22 @@ class _Solver:
         top = 2**self.grid.bits - 1
         for j in range(begin, end):
             scale, zero = self.scales[self.group_of[j]], self.zeros[self.group_of[j]]
-            wanted = self.fed[j].div_(self.diagonal[j]).add_(self.weight[j])
-            code = torch.div(wanted, scale, out=self.codes[j]).add_(zero).round_().clamp_(0, top)
-            torch.sub(self.weight[j], (code - zero).mul_(scale), out=self.difference[j])
-            self.fed[j + 1 : end].addr_(self.factor[j, j + 1 : end], self.difference[j])
+            level = torch.sub(self.wanted[j].div_(scale).add_(zero).round_().clamp_(0, top), zero)
+            torch.addcmul(self.weight[j], level, scale, value=-1, out=self.difference[j])
+            if j + 1 < end:
+                self.wanted[j + 1 : end].addr_(self.factor[j, j + 1 : end], self.difference[j])
 
 
 def _upper_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:
     """R upper triangular with R R^T = H + damping * mean(diag H) * I, and the damping that it took."""
-    diagonal = hessian.diagonal()
-    mean = float(diagonal.mean())
-    if not torch.isfinite(hessian).all():
+    mean = float(hessian.diagonal().mean())
+    if not all(torch.isfinite(extreme) for extreme in torch.aminmax(hessian)):
         raise LayerError("the inputs of the calibration text to this layer are not finite; check the base")
     reversed_, damping = hessian.flip(0, 1), damp
-    dead = reversed_.diagonal() == 0
+    diagonal = reversed_.diagonal().clone()
     while damping <= MOST_DAMPING:
-        damped = reversed_.clone()
-        damped.diagonal().add_(damping * mean)
-        damped.diagonal()[dead] = mean or 1.0
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        reversed_.diagonal().copy_(torch.where(diagonal == 0, mean or 1.0, diagonal + damping * mean))
+        lower, failed = torch.linalg.cholesky_ex(reversed_)
         if not failed:
             return lower.flip(0, 1), damping
         damping = max(10 * damping, 1e-6)

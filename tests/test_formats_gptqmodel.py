@@ -6,11 +6,13 @@ import pytest
 import torch
 from checkpoints import logits, transformers_model
 from published import random_layer
+from strategies import gaussian
 from test_formats import dequantized
 
 import compression
-from compression import _blocks, _packing
+from compression import BackendError, _blocks, _packing
 from compression._formats import Published, awq, gptq
+from compression._grids import AffineGrid, quantize
 from compression._linear import PackedLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -97,3 +99,38 @@ def test_what_we_write_computes_the_same_in_transformers(tmp_path, architecture,
 
     ours = logits(result.model).float()
     assert (logits(theirs).float() - ours).norm() <= 1e-3 * ours.norm()
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "symmetric", "permuted", "dtype"),
+    [
+        (4, 32, True, False, torch.bfloat16),
+        (4, 64, False, True, torch.float16),
+        (4, -1, True, False, torch.bfloat16),
+        (2, 32, False, False, torch.bfloat16),  # this and the next are compiled first, which takes a minute
+        (3, 32, True, True, torch.float16),
+    ],
+)
+def test_its_kernels_multiply_our_layers(bits, group, symmetric, permuted, dtype):
+    grid = AffineGrid(bits=bits, group_size=group, symmetric=symmetric)
+    codes, params = quantize(grid, gaussian(64, 128, std=0.02).to(dtype))
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(1)) if permuted else None
+    layer = PackedLinear.from_codes(codes, params, gaussian(1, 64, std=0.1)[0].to(dtype), grid, dtype=dtype,
+                                    permutation=order, backend="gptqmodel")  # fmt: skip
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+
+    for rows in (1, 5):
+        x = gaussian(rows, 128, std=1).to(dtype)
+        y, expected = layer(x).float(), layer.reference(x.float())
+        assert (y - expected).norm() <= 2e-2 * expected.norm()
+
+    assert "gptqmodel" == layer.kernel_name()
+    assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
+
+
+def test_what_its_kernels_cannot_take_is_refused_with_words():
+    grid = AffineGrid(bits=4, group_size=32, symmetric=True)
+    layer = PackedLinear.from_weight(gaussian(64, 128), None, grid, backend="gptqmodel")
+
+    with pytest.raises(BackendError, match="fp16 or bf16 only"):
+        layer.kernel_name()

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from strategies import BITS, DTYPES, affine_grids, gaussian, grids, nf4_grids, seeds, weights
 
-from compression import LayerError
+from compression import LayerError, RecipeError
 from compression._grids import (
     DOUBLE_QUANT_BLOCK,
     NF4_LEVELS,
@@ -32,6 +32,11 @@ TINY = 2.0**-149  # the smallest step of fp32: what a product may be off by near
 def per_weight(grouped, weight):
     """One value per group (rows, groups) -> one per weight."""
     return grouped.repeat_interleave(weight.shape[1] // grouped.shape[1], 1)
+
+
+def test_a_symmetric_grid_with_real_zero_points_is_refused():
+    with pytest.raises(RecipeError, match="a symmetric grid has no zero points"):
+        AffineGrid(bits=4, group_size=32, symmetric=True, float_zeros=True)
 
 
 def groups(weight, grid):

@@ -36,7 +36,7 @@ class GPTQ(CalibratedMethod):
     damp: float = 0.01  # share of the mean of the Hessian's diagonal that is added to it
     samples: int = 128  # of calibration text
     sequence_length: int = 512  # tokens of each sample
-    backend: Literal["auto", "native", "torch"] = "auto"
+    backend: Literal["auto", "native", "torch", "gptqmodel"] = "auto"  # whose kernel multiplies
 
     def __post_init__(self) -> None:
         if self.group_size != -1 and self.group_size < 8:

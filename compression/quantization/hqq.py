@@ -3,18 +3,21 @@
 Source: H. Badri and A. Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", Mobius Labs, 2023 (a web
 article). What is minimised is sum |W - Q|^p over the zero points, p = 0.7; the steps are in
 `compression._rounding.half_quadratic`. Groups run along the inputs (their axis 1).
-Departures: the first zero point is that of `rtn`, whose range always holds zero; every group keeps the best of its zero
-points, where theirs stop all groups when the mean error stops to fall; zero points are compared as they are stored, and
+Departures: the range of a group always holds zero; every group keeps the best of its zero points, among them that of
+`rtn`, where theirs stop all groups when the mean error stops to fall; zero points are compared as they are stored, and
 they and the scales are stored in the dtype of the weight.
+With `backend="hqq"` the hqq library (0.2.8) finds codes, scales and zero points; what is stored, and how it is
+multiplied, stay the same.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from compression._errors import LayerError, RecipeError
+from compression._errors import BackendError, LayerError, RecipeError
 from compression._registry import LayerwiseMethod, method
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from compression._compress import Context
@@ -33,7 +36,7 @@ class HQQ(LayerwiseMethod):
     beta: float = 10.0  # inverse of the first threshold
     kappa: float = 1.01  # growth of beta
     iterations: int = 20
-    backend: Literal["auto", "native", "torch"] = "auto"
+    backend: Literal["auto", "native", "torch", "hqq"] = "auto"  # a kernel, or hqq: the library rounds
 
     def __post_init__(self) -> None:
         if self.group_size != -1 and self.group_size < 8:
@@ -43,6 +46,9 @@ class HQQ(LayerwiseMethod):
             if not low <= value <= high or (name in ("norm", "beta") and value == 0):
                 above = "above 0" if name in ("norm", "beta") else f"at least {low}"
                 raise RecipeError(f"hqq({name}={value}): must be {above} and at most {high:g}")
+            if self.backend == "hqq" and value != type(self).__dict__[name]:
+                raise RecipeError(f"hqq({name}={value}): the hqq library takes {type(self).__dict__[name]:g} alone; "
+                                  "leave backend=hqq or the parameter out")  # fmt: skip
 
     def grid(self) -> "AffineGrid":
         from compression._grids import AffineGrid
@@ -53,6 +59,8 @@ class HQQ(LayerwiseMethod):
         from compression._grids import check_group
 
         check_group(in_features, self.group_size)
+        if self.backend == "hqq":
+            _library()
 
     def compress_linear(self, linear: "nn.Linear", context: "Context") -> "PackedLinear":
         import torch
@@ -63,10 +71,41 @@ class HQQ(LayerwiseMethod):
         weight, grid = linear.weight.detach().float(), self.grid()
         if not torch.isfinite(weight).all():
             raise LayerError("the weight holds NaN or infinite values; compress a sound checkpoint")
-        rounded = _rounding.half_quadratic(
-            weight, grid, norm=self.norm, beta=self.beta, kappa=self.kappa, iterations=self.iterations,
-            dtype=linear.weight.dtype,
-        )  # fmt: skip
-        return PackedLinear.from_codes(
-            rounded.codes, rounded.params, linear.bias, grid, dtype=linear.weight.dtype, backend=self.backend
+        if self.backend == "hqq":
+            codes, params, kernels = *self._by_library(weight, linear.weight.dtype), "auto"
+        else:
+            rounded = _rounding.half_quadratic(
+                weight, grid, norm=self.norm, beta=self.beta, kappa=self.kappa, iterations=self.iterations,
+                dtype=linear.weight.dtype,
+            )  # fmt: skip
+            codes, params, kernels = rounded.codes, rounded.params, self.backend
+        return PackedLinear.from_codes(codes, params, linear.bias, grid, dtype=linear.weight.dtype, backend=kernels)
+
+    def _by_library(
+        self, weight: "torch.Tensor", dtype: "torch.dtype"
+    ) -> "tuple[torch.Tensor, dict[str, torch.Tensor]]":
+        """Codes uint8 (rows, cols) and stored parameters as the hqq library finds them."""
+        import torch
+
+        size = None if self.group_size == -1 else self.group_size
+        codes, meta = _library().quantize(
+            weight, nbits=self.bits, group_size=size, axis=1, bitpack=False, device=str(weight.device)
         )
+        scales, zeros = (meta[name].view(len(weight), -1) for name in ("scale", "zero"))
+        return codes.to(torch.uint8).view(weight.shape), self.grid().store(scales, zeros, dtype)
+
+
+def _library() -> Any:
+    """The quantizer of the hqq library.
+
+    Raises:
+        BackendError: it is not installed, or does not import.
+    """
+    try:
+        from hqq.core.quantize import Quantizer
+    except ImportError as error:
+        raise BackendError(
+            f"hqq(backend=hqq): the hqq library cannot be imported ({error}); pip install 'compression-bench[hqq]', or "
+            "leave backend out"
+        ) from error
+    return Quantizer
