@@ -97,7 +97,6 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
         print(f"{folder} is not finished: {state.done} blocks are done, going on behind them", file=sys.stderr)
     compress_to(folder, options.base, recipe, **settings)
     result = outline(folder)
-    result.model.tie_weights()
     if options.format != OWN:
         try:
             load(folder).save(options.out, options.format)

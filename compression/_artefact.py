@@ -195,14 +195,17 @@ def load(folder: str | Path, device: str = "cpu") -> Compressed:
             return _load_published(source, device)
         raise CheckpointError(f"{path} holds no {MANIFEST}: open a dense checkpoint as a base instead")
     opened = outline(path)
-    files = BaseSource(str(path), "folder", path).files if (path / INDEX).exists() else [path / _WEIGHTS]
-    _weights.fill(opened.model, _weights.read_tensors(files), where=str(path))
+    _weights.fill(opened.model, _weights.read_tensors(_files(path)), where=str(path))
     _checkpoint.finish(opened.model, device)
     return opened
 
 
+def _files(path: Path) -> list[Path]:
+    return BaseSource(str(path), "folder", path).files if (path / INDEX).exists() else [path / _WEIGHTS]
+
+
 def outline(path: Path) -> Compressed:
-    """What a folder of ours holds, its model on the meta device: nothing is read but the JSON files.
+    """What a folder of ours holds, its model on the meta device: no tensor is read.
 
     Raises:
         CheckpointError: as `load`.
@@ -228,6 +231,10 @@ def outline(path: Path) -> Compressed:
         executed = tuple(manifest["executed"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
+    _, headers = _weights.index(_files(path))
+    _weights.fit(model, headers, where=str(path))
+    _weights.assign(model, headers, where=str(path))
+    model.tie_weights()
     return Compressed(
         model=model, recipe=recipe, base=base, executed=executed, report=report, cost=cost,
         tokenizer_source=lambda: _checkpoint.read_tokenizer(path),

@@ -121,14 +121,15 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
 
 
 def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Put tensors that fit into the model, which may be all of its tensors or those outside its blocks.
+    """Put tensors that fit into the model: all of its tensors, or those outside its blocks, or headers in their place.
 
     Raises:
         CheckpointError: there are two heads where the configuration ties the head to the embeddings.
     """
     if _tied(model):
         embedding = tensors[_EMBEDDING]
-        if not torch.equal(tensors.get(_HEAD, embedding), embedding):
+        head = tensors.get(_HEAD, embedding)
+        if not (head.is_meta or torch.equal(head, embedding)):
             raise CheckpointError(f"{where}: {_HEAD} differs from {_EMBEDDING}, and config.json ties them; set "
                                   "tie_word_embeddings to false there if both are meant")  # fmt: skip
         tensors = {**tensors, _HEAD: embedding}
