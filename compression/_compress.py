@@ -181,11 +181,12 @@ def make_passes(
 
 
 def full_report(contexts: list[Context]) -> tuple[LayerReport, ...]:
-    """What the steps reported, and the parts of the model that none of them takes."""
+    """What the steps reported, and the parts of the model that none of them took."""
     report = [entry for context in contexts for entry in context.report]
     if contexts:
+        reported = {entry.name for entry in report}
         report += [LayerReport(name, "kept", "embeddings, output head and norms stay as they are")
-                   for name in ("model.embed_tokens", "lm_head", "norms")]  # fmt: skip
+                   for name in ("model.embed_tokens", "lm_head", "norms") if name not in reported]  # fmt: skip
     return tuple(report)
 
 
