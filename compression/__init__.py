@@ -4,7 +4,8 @@
     >>> compression.Recipe.parse("rtn(bits=3)").text
     'rtn(bits=3)'
 
-`compress(base, recipe)` yields a `Compressed`, `load(folder)` opens one that was saved, `open_base` opens a checkpoint.
+`compress(base, recipe)` yields a `Compressed`, `compress_to(folder, base, recipe)` writes one block by block,
+`load(folder)` opens one that was saved, `open_base` opens a checkpoint.
 Nothing heavy is imported before it is used.
 """
 
@@ -34,6 +35,7 @@ __all__ = [
     "RecipeError",
     "Step",
     "compress",
+    "compress_to",
     "load",
     "locate",
     "methods",
@@ -46,6 +48,7 @@ _LATE = {
     "Calibration": "_calibration",
     "Compressed": "_artefact",
     "compress": "_compress",
+    "compress_to": "_stream",
     "load": "_artefact",
     "locate": "_checkpoint",
     "open_base": "_checkpoint",

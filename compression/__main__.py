@@ -7,14 +7,19 @@ python -m compression list
 
 import argparse
 import json
+import shutil
 import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compression import CompressionError, Recipe
 from compression._formats import FORMATS
 from compression._registry import LayerwiseMethod
+
+if TYPE_CHECKING:
+    from compression import Compressed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m compression", description=__doc__.split("\n")[0])
     parser.add_argument("recipe", help='a recipe such as nf4 or "rtn(bits=3)", or the word list')
     parser.add_argument("--base", default="reference", help="reference, random:<shape>, a folder or a hub id")
-    parser.add_argument("--out", type=Path, help="new folder for the compressed model")
+    parser.add_argument("--out", type=Path, help="folder for the compressed model: new, or left by a run that was "
+                        "interrupted, which is then resumed")  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0],
                         help="own, or the format of published GPTQ or AWQ checkpoints; exact, or refused")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default cuda if there is one")
@@ -46,15 +52,8 @@ def _compress(options: argparse.Namespace) -> int:
         raise CompressionError("--out DIR is missing: the folder to write the compressed model to")
     base = locate(options.base)
 
-    from compression import compress
-    from compression._artefact import check_writable
-
-    check_writable(options.out)
-    result = compress(
-        options.base, recipe, device=options.device or _device(), seed=options.seed, calibration=options.calibration,
-        progress=_bar(),
-    )  # fmt: skip
-    result.save(options.out, options.format)
+    device = options.device or _device()
+    result = _write(recipe, options, device)
     facts = {
         "recipe": recipe.text,
         "base": base.label,
@@ -64,8 +63,9 @@ def _compress(options: argparse.Namespace) -> int:
         "stored_bytes": result.stored_bytes,
         "bits_per_parameter": 8 * result.stored_bytes / result.parameters,
         "seconds": result.cost.seconds if result.cost else None,
+        "peak_bytes": result.cost.peak_bytes if result.cost else None,
         "calibration_tokens": result.cost.calibration_tokens if result.cost else 0,
-        "kernels": result.kernels(),
+        "kernels": result.kernels(device),
         "layers": [f"{entry.name}: {entry.outcome}, {entry.detail}" for entry in result.report],
     }
     if options.json:
@@ -74,6 +74,36 @@ def _compress(options: argparse.Namespace) -> int:
     for key, value in facts.items():
         print(f"{key}: {value}" if key != "layers" else "\n".join(facts["layers"]))
     return 0
+
+
+def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compressed":
+    """Compress block by block where that can be; what is returned may be without weights."""
+    from compression import compress, compress_to, load
+    from compression._artefact import OWN, check_writable, outline
+    from compression._stream import State, whole_model
+
+    settings = {"device": device, "seed": options.seed, "calibration": options.calibration, "progress": _bar()}
+    if reason := whole_model(recipe):
+        check_writable(options.out)
+        print(f"{reason}: the model is held in memory, and nothing can be resumed", file=sys.stderr)
+        result = compress(options.base, recipe, **settings)
+        result.save(options.out, options.format)
+        return result
+    folder = options.out
+    if options.format != OWN:  # written from our own, which lies beside it until then
+        check_writable(options.out)
+        folder = options.out.with_name(f"{options.out.name}.{OWN}")
+    if state := State.read(folder):
+        print(f"{folder} is not finished: {state.done} blocks are done, going on behind them", file=sys.stderr)
+    compress_to(folder, options.base, recipe, **settings)
+    result = outline(folder)
+    if options.format != OWN:
+        try:
+            load(folder).save(options.out, options.format)
+        except CompressionError as error:
+            raise CompressionError(f"{error}; in the format of this package it is in {folder}") from error
+        shutil.rmtree(folder)
+    return result
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -2,7 +2,8 @@
 
 A folder written by `Compressed.save` holds config.json, model.safetensors, the tokenizer and compression.json, which
 says how each packed layer is stored. A result without packed layers is a plain transformers checkpoint besides. With a
-`format` the folder is one of the published formats instead (`compression._formats`), without compression.json.
+`format` the folder is one of the published formats instead (`compression._formats`), without compression.json. A folder
+written block by block (`compression._stream`) has several safetensors files and their index.
 """
 
 import contextlib
@@ -16,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression import _blocks, _checkpoint
-from compression._checkpoint import MANIFEST, BaseSource
+from compression import _blocks, _checkpoint, _weights
+from compression._checkpoint import INDEX, MANIFEST, BaseSource
 from compression._cost import Cost
 from compression._errors import CheckpointError, LayerError
 from compression._formats import BITS, FORMATS
@@ -27,6 +28,7 @@ from compression._recipe import Recipe
 
 SCHEMA = 1
 OWN = FORMATS[0]
+STATE = "compression.state.json"  # in a folder that is not finished
 _WEIGHTS = "model.safetensors"
 
 
@@ -101,10 +103,14 @@ class Compressed:
         if format != OWN:
             state, quantization = convert(self.model, format, self.recipe)
             return state, {"config.json": {"quantization_config": quantization}, "quantize_config.json": quantization}
+        layers = {name: describe(layer) for name, layer in _blocks.packed_layers(self.model).items()}
+        return self.model.state_dict(), {MANIFEST: self.manifest(layers)}
+
+    def manifest(self, layers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """What compression.json says, with a description of each packed layer by name."""
         import torch
 
-        layers = {name: _describe(layer) for name, layer in _blocks.packed_layers(self.model).items()}
-        manifest = {
+        return {
             "schema": SCHEMA,
             "recipe": self.recipe.to_json(),
             "text": self.recipe.text,
@@ -115,13 +121,12 @@ class Compressed:
             "report": [dataclasses.asdict(entry) for entry in self.report],
             "layers": layers,
         }
-        return self.model.state_dict(), {MANIFEST: manifest}
 
-    def kernels(self) -> dict[str, int]:
-        """How many packed layers get which kernel on the device where the model is."""
+    def kernels(self, device: str | None = None) -> dict[str, int]:
+        """How many packed layers get which kernel on the device, by default where the model is."""
         counts: dict[str, int] = {}
         for layer in _blocks.packed_layers(self.model).values():
-            name = layer.kernel_name()
+            name = layer.kernel_name(device)
             counts[name] = counts.get(name, 0) + 1
         return counts
 
@@ -147,14 +152,7 @@ class Compressed:
             if getattr(self.model.config, "tie_word_embeddings", False):
                 state.pop("lm_head.weight", None)
             save_file({k: v.contiguous() for k, v in state.items()}, work / _WEIGHTS, metadata={"format": "pt"})
-            self.model.config.architectures = [type(self.model).__name__]
-            self.model.config.dtype = next(p.dtype for p in self.model.parameters())
-            self.model.config.save_pretrained(work)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(work)
-            for name, value in described.items():
-                merged = (json.loads((work / name).read_text()) if (work / name).exists() else {}) | value
-                (work / name).write_text(json.dumps(merged, indent=1, allow_nan=False) + "\n")
+            write_beside(work, self.model, next(self.model.parameters()).dtype, self.tokenizer, described)
             work.chmod(0o755)
             if target.exists():
                 target.rmdir()
@@ -166,21 +164,54 @@ class Compressed:
         return target
 
 
+def write_beside(folder: Path, model: Any, dtype: Any, tokenizer: Any, described: dict[str, dict[str, Any]]) -> None:
+    """Everything but the tensors: the configuration, the tokenizer, then JSON files by name, merged with what is there.
+
+    `model` may be without weights, of which `dtype` is the one.
+    """
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = dtype
+    model.config.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    for name, value in described.items():
+        merged = (json.loads((folder / name).read_text()) if (folder / name).exists() else {}) | value
+        (folder / name).write_text(json.dumps(merged, indent=1, allow_nan=False) + "\n")
+
+
 def load(folder: str | Path, device: str = "cpu") -> Compressed:
-    """Open what `Compressed.save` wrote, or a published GPTQ or AWQ checkpoint as it is stored.
+    """Open what `Compressed.save` or `compress_to` wrote, or a published GPTQ or AWQ checkpoint as it is stored.
 
     Raises:
-        CheckpointError: not such a folder, another schema, or tensors that are missing, unknown, of another shape,
-            damaged or not finite.
+        CheckpointError: not such a folder, an unfinished one, another schema, or tensors that are missing, unknown, of
+            another shape, damaged or not finite.
     """
-    import torch
-
     path = Path(folder)
     if not (path / MANIFEST).exists():
+        if (path / STATE).exists():
+            raise CheckpointError(f"{path} is not finished; the command that writes it goes on where it stopped")
         source = BaseSource(str(path), "folder", path)
         if (path / "config.json").exists() and source.published is not None:
             return _load_published(source, device)
         raise CheckpointError(f"{path} holds no {MANIFEST}: open a dense checkpoint as a base instead")
+    opened = outline(path)
+    _weights.fill(opened.model, _weights.read_tensors(_files(path)), where=str(path))
+    _checkpoint.finish(opened.model, device)
+    return opened
+
+
+def _files(path: Path) -> list[Path]:
+    return BaseSource(str(path), "folder", path).files if (path / INDEX).exists() else [path / _WEIGHTS]
+
+
+def outline(path: Path) -> Compressed:
+    """What a folder of ours holds, its model on the meta device: no tensor is read.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    import torch
+
     manifest = _checkpoint._read_json(path / MANIFEST)
     if manifest.get("schema") != SCHEMA:
         raise CheckpointError(f"{path / MANIFEST} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}")
@@ -200,10 +231,13 @@ def load(folder: str | Path, device: str = "cpu") -> Compressed:
         executed = tuple(manifest["executed"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
-    _checkpoint.fill(model, _checkpoint.read_tensors([path / _WEIGHTS]), where=str(path))
+    _, headers = _weights.index(_files(path))
+    _weights.fit(model, headers, where=str(path))
+    _weights.assign(model, headers, where=str(path))
+    model.tie_weights()
     return Compressed(
-        model=_checkpoint.finish(model, device), recipe=recipe, base=base, executed=executed,
-        report=report, cost=cost, tokenizer_source=lambda: _checkpoint.read_tokenizer(path),
+        model=model, recipe=recipe, base=base, executed=executed, report=report, cost=cost,
+        tokenizer_source=lambda: _checkpoint.read_tokenizer(path),
     )  # fmt: skip
 
 
@@ -264,7 +298,7 @@ def count_parameters(model: Any) -> int:
     return packed + sum(p.numel() for p in model.parameters())
 
 
-def _describe(layer: PackedLinear) -> dict[str, Any]:
+def describe(layer: PackedLinear) -> dict[str, Any]:
     return {
         "grid": {"kind": layer.grid.kind, **dataclasses.asdict(layer.grid)},  # type: ignore[attr-defined, call-overload]
         "in_features": layer.in_features,

@@ -57,14 +57,14 @@ class Inputs:
         arguments: for each block what transformers passes beside them (positions, mask), the same for all samples.
     """
 
-    def __init__(self, hidden: list[Tensor], arguments: list[dict[str, Any]]):
+    def __init__(self, hidden: list[Tensor], arguments: list[dict[str, Any]], at: int = 0):
         self.hidden, self.arguments = hidden, arguments
-        self._at = 0
+        self._at = at
 
     @classmethod
     @torch.no_grad()
     def of_first_block(cls, model: nn.Module, ids: Tensor) -> "Inputs":
-        """Run token ids (samples, length) through the model with every block left out."""
+        """Run token ids (samples, length) through the model with every block left out; blocks need no weights."""
         blocks = decoder_blocks(model)
         hidden: list[Tensor] = []
         arguments: list[dict[str, Any]] = [{} for _ in blocks]
@@ -85,6 +85,11 @@ class Inputs:
             for block in blocks:
                 block.module.__dict__.pop("forward", None)
         return cls(hidden, arguments)
+
+    @classmethod
+    def of_block(cls, at: int, hidden: list[Tensor], model: nn.Module, ids: Tensor) -> "Inputs":
+        """What reached block `at` before, as it was put away; `model` and token ids as in `of_first_block`."""
+        return cls(hidden, cls.of_first_block(model, ids[:1]).arguments, at)
 
     @torch.no_grad()
     def observe(self, block: Block, see: Callable[[Stack, Tensor], None]) -> None:

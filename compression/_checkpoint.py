@@ -20,7 +20,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 MANIFEST = "compression.json"
+INDEX = "model.safetensors.index.json"  # names the file of each tensor where there are several files
 NAMED = {"reference": "student", "reference-teacher": "teacher"}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_STALE = re.compile(r".*\.rotary_emb\.inv_freq")  # older exports store this table; it follows from the configuration
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class BaseSource:
             CheckpointError: there are none, or the index names files that are missing.
         """
         assert self.folder is not None
-        index = self.folder / "model.safetensors.index.json"
+        index = self.folder / INDEX
         if index.exists():
             weight_map = _read_json(index).get("weight_map")
             names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
@@ -160,6 +160,15 @@ class BaseSource:
             digest.update(b"".join(path.read_bytes() for path in described if path.exists()))
         return digest.hexdigest()
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer beside the weights, None if there is none; for random bases one token to a byte.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return byte_tokenizer() if self.folder is None else read_tokenizer(self.folder)
+
 
 @dataclass
 class Base:
@@ -178,14 +187,9 @@ class Base:
     def digest(self) -> str:
         return self.source.digest
 
-    @cached_property
+    @property
     def tokenizer(self) -> Any:
-        """The tokenizer beside the weights, None if there is none; for random bases one token to a byte.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
-        return byte_tokenizer() if self.source.folder is None else read_tokenizer(self.source.folder)
+        return self.source.tokenizer
 
 
 def locate(text: str) -> BaseSource:
@@ -235,39 +239,34 @@ def open_base(text: str, device: str = "cpu", *, seed: int = 0, dequantize: bool
         CheckpointError: see `BaseSource`; and a missing, extra, wrong-shaped or non-finite tensor, a truncated file; a
             quantized checkpoint without `dequantize`.
     """
-    import torch
+    from compression import _weights
 
     source = locate(text).fetch()
+    refuse_compressed(source, published=dequantize)
     if source.published is not None:
-        return Base(source, _dequantized(source, device, dequantize), device, seed)
-    if source.kind == "random":
-        dtype = getattr(torch, source.config["dtype"])
-        model = build(source.config, dtype, device="meta")
-        model.to_empty(device=device)
-        _fill_random(model, device, seed)
-    else:
-        assert source.folder is not None
-        manifest = source.folder / MANIFEST
-        if manifest.exists() and _read_json(manifest).get("layers"):
-            raise CheckpointError(f"{source.folder} is compressed already: compression.load opens it; "
-                                  "give the uncompressed checkpoint as the base")  # fmt: skip
-        tensors = read_tensors(source.files)
-        embedding = tensors.get("model.embed_tokens.weight")
-        dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
-        model = build(source.config, dtype, device="meta")
-        tensors = {name: t.to(dtype) if t.dtype in _floats() else t for name, t in tensors.items()}
-        fill(model, tensors, where=str(source.folder))
+        return Base(source, _dequantized(source, device), device, seed)
+    weights = _weights.open_weights(source, device, seed)
+    model = build(source.config, weights.dtype, device="meta")
+    _weights.fit(model, weights.headers, where=weights.where)
+    _weights.assign(model, weights.read(weights.headers), where=weights.where)
     return Base(source, finish(model, device), device, seed)
 
 
-def _dequantized(source: BaseSource, device: str, allowed: bool) -> Any:
-    if not allowed:
-        method = source.published.quant_method  # type: ignore[union-attr]
+def refuse_compressed(source: BaseSource, *, published: bool = False) -> None:
+    """Raise CheckpointError if the weights of a source are compressed already; `published` ones may be allowed."""
+    if source.published is not None and not published:
         raise CheckpointError(
-            f"{source.text} is already quantized ({method}); compression.load opens it as it is, "
-            "open_base(..., dequantize=True) with dense weights of the same values; to compress it in another way, "
+            f"{source.text} is already quantized ({source.published.quant_method}); compression.load opens it as it "
+            "is, open_base(..., dequantize=True) with dense weights of the same values; to compress it in another way, "
             "give the uncompressed one as the base"
         )
+    manifest = None if source.folder is None else source.folder / MANIFEST
+    if manifest is not None and manifest.exists() and _read_json(manifest).get("layers"):
+        raise CheckpointError(f"{source.folder} is compressed already: compression.load opens it; "
+                              "give the uncompressed checkpoint as the base")  # fmt: skip
+
+
+def _dequantized(source: BaseSource, device: str) -> Any:
     from compression import _blocks
     from compression._formats._model import open_model
 
@@ -307,74 +306,6 @@ def finish(model: Any, device: str) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
-def fill(model: Any, tensors: dict[str, Any], *, where: str) -> None:
-    """Give the model exactly these tensors.
-
-    Raises:
-        CheckpointError: the names or shapes differ from the model's, or a value is not finite; names are listed.
-    """
-    import torch
-
-    expected, floats = model.state_dict(), _floats()
-    if getattr(model.config, "tie_word_embeddings", False):
-        embedding = tensors.get("model.embed_tokens.weight")
-        head = tensors.setdefault("lm_head.weight", embedding)
-        if head is not None and embedding is not None and head is not embedding and not torch.equal(head, embedding):
-            raise CheckpointError(f"{where}: lm_head.weight differs from model.embed_tokens.weight, and config.json "
-                                  "ties them; set tie_word_embeddings to false there if both are meant")  # fmt: skip
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None and not _STALE.fullmatch(name)}
-    missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
-    if missing or extra:
-        raise CheckpointError(
-            f"{where} does not fit {type(model).__name__}: "
-            + "; ".join(f"{what} {_few(names)}" for what, names in (("missing", missing), ("unknown", extra)) if names)
-        )
-    for name, tensor in given.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, the configuration asks for "
-                f"{tuple(expected[name].shape)}"
-            )
-        if tensor.dtype != expected[name].dtype and not {tensor.dtype, expected[name].dtype} <= floats:
-            raise CheckpointError(f"{where}: {name} is stored as {tensor.dtype}, expected {expected[name].dtype}")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{where}: {name} holds NaN or infinite values")
-    model.load_state_dict(given, assign=True, strict=True)
-
-
-def _floats() -> set[Any]:
-    """The types that weights are computed with."""
-    import torch
-
-    return {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-
-
-def read_tensors(files: Iterable[Path]) -> dict[str, Any]:
-    """All tensors of safetensors files, in memory of their own: mapped, it would not be counted where it is used.
-
-    Raises:
-        CheckpointError: a file is damaged or truncated, or two files hold one name.
-    """
-    tensors: dict[str, Any] = {}
-    for path in files:
-        for name, tensor in _read_file(path):
-            if name in tensors:
-                raise CheckpointError(f"{path}: tensor {name} is in another file too")
-            tensors[name] = tensor
-    return tensors
-
-
-def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                yield name, file.get_tensor(name).clone()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not safetensors: {error}; fetch it again") from error
-
-
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder, None if it has none.
 
@@ -403,20 +334,6 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-def _fill_random(model: Any, device: str, seed: int) -> None:
-    """Matrices from N(0, initializer_range), norms at one, biases at zero: the published initialisation."""
-    import torch
-
-    generator = torch.Generator(device).manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.data.zero_()
-        elif parameter.ndim == 1:
-            parameter.data.fill_(1)
-        else:
-            parameter.data.normal_(0, model.config.initializer_range, generator=generator)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
@@ -428,10 +345,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     return value
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _hint(word: str, known: Iterable[str]) -> str:

@@ -1,11 +1,12 @@
 """The runner: takes a base through the steps of a recipe."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compression import _blocks, _checkpoint, _kernels
 from compression._artefact import Compressed, LayerReport
@@ -18,13 +19,15 @@ from compression._registry import CalibratedMethod, LayerwiseMethod
 
 Progress = Callable[[int, int, str], None]
 
+LEFT_ALONE = "the recipe leaves this layer alone"
+
 
 @dataclass
 class Context:
     """What a method may use while it runs.
 
     Attributes:
-        step: the step that runs, with its settings per layer.
+        step: the step that runs, with its settings per layer; None where packed layers are made dense.
         device: where the model is.
         seed: for everything random; methods make generators of their own from it.
         progress: called with (done, total, what).
@@ -32,7 +35,7 @@ class Context:
         calibration_tokens: tokens of calibration text that were read.
     """
 
-    step: Step
+    step: Step | None
     device: str
     seed: int
     progress: Progress
@@ -78,32 +81,121 @@ def compress(
     if recipe.steps:
         _kernels.warm_up(base.device)
     model = _blocks.copy_sharing_tensors(base.model)  # methods replace modules and never write into a base's tensors
-    executed: list[str] = []
-    report: list[LayerReport] = []
-    tokens = 0
+    schedule = make_schedule(recipe.steps)
+    contexts: list[Context] = []
     with CostMeter(base.device) as meter:
-        for step, what in _schedule(recipe.steps):
-            executed.append(what)
-            if step is None:
-                _dequantize(model)
+        for whole, entries in itertools.groupby((step for step, _ in schedule), is_whole):
+            if whole:
+                for step in entries:
+                    contexts.append(Context(step, base.device, seed, progress or _silent))
+                    model = step.method.apply(model, contexts[-1])  # type: ignore[union-attr]
                 continue
-            context = Context(step=step, device=base.device, seed=seed, progress=progress or _silent)
-            inputs = None
-            if isinstance(step.method, CalibratedMethod):
-                inputs = _calibrate(step.method, model, base, source, context)
-            model = _run(step, model, inputs, context)
-            report, tokens = report + context.report, tokens + context.calibration_tokens
-    if recipe.steps:
-        report += [LayerReport(name, "kept", "embeddings, output head and norms stay as they are")
-                   for name in ("model.embed_tokens", "lm_head", "norms")]  # fmt: skip
+            passes = make_passes(entries, model, base.source, source, base.device, seed, progress)
+            contexts += [each.context for each in passes]
+            for each in passes:
+                each.enter(model)
+            blocks = _blocks.decoder_blocks(model)
+            for i, block in enumerate(blocks):
+                for each in passes:
+                    each.take(i, block)
+                (progress or _silent)(i + 1, len(blocks), recipe.text)
+    tokens = sum(context.calibration_tokens for context in contexts)
     return Compressed(
         model=model.eval().requires_grad_(False), recipe=recipe, base=(base.text, base.digest),
-        executed=tuple(executed), report=tuple(report), cost=meter.cost(tokens),
+        executed=tuple(what for _, what in schedule), report=full_report(contexts), cost=meter.cost(tokens),
         tokenizer_source=lambda: base.tokenizer,
     )  # fmt: skip
 
 
-def _schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
+@dataclass
+class Pass:
+    """One step of a schedule on its way through the blocks, which it takes in order.
+
+    All steps can take a block before any takes the next: what a step makes of a block depends on what it made of those
+    before, and on what the steps before it made of this one.
+
+    Attributes:
+        step: None makes packed layers dense again.
+        context: of the step; holds the report.
+        last: index of the last block that the step changes: to those behind it, inputs are of no use.
+        ids: token ids (samples, length) for a step that reads inputs.
+        inputs: what reaches the next block, from `enter` on and until the last block.
+    """
+
+    step: Step | None
+    context: Context
+    last: int
+    ids: Tensor | None = None
+    inputs: _blocks.Inputs | None = None
+
+    def enter(self, model: nn.Module, at: int = 0, hidden: list[Tensor] | None = None) -> None:
+        """Stand before block `at`, with the hidden states that reached it; at the first, they come from the text."""
+        if self.ids is not None and at <= self.last:
+            self.inputs = (
+                _blocks.Inputs.of_first_block(model, self.ids)
+                if hidden is None
+                else _blocks.Inputs.of_block(at, hidden, model, self.ids)
+            )
+
+    def take(self, index: int, block: _blocks.Block) -> None:
+        """Compress block number `index`."""
+        if self.step is None:
+            _dequantize(block.module)
+        elif _changes(self.step, block):
+            self.step.method.compress_block(block, self.inputs, self.context)  # type: ignore[attr-defined]
+        else:
+            self.context.report += [LayerReport(name, "kept", LEFT_ALONE) for name, _ in block.linears()]
+        if index >= self.last:
+            self.inputs = None
+        elif self.inputs is not None:
+            self.inputs.advance(block)
+
+
+def make_passes(
+    steps: Iterable[Step | None],
+    model: nn.Module,
+    source: _checkpoint.BaseSource,
+    calibration: Calibration | None,
+    device: str,
+    seed: int,
+    progress: Progress | None,
+) -> list[Pass]:
+    """Passes of block methods over a model, whose weights are not looked at; their calibration text is read.
+
+    Raises:
+        CalibrationError: there is too little of it.
+    """
+    passes, blocks = [], _blocks.decoder_blocks(model)
+    for step in steps:
+        context, ids = Context(step, device, seed, progress or _silent), None
+        if step is not None and isinstance(step.method, CalibratedMethod):
+            assert calibration is not None  # find_calibration has refused
+            ids = calibration.tokens(
+                source.tokenizer, samples=step.method.samples, length=step.method.sequence_length, seed=seed,
+                vocabulary=model.config.vocab_size,  # type: ignore[union-attr]
+            ).to(device)  # fmt: skip
+            context.calibration_tokens = ids.numel()
+        last = max((i for i, block in enumerate(blocks) if step is None or _changes(step, block)), default=-1)
+        passes.append(Pass(step, context, last, ids))
+    return passes
+
+
+def full_report(contexts: list[Context]) -> tuple[LayerReport, ...]:
+    """What the steps reported, and the parts of the model that none of them took."""
+    report = [entry for context in contexts for entry in context.report]
+    if contexts:
+        reported = {entry.name for entry in report}
+        report += [LayerReport(name, "kept", "embeddings, output head and norms stay as they are")
+                   for name in ("model.embed_tokens", "lm_head", "norms") if name not in reported]  # fmt: skip
+    return tuple(report)
+
+
+def is_whole(step: Step | None) -> bool:
+    """Whether a step needs the whole model at once."""
+    return step is not None and step.method.info.kind == "model"
+
+
+def make_schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
     """The steps, `dequantize` (None) where one does not take a packed model, and the last undone quantizer again.
 
     The last entry of what is returned leaves the model packed if any step of the recipe did.
@@ -176,34 +268,13 @@ def check_source(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, cali
     return skeleton
 
 
-def _calibrate(
-    method: CalibratedMethod, model: nn.Module, base: Base, source: Calibration | None, context: Context
-) -> _blocks.Inputs:
-    """What reaches the first block of the model as it is now."""
-    assert source is not None  # find_calibration has refused
-    ids = source.tokens(
-        base.tokenizer, samples=method.samples, length=method.sequence_length, seed=context.seed,
-        vocabulary=model.config.vocab_size,  # type: ignore[union-attr]
-    )  # fmt: skip
-    context.calibration_tokens += ids.numel()
-    return _blocks.Inputs.of_first_block(model, ids.to(base.device))
+def _changes(step: Step, block: _blocks.Block) -> bool:
+    return any(step.for_layer(name) is not None for name, _ in block.linears())
 
 
-def _run(step: Step, model: nn.Module, inputs: _blocks.Inputs | None, context: Context) -> nn.Module:
-    if step.method.info.kind == "model":
-        return step.method.apply(model, context)  # type: ignore[attr-defined]
-    blocks = _blocks.decoder_blocks(model)
-    for i, block in enumerate(blocks):
-        step.method.compress_block(block, inputs, context)  # type: ignore[attr-defined]
-        if inputs is not None and i + 1 < len(blocks):
-            inputs.advance(block)
-        context.progress(i + 1, len(blocks), str(step))
-    return model
-
-
-def _dequantize(model: nn.Module) -> None:
-    for name, layer in _blocks.packed_layers(model).items():
-        model.set_submodule(name, layer.to_linear())
+def _dequantize(module: nn.Module) -> None:
+    for name, layer in _blocks.packed_layers(module).items():
+        module.set_submodule(name, layer.to_linear())
 
 
 def _silent(done: int, total: int, what: str) -> None:

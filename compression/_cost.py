@@ -33,9 +33,10 @@ class Cost:
     """What compressing took.
 
     Attributes:
-        seconds: wall time, loading of the base not counted.
+        seconds: wall time, loading of the base not counted. Block by block into a folder, reading and writing are, and
+            of interrupted runs what they finished.
         peak_bytes: how far memory rose above where it stood at the start (allocator on CUDA, anonymous resident memory
-            on Linux), or None where the system does not tell.
+            on Linux), or None where the system does not tell. Block by block, the weights of the base are in it.
         calibration_tokens: tokens of calibration text that were read.
     """
 
@@ -43,9 +44,17 @@ class Cost:
     peak_bytes: int | None
     calibration_tokens: int = 0
 
+    def then(self, later: "Cost") -> "Cost":
+        """Of two pieces of work, one after the other; the tokens are those of the later."""
+        peaks = (self.peak_bytes, later.peak_bytes)
+        return Cost(
+            seconds=self.seconds + later.seconds, peak_bytes=None if None in peaks else max(peaks),  # type: ignore[type-var]
+            calibration_tokens=later.calibration_tokens,
+        )  # fmt: skip
+
 
 class CostMeter:
-    """Context manager; `cost(tokens)` after it has ended."""
+    """Context manager; `cost(tokens)` is that of all of it after it has ended, before that the cost so far."""
 
     def __init__(self, device: str):
         self._cuda = device.startswith("cuda")
@@ -57,6 +66,7 @@ class CostMeter:
             import torch
 
             torch.cuda.reset_peak_memory_stats(self._device)
+        self._seconds: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
@@ -71,7 +81,8 @@ class CostMeter:
 
     def cost(self, calibration_tokens: int = 0) -> Cost:
         peak = None if self._start is None or self._peak is None else max(0, self._peak - self._start)
-        return Cost(seconds=self._seconds, peak_bytes=peak, calibration_tokens=calibration_tokens)
+        seconds = time.perf_counter() - self._began if self._seconds is None else self._seconds
+        return Cost(seconds=seconds, peak_bytes=peak, calibration_tokens=calibration_tokens)
 
     def _now(self) -> int | None:
         if self._cuda:

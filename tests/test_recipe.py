@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from strategies import recipe_texts, recipes
 
 from compression import Recipe, RecipeError, Step, methods, split_recipes
-from compression._compress import _schedule
+from compression._compress import make_schedule
 from compression._recipe import slug
 from compression._registry import _ALIASES, METHODS, LayerwiseMethod, Method, method
 from compression.quantization.llm_int8 import LLMInt8
@@ -322,7 +322,7 @@ def test_packed_weights_are_dequantized_for_a_step_and_quantized_again_at_the_en
     declare("train", kind="model", takes=("dense", "sparse"), leaves="dense")
     declare("edit", takes=("dense", "packed"), leaves="packed")
 
-    schedule = _schedule(Recipe.parse(text).steps)
+    schedule = make_schedule(Recipe.parse(text).steps)
 
     assert expected == [what for _, what in schedule]
     assert all((step is None) == (what == "dequantize") and (step is None or isinstance(step, Step))

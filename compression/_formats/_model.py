@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression import _blocks, _checkpoint, _grids, _packing, _registry
+from compression import _blocks, _checkpoint, _grids, _packing, _registry, _weights
 from compression._checkpoint import BaseSource
 from compression._errors import CheckpointError, LayerError, RecipeError
 from compression._formats import BITS, GROUP_SIZES, VERSIONS, Published
@@ -34,7 +34,7 @@ def open_model(source: BaseSource) -> nn.Module:
     """
     published, where = source.published, str(source.folder)
     assert published is not None
-    tensors = _checkpoint.read_tensors(source.files)
+    tensors = _weights.read_tensors(source.files)
     embedding = tensors.get("model.embed_tokens.weight")
     dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
     model = _checkpoint.build(source.config, dtype, device="meta")
@@ -52,7 +52,7 @@ def open_model(source: BaseSource) -> nn.Module:
     if isinstance(model.get_submodule("lm_head"), PackedLinear) and model.config.tie_word_embeddings:
         raise CheckpointError(f"{where}: lm_head is quantized, and config.json ties it to the embeddings")
     dense = {name: t.to(dtype) if t.dtype in _FLOATS else t for name, t in tensors.items()}
-    _checkpoint.fill(model, dense | packed, where=where)
+    _weights.fill(model, dense | packed, where=where)
     return model
 
 

@@ -1,0 +1,375 @@
+"""Compressing into a folder block by block: memory holds one block and its inputs, and a run that was killed goes on.
+
+Until it is finished a folder holds
+
+    compression.state.json              of which run it is, and what is done
+    model-00001-of-00033.safetensors    everything outside the blocks; then one file to a block, as each is done
+    inputs-5-0.safetensors              what reaches block 5, for each step that reads inputs
+
+and afterwards what `Compressed.save` writes, with an index of its files. Every file is written under another name, put
+on disk, and renamed; the state is replaced last, so that whatever it counts on is there. A run that finds a state goes
+on behind the last block that it names; a state of another base, recipe, seed, calibration text or code is refused.
+
+What reaches the next block is stored, not computed again from the finished ones: that would take as many forward passes
+as there are finished blocks, where reading samples x tokens x hidden size numbers (1 GB for 128 x 512 tokens of a 7B
+model) takes seconds. Writing them costs each block the same, which is little beside its calibration.
+"""
+
+import copy
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from compression import _blocks, _checkpoint, _kernels, _weights
+from compression._artefact import STATE, Compressed, LayerReport, check_writable, describe, write_beside
+from compression._checkpoint import INDEX, MANIFEST, BaseSource
+from compression._compress import (
+    Pass,
+    Progress,
+    check_source,
+    find_calibration,
+    full_report,
+    is_whole,
+    make_passes,
+    make_schedule,
+)
+from compression._cost import Cost, CostMeter
+from compression._errors import CheckpointError, RecipeError
+from compression._recipe import Recipe
+from compression._weights import Weights
+
+
+def compress_to(
+    folder: str | Path,
+    base: str,
+    recipe: Recipe | str,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    calibration: Any = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Apply a recipe to a base and write the result, holding one block at a time; `compression.load` opens it.
+
+    The tensors and the report are those of `compress(base, recipe, ...).save(folder)`. If `folder` holds what an
+    interrupted call with the same arguments left, this one goes on from there.
+
+    Args:
+        folder: a new or an empty one, or one that such a call left.
+        base: the text of a base.
+        recipe, device, seed, calibration: as for `compress`.
+        progress: called with (blocks done, blocks, what), first with those that an interrupted call did.
+
+    Raises:
+        RecipeError: the recipe cannot be, or has a step that needs the whole model at once.
+        CheckpointError: the base cannot be opened or the folder not be written; the folder holds something else, or
+            what a call with other arguments left.
+        LayerError, CalibrationError, BackendError: as `compress`.
+    """
+    recipe, target, progress = Recipe.parse(recipe), Path(folder), progress or (lambda done, total, what: None)
+    if reason := whole_model(recipe):
+        raise RecipeError(f"{recipe.text} cannot be compressed block by block: {reason}; take compress(...).save(...)")
+    state = State.read(target)
+    if state is None:
+        check_writable(target)
+    source = _checkpoint.locate(base).fetch()
+    _checkpoint.refuse_compressed(source)
+    skeleton = check_source([recipe], source, calibration)
+    weights = _weights.open_weights(source, device, seed)
+    _weights.fit(skeleton, weights.headers, where=weights.where)
+    schedule, found = make_schedule(recipe.steps), find_calibration([recipe], source, calibration)
+    passes = make_passes((step for step, _ in schedule), skeleton, source, found, device, seed, progress)
+    identity = _identity(source, recipe, seed, device, passes)
+    with _written(target, identity, state) as output:
+        if recipe.steps:
+            _kernels.warm_up(device)
+        before, names = output.state.cost, [block.name for block in _blocks.decoder_blocks(skeleton)]
+        with CostMeter(device) as meter:
+            output.enter(skeleton, weights, passes)
+            progress(output.state.done, len(names), recipe.text)
+            while output.state.done < len(names):
+                output.take(skeleton, weights, passes)
+                tokens = sum(each.context.calibration_tokens for each in passes)
+                output.state.cost = before.then(meter.cost(tokens))
+                output.commit()
+                progress(output.state.done, len(names), recipe.text)
+        result = Compressed(
+            model=skeleton, recipe=recipe, base=(source.label, source.digest), cost=output.state.cost,
+            executed=tuple(what for _, what in schedule), report=full_report([each.context for each in passes]),
+        )  # fmt: skip
+        output.finish(result, weights.dtype, source.tokenizer)
+    return target
+
+
+def whole_model(recipe: Recipe) -> str | None:
+    """Why a recipe cannot be run block by block, or None."""
+    steps = [str(step) for step in recipe.steps if is_whole(step)]
+    return f"{steps[0]} works on the whole model at once" if steps else None
+
+
+@dataclass
+class State:
+    """What an unfinished folder says of itself.
+
+    Attributes:
+        identity: of which run it is, see `_identity`.
+        done: blocks that are finished.
+        files: the files that count, with their sha256.
+        layers: how the packed layers among them are stored.
+        reports: of each step.
+        cost: of what is done.
+    """
+
+    identity: dict[str, Any]
+    done: int = 0
+    files: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
+    reports: list[list[LayerReport]] = field(default_factory=list)
+    cost: Cost = field(default_factory=lambda: Cost(seconds=0.0, peak_bytes=0))
+
+    @classmethod
+    def read(cls, folder: Path) -> "State | None":
+        """The state of a folder, None if it has none.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = folder / STATE
+        try:
+            if not path.exists():
+                return None
+            value = json.loads(path.read_text())
+            state = cls(**value)
+            state.reports = [[LayerReport(**entry) for entry in report] for report in value["reports"]]
+            state.cost = Cost(**value["cost"])
+            if type(state.done) is not int or not all(isinstance(d, dict) for d in (state.files, state.identity)):
+                raise TypeError(f"done={state.done!r}")
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}; delete {folder} and start "
+                                  "again") from error  # fmt: skip
+        return state
+
+
+def _identity(
+    source: BaseSource, recipe: Recipe, seed: int, device: str, passes: list[Pass]
+) -> dict[str, str | int | list[str]]:
+    """What two runs must have in common for one to go on with what the other left."""
+    code = hashlib.sha256()
+    package = Path(__file__).parent
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.c")]):
+        code.update(path.read_bytes())
+    texts = [each.ids for each in passes if each.ids is not None]
+    return {
+        "base digest": source.digest,
+        "recipe": recipe.text,
+        "seed": seed,
+        "device": device,
+        "calibration text": [hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest() for ids in texts],
+        "version of torch": torch.__version__,
+        "version of transformers": transformers.__version__,
+        "code of this package": code.hexdigest(),
+    }
+
+
+@contextmanager
+def _written(target: Path, identity: dict[str, Any], state: State | None) -> Iterator["_Output"]:
+    """The folder with its state, this process alone writing to it.
+
+    Raises:
+        CheckpointError: the state is of another run or names files that are not what they were, another process writes
+            here, or something cannot be written.
+    """
+    try:
+        if state is None:
+            state = State(identity)
+            _begin(target, state)
+        folder = os.open(target, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        output = _Output(target, state)
+        output.check(identity)
+        yield output
+    except BlockingIOError as error:
+        raise CheckpointError(f"another process is writing to {target}") from error
+    finally:
+        os.close(folder)  # and the lock with it
+
+
+def _begin(target: Path, state: State) -> None:
+    """Make the folder, which is never there without its state."""
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        _Output(work, state).commit()
+        work.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        os.replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class _Output:
+    """A folder that blocks are written to, in order."""
+
+    def __init__(self, folder: Path, state: State):
+        self.folder, self.state = folder, state
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Refuse what another run left, and files that changed since."""
+        for key, now in identity.items():
+            if (was := self.state.identity.get(key)) != now:
+                raise CheckpointError(
+                    f"{self.folder} was begun with another {key}: {was!r}, now {now!r}; repeat that command, give "
+                    "another folder, or delete this one to start again"
+                )
+        for name, digest in self.state.files.items():
+            path = self.folder / name
+            if not path.exists() or _digest(path) != digest:
+                raise CheckpointError(f"{path} is not what was written there; delete {self.folder} and start again")
+
+    def enter(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
+        """Write what is outside the blocks, unless it is, and take the passes to where they stopped."""
+        done = self.state.done
+        for each, report in zip(passes, self.state.reports, strict=False):
+            each.context.report[:] = report
+        name = _shard(skeleton, 0)
+        if name in self.state.files and not any(each.ids is not None and done <= each.last for each in passes):
+            return
+        model = _outside(skeleton, weights)
+        if name not in self.state.files:
+            tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()  # type: ignore[union-attr]
+            tensors = model.state_dict()
+            self._write(name, {key: tensors[key] for key in _outer(weights) if key not in tied})
+            self.commit()
+        for number, each in enumerate(passes):
+            stored = self.folder / _inputs(done, number)
+            hidden = None
+            if stored.name in self.state.files:
+                tensors = _weights.read_tensors([stored])
+                hidden = [tensors[str(i)].to(each.context.device) for i in range(len(tensors))]
+            each.enter(model, done, hidden)
+
+    def take(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
+        """Compress and write the next block, and what reaches the one behind it; `commit` is up to the caller."""
+        at = self.state.done
+        block = _load(_blocks.decoder_blocks(skeleton)[at], weights)
+        for each in passes:
+            each.take(at, block)
+        self._write(_shard(skeleton, at + 1), block.module.state_dict(prefix=f"{block.name}."))
+        packed = _blocks.packed_layers(block.module)
+        self.state.layers |= {f"{block.name}.{name}": describe(layer) for name, layer in packed.items()}
+        for number, each in enumerate(passes):
+            if each.inputs is not None:
+                hidden = {str(i): states for i, states in enumerate(each.inputs.hidden)}
+                self._write(_inputs(at + 1, number), hidden)
+            self.state.files.pop(_inputs(at, number), None)
+        self.state.reports = [each.context.report for each in passes]
+        self.state.done = at + 1
+
+    def commit(self) -> None:
+        """Put the state on disk, then delete what it does not count on any more."""
+        self._write_json(STATE, dataclasses.asdict(self.state))
+        for path in self.folder.glob("inputs-*.safetensors"):
+            if path.name not in self.state.files:
+                path.unlink()
+
+    def finish(self, result: Compressed, dtype: torch.dtype, tokenizer: Any) -> None:
+        """Write what stands beside the tensors; compression.json is the last, and makes the folder one to load."""
+        places, headers = _weights.index(self.folder / name for name in self.state.files)
+        size = sum(header.numel() * header.element_size() for header in headers.values())
+        weight_map = {name: path.name for name, path in sorted(places.items())}
+        self._write_json(INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        write_beside(self.folder, result.model, dtype, tokenizer, {})
+        for path in self.folder.iterdir():
+            _sync(path)
+        self._write_json(MANIFEST, result.manifest(self.state.layers))
+        (self.folder / STATE).unlink()
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        with self._replacing(name) as temporary:
+            on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(on_cpu, temporary, metadata={"format": "pt"})
+            self.state.files[name] = _digest(temporary)
+
+    def _write_json(self, name: str, value: Any) -> None:
+        with self._replacing(name) as temporary:
+            temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        """A path to write to, which becomes `name` once it is on disk."""
+        temporary = self.folder / f".{name}.part"
+        try:
+            try:
+                yield temporary
+                _sync(temporary)
+                os.replace(temporary, self.folder / name)
+                _sync(self.folder)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{self.folder / name} cannot be written: {error}; what is finished stays, {self.state.done} blocks "
+                "now, and the same command goes on from there"
+            ) from error
+
+
+def _shard(skeleton: nn.Module, number: int) -> str:
+    """File 0 is what is outside the blocks, file i + 1 block i; named as transformers names them, from 1."""
+    count = len(_blocks.decoder_blocks(skeleton)) + 1
+    return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _inputs(at: int, number: int) -> str:
+    return f"inputs-{at}-{number}.safetensors"
+
+
+def _outer(weights: Weights) -> list[str]:
+    return [name for name in weights.headers if not name.startswith("model.layers.")]
+
+
+def _outside(skeleton: nn.Module, weights: Weights) -> nn.Module:
+    """The model with blocks that have no weights."""
+    model = copy.deepcopy(skeleton)
+    _weights.assign(model, weights.read(_outer(weights)), where=weights.where)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(model.device)  # type: ignore[union-attr, operator]
+    return model.eval().requires_grad_(False)
+
+
+def _load(blank: _blocks.Block, weights: Weights) -> _blocks.Block:
+    """A block with its weights; `blank` stays without."""
+    prefix, module = f"{blank.name}.", copy.deepcopy(blank.module)
+    tensors = weights.read(f"{prefix}{name}" for name in module.state_dict())
+    module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, assign=True)
+    return _blocks.Block(blank.name, module.eval().requires_grad_(False))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
