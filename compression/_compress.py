@@ -94,8 +94,9 @@ def compress(
             model = _run(step, model, inputs, context)
             report, tokens = report + context.report, tokens + context.calibration_tokens
     if recipe.steps:
+        reported = {entry.name for entry in report}
         report += [LayerReport(name, "kept", "embeddings, output head and norms stay as they are")
-                   for name in ("model.embed_tokens", "lm_head", "norms")]  # fmt: skip
+                   for name in ("model.embed_tokens", "lm_head", "norms") if name not in reported]  # fmt: skip
     return Compressed(
         model=model.eval().requires_grad_(False), recipe=recipe, base=(base.text, base.digest),
         executed=tuple(executed), report=tuple(report), cost=meter.cost(tokens),
