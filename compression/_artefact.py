@@ -30,6 +30,7 @@ SCHEMA = 1
 OWN = FORMATS[0]
 STATE = "compression.state.json"  # in a folder that is not finished
 _WEIGHTS = "model.safetensors"
+LEFT_ALONE = "the recipe leaves this layer alone"  # in reports
 
 
 @dataclass(frozen=True)

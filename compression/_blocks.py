@@ -17,12 +17,15 @@ from compression._linear import PackedLinear
 
 Stack = tuple[str, ...]
 
-STACKS: tuple[Stack, ...] = (  # the linear layers of a block: those that read the same input together
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
+# The linear layers of a block, those that read the same input together, and the module whose output channels that input
+# consists of: a channel of it divided by a number reaches its readers divided by that number, whatever lies between
+# (attention, the activated gate). The norms read the residual stream; linears that produce nothing here write it.
+STACKS: dict[Stack, str] = {
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"): "input_layernorm",
+    ("self_attn.o_proj",): "self_attn.v_proj",
+    ("mlp.gate_proj", "mlp.up_proj"): "post_attention_layernorm",
+    ("mlp.down_proj",): "mlp.up_proj",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,17 @@ class Block:
         for path, module in list(self.module.named_modules()):
             if isinstance(module, nn.Linear | PackedLinear):
                 yield f"{self.name}.{path}", module
+
+    def producer_channels(self, stack: Stack) -> Tensor:
+        """For each input of a stack the channel of its producer, int64 (cols,).
+
+        Inputs of o_proj whose heads share a head of keys and values share its channels; all others have their own.
+        """
+        cols, attention = self.module.get_submodule(stack[0]).in_features, self.module.self_attn
+        if STACKS[stack] != "self_attn.v_proj":
+            return torch.arange(cols)
+        heads = torch.arange(attention.v_proj.out_features).view(-1, attention.head_dim)
+        return heads.repeat_interleave(cols // heads.numel(), 0).flatten()
 
     def replace(self, name: str, layer: nn.Module) -> None:
         """Put `layer` in the place of the one of that full name."""

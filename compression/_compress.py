@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compression import _blocks, _checkpoint, _kernels
-from compression._artefact import Compressed, LayerReport
+from compression._artefact import LEFT_ALONE, Compressed, LayerReport
 from compression._calibration import WAYS_OUT, Calibration, open_calibration
 from compression._checkpoint import Base
 from compression._cost import CostMeter
@@ -18,8 +18,6 @@ from compression._recipe import Recipe, Step
 from compression._registry import CalibratedMethod, LayerwiseMethod
 
 Progress = Callable[[int, int, str], None]
-
-LEFT_ALONE = "the recipe leaves this layer alone"
 
 
 @dataclass

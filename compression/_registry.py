@@ -74,13 +74,13 @@ class LayerwiseMethod(Method):
 
     def compress_block(self, block: Any, inputs: Any, context: Any) -> None:
         """Replace every linear of a `compression._blocks.Block`; one report entry for each."""
-        from compression._artefact import LayerReport
+        from compression._artefact import LEFT_ALONE, LayerReport
         from compression._linear import PackedLinear
 
         for name, linear in block.linears():
             method = context.step.for_layer(name)
             if method is None:
-                context.report.append(LayerReport(name, "kept", "the recipe leaves this layer alone"))
+                context.report.append(LayerReport(name, "kept", LEFT_ALONE))
                 continue
             try:
                 layer = method.compress_linear(linear, context)
@@ -95,13 +95,25 @@ class CalibratedMethod(LayerwiseMethod):
     """A block method that reads the inputs of each linear, on an affine grid.
 
     Linears that read the same input share their Hessian, and those with the same settings are rounded as one matrix.
-    Subclasses are dataclasses with the fields below, and define `grid` and `round`.
+    Subclasses are dataclasses with the fields below, and define a `grid`, a rounding (`round`) and, if there is one,
+    the `transform` before it.
     """
 
+    group_size: int  # inputs that share a scale; -1: one scale per output channel
     samples: int  # of calibration text
     sequence_length: int  # tokens of each
     damp: float  # share of the mean of the Hessian's diagonal that is added to it
     backend: str
+
+    def __post_init__(self) -> None:
+        if self.group_size != -1 and self.group_size < 8:
+            raise RecipeError(f"{self.info.name}(group_size={self.group_size}): allowed are -1 (per channel) and 8 or "
+                              "more")  # fmt: skip
+        if not 0 <= self.damp <= 1:
+            raise RecipeError(f"{self.info.name}(damp={self.damp}): allowed are 0 to 1; the paper takes 0.01")
+        for name in ("samples", "sequence_length"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{self.info.name}({name}={getattr(self, name)}): must be at least 1")
 
     @property
     def calibration(self) -> tuple[int, int]:
@@ -122,6 +134,10 @@ class CalibratedMethod(LayerwiseMethod):
         from compression._linear import PackedLinear
 
         return PackedLinear.from_weight(linear.weight, linear.bias, self.grid(), backend=self.backend)
+
+    def transform(self) -> Any:
+        """The `compression._scaling.Scaling` of the inputs before rounding, or None to leave them as they are."""
+        return None
 
     def round(self, weight: Any, hessian: Any, dtype: Any) -> Any:
         """A `compression._rounding.Rounded` of a weight, fp32 (rows, cols); `dtype` is that of stored scales."""

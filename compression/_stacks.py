@@ -1,72 +1,150 @@
-"""One decoder block under a calibrated method: the Hessians of its inputs, then rounding, stack by stack.
+"""One decoder block under a calibrated method: the Hessians of its inputs, then scaling and rounding, stack by stack.
 
 All layers of a block are rounded for the inputs that they have while the block itself is still uncompressed; the blocks
-before it are compressed by then.
+before it are compressed by then. Stacks are done from the last to the first: what a linear is divided by, because those
+that read its outputs are scaled, is then known when it is rounded.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compression._artefact import LayerReport
-from compression._blocks import STACKS, Block, Inputs
+from compression._artefact import LEFT_ALONE, LayerReport
+from compression._blocks import STACKS, Block, Inputs, Stack
 from compression._errors import LayerError
 from compression._grids import decode, quantize
 from compression._linear import PackedLinear
 from compression._registry import CalibratedMethod, spell
 from compression._rounding import Hessian, relative_error
+from compression._scaling import Producer
+
+
+@dataclass
+class _Layer:
+    """A linear before it is rounded.
+
+    Attributes:
+        method: its settings, None if it stays as it is.
+        detail: for the report.
+        columns: what its weight's columns are multiplied by, (cols,), or None.
+        rows: what its outputs are divided by, (rows,), or None.
+        bias: divided already.
+    """
+
+    name: str
+    linear: nn.Linear
+    method: CalibratedMethod | None
+    bias: Tensor | None
+    detail: str = LEFT_ALONE
+    columns: Tensor | None = None
+    rows: Tensor | None = None
+
+    def weight(self) -> Tensor:
+        return self.linear.weight.detach().float()
+
+    def scaled(self) -> Tensor:
+        """The weight that is rounded."""
+        weight = self.weight() if self.columns is None else self.weight() * self.columns
+        return weight if self.rows is None else weight / self.rows[:, None]
+
+    def unscaled(self, weight: Tensor) -> Tensor:
+        """The inverse, for a rounded one."""
+        weight = weight if self.columns is None else weight / self.columns
+        return weight if self.rows is None else weight * self.rows[:, None]
 
 
 def compress(block: Block, inputs: Inputs, context: Any) -> None:
     """Replace every linear of the block; one report entry for each, in the order of the module.
 
     Raises:
-        LayerError: a weight or an input is not finite; the message names the layer.
+        LayerError: a weight or an input is not finite, or layers that read the same input are to be scaled in different
+            ways; the message names them.
     """
-    linears = dict(block.linears())
-    settings = {name: context.step.for_layer(name) for name in linears}
-    for name, linear in linears.items():
-        if settings[name] is not None and not torch.isfinite(linear.weight).all():
+    layers = {name: _Layer(name, linear, context.step.for_layer(name), linear.bias) for name, linear in block.linears()}
+    for name, layer in layers.items():
+        if layer.method is not None and not torch.isfinite(layer.linear.weight).all():
             raise LayerError(f"{name}: the weight holds NaN or infinite values; compress a sound checkpoint")
-    stacks = {stack: [f"{block.name}.{reader}" for reader in stack] for stack in STACKS}
+    readers = {stack: [layers[f"{block.name}.{reader}"] for reader in stack] for stack in STACKS}
+    for stack in STACKS:
+        _transform(readers[stack])
     device = inputs.hidden[0].device
-    hessians = {stack: Hessian(linears[names[0]].in_features, device) for stack, names in stacks.items()}
+    hessians = {stack: Hessian(readers[stack][0].linear.in_features, device) for stack in STACKS}
     inputs.observe(block, lambda stack, x: hessians[stack].add(x))
-    details = {name: "the recipe leaves this layer alone" for name in linears}
-    for stack, names in stacks.items():
+    for stack in reversed(STACKS):
         hessian = hessians.pop(stack).value()
-        for method in dict.fromkeys(settings[name] for name in names):
-            if method is not None:
-                same = {name: linears[name] for name in names if settings[name] == method}
-                details |= _round(method, same, hessian, block)
-    for name in linears:
-        outcome = "kept" if settings[name] is None else "replaced"
-        context.report.append(LayerReport(name, outcome, details[name]))
+        try:
+            note = _scale(block, stack, readers[stack], layers.get(f"{block.name}.{STACKS[stack]}"), hessian)
+            for method in dict.fromkeys(layer.method for layer in readers[stack]):
+                if method is not None:
+                    same = [layer for layer in readers[stack] if layer.method == method]
+                    _round(block, method, same, hessian, note)
+        except LayerError as error:
+            raise LayerError(f"{', '.join(layer.name for layer in readers[stack])}: {error}") from error
+    for name, layer in layers.items():
+        context.report.append(LayerReport(name, "kept" if layer.method is None else "replaced", layer.detail))
+    divided = LayerReport("norms", "replaced", "divided by the scales of the layers that read them")
+    if any(layer.columns is not None for layer in layers.values()) and divided not in context.report:
+        context.report.append(divided)
 
 
-def _round(method: CalibratedMethod, linears: dict[str, nn.Linear], hessian: Tensor, block: Block) -> dict[str, str]:
-    """Round layers that read the same input as one matrix, put them into the block; a line for the report of each."""
-    grid, details, begin = method.grid(), {}, 0
-    weights = {name: linear.weight.detach().float() for name, linear in linears.items()}
-    dtype = next(iter(linears.values())).weight.dtype
-    try:
-        rounded = method.round(torch.cat(list(weights.values())), hessian, dtype)
-    except LayerError as error:
-        raise LayerError(f"{', '.join(linears)}: {error}") from error
-    for name, weight in weights.items():
+def _transform(readers: list[_Layer]) -> Any:
+    """How layers that read the same input are scaled, or None.
+
+    Raises:
+        LayerError: in different ways.
+    """
+    found = {layer.method.transform(): layer.name for layer in readers if layer.method is not None}
+    if len(found) > 1:
+        ways = " and ".join(f"{name} is set to {transform}" for transform, name in found.items())
+        raise LayerError(f"layers that read the same input are scaled together, but {ways}; give both the same")
+    return next(iter(found), None)
+
+
+def _scale(block: Block, stack: Stack, readers: list[_Layer], before: _Layer | None, hessian: Tensor) -> str:
+    """Find the scales of a stack and divide its producer, a norm or the linear `before`, by them; words for the report.
+
+    There are none where a reader, or the linear before, stays as it is: its weight is stored densely, and the scales
+    would round it.
+    """
+    transform = _transform(readers)
+    if transform is None:
+        return ""
+    for layer in [*readers, *([before] if before else [])]:
+        if layer.method is None:
+            return f", not scaled because {layer.name} stays as it is"
+    norm = None if before else block.module.get_submodule(STACKS[stack])
+    producer = Producer(block.producer_channels(stack).to(hessian.device), before.bias if before else norm.weight)
+    weights = [(layer.weight(), layer.method.grid()) for layer in readers]
+    ratio, scales = transform.search(weights, hessian, producer, readers[0].linear.weight.dtype)
+    for layer in readers:
+        layer.columns = scales[producer.channels]
+    if before:
+        before.rows, before.bias = scales, producer.divided(scales)
+    else:
+        norm.weight = nn.Parameter(producer.divided(scales), requires_grad=False)
+    return f", scales of ratio {ratio:g}"
+
+
+def _round(block: Block, method: CalibratedMethod, layers: list[_Layer], hessian: Tensor, note: str) -> None:
+    """Round layers that read the same input as one matrix, and put them into the block."""
+    grid, begin, columns = method.grid(), 0, layers[0].columns
+    dtype = layers[0].linear.weight.dtype
+    scaled = hessian if columns is None else hessian / columns / columns[:, None]
+    rounded = method.round(torch.cat([layer.scaled() for layer in layers]), scaled, dtype)
+    for layer in layers:
+        weight = layer.weight()
         own = rounded.rows(slice(begin, begin + len(weight)))
         begin += len(weight)
-        layer = PackedLinear.from_codes(
-            own.codes, own.params, linears[name].bias, grid, dtype=dtype, permutation=own.permutation,
-            backend=method.backend,
-        )  # fmt: skip
-        block.replace(name, layer)
-        answers = own.decode(grid), decode(grid, *quantize(grid, weight))
+        packed = PackedLinear.from_codes(
+            own.codes, own.params, layer.bias, grid, dtype=dtype, permutation=own.permutation, backend=method.backend
+        )
+        block.replace(layer.name, packed)
+        answers = layer.unscaled(own.decode(grid)), decode(grid, *quantize(grid, weight))
         error, nearest = (relative_error(weight, answer, hessian) for answer in answers)
-        details[name] = (
-            f"{spell(method)}, kernel {layer.kernel_name()}, output error {error:.3g} (nearest: {nearest:.3g})"
+        layer.detail = (
+            f"{spell(method)}, kernel {packed.kernel_name()}{note}, output error {error:.3g} (nearest: {nearest:.3g})"
         )
         if rounded.damping > method.damp:
-            details[name] += f", damping raised to {rounded.damping:g}"
-    return details
+            layer.detail += f", damping raised to {rounded.damping:g}"

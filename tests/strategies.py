@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from compression import Recipe
 from compression._grids import AffineGrid, Int8RowGrid, NF4Grid
 from compression._recipe import Step
+from compression.quantization.awq import AWQ
 from compression.quantization.gptq import GPTQ
 from compression.quantization.hqq import HQQ
 from compression.quantization.llm_int8 import LLMInt8
@@ -117,6 +118,14 @@ GPTQS = st.builds(
     static_groups=st.booleans(),
     damp=st.floats(0, 1),
 )
+AWQS = st.builds(
+    AWQ,
+    bits=st.sampled_from(BITS),
+    n_grid=st.integers(1, 1000),
+    duo_scaling=st.booleans(),
+    clip=st.booleans(),
+    rounding=st.sampled_from(("nearest", "gptq")),
+)
 HQQS = st.builds(HQQ, bits=st.sampled_from(BITS), norm=st.floats(0, 1, exclude_min=True), iterations=st.integers(0, 9))
 patterns = st.one_of(st.sampled_from(("*.down_proj", "model.layers.0.*", "*")), st.text(max_size=8))
 
@@ -124,7 +133,7 @@ patterns = st.one_of(st.sampled_from(("*.down_proj", "model.layers.0.*", "*")), 
 @st.composite
 def steps(draw):
     """A method, and layers on which it has other parameters or does nothing."""
-    same = draw(st.sampled_from((RTNS, NF4S, INT8S, GPTQS, HQQS)))
+    same = draw(st.sampled_from((RTNS, NF4S, INT8S, GPTQS, AWQS, HQQS)))
     layers = draw(st.dictionaries(patterns, st.none() | same, max_size=2))
     return Step(draw(same), tuple(layers.items()))
 

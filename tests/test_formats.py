@@ -15,7 +15,7 @@ import compression
 from compression import CheckpointError, LayerError, _blocks, _packing
 from compression._formats import Published, awq, gptq
 from compression._formats._layer import StoredLayer
-from compression._formats._model import check_recipe, recipe_of
+from compression._formats._model import check_recipe
 from compression._grids import AffineGrid
 from compression._linear import PackedLinear
 
@@ -292,6 +292,7 @@ def test_descriptions_that_disagree_are_refused_with_both_values(checkpoint, cha
         ({"bits": ...}, ["bits=None"]),
         ({"quant_method": "awq", "bits": 8, "checkpoint_format": "gemm"}, ["bits=8", "allowed: 4"]),
         ({"group_size": 0}, ["group_size=0", "-1 (per channel)"]),
+        ({"group_size": 4}, ["group_size=4", "8 or more"]),
         ({"group_size": "128"}, ["group_size='128'"]),
         ({"group_size": ...}, ["group_size=None"]),
         ({"checkpoint_format": "marlin"}, ["'marlin'", '"gptq", "gptq_v2"']),
@@ -427,17 +428,13 @@ def test_a_checkpoint_of_others_is_called_by_its_method_and_settings(checkpoint)
     assert "symmetric=true" in text or "symmetric" not in text
 
 
-def test_a_method_that_is_not_registered_still_has_a_name_and_a_text(monkeypatch):
-    monkeypatch.setattr("compression._registry.resolve", unknown)
+def test_a_published_awq_checkpoint_is_called_awq_and_its_recipe_can_run(tmp_path):
+    publish(tmp_path, "LlamaForCausalLM", AWQ)
 
-    recipe = recipe_of(describe(4, "gptq"))
+    recipe = compression.load(tmp_path).recipe
 
-    assert "gptq(bits=4,group_size=16,symmetric=false)" == recipe.text
-    assert "gptq" == recipe.to_json()["steps"][0]["method"]
-
-
-def unknown(name):
-    raise compression.RecipeError(f"unknown method {name!r}")
+    assert "awq(group_size=32)" == recipe.text
+    assert recipe == compression.Recipe.parse(recipe.text)
 
 
 # --- Measuring it as it is --------------------------------------------------------------------------------------------
@@ -507,6 +504,21 @@ def test_a_written_checkpoint_opens_with_the_same_logits(half, tmp_path, format,
     assert quantization == json.loads((tmp_path / "out" / "quantize_config.json").read_text())
     assert version == quantization.get("checkpoint_format", quantization.get("version"))
     assert not (tmp_path / "out" / "compression.json").exists()
+
+
+@pytest.mark.parametrize("options", ["", ",clip=false,rounding=gptq"])
+def test_an_awq_result_is_written_in_its_format_and_read_back_bit_for_bit(half, tmp_path, options):
+    steps = f"awq(group_size=16{options},samples=4,sequence_length=16)"
+    result = compression.compress(half, steps, calibration=torch.arange(64).view(4, 16) % 48)
+
+    again = compression.load(result.save(tmp_path / "out", "awq"))
+
+    assert steps == again.recipe.text
+    expected, actual = result.model.state_dict(), again.model.state_dict()
+    assert expected.keys() == actual.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor.float(), actual[name].float()), name
+    assert torch.equal(logits(result.model), logits(again.model))
 
 
 def test_activation_order_is_written_and_read_again(half, tmp_path):

@@ -83,7 +83,8 @@ class Row:
 
     Attributes:
         error: |y - y_dense| / |y_dense|, Frobenius, for Gaussian weights and inputs. (Calibrated methods are worse on
-            these than rounding to nearest: they trade them for the inputs that they have seen.)
+            these than rounding to nearest: they trade them for the inputs that they have seen. `awq` scales weights
+            besides, which counts as error here; `test_scaling.py` compares what the whole block computes.)
         stored: bytes of a layer without its bias, from (rows, cols, bytes of the base's dtype).
     """
 
@@ -121,7 +122,12 @@ ROWS = (
         1.0,
         rtn_bytes(2, 32, zeros=False),
     ),
-)
+    Row("awq(n_grid=1,clip=false,samples=8,sequence_length=32)", 0.12, rtn_bytes(4, 128)),
+    Row("awq(samples=8,sequence_length=32)", 0.35, rtn_bytes(4, 128)),
+    Row("awq(bits=3,group_size=32,symmetric=true,duo_scaling=true,samples=8,sequence_length=32)", 0.5,
+        rtn_bytes(3, 32, zeros=False)),
+    Row("awq(bits=8,group_size=-1,rounding=gptq,samples=8,sequence_length=32)", 0.35, rtn_bytes(8, -1)),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)

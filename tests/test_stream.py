@@ -81,6 +81,7 @@ def interrupt(folder, base, recipe=GPTQ, *, after=2):
         "hqq(group_size=8)",
         GPTQ,
         "gptq(group_size=8,act_order=true,samples=4,sequence_length=12)",
+        "awq(group_size=8,samples=4,sequence_length=12)",
         f"hqq(group_size=8)-{GPTQ}",
         TWICE,
         'gptq(group_size=8,samples=4,sequence_length=12,layers={"*.0.*":null,"*.down_proj":{"bits":8}})',

@@ -109,8 +109,8 @@ def _parse(fields: Mapping[str, Any], where: str) -> Published:
     bits = _one_of(fields, "bits", BITS[method], where)
     version = _one_of({"version": VERSIONS[method][0]} | fields, "version", VERSIONS[method], where)
     group_size = fields.get("group_size")
-    if type(group_size) is not int or (group_size != -1 and group_size < 1):
-        raise CheckpointError(f"{where}: group_size={group_size!r}; allowed are -1 (per channel) and whole numbers")
+    if type(group_size) is not int or (group_size != -1 and group_size < 8):
+        raise CheckpointError(f"{where}: group_size={group_size!r}; allowed are -1 (per channel) and 8 or more")
     for key, harmless in _UNSUPPORTED.items():
         if fields.get(key) not in harmless:
             raise CheckpointError(f"{where}: {key}={fields[key]!r} is not read; allowed: {_words(harmless)}")

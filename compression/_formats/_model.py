@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import importlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from compression._formats._layer import StoredLayer
 from compression._grids import AffineGrid
 from compression._linear import PackedLinear
 from compression._recipe import Recipe, Step
-from compression._registry import Method, MethodInfo
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -120,10 +118,7 @@ def _to_packed(
 
 
 def recipe_of(published: Published) -> Recipe:
-    """What makes such a checkpoint: the recipe that one of our own names, else its method with what is known of it.
-
-    Methods that are not registered stand in their own name without being able to run.
-    """
+    """What makes such a checkpoint: the recipe that one of our own names, else its method with what is known of it."""
     if published.recipe:
         with contextlib.suppress(RecipeError):
             return Recipe.from_json(published.recipe)
@@ -131,16 +126,8 @@ def recipe_of(published: Published) -> Recipe:
         "bits": published.bits, "group_size": published.group_size, "symmetric": published.symmetric,
         "act_order": published.desc_act, "static_groups": published.static_groups,
     }  # fmt: skip
-    try:
-        cls = _registry.resolve(published.quant_method)
-        taken = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        return Recipe((Step(_registry.build(published.quant_method, {k: v for k, v in known.items() if k in taken})),))
-    except RecipeError:
-        info = MethodInfo(
-            name=published.quant_method, aliases=(), family="quantization", kind="block", needs=(), takes=("dense",),
-            leaves="packed", summary="",
-        )  # fmt: skip
-        return Recipe((Step(type("Unregistered", (_Unregistered,), {"info": info})(**known)),))
+    taken = {field.name for field in dataclasses.fields(_registry.resolve(published.quant_method))}  # type: ignore[arg-type]
+    return Recipe((Step(_registry.build(published.quant_method, {k: v for k, v in known.items() if k in taken})),))
 
 
 def check_recipe(published: Published, recipe: Recipe) -> None:
@@ -159,17 +146,6 @@ def check_recipe(published: Published, recipe: Recipe) -> None:
             f"{method.text}{f' (made by {own.text})' if own != method else ''}; not by {recipe.text}, which wants the "
             "uncompressed checkpoint"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Unregistered(Method):
-    """Parameters of a method that this version cannot run."""
-
-    bits: int
-    group_size: int
-    symmetric: bool
-    act_order: bool = False
-    static_groups: bool = False
 
 
 def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,7 +13,6 @@ sequential" is not done).
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from compression._errors import RecipeError
 from compression._registry import CalibratedMethod, method
 
 if TYPE_CHECKING:
@@ -37,15 +36,6 @@ class GPTQ(CalibratedMethod):
     samples: int = 128  # of calibration text
     sequence_length: int = 512  # tokens of each sample
     backend: Literal["auto", "native", "torch", "gptqmodel"] = "auto"  # whose kernel multiplies
-
-    def __post_init__(self) -> None:
-        if self.group_size != -1 and self.group_size < 8:
-            raise RecipeError(f"gptq(group_size={self.group_size}): allowed are -1 (per channel) and 8 or more")
-        if not 0 <= self.damp <= 1:
-            raise RecipeError(f"gptq(damp={self.damp}): allowed are 0 to 1; the paper takes 0.01")
-        for name in ("samples", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"gptq({name}={getattr(self, name)}): must be at least 1")
 
     def grid(self) -> "AffineGrid":
         from compression._grids import AffineGrid
