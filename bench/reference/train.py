@@ -5,7 +5,7 @@ over the words that a lesson marks. AdamW; the rate rises over the first steps, 
 the last quarter (warm-up, stable, decay: arXiv 2405.18392). The mixture of lessons changes over the first `curriculum`
 steps and then stays; sequences grow longer with it, and the last few fill the whole context.
 
-The teacher grows out of the student as it was before its rate fell: behind every layer a new one is put whose output
+The teacher grows out of the student as it was at the end of its curriculum: behind every layer a new one is put whose output
 matrices are zero, so that the grown model computes what the student did (function-preserving growth: Net2Net, arXiv
 1511.05641; identity blocks: LLaMA Pro, arXiv 2401.02415). It then trains on, over another sequence of lessons.
 
@@ -40,7 +40,7 @@ LENGTHS = ((0.0, 256), (lessons.LONG, 512))  # from this share of the curriculum
 LONG = 20  # the last steps read one sequence of the whole context each
 WARM_UP = 100  # steps
 DECAY = 0.25  # share of the steps over which the rate falls to zero
-CHECKPOINT, STABLE, LOG = "training.pt", "stable.pt", "log.jsonl"
+CHECKPOINT, TAUGHT, LOG = "training.pt", "taught.pt", "log.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ SHAPES = {
     "student": Shape(hidden=256, intermediate=512, layers=8, heads=8, kv_heads=4, rate=1.5e-3, curriculum=2000),
     "teacher": Shape(hidden=256, intermediate=512, layers=16, heads=8, kv_heads=4, rate=8e-4, curriculum=0),
 }
-STEPS = {"student": 3000, "teacher": 500}  # of the shipped weights
+STEPS = {"student": 6000, "teacher": 4000}  # of the shipped weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,17 +162,17 @@ def grow(model: "MistralForCausalLM", source: Path) -> None:
 
     Layer i of the source becomes the first of its group; the others of the group add nothing to the stream at first.
 
-    Raises OptionError if the folder has neither a state before the decay nor weights, or they are of other widths.
+    Raises OptionError if the folder has neither a state at the end of the curriculum nor weights, or they are of other widths.
     """
     import torch
     from safetensors.torch import load_file
 
-    if (source / STABLE).is_file():
-        given = torch.load(source / STABLE, map_location="cpu", weights_only=True)
+    if (source / TAUGHT).is_file():
+        given = torch.load(source / TAUGHT, map_location="cpu", weights_only=True)
     elif (source / "model.safetensors").is_file():
         given = load_file(source / "model.safetensors")
     else:
-        raise OptionError(f"nothing to grow from: {source} has neither {STABLE} nor model.safetensors")
+        raise OptionError(f"nothing to grow from: {source} has neither {TAUGHT} nor model.safetensors")
     layers = 1 + max(int(name.split(".")[2]) for name in given if name.startswith("model.layers."))
     group, rest = divmod(model.config.num_hidden_layers, layers)
     state = model.state_dict()
@@ -262,8 +262,8 @@ def train(
     """Train a model of the shape, write it to the folder `out` in the format of transformers, and return its facts.
 
     Every `save_every` steps a checkpoint beside the weights is brought up to date, which allows `resume`; an interrupt
-    (Ctrl-C) writes it too and is raised again. When the rate begins to fall, the weights are kept as they are, for a
-    teacher to grow from. Losses, and every `score_every` steps scores on validation items, go to a log of JSON lines.
+    (Ctrl-C) writes it too and is raised again. The weights at the end of the curriculum are kept, for a teacher to grow
+    from. Losses, and every `score_every` steps scores on validation items, go to a log of JSON lines.
     With a `source` folder the model grows from the one there. Without a `vocabulary` the tokenizer is built first, and
     a resumed run reads the one it began with.
 
@@ -306,9 +306,9 @@ def train(
 
     try:
         while step < steps:
-            if step == steps - int(DECAY * steps):
-                _write(model.state_dict(), out / STABLE)
-            share = _share(step, steps, shape.curriculum)
+            if step == shape.curriculum > 0:
+                _write(model.state_dict(), out / TAUGHT)
+            share = _share(step, shape.curriculum)
             length = next(length for start, length in reversed(lengths) if share >= start)
             length = CONTEXT if steps - step <= long else length
             rows = max(1, TOKENS // length)
@@ -347,12 +347,9 @@ def _validation(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast")
     return {name: round(one.value, 4) for name, one in found.items()}
 
 
-def _share(step: int, steps: int, curriculum: int) -> float:
-    """Where a step is in the curriculum: 0 to 1, and on to 2 while the rate falls."""
-    if not curriculum:
-        return lessons.TEACHER
-    stable = steps - int(DECAY * steps)
-    return min(1.0, step / curriculum) if step < stable else 1 + (step + 0.5 - stable) / (steps - stable)
+def _share(step: int, curriculum: int) -> float:
+    """Where a step is in the curriculum, 0 to 1; without one, a teacher's place."""
+    return min(1.0, step / curriculum) if curriculum else lessons.TEACHER
 
 
 def _schedule(step: int, steps: int) -> float:
