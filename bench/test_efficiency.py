@@ -82,7 +82,9 @@ def test_memory(workbench, recipe, batch_size):
         model = workbench.compressed(recipe)
         return _peak(workbench, model, load, memory.ChildSpec, kind="artefact", target=folder), base
 
-    workbench.measure("memory", recipe, take, _params(load), notes=lambda r: ("ok", None, r.source), again=True)
+    workbench.measure(
+        "memory", recipe, take, _params(load), each=lambda r: r.each(), notes=lambda r: ("ok", None, r.source), again=True
+    )
 
 
 def test_energy(workbench, recipe, batch_size):
@@ -114,10 +116,9 @@ def _peak(workbench, model, load, spec, **target):
         )  # fmt: skip
     import torch
 
-    child = spec(load=load, threads=torch.get_num_threads(), **target)
-    processes = 3 if stored < memory.SMALL else 1
-    readings = [memory.peak_in_child(child, stored_bytes=stored) for _ in range(processes)]
-    return min(readings, key=lambda reading: reading.peak_bytes)
+    loads = memory.LOADS if stored < memory.SMALL else 1
+    child = spec(load=load, threads=torch.get_num_threads(), loads=loads, **target)
+    return memory.peak_in_child(child, stored_bytes=stored)
 
 
 def _params(load, **more):

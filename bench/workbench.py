@@ -294,7 +294,7 @@ class Workbench:
         for metric in metrics_of(of):
             value = metric(reading)
             base_value = None if base is None else metric(base)
-            samples = tuple(metric(r) for r in each(reading)) if each and metric.kind == "timing" else ()
+            samples = tuple(metric(r) for r in each(reading)) if each and metric.per_device else ()
             base_samples = tuple(metric(r) for r in each(base)) if samples and base is not None and each else ()
             row = self._row(
                 of, recipe, metric, params, value=value, base_value=base_value, status=status, reason=reason,

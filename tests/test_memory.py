@@ -27,13 +27,14 @@ SPEC = ChildSpec(kind="base", target="nothing", load=Load(), threads=1)
 HEAD = """
 import json, sys, time
 from bench.metrics.memory_child import measure
+LOADS = 1
 def fill(mib):
     return b"x" * (mib << 20)
 """
 TAIL = """
-loaded, peak, source = measure(load, run)
+loaded, peaks, source = measure(load, run, loads=LOADS)
 print("a library greets")
-print(json.dumps({"peak_bytes": peak, "model_bytes": 1, "source": source}))
+print(json.dumps({"peaks": peaks, "model_bytes": 1, "source": source}))
 """
 
 
@@ -55,10 +56,7 @@ def test_what_is_held_and_what_is_used_for_a_moment_make_the_peak():
 before = fill(100)
 load = lambda: fill(64)
 def run(held):
-    moment = fill(32)
-    time.sleep(0.3)
-    del moment
-    time.sleep(0.1)
+    fill(32)
 """)
 
     assert abs(reading.peak_bytes - 96 * MIB) < 3 * MIB
@@ -75,6 +73,37 @@ run = lambda held: None
 """)
 
     assert abs(reading.peak_bytes - 16 * MIB) < 3 * MIB
+
+
+@linux
+def test_each_load_but_the_first_has_a_peak_of_its_own():
+    reading = child("""
+LOADS = 4
+loaded, kept = iter((8, 16, 64, 24)), []
+load = lambda: fill(next(loaded))
+run = lambda held: kept.append(fill(50)) if not kept else None  # what is kept for good, the first time
+""")
+
+    assert [round(peak / MIB / 8) for peak in reading.peaks] == [2, 8, 3]
+    assert reading.peak_bytes == sorted(reading.peaks)[1]
+    assert [each.peak_bytes for each in reading.each()] == list(reading.peaks)
+
+
+@linux
+def test_where_the_high_water_mark_is_not_told_readings_are_taken_in_turn():
+    reading = child("""
+from bench.metrics import memory_child
+def untold(): raise LookupError
+memory_child._high_water = untold
+load = lambda: fill(64)
+def run(held):
+    moment = fill(32)
+    time.sleep(0.3)
+    del moment
+    time.sleep(0.1)
+""")
+
+    assert abs(reading.peak_bytes - 96 * MIB) < 3 * MIB
 
 
 @pytest.mark.parametrize(
@@ -116,7 +145,7 @@ def test_a_child_that_hangs_is_ended():
         child("time.sleep(600)", timeout=0.5)
 
 
-@pytest.mark.parametrize("text", ["", "done", "[1]", '{"peak_bytes": 5}', "3"])
+@pytest.mark.parametrize("text", ["", "done", "[1]", '{"peaks": [5]}', '{"peaks": [], "model_bytes": 1, "source": "x"}', "3"])
 def test_a_child_that_gives_no_figures_is_an_error(text):
     with pytest.raises(BenchError, match="did not end with a line of JSON"):
         figures(text)
@@ -124,21 +153,21 @@ def test_a_child_that_gives_no_figures_is_an_error(text):
 
 def test_a_peak_of_nothing_is_refused():
     with pytest.raises(MetricError, match="peak_bytes=0 must be above 0"):
-        figures(json.dumps({"peak_bytes": 0, "model_bytes": 1, "source": "child"}))
+        figures(json.dumps({"peaks": [0], "model_bytes": 1, "source": "child"}))
 
 
 def test_the_child_is_told_what_to_measure():
     code = "import json, sys; spec = json.load(sys.stdin); print(json.dumps(" + (
-        "{'peak_bytes': spec['load']['prompt_tokens'], 'model_bytes': spec['threads'], 'source': spec['target']}))"
+        "{'peaks': 3 * [spec['load']['prompt_tokens']], 'model_bytes': spec['threads'], 'source': spec['target']}))"
     )
     spec = ChildSpec(kind="artefact", target="folder", load=Load(prompt_tokens=77), threads=4)
 
     reading = peak_in_child(spec, stored_bytes=5, command=(sys.executable, "-c", code))
 
-    assert reading == MemoryReading(peak_bytes=77, model_bytes=4, stored_bytes=5, source="folder")
+    assert reading == MemoryReading(peak_bytes=77, model_bytes=4, stored_bytes=5, source="folder", peaks=(77, 77, 77))
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "model"}, {"threads": 0}])
+@pytest.mark.parametrize("wrong", [{"kind": "model"}, {"threads": 0}, {"loads": 0}])
 def test_a_request_that_cannot_be_is_refused_before_a_process_starts(wrong):
     with pytest.raises(OptionError, match=f"{next(iter(wrong))}="):
         ChildSpec(**{"kind": "base", "target": "x", "load": Load(), "threads": 1} | wrong)
