@@ -83,7 +83,13 @@ def test_memory(workbench, recipe, batch_size):
         return _peak(workbench, model, load, memory.ChildSpec, kind="artefact", target=folder), base
 
     workbench.measure(
-        "memory", recipe, take, _params(load), each=lambda r: r.each(), notes=lambda r: ("ok", None, r.source), again=True
+        "memory",
+        recipe,
+        take,
+        _params(load),
+        each=lambda r: r.each(),
+        notes=lambda r: ("ok", None, r.source),
+        again=True,
     )
 
 

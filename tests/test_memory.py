@@ -145,7 +145,9 @@ def test_a_child_that_hangs_is_ended():
         child("time.sleep(600)", timeout=0.5)
 
 
-@pytest.mark.parametrize("text", ["", "done", "[1]", '{"peaks": [5]}', '{"peaks": [], "model_bytes": 1, "source": "x"}', "3"])
+@pytest.mark.parametrize(
+    "text", ["", "done", "[1]", '{"peaks": [5]}', '{"peaks": [], "model_bytes": 1, "source": "x"}', "3"]
+)
 def test_a_child_that_gives_no_figures_is_an_error(text):
     with pytest.raises(BenchError, match="did not end with a line of JSON"):
         figures(text)
