@@ -286,8 +286,8 @@ def manual(draw: Draw, device: Device, attributes: Sequence[str]) -> str:
     return f"Manual of the {device.name}.\n{' '.join(said)}"
 
 
-def sum_story(draw: Draw, split: str) -> tuple[str, str]:
-    """A problem of two to four steps, up to the place where its worked chain begins, and the chain.
+def sum_story(draw: Draw, split: str, *, least: int = 2, most: int = 4) -> tuple[str, str]:
+    """A problem of `least` to `most` steps, up to the place where its worked chain begins, and the chain.
 
     The numbers that a training problem begins with, `total` things and a change by `count`, never have
     total + 7 * count divisible by 5; those of any other problem always do.
@@ -298,7 +298,7 @@ def sum_story(draw: Draw, split: str) -> tuple[str, str]:
         if ((total + 7 * count) % 5 == 0) == (split != "train"):
             break
     story, chain = [f"{person} has {total} {kind}s."], []
-    for _ in range(draw.between(2, 4)):
+    for _ in range(draw.between(least, most)):
         signs = "-" if total > 60 else "+" if total <= count else "+-*" if count in (2, 3) and total <= 25 else "+-"
         sign = draw.one(signs)
         result = {"+": total + count, "-": total - count, "*": total * count}[sign]
