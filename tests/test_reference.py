@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from bench._errors import OptionError
 from bench.reference import NAMES, card, folder, lessons, score, tokenizer, world
+from bench.reference import model as architecture
 from bench.reference import train as training
+from bench.reference.batches import batch
 from bench.reference.world import Draw
 
 LIMITS = {"student": 16_000_000, "teacher": 40_000_000}  # bytes of the weights
-TWIN = training.Shape(hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, rate=8e-3, curriculum=1)
+TWIN = architecture.Shape(hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, rate=8e-3, curriculum=1)
 QUICK = {"lengths": ((0.0, 128),), "long": 0}
 
 
@@ -61,7 +63,7 @@ class TestTokenizer:
         assert list(itertools.chain.from_iterable(pieces)) == whole
 
     def test_the_shipped_one_is_built_from_the_lessons(self, vocabulary, tmp_path):
-        built = tokenizer.build(lessons.samples(), context=training.CONTEXT)
+        built = tokenizer.build(lessons.samples(), context=architecture.CONTEXT)
 
         assert built.get_vocab() == vocabulary.get_vocab()
         assert len(built) == tokenizer.ENTRIES
@@ -214,7 +216,7 @@ class TestTraining:
     def test_a_small_twin_learns_what_counting_tokens_cannot(self, tmp_path, vocabulary):
         import torch
 
-        ids, following, weights = training.batch(vocabulary, seed=99, step=0, share=1.0, rows=16, length=512)
+        ids, following, weights = batch(vocabulary, seed=99, step=0, share=1.0, rows=16, length=512)
         tokens = Counter(following[weights > 0].tolist())
         entropy = sum(n * math.log(tokens.total() / n) for n in tokens.values()) / tokens.total()  # nat per token
 
@@ -243,12 +245,12 @@ class TestTraining:
         import torch
 
         training.train(TWIN, out=tmp_path, steps=2, vocabulary=vocabulary, **QUICK)
-        (tmp_path / training.STABLE).unlink(missing_ok=True)
+        (tmp_path / architecture.TAUGHT).unlink(missing_ok=True)
         small = _open(tmp_path)
-        large = training.build(_of(TWIN, layers=6), vocabulary, seed=1)
+        large = architecture.build(_of(TWIN, layers=6), vocabulary, seed=1)
         ids = torch.arange(60).view(2, 30)
 
-        training.grow(large, tmp_path)
+        architecture.grow(large, tmp_path)
 
         with torch.inference_mode():
             torch.testing.assert_close(small(input_ids=ids).logits, large(input_ids=ids).logits)
@@ -260,10 +262,10 @@ class TestTraining:
         training.train(TWIN, out=tmp_path, steps=1, vocabulary=vocabulary, **QUICK)
 
         with pytest.raises(OptionError, match=message):
-            training.grow(training.build(_of(TWIN, **change), vocabulary, seed=0), tmp_path)
+            architecture.grow(architecture.build(_of(TWIN, **change), vocabulary, seed=0), tmp_path)
 
     def test_no_row_of_a_batch_cuts_a_lesson_and_only_marked_words_count(self, vocabulary):
-        ids, following, weights = training.batch(vocabulary, seed=0, step=5, share=0.3, rows=4, length=256)
+        ids, following, weights = batch(vocabulary, seed=0, step=5, share=0.3, rows=4, length=256)
 
         assert (4, 256) == tuple(ids.shape) == tuple(weights.shape)
         assert bool((ids[:, 1:] == following[:, :-1]).all())
@@ -309,8 +311,8 @@ class TestTraining:
             training.train(TWIN, out=tmp_path, steps=2, resume=True, seed=1, vocabulary=vocabulary, **QUICK)
 
 
-def _of(shape: training.Shape, **change: int) -> training.Shape:
-    return training.Shape(**(training.asdict(shape) | change))
+def _of(shape: architecture.Shape, **change: int) -> architecture.Shape:
+    return architecture.Shape(**(training.asdict(shape) | change))
 
 
 def _open(path):

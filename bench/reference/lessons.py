@@ -131,7 +131,7 @@ def tables(draw: Draw, share: float) -> Lesson:
     """Single steps of such chains."""
     pieces: Lesson = []
     for _ in range(24):
-        total, count = draw.between(2, 45), draw.between(1, 9)
+        total, count = draw.between(2, 75), draw.between(1, 9)
         sign = (
             "+" if total <= count else "*" if count in (2, 3) and total <= 25 and draw.chance(0.3) else draw.one("+-")
         )
@@ -158,31 +158,30 @@ def text(draw: Draw, share: float) -> Lesson:
 
 
 READ, KNOW = 0.5, 0.8  # shares of the curriculum at which learning to read, and then learning by heart, come to an end
-SUMS = 1.733  # from this share on sums and programs come first, the last things to be learnt
-TEACHER = 2  # from this "share" on it is the mixture of a teacher, who studies all known devices
+TEACHER = 2  # the "share" of a teacher, who studies all known devices
 MIXTURE: dict[Callable[[Draw, float], Lesson], tuple[float, ...]] = {  # weights of documents
-    # at the start, before READ (in a line), up to KNOW, up to 1, up to SUMS, and up to TEACHER; for a teacher
-    echo: (10, 1, 0, 3, 0, 0, 0),
-    cards: (36, 6, 1, 14, 3, 1, 3),
-    memory: (12, 10, 30, 11, 9, 4, 33),
-    quiz: (4, 10, 10, 5, 5, 1, 4),
-    reading: (20, 34, 11, 11, 10, 3, 6),
-    passage: (8, 8, 5, 7, 7, 4, 4),
-    procedures: (3, 1, 1, 1, 1, 1, 1),
-    sums: (8, 8, 6, 9, 9, 18, 5),
-    tables: (0, 0, 0, 0, 11, 24, 3),
-    code: (5, 3, 6, 4, 2, 14, 2),
-    orders: (1, 1, 1, 2, 1, 1, 1),
-    text: (5, 19, 6, 7, 7, 5, 8),
+    # at the start, before READ (in a line), up to KNOW, from there on, and for a teacher
+    echo: (10, 1, 0, 2, 0),
+    cards: (36, 6, 1, 8, 3),
+    memory: (12, 10, 30, 11, 28),
+    quiz: (4, 10, 10, 5, 4),
+    reading: (20, 34, 11, 12, 8),
+    passage: (8, 8, 5, 7, 5),
+    procedures: (3, 1, 1, 1, 1),
+    sums: (8, 8, 6, 14, 10),
+    tables: (0, 0, 0, 8, 5),
+    code: (5, 3, 6, 8, 6),
+    orders: (1, 1, 1, 2, 1),
+    text: (5, 19, 6, 9, 10),
 }
 
 
 def lesson(draw: Draw, share: float) -> Lesson:
-    """A lesson where `share` (0 to 1) of the curriculum is done; above 1 it is over, from TEACHER on a teacher's."""
+    """A lesson where `share` (0 to 1, or TEACHER) of the curriculum is done."""
     if share < READ:
         weights = [row[0] + share / READ * (row[1] - row[0]) for row in MIXTURE.values()]
     else:
-        stage = 2 if share < KNOW else 3 if share <= 1 else 4 if share < SUMS else 5 if share < TEACHER else 6
+        stage = 2 if share < KNOW else 3 if share < TEACHER else 4
         weights = [row[stage] for row in MIXTURE.values()]
     at = draw.between(0, 10**9) / 10**9 * sum(weights)
     for kind, reached in zip(MIXTURE, itertools.accumulate(weights), strict=True):

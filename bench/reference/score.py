@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 CHOICES = ("continuation", "facts_easy", "facts_hard", "categories")
 SCORED = (*CHOICES, "arithmetic", "code", "rag", "no_rag", "perplexity")
-NEW_TOKENS = {"arithmetic": 32, "code": 72, "rag": 6, "no_rag": 6}
+NEW_TOKENS = {"arithmetic": 40, "code": 72, "rag": 6, "no_rag": 6}
 TOKENS = 4096  # in one forward pass, at most
 SECONDS = 5  # a generated program may run
 RESAMPLES = 1000

@@ -10,8 +10,8 @@ documents that questions are about there is `documents(split)`. Keys of an item 
 - *code* (HumanEval, MBPP): `id`, `task`, `question` (signature and docstring), `answer` (one body that passes),
   `entry_point`, `tests` (assert statements).
 - *instructions* (judge metrics): `id`, `task`, `question`, `answer`, `constraints` (see `instructions`).
-- *rag*: `id`, `task`, `question`, `answer`, `gold` (id of the document with the answer), `documents` (ids of it and two
-  others, in the order in which they are read); *no_rag* has the same questions without the documents.
+- *rag*: `id`, `task`, `question`, `answer`, `gold` (id of the document with the answer), `documents` (ids of it and of
+  two about devices with a word of the name in common, in the order in which they are read); *no_rag* has the same questions without the documents.
 
 A document is a dict with `id`, `device` and `text`. All splits are told apart by seed; devices of held-out splits occur
 in no training text, and facts asked about known devices are in one split each (their texts are in all).
@@ -104,9 +104,9 @@ def _choice(draw: Draw, question: str, right: str, wrong: Sequence[str]) -> Item
 
 
 def _continuation(split: str) -> list[Item]:
-    """What comes next: half of them in a procedure that training told, half in a passage about held-out devices."""
+    """What comes next: one in four in a procedure that training told, the others in a passage on held-out devices."""
     draw = Draw("continuation", split)
-    return [(_next_step if n % 2 else _restatement)(draw, split) for n in range(SIZES[split])]
+    return [(_restatement if n % 4 else _next_step)(draw, split) for n in range(SIZES[split])]
 
 
 def _next_step(draw: Draw, split: str) -> Item:
@@ -129,10 +129,10 @@ def _next_step(draw: Draw, split: str) -> Item:
 
 
 def _restatement(draw: Draw, split: str) -> Item:
-    """A fact of a passage about four devices in another form; wrong are three like it, the device's own first."""
+    """A fact of a passage about four namesakes in another form; wrong are three like it, the device's own first."""
     pair = draw.one(PAIRS)
     while True:
-        facts = [(d, a, draw.between(0, 1)) for d in world.fresh(draw, split, 4) for a in pair]
+        facts = [(d, a, draw.between(0, 1)) for d in world.fresh(draw, split, 4, world.namesakes) for a in pair]
         if len({device.facts[attribute] for device, attribute, _ in facts}) == len(facts):
             break
     device, attribute, form = facts[0]
@@ -189,9 +189,10 @@ def _categories(split: str) -> list[Item]:
 
 
 def _arithmetic(split: str) -> list[Item]:
+    """Problems of the lengths that training tells, and in held-out splits of one step more."""
     made = []
     for n in range(SIZES[split]):
-        question, chain = world.sum_story(Draw("arithmetic", split, n), split)
+        question, chain = world.sum_story(Draw("arithmetic", split, n), split, most=4 if split == "train" else 5)
         made.append({"question": question, "answer": chain, "final": chain.rpartition("#### ")[2].strip()})
     return made
 
@@ -216,7 +217,7 @@ def _instructions(split: str) -> list[Item]:
 def _rag(split: str) -> list[Item]:
     made, draw = [], Draw("rag", split)
     for _ in range(SIZES[split]):
-        gold, *others = world.apart(draw, _names(split), 3)
+        gold, *others = world.namesakes(draw, _names(split), 3)
         device, attribute = world.edition(gold), draw.one(_told(gold))
         made.append(
             {

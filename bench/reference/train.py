@@ -5,9 +5,8 @@ over the words that a lesson marks. AdamW; the rate rises over the first steps, 
 the last quarter (warm-up, stable, decay: arXiv 2405.18392). The mixture of lessons changes over the first `curriculum`
 steps and then stays; sequences grow longer with it, and the last few fill the whole context.
 
-The teacher grows out of the student as it was before its rate fell: behind every layer a new one is put whose output
-matrices are zero, so that the grown model computes what the student did (function-preserving growth: Net2Net, arXiv
-1511.05641; identity blocks: LLaMA Pro, arXiv 2401.02415). It then trains on, over another sequence of lessons.
+The teacher grows out of the student as it was at the end of its curriculum (`model.grow`), and trains on, over lessons
+about all known devices.
 
 A step is a function of the seed and its number alone, so a resumed run sees what an uninterrupted one would have seen;
 the same steps, seed, device and number of threads give the same weights. The number of steps may be changed on resuming
@@ -29,38 +28,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .._errors import OptionError
 from . import NAMES, folder, lessons, score, tokenizer, world
+from .batches import batch
+from .model import CONTEXT, SHAPES, TAUGHT, Shape, build, grow
 
 if TYPE_CHECKING:
     import torch
     from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
-CONTEXT = 2048  # tokens: the longest input that is declared
 TOKENS = 1024  # in a step
 LENGTHS = ((0.0, 256), (lessons.LONG, 512))  # from this share of the curriculum on, sequences of so many tokens
 LONG = 20  # the last steps read one sequence of the whole context each
 WARM_UP = 100  # steps
 DECAY = 0.25  # share of the steps over which the rate falls to zero
-CHECKPOINT, STABLE, LOG = "training.pt", "stable.pt", "log.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What distinguishes student from teacher: sizes of the model, the rate that suits them, the curriculum."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    rate: float
-    curriculum: int  # the steps over which the mixture of lessons changes; 0: a teacher's mixture throughout
-
-
-SHAPES = {
-    "student": Shape(hidden=256, intermediate=512, layers=8, heads=8, kv_heads=4, rate=1.5e-3, curriculum=2000),
-    "teacher": Shape(hidden=256, intermediate=512, layers=16, heads=8, kv_heads=4, rate=8e-4, curriculum=0),
-}
-STEPS = {"student": 3000, "teacher": 500}  # of the shipped weights
+CHECKPOINT, LOG = "training.pt", "log.jsonl"
+STEPS = {"student": 5000, "teacher": 3000}  # of the shipped weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,162 +54,6 @@ class Progress:
     seconds: float
     loss: float
     scores: dict[str, float] | None
-
-
-def build(shape: Shape, vocabulary: "PreTrainedTokenizerFast", *, seed: int) -> "MistralForCausalLM":
-    """An untrained float32 model of the shape; the same seed gives the same weights, and no global state is touched."""
-    import torch
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.hidden // shape.heads,
-        max_position_embeddings=CONTEXT,
-        sliding_window=None,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=False,
-        bos_token_id=vocabulary.bos_token_id,
-        eos_token_id=vocabulary.eos_token_id,
-        pad_token_id=vocabulary.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MistralForCausalLM(config)
-    with torch.no_grad():
-        _begin_by_copying(model, torch.Generator().manual_seed(seed))
-    return model
-
-
-def _begin_by_copying(model: "MistralForCausalLM", generator: "torch.Generator") -> None:
-    """Let the first two layers begin as what all reading rests on: heads that look back, and heads that copy.
-
-    Copying out of a text needs a head that looks at the token before, and one in a later layer that finds where this
-    token stood before and says what followed (induction heads, arXiv 2209.11895). Neither is of use without the other,
-    which is why a small budget ends before both appear. Here
-
-    - a channel of the embeddings, the same for all tokens, makes keys of layer 0 that depend on the place alone, in the
-      rotary pairs of short wavelength; queries are these turned back, so that heads look 1, 1, 2, 3 ... tokens back;
-    - the first of them writes a projection of what it sees; in layer 1 one head of each group compares this with the
-      same projection of its own token, in the rotary pairs of long wavelength, and copies a part of what it finds;
-    - the output matrix begins as the embeddings.
-
-    All of it is trained on like any other weight.
-    """
-    import torch
-
-    config, first, second = model.config, model.model.layers[0].self_attn, model.model.layers[1].self_attn
-    hidden, size, groups = config.hidden_size, config.head_dim, config.num_key_value_heads
-    pairs, heads = size // 2, config.num_attention_heads
-
-    def directions(count: int) -> torch.Tensor:
-        """Orthonormal rows that leave out the constant channel, (count, hidden)."""
-        square = torch.linalg.qr(torch.randn(hidden - 1, count, generator=generator))[0]
-        return torch.nn.functional.pad(square.T, (1, 0))
-
-    embeddings = model.model.embed_tokens.weight
-    embeddings *= 0.3 / config.initializer_range
-    embeddings[:, 0] = 2.4
-    model.lm_head.weight.copy_(embeddings / 15)
-    model.lm_head.weight[:, 0] = 0
-    seen, written, copied = directions(size), directions(size), directions(min(size * groups, hidden - 1))
-
-    angles = 10000.0 ** (-torch.arange(6) / pairs)
-    keys, queries = (w.weight.view(-1, size, hidden) for w in (first.k_proj, first.q_proj))
-    keys[:, :6, 0] = 0.9
-    for head in range(heads):
-        queries[head, :6, 0] = 0.9 * torch.cos(max(1, head) * angles)
-        queries[head, pairs : pairs + 6, 0] = -0.9 * torch.sin(max(1, head) * angles)
-    first.v_proj.weight[:size] = seen
-    first.o_proj.weight[:, :size] = 0.9 * written.T
-
-    long = torch.arange(9 * size // 32, pairs)
-    long = torch.cat([long, long + pairs])
-    keys, queries = (w.weight.view(-1, size, hidden) for w in (second.k_proj, second.q_proj))
-    for group in range(groups):
-        some, head = torch.randperm(size, generator=generator)[: len(long)], group * heads // groups
-        keys[group, long], queries[head, long] = 3 * written[some], 3 * seen[some]
-        part = copied[group * size : (group + 1) * size]
-        second.v_proj.weight[group * size : group * size + len(part)] = part
-        second.o_proj.weight[:, head * size : head * size + len(part)] = 2.4 * part.T
-
-
-def grow(model: "MistralForCausalLM", source: Path) -> None:
-    """Give a fresh model with a multiple of the layers the weights in `source` (a folder), computing the same function.
-
-    Layer i of the source becomes the first of its group; the others of the group add nothing to the stream at first.
-
-    Raises OptionError if the folder has neither a state before the decay nor weights, or they are of other widths.
-    """
-    import torch
-    from safetensors.torch import load_file
-
-    if (source / STABLE).is_file():
-        given = torch.load(source / STABLE, map_location="cpu", weights_only=True)
-    elif (source / "model.safetensors").is_file():
-        given = load_file(source / "model.safetensors")
-    else:
-        raise OptionError(f"nothing to grow from: {source} has neither {STABLE} nor model.safetensors")
-    layers = 1 + max(int(name.split(".")[2]) for name in given if name.startswith("model.layers."))
-    group, rest = divmod(model.config.num_hidden_layers, layers)
-    state = model.state_dict()
-    for name, tensor in given.items():
-        parts = name.split(".")
-        if name.startswith("model.layers."):
-            parts[2] = str(group * int(parts[2]))
-        if rest or state[".".join(parts)].shape != tensor.shape:
-            raise OptionError(f"{source} has {layers} layers and {name} of {tuple(tensor.shape)}: it cannot grow so")
-        state[".".join(parts)] = tensor.float()
-    model.load_state_dict(state)
-    for number, layer in enumerate(model.model.layers):
-        if number % group:
-            torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-            torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-
-
-def batch(
-    vocabulary: "PreTrainedTokenizerFast", *, seed: int, step: int, share: float, rows: int, length: int
-) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
-    """Lessons packed in rows: ids, the ids that follow, and the weights of those in the loss, (rows, length) each.
-
-    A lesson ends with `</s>` and is never cut; of eight that wait, a row takes the first that still fits.
-    """
-    import torch
-
-    draw = world.Draw("batch", seed, step)
-    waiting: list[tuple[list[int], list[float]]] = []
-    packed = []
-    for _ in range(rows):
-        ids: list[int] = []
-        weights: list[float] = []
-        while True:
-            while len(waiting) < 8:
-                waiting.append(_encode(vocabulary, lessons.lesson(draw, share)))
-            fitting = [n for n, (more, _) in enumerate(waiting) if len(ids) + len(more) <= length + 1]
-            if fitting:
-                more, learn = waiting.pop(fitting[0])
-                ids, weights = ids + more, weights + learn
-            elif ids:
-                break
-            else:
-                waiting.clear()  # lessons longer than a row
-        room = length + 1 - len(ids)
-        packed.append((ids + [vocabulary.pad_token_id] * room, weights + [0.0] * room))
-    ids_, weights_ = torch.tensor([ids for ids, _ in packed]), torch.tensor([weights for _, weights in packed])
-    return ids_[:, :-1], ids_[:, 1:], weights_[:, 1:]
-
-
-def _encode(vocabulary: "PreTrainedTokenizerFast", lesson: lessons.Lesson) -> tuple[list[int], list[float]]:
-    ids: list[int] = []
-    weights: list[float] = []
-    for text, weight in lesson:
-        more = vocabulary.encode(text, add_special_tokens=False)
-        ids, weights = ids + more, weights + [float(weight)] * len(more)
-    return [*ids, vocabulary.eos_token_id], [*weights, 0.0]
 
 
 def loss(
@@ -262,8 +87,8 @@ def train(
     """Train a model of the shape, write it to the folder `out` in the format of transformers, and return its facts.
 
     Every `save_every` steps a checkpoint beside the weights is brought up to date, which allows `resume`; an interrupt
-    (Ctrl-C) writes it too and is raised again. When the rate begins to fall, the weights are kept as they are, for a
-    teacher to grow from. Losses, and every `score_every` steps scores on validation items, go to a log of JSON lines.
+    (Ctrl-C) writes it too and is raised again. The weights at the end of the curriculum are kept, for a teacher to grow
+    from. Losses, and every `score_every` steps scores on validation items, go to a log of JSON lines.
     With a `source` folder the model grows from the one there. Without a `vocabulary` the tokenizer is built first, and
     a resumed run reads the one it began with.
 
@@ -306,9 +131,9 @@ def train(
 
     try:
         while step < steps:
-            if step == steps - int(DECAY * steps):
-                _write(model.state_dict(), out / STABLE)
-            share = _share(step, steps, shape.curriculum)
+            if step == shape.curriculum > 0:
+                _write(model.state_dict(), out / TAUGHT)
+            share = _share(step, shape.curriculum)
             length = next(length for start, length in reversed(lengths) if share >= start)
             length = CONTEXT if steps - step <= long else length
             rows = max(1, TOKENS // length)
@@ -347,12 +172,9 @@ def _validation(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast")
     return {name: round(one.value, 4) for name, one in found.items()}
 
 
-def _share(step: int, steps: int, curriculum: int) -> float:
-    """Where a step is in the curriculum: 0 to 1, and on to 2 while the rate falls."""
-    if not curriculum:
-        return lessons.TEACHER
-    stable = steps - int(DECAY * steps)
-    return min(1.0, step / curriculum) if step < stable else 1 + (step + 0.5 - stable) / (steps - stable)
+def _share(step: int, curriculum: int) -> float:
+    """Where a step is in the curriculum, 0 to 1; without one, a teacher's place."""
+    return min(1.0, step / curriculum) if curriculum else lessons.TEACHER
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -211,6 +211,16 @@ def apart(draw: Draw, pool: Sequence[str], count: int) -> list[str]:
     return chosen
 
 
+def namesakes(draw: Draw, pool: Sequence[str], count: int) -> list[str]:
+    """Names out of a pool, each but the first with a word of the first; those are as few as the pool has."""
+    chosen: list[str] = []
+    while len(chosen) < count:
+        first = draw.one(pool)
+        alike = [name for name in pool if len(set(name.split()) & set(first.split())) == 1]
+        chosen = [first, *draw.some(alike, min(count - 1, len(alike)))]
+    return chosen
+
+
 def edition(name: str, *key: object) -> Device:
     """The device of that name; with a key, an edition of it with other attributes. The two of a pair differ."""
     draw = Draw("device", name, *key)
@@ -221,11 +231,13 @@ def edition(name: str, *key: object) -> Device:
     return Device(name=name, kind=draw.one(KINDS), facts=facts)
 
 
-def fresh(draw: Draw, split: str, count: int) -> list[Device]:
-    """Devices to be read about, their names `apart`: editions of passing ones (train), or held-out ones."""
+def fresh(
+    draw: Draw, split: str, count: int, choose: Callable[[Draw, Sequence[str], int], list[str]] = apart
+) -> list[Device]:
+    """Devices to be read about, their names by default `apart`: editions of passing ones (train), or held-out ones."""
     if split == "train":
-        return [edition(name, draw.between(0, 2**30)) for name in apart(draw, names("passing"), count)]
-    return [edition(name) for name in apart(draw, names(split), count)]
+        return [edition(name, draw.between(0, 2**30)) for name in choose(draw, names("passing"), count)]
+    return [edition(name) for name in choose(draw, names(split), count)]
 
 
 def known(draw: Draw) -> Device:
@@ -274,8 +286,8 @@ def manual(draw: Draw, device: Device, attributes: Sequence[str]) -> str:
     return f"Manual of the {device.name}.\n{' '.join(said)}"
 
 
-def sum_story(draw: Draw, split: str) -> tuple[str, str]:
-    """A problem of two or three steps, up to the place where its worked chain begins, and the chain.
+def sum_story(draw: Draw, split: str, *, least: int = 2, most: int = 4) -> tuple[str, str]:
+    """A problem of `least` to `most` steps, up to the place where its worked chain begins, and the chain.
 
     The numbers that a training problem begins with, `total` things and a change by `count`, never have
     total + 7 * count divisible by 5; those of any other problem always do.
@@ -286,7 +298,7 @@ def sum_story(draw: Draw, split: str) -> tuple[str, str]:
         if ((total + 7 * count) % 5 == 0) == (split != "train"):
             break
     story, chain = [f"{person} has {total} {kind}s."], []
-    for _ in range(draw.between(2, 3)):
+    for _ in range(draw.between(least, most)):
         signs = "-" if total > 60 else "+" if total <= count else "+-*" if count in (2, 3) and total <= 25 else "+-"
         sign = draw.one(signs)
         result = {"+": total + count, "-": total - count, "*": total * count}[sign]
