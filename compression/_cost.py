@@ -1,7 +1,10 @@
 """What a piece of work took: seconds and peak memory."""
 
+import ctypes
+import gc
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,6 +29,14 @@ def anonymous_bytes() -> int | None:
     except ImportError:
         return None
     return psutil.Process().memory_info().rss
+
+
+def give_back() -> None:
+    """Free what can be freed, and give it back to the system where the C library can (glibc): what it keeps would be
+    used again unseen."""
+    gc.collect()
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +72,7 @@ class CostMeter:
         self._device = device
 
     def __enter__(self) -> Self:
+        give_back()
         self._peak = self._start = self._now()
         if self._cuda:
             import torch

@@ -423,7 +423,7 @@ def test_the_contract_catches_a_broken_method(registered, broken, tmp_path):
     case = Case(AS_IF, Recipe((Step(broken(group_size=32)),)), "tiny-qwen2")
     case.folder = tmp_path
 
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, pytest.fail.Exception)):  # the latter where nothing was refused
         getattr(TestContract(), BROKEN_METHODS[broken])(case)
 
 

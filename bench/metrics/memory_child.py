@@ -4,8 +4,6 @@ Reads a `ChildSpec` as JSON from standard input and prints one line of JSON. Wha
 own, as `compression` opens it: a weight mapped from a file is not anonymous memory.
 """
 
-import ctypes
-import gc
 import json
 import re
 import sys
@@ -18,6 +16,7 @@ from typing import Any
 
 from bench.generation import Decoder, Load
 from bench.metrics.memory import ChildSpec, bytes_of
+from compression._cost import give_back
 
 _POLL_SECONDS = 0.002
 
@@ -108,21 +107,14 @@ def measure(load: Callable[[], Any], run: Callable[[Any], object], *, loads: int
     loaded = None
     for _ in range(loads):
         del loaded
-        _settle()
+        give_back()
         before = read()
         loaded = load()
-        _settle()
+        give_back()
         with Peak(read) as peak:
             run(loaded)
         peaks.append(peak.bytes - before)
     return loaded, peaks[1:] or peaks, f"{source} of a child process"
-
-
-def _settle() -> None:
-    """Frees what can be freed, and gives it back to the system where the C library can (glibc)."""
-    gc.collect()
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _warm_up() -> None:

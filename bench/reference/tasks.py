@@ -11,7 +11,8 @@ documents that questions are about there is `documents(split)`. Keys of an item 
   `entry_point`, `tests` (assert statements).
 - *instructions* (judge metrics): `id`, `task`, `question`, `answer`, `constraints` (see `instructions`).
 - *rag*: `id`, `task`, `question`, `answer`, `gold` (id of the document with the answer), `documents` (ids of it and of
-  two about devices with a word of the name in common, in the order in which they are read); *no_rag* has the same questions without the documents.
+  two about devices with a word of the name in common, in the order in which they are read); *no_rag* has the same
+  questions without the documents.
 
 A document is a dict with `id`, `device` and `text`. All splits are told apart by seed; devices of held-out splits occur
 in no training text, and facts asked about known devices are in one split each (their texts are in all).
