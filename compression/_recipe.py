@@ -86,6 +86,8 @@ class Recipe:
         """
         if isinstance(text, Recipe):
             return text
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise RecipeError(f"recipe {text!r} holds half of a surrogate pair, which is no letter; leave it out")
         if text.strip().endswith(".json"):
             return cls._from_file(Path(text.strip()))
         return _Parser(text).recipe()
