@@ -8,6 +8,7 @@ Calibration is the default of the recipe, from the training split.
 """
 
 import argparse
+import copy
 import math
 import sys
 
@@ -44,7 +45,8 @@ def main() -> int:
     windows = torch.tensor(ids[: options.windows * LENGTH]).view(-1, LENGTH)
 
     def of(recipe: str) -> torch.Tensor:
-        return losses(compression.compress(base, recipe).model.float(), windows)
+        # a copy: tensors that the recipe left alone are the base's own, and float() would change them there
+        return losses(copy.deepcopy(compression.compress(base, recipe).model).float(), windows)
 
     dense, nearest = of("fp16"), {}
     print(f"{len(windows)} windows; fp16 {float(dense.mean()):.4f} nat per token")
