@@ -15,7 +15,7 @@ from transformers import (
 
 from bench._errors import OptionError
 from bench._step import fits, lean_step
-from bench.generation import Decoder, Interleaved, Load, _next, _static_cache, graph_refusal
+from bench.generation import Decoder, Interleaved, Load, _most_likely, _next, _static_cache, graph_refusal
 
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 8,
@@ -134,3 +134,18 @@ def test_a_kernel_that_waits_for_the_device_is_refused_a_graph(threshold, refuse
 
     assert (why is not None) == refused
     assert why is None or "bitsandbytes-int8" in why
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_token_taken_is_the_first_of_the_most_likely_after_the_last_position(dtype):
+    logits = torch.randn(3, 4, 1000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[0, -1, [7, 400]] = 9.0
+
+    with torch.inference_mode():
+        taken = _most_likely(logits)
+
+    assert (3, 1) == tuple(taken.shape)
+    assert torch.int64 == taken.dtype
+    assert 7 == taken[0]
+    for row, token in zip(logits[1:, -1].tolist(), taken[1:, 0].tolist(), strict=True):
+        assert token == row.index(max(row))
