@@ -39,14 +39,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Recipes against rounding to nearest, on the reference.")
     parser.add_argument("recipes", nargs="+", help="quantizers with bits, group_size and symmetric")
     parser.add_argument("--windows", type=int, default=96)
+    parser.add_argument("--base", default="reference", help="a model of the reference's world (default: the student)")
     options = parser.parse_args()
-    base = compression.open_base("reference")
+    base = compression.open_base(options.base)
     ids = base.tokenizer.encode("\n\n".join(world.texts("test")), add_special_tokens=False, verbose=False)
     windows = torch.tensor(ids[: options.windows * LENGTH]).view(-1, LENGTH)
 
     def of(recipe: str) -> torch.Tensor:
         # a copy: tensors that the recipe left alone are the base's own, and float() would change them there
-        return losses(copy.deepcopy(compression.compress(base, recipe).model).float(), windows)
+        return losses(copy.deepcopy(compression.compress(base, recipe, calibration="embedded").model).float(), windows)
 
     dense, nearest = of("fp16"), {}
     print(f"{len(windows)} windows; fp16 {float(dense.mean()):.4f} nat per token")

@@ -13,6 +13,7 @@ import hashlib
 import json
 import statistics
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ PUBLISHED = (
     "excess kurtosis of activations 1818.56 in a 1.4 B model trained with Adam, 0.04 where outliers are prevented "
     "(Outlier-Safe Pre-Training, arXiv 2506.19697)",
 )
+TASKS = tuple(task for task in score.SCORED if task not in ("no_rag", "perplexity"))
 START, END = "<!-- card -->", "<!-- end of card -->"
 
 
@@ -79,16 +81,25 @@ def card(name: str, recipes: list[str], limit: int | None = None, report: Any = 
     facts = json.loads((folder(name) / "training.json").read_text(encoding="utf-8"))
     model, vocabulary = score.load(name)
     found: dict[str, Any] = {}
+    seconds = {}
     for recipe in (None, *recipes):
         scored = score.load(name, recipe) if recipe else (model, vocabulary)
+        started = time.monotonic()
         scores = score.scores(*scored, limit=limit)
+        seconds[recipe] = round(time.monotonic() - started)
         found[recipe or "as it is"] = {
             task: {"value": round(s.value, 4), "low": round(s.low, 4), "high": round(s.high, 4), "items": s.items}
             for task, s in scores.items()
         }
         report(f"{name} {recipe or ''}: " + ", ".join(f"{task} {s.value:.3f}" for task, s in scores.items()))
     weights = hashlib.sha256((folder(name) / "model.safetensors").read_bytes()).hexdigest()
-    return {**facts, "weights_sha256": weights, "scores": found, "outliers": outliers(model, vocabulary)}
+    return {
+        **facts,
+        "weights_sha256": weights,
+        "scores": found,
+        "scored_in_seconds": seconds[None],
+        "outliers": outliers(model, vocabulary),
+    }
 
 
 def table(cards: dict[str, dict[str, Any]]) -> str:
@@ -102,6 +113,9 @@ def table(cards: dict[str, dict[str, Any]]) -> str:
         "Training steps": lambda c: f"{c['steps']:,}",
         "Training tokens": lambda c: f"{c['tokens']:,}",
         "Training time (shared CPU cores)": lambda c: f"{c['seconds'] / 60:.0f} min",
+        "Loss on validation text after nine tenths of the steps, and at the end (nat)": lambda c: ", ".join(
+            f"{nat:.4f}" for nat in c["held_out_nat"].values()
+        ),
         "Seed": lambda c: str(c["seed"]),
         "SHA-256 of the weights, first 12 digits": lambda c: c["weights_sha256"][:12],
     }.items():
@@ -109,12 +123,15 @@ def table(cards: dict[str, dict[str, Any]]) -> str:
     for task in score.SCORED:
         cells = [c["scores"]["as it is"][task] for c in (student, teacher)]
         rows.append([f"`{task}`", *("{value:.3f} ({low:.3f} to {high:.3f})".format(**cell) for cell in cells)])
+    rows.append(["Time to score all tasks", *(f"{c['scored_in_seconds']} s" for c in (student, teacher))])
     parts = ["\n".join(f"| {' | '.join(row)} |" for row in rows)]
     if len(student["scores"]) > 1:
         recipes = list(student["scores"])
         rows = [["student", *(f"`{r}`" if " " not in r else r for r in recipes)], ["---", *("---:" for _ in recipes)]]
         for task in score.SCORED:
             rows.append([f"`{task}`", *(f"{student['scores'][r][task]['value']:.3f}" for r in recipes)])
+        means = [statistics.mean(student["scores"][r][task]["value"] for task in TASKS) for r in recipes]
+        rows.append([f"mean of the first {len(TASKS)}", *(f"{mean:.3f}" for mean in means)])
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
     lines = []
     for name in NAMES:

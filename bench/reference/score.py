@@ -62,7 +62,7 @@ def scores(
     limit: int | None = None,
     report: Callable[[str, Score], None] = lambda name, score: None,
 ) -> dict[str, Score]:
-    """Scores of a model in eval mode; `limit` takes so many items, spread over each task.
+    """Scores of a model in eval mode; `limit` takes so many items of each task, drawn by a fixed seed.
 
     Raises OptionError for an unknown name.
     """
@@ -74,7 +74,7 @@ def scores(
             found[name] = _perplexity(model, vocabulary, split, limit)
         else:
             chosen = tasks.items(name, split)
-            chosen = chosen[:: max(1, len(chosen) // limit)][:limit] if limit else chosen
+            chosen = Draw("limit", name).some(chosen, min(limit, len(chosen))) if limit else chosen
             points = (_choice_points if name in CHOICES else _answer_points)(model, vocabulary, chosen)
             found[name] = _mean(points) if name in ("rag", "no_rag") else _share(points)
         report(name, found[name])
