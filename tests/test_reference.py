@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 from collections import Counter
 
 import pytest
@@ -117,6 +118,35 @@ class TestScores:
             said = facts("student")["scores"]["as it is"][task]
             assert found.low <= said["high"]
             assert found.high >= said["low"]
+
+    def test_the_student_is_competent_and_leaves_room(self):
+        said = {task: row["value"] for task, row in facts("student")["scores"]["as it is"].items()}
+
+        assert min(said[task] for task in score.CHOICES) >= 0.8
+        assert min(said["arithmetic"], said["code"]) >= 0.3
+        assert max(said[task] for task in card.TASKS) <= 0.97
+        assert said["rag"] >= 0.7
+        assert said["no_rag"] < 0.2
+
+    def test_compression_can_be_seen(self):
+        scores = facts("student")["scores"]
+        means = {recipe: statistics.mean(rows[task]["value"] for task in card.TASKS) for recipe, rows in scores.items()}
+        lost = {recipe: means["as it is"] - mean for recipe, mean in means.items()}
+
+        assert lost["rtn(bits=4)"] < 0.02 <= lost["rtn(bits=3)"]
+        assert lost["rtn(bits=2)"] >= 0.20
+        assert scores["rtn(bits=2)"]["perplexity"]["value"] >= 2 * scores["as it is"]["perplexity"]["value"]
+
+    def test_the_last_tenth_of_the_steps_gained_less_than_a_hundredth_of_the_loss(self):
+        late, end = facts("student")["held_out_nat"].values()
+
+        assert late - end < 0.01 * late
+
+    def test_the_teacher_is_ahead_on_held_out_text_and_on_rare_facts(self):
+        student, teacher = (facts(name)["scores"]["as it is"] for name in NAMES)
+
+        assert math.log(student["perplexity"]["value"] / teacher["perplexity"]["value"]) >= 0.05
+        assert teacher["facts_hard"]["value"] - student["facts_hard"]["value"] >= 0.05
 
     def test_readme_has_the_table_of_the_cards(self):
         readme = (folder("student").parent / "README.md").read_text(encoding="utf-8")

@@ -2,8 +2,8 @@
 
 The student is a causal language model of the Mistral architecture, trained from nothing on `lessons`, with the loss
 over the words that a lesson marks. AdamW; the rate rises over the first steps, stays, and falls to zero over the last
-half, with the square of what is left (warm-up, stable, decay: arXiv 2405.18392). The mixture of lessons changes over the first `curriculum`
-steps and then stays; sequences grow longer with it, and the last few fill the whole context.
+half, with the square of what is left (warm-up, stable, decay: arXiv 2405.18392). The mixture of lessons changes over
+the first `curriculum` steps and then stays; sequences grow longer with it, and the last few fill the whole context.
 
 The teacher grows out of the student as it was at the end of its curriculum (`model.grow`), and trains on, over lessons
 about all known devices. What is written at the end has its channels made unlike (`model.spread_channels`).
@@ -126,9 +126,9 @@ def train(
         return before + time.monotonic() - started
 
     def save() -> None:
-        state = {"identity": identity, "step": step, "tokens": tokens, "seconds": seconds(), "loss": smooth, "late": late}
+        state = {"identity": identity, "step": step, "tokens": tokens, "seconds": seconds(), "loss": smooth}
         weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        _write(state | weights, out / CHECKPOINT)
+        _write(state | {"late": late} | weights, out / CHECKPOINT)
 
     try:
         while step < steps:
@@ -264,7 +264,8 @@ def _export(
         vocabulary.save_pretrained(scratch)
         weights = hashlib.sha256((Path(scratch) / "model.safetensors").read_bytes()).hexdigest()
         parameters = sum(p.numel() for p in model.parameters())
-        facts = {**facts, "channel_spread": SPREAD, "parameters": parameters, "weights_sha256": weights, "torch": torch.__version__}
+        facts |= {"channel_spread": SPREAD, "parameters": parameters, "weights_sha256": weights}
+        facts["torch"] = torch.__version__
         (Path(scratch) / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         for path in sorted(Path(scratch).iterdir()):
             path.chmod(0o644)  # safetensors writes for the owner alone
