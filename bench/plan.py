@@ -27,7 +27,7 @@ def plan(options: "Options") -> str:
     import pandas as pd
 
     from bench import machine
-    from compression import _checkpoint
+    from compression import _checkpoint, _weights
     from compression._compress import check_source
 
     source = _checkpoint.locate(options.base)
@@ -35,7 +35,7 @@ def plan(options: "Options") -> str:
     if source.kind == "hub" and download:
         return f"{source.text} is not here: {_mib(download)} would be downloaded; shapes are known afterwards"
     skeleton = check_source(options.recipes, source.fetch(), options.calibration)
-    width = 2 if source.kind == "random" else _stored_width(source)
+    width = _weights.open_weights(source).dtype.itemsize
     base = sum(p.numel() for p in skeleton.parameters()) * width
     bandwidth = _bandwidth(options.device)
     rounds = (options.runs + options.warmup) * options.new_tokens
@@ -83,15 +83,6 @@ def _packed_bytes(recipe: "Recipe", skeleton: Any, width: int) -> int:
             total += rows * _packing.packed_width(cols, grid.bits)
             total += sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in stored.values())
     return total
-
-
-def _stored_width(source: Any) -> int:
-    """Bytes per weight in the files of a checkpoint: 2 or 4."""
-    from safetensors import safe_open
-
-    with safe_open(source.files[0], framework="pt") as file:
-        name = next(iter(file.keys()))
-        return 4 if file.get_slice(name).get_dtype() == "F32" else 2
 
 
 def _download_bytes(source: Any) -> int:

@@ -4,6 +4,7 @@ It is an entry point of the installed package, so `pytest --pyargs bench` works 
 in conftest.py. Collecting imports neither torch nor transformers.
 """
 
+import math
 import os
 import shlex
 import sys
@@ -176,6 +177,8 @@ def options_of(config: pytest.Config) -> "Options":
     for name in ("--runs", "--warmup-runs", "--samples"):
         if get(name) < (0 if name == "--warmup-runs" else 1):
             raise OptionError(f"{name} {get(name)} is not allowed: at least {0 if name == '--warmup-runs' else 1}")
+    if (watts := get("--tdp")) is not None and not 0 < watts < math.inf:
+        raise OptionError(f"--tdp {watts:g} is not allowed: watts above 0; leave it out to detect it")
     if get("--seed") < 0:
         raise OptionError(f"--seed {get('--seed')} is not allowed: at least 0")
     root = config.invocation_params.dir
@@ -241,7 +244,7 @@ def _device(text: str) -> str:
         kind = torch.device(text).type
     except RuntimeError:
         kind = ""
-    if kind not in ("cpu", "cuda"):
+    if kind not in ("cpu", "cuda") or text.startswith("cpu:"):
         raise OptionError(f"--device {text}: allowed are auto, cpu, cuda and cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"--device {text}: torch {torch.__version__} sees no CUDA device here; use --device cpu")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,9 @@ def test_a_damaged_baseline_stops_the_run_before_it_starts(run, pytester, damage
         (("--model", RTN, "--runs", "0"), "--runs 0"),
         (("--model", RTN, "--max-new-tokens", "1"), "at least 2"),
         (("--model", RTN, "--device", "tpu"), "allowed are auto, cpu, cuda"),
+        (("--model", RTN, "--device", "cpu:0"), "allowed are auto, cpu, cuda"),
+        (("--model", RTN, "--tdp", "-5"), "--tdp -5 is not allowed: watts above 0"),
+        (("--model", RTN, "--tdp", "nan"), "--tdp nan is not allowed: watts above 0"),
         (("--model", RTN, "--journal", "/dev/null/journal.jsonl"), "cannot be written"),
     ],
     ids=lambda value: "-".join(value).strip("-") if isinstance(value, tuple) else "",
@@ -291,6 +295,18 @@ def test_the_plan_is_printed_and_nothing_is_run(run, pytester):
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["*recipe*stored*memory at once*", "*fp16*", f"*{RTN.replace('[', '[[]')}*"])
     assert not (pytester.path / ".bench").exists()
+
+
+def test_a_plan_for_a_truncated_checkpoint_says_that_it_is_damaged(run, checkpoint, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+    result = run(SIZE, "--model", RTN, "--plan", "--base", broken)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"{weights} is damaged or not safetensors" in result.stderr.str()
 
 
 def test_a_killed_run_goes_on_where_it_was(checkpoint, tmp_path):
