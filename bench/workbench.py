@@ -164,7 +164,8 @@ class Workbench:
             try:
                 if self.source.published is not None and recipe.steps:
                     assert self.source.folder is not None
-                    result = compression.load(self.source.folder, self.options.device)
+                    backend = getattr(recipe.steps[0].method, "backend", None)
+                    result = compression.load(self.source.folder, self.options.device, backend=backend)
                 else:
                     result = compression.compress(
                         base,

@@ -180,12 +180,19 @@ def write_beside(folder: Path, model: Any, dtype: Any, tokenizer: Any, described
         (folder / name).write_text(json.dumps(merged, indent=1, allow_nan=False) + "\n")
 
 
-def load(folder: str | Path, device: str = "cpu") -> Compressed:
+def load(folder: str | Path, device: str = "cpu", *, backend: str | None = None) -> Compressed:
     """Open what `Compressed.save` or `compress_to` wrote, or a published GPTQ or AWQ checkpoint as it is stored.
+
+    Args:
+        folder: what was written, or a published checkpoint.
+        device: where the model is to be.
+        backend: the library whose kernels multiply packed layers ("native", "torch", "gptqmodel", ...); None leaves it
+            to the recipe that the folder names.
 
     Raises:
         CheckpointError: not such a folder, an unfinished one, another schema, or tensors that are missing, unknown, of
             another shape, damaged or not finite.
+        BackendError: the backend is not there, or has no kernel for a layer.
     """
     path = Path(folder)
     if not (path / MANIFEST).exists():
@@ -193,12 +200,20 @@ def load(folder: str | Path, device: str = "cpu") -> Compressed:
             raise CheckpointError(f"{path} is not finished; the command that writes it goes on where it stopped")
         source = BaseSource(str(path), "folder", path)
         if (path / "config.json").exists() and source.published is not None:
-            return _load_published(source, device)
+            return _load_published(source, device, backend)
         raise CheckpointError(f"{path} holds no {MANIFEST}: open a dense checkpoint as a base instead")
     opened = outline(path)
     _weights.fill(opened.model, _weights.read_tensors(_files(path)), where=str(path))
+    _take_backend(opened.model, backend, device)
     _checkpoint.finish(opened.model, device)
     return opened
+
+
+def _take_backend(model: Any, backend: str | None, device: str) -> None:
+    """Have the kernels of a library multiply every packed layer; BackendError if one of them cannot be had."""
+    for layer in _blocks.packed_layers(model).values() if backend else ():
+        layer.backend = backend
+        layer.kernel_name(device)
 
 
 def _files(path: Path) -> list[Path]:
@@ -242,11 +257,12 @@ def outline(path: Path) -> Compressed:
     )  # fmt: skip
 
 
-def _load_published(source: BaseSource, device: str) -> Compressed:
+def _load_published(source: BaseSource, device: str, backend: str | None) -> Compressed:
     from compression._formats._model import open_model, recipe_of
 
     assert source.published is not None
     model = open_model(source)
+    _take_backend(model, backend, device)
     recipe = recipe_of(source.published)
     packed = _blocks.packed_layers(model)
     linears = [name for block in _blocks.decoder_blocks(model) for name, _ in block.linears()]

@@ -466,6 +466,25 @@ def test_a_checkpoint_is_measured_as_it_is_beside_its_dequantized_weights(half, 
         assert torch.equal(layer.dequantize(), workbench.base.model.get_submodule(name).weight)
 
 
+def test_a_published_checkpoint_is_multiplied_by_the_backend_that_is_asked_for(half, tmp_path):
+    from bench.workbench import Options, Workbench
+
+    compression.compress(half, "rtn(group_size=32,symmetric=true)").save(tmp_path / "out", "gptq")
+    asked = compression.Recipe.parse("gptq(group_size=32,backend=torch)")
+    options = {"base": str(tmp_path / "out"), "recipes": (asked,), "prompt_tokens": 4, "new_tokens": 4}
+
+    model = Workbench(Options(**options, journal=tmp_path / "journal.jsonl")).compressed(asked).model
+
+    assert {"torch"} == {layer.backend for layer in _blocks.packed_layers(model).values()}
+
+
+def test_a_backend_that_cannot_take_a_stored_layer_is_refused(half, tmp_path):
+    compression.compress(half, "rtn(group_size=32)").save(tmp_path / "out")
+
+    with pytest.raises(compression.BackendError, match="backend='bitsandbytes' cannot take"):
+        compression.load(tmp_path / "out", backend="bitsandbytes")
+
+
 def test_another_recipe_on_a_published_checkpoint_is_refused_with_its_own():
     published = dataclasses.replace(
         describe(4, "gptq"), recipe=compression.Recipe.parse("rtn(group_size=16)").to_json()

@@ -128,6 +128,19 @@ def test_its_kernels_multiply_our_layers(bits, group, symmetric, permuted, dtype
     assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
 
 
+@pytest.mark.parametrize("format", ["gptq", "awq"])
+def test_its_kernels_multiply_a_published_checkpoint(tmp_path, format):
+    transformers_model("LlamaForCausalLM", dtype=torch.bfloat16, hidden_size=64).save_pretrained(tmp_path / "base")
+    compression.compress(str(tmp_path / "base"), "rtn(group_size=16)").save(tmp_path / "out", format)
+
+    ours = compression.load(tmp_path / "out")
+    theirs = compression.load(tmp_path / "out", backend="gptqmodel")
+
+    assert {"gptqmodel": 14} == theirs.kernels()
+    expected = logits(ours.model).float()
+    assert (logits(theirs.model).float() - expected).norm() <= 2e-2 * expected.norm()
+
+
 def test_what_its_kernels_cannot_take_is_refused_with_words():
     grid = AffineGrid(bits=4, group_size=32, symmetric=True)
     layer = PackedLinear.from_weight(gaussian(64, 128), None, grid, backend="gptqmodel")

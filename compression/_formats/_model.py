@@ -133,19 +133,25 @@ def recipe_of(published: Published) -> Recipe:
 def check_recipe(published: Published, recipe: Recipe) -> None:
     """Refuse to measure a published checkpoint under a recipe that is not its own.
 
-    Its own are: none, the one that it was made by, its method with its settings, and its method without any.
+    Its own are: none, the one that it was made by, its method with its settings, and its method without any; each also
+    with a `backend`, which is no property of the checkpoint.
 
     Raises:
         RecipeError: another one; the message names those.
     """
     own = recipe_of(published)
     method = recipe_of(dataclasses.replace(published, recipe=None))
-    if recipe.text not in ("fp16", own.text, method.text, published.quant_method):
+    plain = Recipe(tuple(dataclasses.replace(step, method=_plain(step.method)) for step in recipe.steps))
+    if plain.text not in ("fp16", own.text, method.text, published.quant_method):
         raise RecipeError(
             f"the base is a published checkpoint, which is measured as it is: by {published.quant_method}, or in full "
             f"{method.text}{f' (made by {own.text})' if own != method else ''}; not by {recipe.text}, which wants the "
             "uncompressed checkpoint"
         )
+
+
+def _plain(method: Any) -> Any:
+    return dataclasses.replace(method, backend="auto") if hasattr(method, "backend") else method
 
 
 def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -44,7 +44,7 @@ class AWQ(CalibratedMethod):
     damp: float = 0.01  # of rounding=gptq: share of the mean of the Hessian's diagonal that is added to it
     samples: int = 128  # of calibration text
     sequence_length: int = 512  # tokens of each sample
-    backend: Literal["auto", "native", "torch"] = "auto"
+    backend: Literal["auto", "native", "torch", "gptqmodel"] = "auto"  # whose kernel multiplies
 
     def __post_init__(self) -> None:
         super().__post_init__()
