@@ -381,8 +381,12 @@ def _gptqmodel_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
     def product(x: Tensor) -> Tensor:
         return layer(x)
 
-    with torch.no_grad():  # some take their own layout at the first product
-        product(torch.zeros(1, spec.in_features, dtype=spec.dtype, device=layout.device))
+    try:
+        with torch.no_grad():  # some take their own layout at the first product
+            product(torch.zeros(1, spec.in_features, dtype=spec.dtype, device=layout.device))
+    except RuntimeError as error:  # a kernel that says it takes a layer, and does not
+        raise BackendError(f"{kind.__name__} of gptqmodel fails on {spec.out_features} x {spec.in_features} in groups "
+                           f"of {spec.group}: {error}; backend=auto takes the fastest there is") from error  # fmt: skip
     product.held = tuple(t for t in layer.buffers() if t is not layout)  # type: ignore[attr-defined]
     return product
 

@@ -131,7 +131,7 @@ def test_its_kernels_multiply_our_layers(bits, group, symmetric, permuted, dtype
 @pytest.mark.parametrize("format", ["gptq", "awq"])
 def test_its_kernels_multiply_a_published_checkpoint(tmp_path, format):
     transformers_model("LlamaForCausalLM", dtype=torch.bfloat16, hidden_size=64).save_pretrained(tmp_path / "base")
-    compression.compress(str(tmp_path / "base"), "rtn(group_size=16)").save(tmp_path / "out", format)
+    compression.compress(str(tmp_path / "base"), "rtn(group_size=32)").save(tmp_path / "out", format)
 
     ours = compression.load(tmp_path / "out")
     theirs = compression.load(tmp_path / "out", backend="gptqmodel")
@@ -147,3 +147,11 @@ def test_what_its_kernels_cannot_take_is_refused_with_words():
 
     with pytest.raises(BackendError, match="fp16 or bf16 only"):
         layer.kernel_name()
+
+
+def test_a_kernel_that_takes_a_layer_and_fails_on_it_is_said():
+    grid = AffineGrid(bits=4, group_size=16, symmetric=True)
+    layer = PackedLinear.from_weight(gaussian(64, 128).bfloat16(), None, grid, backend="gptqmodel")
+
+    with pytest.raises(BackendError, match="of gptqmodel fails on 64 x 128 in groups of 16"):
+        layer(gaussian(1, 128).bfloat16())
