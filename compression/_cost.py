@@ -73,6 +73,7 @@ class CostMeter:
 
     def __enter__(self) -> Self:
         give_back()
+        self._wait()
         self._peak = self._start = self._now()
         if self._cuda:
             import torch
@@ -86,6 +87,7 @@ class CostMeter:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._wait()
         self._seconds = time.perf_counter() - self._began
         self._stop.set()
         self._thread.join()
@@ -95,6 +97,13 @@ class CostMeter:
         peak = None if self._start is None or self._peak is None else max(0, self._peak - self._start)
         seconds = time.perf_counter() - self._began if self._seconds is None else self._seconds
         return Cost(seconds=seconds, peak_bytes=peak, calibration_tokens=calibration_tokens)
+
+    def _wait(self) -> None:
+        """Until the device has done what it was given: kernels run on after the call that started them."""
+        if self._cuda:
+            import torch
+
+            torch.cuda.synchronize(self._device)
 
     def _now(self) -> int | None:
         if self._cuda:
