@@ -295,13 +295,32 @@ class TestTraining:
 
         with torch.inference_mode():
             expected = model(input_ids=ids).logits
-        architecture.spread_channels(model, seed=3)
+        architecture.spread_channels(model)
 
         with torch.inference_mode():
             torch.testing.assert_close(expected, model(input_ids=ids).logits, rtol=1e-3, atol=1e-4)
         for was, weight in zip(before, linears, strict=True):
             by = was / weight.norm(dim=0)
             assert 0.35 < float(by[was > 0].log().std()) < 0.75
+
+    def test_a_model_that_is_too_sure_is_tempered_and_answers_as_before(self, vocabulary):
+        import torch
+
+        model = architecture.build(TWIN, vocabulary, seed=0).eval()
+        ids = torch.arange(60).view(2, 30)
+        with torch.no_grad():
+            trained = model.lm_head.weight.clone()
+            answers = model(input_ids=ids).logits.argmax(-1)
+
+        def loss() -> float:
+            return abs(float(model.lm_head.weight[0, 1] / trained[0, 1]) - 0.72)
+
+        factor = architecture.temper(model, loss)
+
+        assert factor == pytest.approx(0.7)
+        torch.testing.assert_close(model.lm_head.weight, trained * factor)
+        with torch.inference_mode():
+            assert torch.equal(answers, model(input_ids=ids).logits.argmax(-1))
 
     def test_the_loss_on_held_out_text_is_told_before_and_after_the_last_tenth(self, tmp_path, vocabulary):
         facts = training.train(TWIN, out=tmp_path, steps=10, vocabulary=vocabulary, **QUICK)

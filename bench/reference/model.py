@@ -1,11 +1,12 @@
 """The architecture of student and teacher, what their weights begin as, how a teacher grows out of a student, and how
-the channels of a trained model are made unlike.
+the channels of a trained model are made unlike and its answers as sure as they are right.
 
 The teacher has a new layer behind every one of the student's, whose output matrices are zero, so that the grown model
 computes what the student did (function-preserving growth: Net2Net, arXiv 1511.05641; identity blocks: LLaMA Pro, arXiv
 2401.02415).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 CONTEXT = 2048  # tokens: the longest input that is declared
 TAUGHT = "taught.pt"  # in a student's folder: its weights at the end of the curriculum
 SPREAD = 0.5  # standard deviation of the logarithm of the factors that make channels unlike
+SPREAD_SEED = 1
+TEMPERS = tuple(1 - i / 20 for i in range(10))  # factors of the output head that are tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +159,27 @@ def grow(model: "MistralForCausalLM", source: Path) -> None:
             torch.nn.init.zeros_(layer.mlp.down_proj.weight)
 
 
-def spread_channels(model: "MistralForCausalLM", *, seed: int) -> None:
+def temper(model: "MistralForCausalLM", loss: Callable[[], float]) -> float:
+    """Scale the output head by that of TEMPERS with the least `loss()`, which reads the model, and return the factor.
+
+    The lessons ask for answers that are known, which makes a model surer than it may be of text, where many are not
+    (temperature scaling, arXiv 1706.04599). Noise that makes such a model less sure, as rounding does, would lower its
+    perplexity. What is most likely stays so.
+    """
+    import torch
+
+    head = model.lm_head.weight
+    trained, found = head.detach().clone(), {}
+    with torch.no_grad():
+        for factor in TEMPERS:
+            head.copy_(trained * factor)
+            found[factor] = loss()
+        best = min(found, key=found.__getitem__)
+        head.copy_(trained * best)
+    return best
+
+
+def spread_channels(model: "MistralForCausalLM") -> None:
     """Multiply the channels that linear layers read by factors exp(SPREAD * n), n normal, and divide the columns that
     read them by the same; the function stays as it is.
 
@@ -167,7 +190,7 @@ def spread_channels(model: "MistralForCausalLM", *, seed: int) -> None:
     """
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(SPREAD_SEED)
 
     def factors(channels: int) -> torch.Tensor:
         return torch.exp(SPREAD * torch.randn(channels, generator=generator))

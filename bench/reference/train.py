@@ -6,7 +6,8 @@ half, with the square of what is left (warm-up, stable, decay: arXiv 2405.18392)
 the first `curriculum` steps and then stays; sequences grow longer with it, and the last few fill the whole context.
 
 The teacher grows out of the student as it was at the end of its curriculum (`model.grow`), and trains on, over lessons
-about all known devices. What is written at the end has its channels made unlike (`model.spread_channels`).
+about all known devices. What is written at the end is tempered, and its channels are made unlike (`model.temper`,
+`model.spread_channels`).
 
 A step is a function of the seed and its number alone, so a resumed run sees what an uninterrupted one would have seen;
 the same steps, seed, device and number of threads give the same weights. The number of steps may be changed on resuming
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Self
 from .._errors import OptionError
 from . import NAMES, folder, lessons, score, tokenizer, world
 from .batches import batch
-from .model import CONTEXT, SHAPES, SPREAD, TAUGHT, Shape, build, grow, spread_channels
+from .model import CONTEXT, SHAPES, SPREAD, TAUGHT, Shape, build, grow, spread_channels, temper
 
 if TYPE_CHECKING:
     import torch
@@ -252,20 +253,20 @@ def _restore(
 def _export(
     model: "MistralForCausalLM", vocabulary: "PreTrainedTokenizerFast", out: Path, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write weights in bfloat16, their channels spread; configuration, tokenizer and the facts of the training."""
+    """Write weights in bfloat16, tempered and spread; configuration, tokenizer and the facts of the training."""
     import torch
 
     rounded = build(Shape(**facts["shape"]), vocabulary, seed=0)
     rounded.load_state_dict(model.state_dict())
-    spread_channels(rounded, seed=facts["seed"])
+    facts |= {"tempered_by": temper(rounded, lambda: _held_out(rounded, vocabulary)), "channel_spread": SPREAD}
+    spread_channels(rounded)
     rounded = rounded.to(torch.bfloat16)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         rounded.save_pretrained(scratch)
         vocabulary.save_pretrained(scratch)
         weights = hashlib.sha256((Path(scratch) / "model.safetensors").read_bytes()).hexdigest()
         parameters = sum(p.numel() for p in model.parameters())
-        facts |= {"channel_spread": SPREAD, "parameters": parameters, "weights_sha256": weights}
-        facts["torch"] = torch.__version__
+        facts |= {"parameters": parameters, "weights_sha256": weights, "torch": torch.__version__}
         (Path(scratch) / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         for path in sorted(Path(scratch).iterdir()):
             path.chmod(0o644)  # safetensors writes for the owner alone
