@@ -1,9 +1,9 @@
 """Compressed models: what compressing yields, how it is written and opened again.
 
 A folder written by `Compressed.save` holds config.json, model.safetensors, the tokenizer and compression.json, which
-says how each packed or sparse layer is stored. A result without those is a plain transformers checkpoint besides. With a
-`format` the folder is one of the published formats instead (`compression._formats`), without compression.json. A folder
-written block by block (`compression._stream`) has several safetensors files and their index.
+says how each packed or sparse layer is stored. A result without such layers is a plain transformers checkpoint besides.
+With a `format` the folder is one of the published formats instead (`compression._formats`), without compression.json. A
+folder written block by block (`compression._stream`) has several safetensors files and their index.
 """
 
 import contextlib

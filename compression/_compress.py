@@ -196,8 +196,8 @@ def is_whole(step: Step | None) -> bool:
 def make_schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
     """The steps, `dequantize` (None) where one does not take a packed model, and the last undone quantizer again.
 
-    The last entry of what is returned leaves the model packed if any step of the recipe did. Pruned layers that are not
-    stored densely are made dense one by one by steps on layers; before a step on the whole model, `densify` (None) does.
+    The last entry of what is returned leaves the model packed if any step of the recipe did. Steps on layers make those
+    that pruning did not store densely dense one by one; before a step on the whole model `densify` (None) does.
     """
     schedule: list[tuple[Step | None, str]] = []
     state, quantizer = "dense", None

@@ -214,8 +214,8 @@ def _zero_points(
 
 
 class Columns:
-    """Settles the columns of a weight one by one, each against (1). Subclasses choose what a column becomes (`_settle`),
-    and may look at a block of columns when it begins (`_begin`).
+    """Settles the columns of a weight one by one, each against (1). Subclasses choose what a column becomes
+    (`_settle`), and may look at a block of columns when it begins (`_begin`).
 
     Columns are rows here: each is contiguous. `wanted[k]` is (1), summed up over what is settled so far, and whatever
     `_settle` leaves there once column k is.

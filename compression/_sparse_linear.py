@@ -128,7 +128,7 @@ class SparseLinear(nn.Module):
     @property
     def stored_bytes(self) -> int:
         """Bytes in the state dict: values, their places and bias."""
-        return sum(tensor.nbytes for tensor in (self.values, getattr(self, self._places), self.bias) if tensor is not None)
+        return sum(buffer.nbytes for buffer in self.buffers())
 
     def kernel_name(self, device: torch.device | str | None = None) -> str:
         """How the layer multiplies on the device (default: where it is)."""

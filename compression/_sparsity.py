@@ -2,8 +2,8 @@
 
 Every choice here is a ranking: of a unit of n weights the floor(sparsity * n) with the lowest scores become zero, with
 a pattern n:m all but n of every m neighbouring inputs. Among equal scores those that come first go first, so that
-exactly the promised number goes. Shapes: W (rows, cols); x (cols,); H = 2/n sum x x^T (cols, cols). Masks are true where
-a weight goes. All arithmetic is in fp32.
+exactly the promised number goes. Shapes: W (rows, cols); x (cols,); H = 2/n sum x x^T (cols, cols). Masks are true
+where a weight goes. All arithmetic is in fp32.
 
 SparseGPT (arXiv 2301.00774) is GPTQ's column loop with zero or the weight itself in the place of levels, so that it is
 written on `compression._rounding.Columns`: with H = R R^T, R upper triangular, taking w_j away costs w_j^2 R_jj^2, the
@@ -21,7 +21,8 @@ from torch import Tensor
 from compression._errors import LayerError
 from compression._rounding import ERROR_ROWS, Columns, upper_factor
 
-BLOCK = 128  # columns whose mask SparseGPT chooses at once, B_s of the paper
+BLOCK = 128  # columns whose mask SparseGPT chooses at once, B_s of the paper,
+BLOCKS = 8  # but of narrow layers fewer, so that there are at least so many blocks
 ERROR_TOKENS = 1024
 
 Pattern = tuple[int, int]  # n weights of every m neighbouring ones stay
@@ -106,6 +107,15 @@ def choose(scores: Tensor, sparsity: float, pattern: Pattern | None, *, by_row: 
     return lowest(units, removed(sparsity, units.shape[-1])).view_as(scores)
 
 
+def block_size(cols: int) -> int:
+    """Columns whose mask SparseGPT chooses at once: the paper's 128, but of narrow layers an eighth.
+
+    >>> block_size(4096), block_size(256)
+    (128, 32)
+    """
+    return max(1, min(BLOCK, cols // BLOCKS))
+
+
 @dataclass(frozen=True)
 class Pruned:
     """Weights fp32 (rows, cols), one for each that was given; `damping` as in `compression._rounding.Rounded`."""
@@ -122,8 +132,8 @@ def sparsegpt(
     Args:
         weights: fp32 (rows, cols) each.
         hessian: fp32 (cols, cols).
-        sparsity: share of each BLOCK columns of a weight that goes, chosen when the loop reaches them (the last block
-            may have fewer columns); without meaning where there is a pattern, which is chosen when the loop reaches it.
+        sparsity: share of each block of columns of a weight that goes, chosen when the loop reaches them (the last
+            block may have fewer); without meaning where there is a pattern, which is chosen when the loop reaches it.
         damp: share of the mean of H's diagonal that is added to it; ten times as much as long as H cannot be
             factorized.
 
@@ -152,7 +162,7 @@ class _Zeros(Columns):
         sparsity: float,
         pattern: Pattern | None,
     ):
-        super().__init__(weight, factor, BLOCK if pattern is None else pattern[1])
+        super().__init__(weight, factor, block_size(len(cost)) if pattern is None else pattern[1])
         self.cost, self.counts, self.sparsity, self.pattern = cost, counts, sparsity, pattern
         self.mask = torch.zeros_like(self.weight, dtype=torch.bool)
 

@@ -74,9 +74,7 @@ def compress(block: Block, inputs: Inputs, context: Any) -> None:
     for stack in STACKS:
         _transform(readers[stack])
     device = inputs.hidden[0].device
-    observers = {
-        stack: context.step.method.observer(readers[stack][0].linear.in_features, device) for stack in STACKS
-    }
+    observers = {stack: context.step.method.observer(readers[stack][0].linear.in_features, device) for stack in STACKS}
     inputs.observe(block, lambda stack, x: observers[stack].add(x))
     for stack in reversed(STACKS):
         seen = observers.pop(stack).value()
@@ -133,9 +131,7 @@ def _scale(block: Block, stack: Stack, readers: list[Layer], before: Layer | Non
     return f", scales of ratio {ratio:g}"
 
 
-def round_to_grid(
-    block: Block, method: CalibratedQuantizer, layers: list[Layer], hessian: Tensor, note: str
-) -> None:
+def round_to_grid(block: Block, method: CalibratedQuantizer, layers: list[Layer], hessian: Tensor, note: str) -> None:
     """Round layers that read the same input as one matrix, and put them into the block."""
     grid, begin, columns = method.grid(), 0, layers[0].columns
     dtype = layers[0].linear.weight.dtype

@@ -1,4 +1,4 @@
-"""What the methods that set single weights to zero have in common: how many go, in which pattern, how they are stored."""
+"""What the methods that set single weights to zero have in common: how many go, in which pattern, how it is stored."""
 
 import re
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,8 @@
 """Magnitude pruning: the weights nearest to zero go, without data; the yardstick of the others.
 
 Source: S. Han et al., "Learning both Weights and Connections for Efficient Neural Networks", arXiv 1506.02626, without
-its retraining. floor(sparsity * n) weights go of each row, each layer, or all layers of the blocks together; among equal
-ones those that come first (layers in the order of the model, weights row by row).
+its retraining. floor(sparsity * n) weights go of each row, each layer, or all layers of the blocks together; among
+equal ones those that come first (layers in the order of the model, weights row by row).
 `scope="global"` counts over all layers before any is changed, so that it works on the whole model at once, in memory:
 one pass over all weights counts the upper 16 bits of |w|, a second the lower ones of those at the threshold.
 Layers that the recipe leaves alone are not counted.

@@ -2,9 +2,8 @@
 
 Paper: arXiv 2306.11695. The score is |W_ij| ||x_j||_2, eq. 1, over all calibration tokens, compared within each output
 row: floor(sparsity * cols) weights of every row go, among equal ones those of the first inputs.
-Departures: with a pattern, n of m weights stay where the paper's code has n and m as well, for the same 2:4 and 4:8; a
-threshold of the paper's code takes ties too, here the count is exact. Norms are all that is summed up of the inputs; the
-output error of the report is taken over at most 1,024 tokens.
+Departures: none in the score. Norms are all that is summed up of the inputs: the output error of the report is taken
+over about 1,024 of the tokens, evenly spread.
 """
 
 from dataclasses import dataclass
