@@ -8,8 +8,8 @@ took is printed as one line of JSON. This file runs in every library's own envir
 library late. All draw the inputs of a layer from the same seed.
 
 Clocks: of the Hessian all `add` calls and what is left to do after the last; of rounding a weight everything from the
-weight and the Hessian to the codes, scales included, the best of `repeats`; of a model the library's own entry point,
-from the opened model and the token ids to the compressed model, once.
+weight and the Hessian to the codes, scales included, of pruning to the pruned weight, the best of `repeats`; of a model
+the library's own entry point, from the opened model and the token ids to the compressed model, once.
 """
 
 import json
@@ -25,6 +25,7 @@ from torch import Tensor
 
 BITS, GROUP, DAMP = 4, 128, 0.01
 HQQ_GROUP = 64
+SPARSITY, PATTERN = 0.5, (2, 4)
 
 
 def weight_and_inputs(options: dict[str, Any]) -> tuple[Tensor, Callable[[], Iterator[Tensor]]]:
@@ -139,6 +140,24 @@ class ours(Library):
         )  # fmt: skip
         self.answer("layer", hessian=hessian, quantized=rounded.decode(grid))
 
+    def sparsegpt(self) -> None:
+        from compression._rounding import Hessian
+        from compression._sparsity import sparsegpt
+
+        weight, inputs = weight_and_inputs(self.options)
+        sums = self.clock("hessian", lambda: Hessian(weight.shape[1]))
+        for x in inputs():
+            self.clock("hessian", lambda x=x: sums.add(x))
+        hessian = self.clock("hessian", sums.value)
+        free, pattern = (
+            self.clock.best(
+                clock, self.options["repeats"], lambda: None,
+                lambda _, p=p: sparsegpt([weight], hessian, SPARSITY, p, damp=DAMP).weights[0],
+            )
+            for clock, p in (("prune", None), ("prune 2:4", PATTERN))
+        )  # fmt: skip
+        self.answer("sparsegpt", free=free, pattern=pattern)
+
     def hqq(self) -> None:
         from compression._grids import AffineGrid
         from compression._rounding import half_quadratic
@@ -229,6 +248,30 @@ class llmcompressor(Library):
 
         quantized = self.clock.best("round", self.options["repeats"], lambda: (weight.clone(), hessian.clone()), round_)
         self.answer("layer", hessian=hessian, quantized=quantized)
+
+    def sparsegpt(self) -> None:
+        from llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify import (
+            accumulate_hessian,
+            make_empty_hessian,
+            sparsify_weight,
+        )
+
+        weight, inputs = weight_and_inputs(self.options)
+        linear, count = self.linear(weight), 0
+        hessian = self.clock("hessian", lambda: make_empty_hessian(linear))
+        for x in inputs():
+            hessian, count = self.clock("hessian", lambda x=x, h=hessian, n=count: accumulate_hessian(x, linear, h, n))
+        free, pattern = (
+            self.clock.best(
+                clock, self.options["repeats"], lambda: {linear: hessian.clone()},  # overwrites it
+                lambda held, n=n, m=m: sparsify_weight(
+                    module=linear, hessians_dict=held, sparsity=SPARSITY, prune_n=n, prune_m=m, block_size=128,
+                    dampening_frac=DAMP, preserve_sparsity_mask=False,
+                )[1],
+            )
+            for clock, n, m in (("prune", 0, 0), ("prune 2:4", PATTERN[1] - PATTERN[0], PATTERN[1]))
+        )  # fmt: skip
+        self.answer("sparsegpt", free=free, pattern=pattern)
 
     def block(self) -> None:
         from llmcompressor.modifiers.gptq import GPTQModifier

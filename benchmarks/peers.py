@@ -1,22 +1,23 @@
-"""GPTQ, AWQ and HQQ beside the libraries that users know, on the same work, in one run: tox -e peers
+"""GPTQ, AWQ, HQQ and SparseGPT beside the libraries that users know, on the same work, in one run: tox -e peers
 
-    python benchmarks/peers.py [--tasks layer,block,hqq,awq] [--libraries ours,plain,...] [--rounds 1] [--threads 2]
+    python benchmarks/peers.py [--tasks layer,block,...] [--libraries ours,plain,...] [--rounds 1] [--threads 2]
 
 Every library runs in a process of an environment of its own (they want different versions of each other's parts, all
 of them the torch of constraints.txt), made on first use under --environments and kept. A library that cannot be
 installed, or fails, has a row that says so. `contenders.py` holds the work, and what is on the clock.
 
-    layer    one linear layer, correlated inputs: Hessian, then GPTQ; 4 bits, groups of 128, symmetric, damping 0.01
-    block    a model of one TinyLlama-shaped decoder block, from token ids to the compressed model: GPTQ as above
-    hqq      one linear layer: HQQ, 4 bits, groups of 64, no data
-    awq      a model of 4 blocks, 512 wide, bf16: AWQ, 4 bits, groups of 128, zero points, 20 ratios
+    layer      one linear layer, correlated inputs: Hessian, then GPTQ; 4 bits, groups of 128, symmetric, damping 0.01
+    block      a model of one TinyLlama-shaped decoder block, from token ids to the compressed model: GPTQ as above
+    hqq        one linear layer: HQQ, 4 bits, groups of 64, no data
+    awq        a model of 4 blocks, 512 wide, bf16: AWQ, 4 bits, groups of 128, zero points, 20 ratios
+    sparsegpt  the layer's weight and inputs: Hessian, then SparseGPT; half of the weights, free and 2:4, damping 0.01
 
 Times are the best of --rounds, in which libraries take turns; a figure in brackets is that of the library / ours.
-Errors are judged here, from what each library left: of GPTQ on a layer ||x (W - Q)|| / ||x W|| over the first 8 samples
-(nearest rounding is the row `nearest`), of HQQ its own objective sum |W - Q|^0.7 / sum |W|^0.7, of models the relative
-distance of the logits on held-out ids from those of the dense model. The Hessian's is its relative distance from the
-full product in fp32 (row `plain`), both divided by their trace. Memory is the peak of the process above where its first
-clocked work began.
+Errors are judged here, from what each library left: of GPTQ and SparseGPT on a layer ||x (W - Q)|| / ||x W|| over the
+first 8 samples (rows `nearest`, and `wanda` and `magnitude`, are what simpler ways leave), of HQQ its own objective
+sum |W - Q|^0.7 / sum |W|^0.7, of models the relative distance of the logits on held-out ids from those of the dense
+model. The Hessian's is its relative distance from the full product in fp32 (row `plain`), both divided by their trace.
+Memory is the peak of the process above where its first clocked work began.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import GROUP, LIBRARIES, weight_and_inputs
+from contenders import GROUP, LIBRARIES, PATTERN, weight_and_inputs
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +144,26 @@ def judge_layer(answers: dict[str, dict[str, Tensor]], options: Row) -> dict[str
     return found
 
 
+def judge_sparsegpt(answers: dict[str, dict[str, Tensor]], options: Row) -> dict[str, dict[str, float]]:
+    weight, inputs = weight_and_inputs(options)
+    x = torch.cat([x for _, x in zip(range(8), inputs(), strict=False)])
+    y = x @ weight.t()
+    sizes = {"wanda": weight.abs() * x.norm(dim=0), "magnitude": weight.abs()}  # wanda's norms over the same samples
+    for name, scores in sizes.items():
+        free = scores > (scores.median(1, keepdim=True).values if name == "wanda" else scores.median())
+        groups = scores.view(len(scores), -1, PATTERN[1])
+        pattern = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, groups.topk(PATTERN[0]).indices, True)
+        answers = answers | {name: {"free": weight * free, "pattern": weight * pattern.view_as(weight)}}
+    return {
+        library: {
+            "output error": distance(x @ answer["free"].t(), y),
+            "output error 2:4": distance(x @ answer["pattern"].t(), y),
+            "zeros": float((answer["free"] == 0).float().mean()),
+        }
+        for library, answer in answers.items()
+    }
+
+
 def judge_hqq(answers: dict[str, dict[str, Tensor]], options: Row) -> dict[str, dict[str, float]]:
     weight, _ = weight_and_inputs(options)
     whole = float(weight.abs().pow(0.7).sum())
@@ -162,6 +183,7 @@ JUDGES: dict[str, Callable[..., dict[str, dict[str, float]]]] = {
     "layer": judge_layer,
     "block": judge_model,
     "hqq": judge_hqq,
+    "sparsegpt": judge_sparsegpt,
     "awq": judge_model,
 }
 
@@ -228,6 +250,7 @@ TASKS: dict[str, Row] = {  # options that the command line does not give
     "block": {"dtype": "float32"},
     "hqq": {"repeats": 3},
     "awq": {"dtype": "bfloat16"},  # gptqmodel takes no fp32 there
+    "sparsegpt": {"repeats": 3},
 }
 
 

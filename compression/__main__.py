@@ -138,8 +138,6 @@ def _kernels(name: str, method: type, device: str) -> list[str]:
     """The kernel of a 512 x 512 layer in bf16, for each bit width where the method has several."""
     import torch
 
-    from compression._linear import PackedLinear
-
     linear = torch.nn.Linear(512, 512, bias=False, dtype=torch.bfloat16)
     widths = typing.get_args(typing.get_type_hints(method).get("bits"))
     found = []
@@ -149,7 +147,7 @@ def _kernels(name: str, method: type, device: str) -> list[str]:
             return ["of the layers as they are"]
         try:
             layer = instance.compress_linear(linear, None)
-            kernel = layer.kernel_name(device) if isinstance(layer, PackedLinear) else "dense"
+            kernel = "dense" if isinstance(layer, torch.nn.Linear) else layer.kernel_name(device)
         except CompressionError as error:
             kernel = f"none here: {error}"
         found.append(f"{text} {kernel} on {device}")

@@ -1,9 +1,9 @@
 """Compressed models: what compressing yields, how it is written and opened again.
 
 A folder written by `Compressed.save` holds config.json, model.safetensors, the tokenizer and compression.json, which
-says how each packed layer is stored. A result without packed layers is a plain transformers checkpoint besides. With a
-`format` the folder is one of the published formats instead (`compression._formats`), without compression.json. A folder
-written block by block (`compression._stream`) has several safetensors files and their index.
+says how each packed or sparse layer is stored. A result without such layers is a plain transformers checkpoint besides.
+With a `format` the folder is one of the published formats instead (`compression._formats`), without compression.json. A
+folder written block by block (`compression._stream`) has several safetensors files and their index.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from compression._formats import BITS, FORMATS
 from compression._grids import GRIDS
 from compression._linear import PackedLinear
 from compression._recipe import Recipe
+from compression._sparse_linear import SparseLinear
 
 SCHEMA = 1
 OWN = FORMATS[0]
@@ -80,7 +81,7 @@ class Compressed:
     @property
     def portable(self) -> tuple[str, ...]:
         """The other runtimes that open what `save` writes: "gptqmodel" in the format that `published_formats` names."""
-        if not _blocks.packed_layers(self.model):
+        if not _blocks.stored_layers(self.model):
             return ("transformers",)
         return ("gptqmodel",) if self.published_formats else ()
 
@@ -104,11 +105,11 @@ class Compressed:
         if format != OWN:
             state, quantization = convert(self.model, format, self.recipe)
             return state, {"config.json": {"quantization_config": quantization}, "quantize_config.json": quantization}
-        layers = {name: describe(layer) for name, layer in _blocks.packed_layers(self.model).items()}
+        layers = {name: describe(layer) for name, layer in _blocks.stored_layers(self.model).items()}
         return self.model.state_dict(), {MANIFEST: self.manifest(layers)}
 
     def manifest(self, layers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """What compression.json says, with a description of each packed layer by name."""
+        """What compression.json says, with a description of each stored layer by name."""
         import torch
 
         return {
@@ -124,9 +125,9 @@ class Compressed:
         }
 
     def kernels(self, device: str | None = None) -> dict[str, int]:
-        """How many packed layers get which kernel on the device, by default where the model is."""
+        """How many packed or sparse layers get which kernel on the device, by default where the model is."""
         counts: dict[str, int] = {}
-        for layer in _blocks.packed_layers(self.model).values():
+        for layer in _blocks.stored_layers(self.model).values():
             name = layer.kernel_name(device)
             counts[name] = counts.get(name, 0) + 1
         return counts
@@ -309,13 +310,24 @@ def stored_bytes(model: Any) -> int:
 
 
 def count_parameters(model: Any) -> int:
-    """Weights of the model as mathematics: a packed layer has as many as the dense one that it replaced."""
-    packed = sum(layer.in_features * layer.out_features + (0 if layer.bias is None else layer.out_features)
-                 for layer in _blocks.packed_layers(model).values())  # fmt: skip
-    return packed + sum(p.numel() for p in model.parameters())
+    """Weights of the model as mathematics: a packed or sparse layer has as many as the dense one that it replaced."""
+    stored = sum(layer.in_features * layer.out_features + (0 if layer.bias is None else layer.out_features)
+                 for layer in _blocks.stored_layers(model).values())  # fmt: skip
+    return stored + sum(p.numel() for p in model.parameters())
 
 
-def describe(layer: PackedLinear) -> dict[str, Any]:
+def describe(layer: PackedLinear | SparseLinear) -> dict[str, Any]:
+    """What compression.json says of a layer."""
+    if isinstance(layer, SparseLinear):
+        return {
+            "store": "bitmask" if layer.pattern is None else "nm",
+            "pattern": layer.pattern,
+            "kept": layer.values.numel(),
+            "in_features": layer.in_features,
+            "out_features": layer.out_features,
+            "bias": layer.bias is not None,
+            "dtype": str(layer.dtype).removeprefix("torch."),
+        }
     return {
         "grid": {"kind": layer.grid.kind, **dataclasses.asdict(layer.grid)},  # type: ignore[attr-defined, call-overload]
         "in_features": layer.in_features,
@@ -329,9 +341,15 @@ def describe(layer: PackedLinear) -> dict[str, Any]:
     }
 
 
-def _restore(spec: dict[str, Any]) -> PackedLinear:
+def _restore(spec: dict[str, Any]) -> PackedLinear | SparseLinear:
     import torch
 
+    if "store" in spec:
+        pattern = None if spec["store"] == "bitmask" else tuple(spec["pattern"])
+        return SparseLinear(
+            spec["in_features"], spec["out_features"], bias=spec["bias"], dtype=getattr(torch, spec["dtype"]),
+            kept=spec["kept"], pattern=pattern, device="meta",
+        )  # fmt: skip
     grid = dict(spec["grid"])
     return PackedLinear(
         GRIDS[grid.pop("kind")](**grid), spec["in_features"], spec["out_features"], bias=spec["bias"],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compression._kernels import has_bf16_cpu
 from compression._linear import PackedLinear
+from compression._sparse_linear import SparseLinear
 
 Stack = tuple[str, ...]
 
@@ -35,10 +36,10 @@ class Block:
     name: str
     module: nn.Module
 
-    def linears(self) -> Iterator[tuple[str, nn.Linear | PackedLinear]]:
+    def linears(self) -> Iterator[tuple[str, nn.Linear | PackedLinear | SparseLinear]]:
         """Full name and layer of every linear in the block, in the order of the module."""
         for path, module in list(self.module.named_modules()):
-            if isinstance(module, nn.Linear | PackedLinear):
+            if isinstance(module, nn.Linear | PackedLinear | SparseLinear):
                 yield f"{self.name}.{path}", module
 
     def producer_channels(self, stack: Stack) -> Tensor:
@@ -127,10 +128,9 @@ class Inputs:
         self._at += 1
 
     def _computing(self, block: Block) -> nn.Module:
-        """A copy of the block in the dtype of the hidden states, its packed layers unpacked once for all samples."""
+        """A copy of the block in the dtype of the hidden states, its stored layers unpacked once for all samples."""
         module = copy.deepcopy(block.module)
-        for name, layer in packed_layers(module).items():
-            module.set_submodule(name, layer.to_linear())
+        make_dense(module)
         return module.to(self.hidden[0].dtype)
 
 
@@ -143,3 +143,24 @@ def copy_sharing_tensors(module: nn.Module) -> nn.Module:
 def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
     """Every packed layer of a model by its full name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
+    """Every layer of a model that stores what is not zero, by its full name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+
+
+def stored_layers(model: nn.Module) -> dict[str, PackedLinear | SparseLinear]:
+    """Every layer of a model that is no dense one any more, by its full name."""
+    return {**packed_layers(model), **sparse_layers(model)}
+
+
+def as_linear(layer: nn.Linear | SparseLinear) -> nn.Linear:
+    """The layer itself, or a dense one with the same weight."""
+    return layer.to_linear() if isinstance(layer, SparseLinear) else layer
+
+
+def make_dense(module: nn.Module) -> None:
+    """Put a dense layer in the place of every stored one."""
+    for name, layer in stored_layers(module).items():
+        module.set_submodule(name, layer.to_linear())

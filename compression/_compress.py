@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression import _blocks, _checkpoint, _kernels
+from compression import _blocks, _checkpoint, _kernels, _registry
 from compression._artefact import LEFT_ALONE, Compressed, LayerReport
 from compression._calibration import WAYS_OUT, Calibration, open_calibration
 from compression._checkpoint import Base
@@ -25,7 +25,7 @@ class Context:
     """What a method may use while it runs.
 
     Attributes:
-        step: the step that runs, with its settings per layer; None where packed layers are made dense.
+        step: the step that runs, with its settings per layer; None where stored layers are made dense.
         device: where the model is.
         seed: for everything random; methods make generators of their own from it.
         progress: called with (done, total, what).
@@ -113,7 +113,7 @@ class Pass:
     before, and on what the steps before it made of this one.
 
     Attributes:
-        step: None makes packed layers dense again.
+        step: None makes stored layers dense again.
         context: of the step; holds the report.
         last: index of the last block that the step changes: to those behind it, inputs are of no use.
         ids: token ids (samples, length) for a step that reads inputs.
@@ -138,7 +138,7 @@ class Pass:
     def take(self, index: int, block: _blocks.Block) -> None:
         """Compress block number `index`."""
         if self.step is None:
-            _dequantize(block.module)
+            _blocks.make_dense(block.module)
         elif _changes(self.step, block):
             self.step.method.compress_block(block, self.inputs, self.context)  # type: ignore[attr-defined]
         else:
@@ -190,13 +190,14 @@ def full_report(contexts: list[Context]) -> tuple[LayerReport, ...]:
 
 def is_whole(step: Step | None) -> bool:
     """Whether a step needs the whole model at once."""
-    return step is not None and step.method.info.kind == "model"
+    return step is not None and step.method.whole
 
 
 def make_schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
     """The steps, `dequantize` (None) where one does not take a packed model, and the last undone quantizer again.
 
-    The last entry of what is returned leaves the model packed if any step of the recipe did.
+    The last entry of what is returned leaves the model packed if any step of the recipe did. Steps on layers make those
+    that pruning did not store densely dense one by one; before a step on the whole model `densify` (None) does.
     """
     schedule: list[tuple[Step | None, str]] = []
     state, quantizer = "dense", None
@@ -205,6 +206,8 @@ def make_schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
         if state == "packed" and "packed" not in info.takes:
             schedule.append((None, "dequantize"))
             state = "dense"
+        if state == "sparse" and is_whole(step) and "sparse" not in info.takes and _stores(schedule[-1][0]):
+            schedule.append((None, "densify"))
         schedule.append((step, str(step)))
         if info.leaves == "packed" and state != "packed":  # a step that edits packed weights is no quantizer
             quantizer = step
@@ -214,8 +217,30 @@ def make_schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
     return schedule
 
 
+def _stores(step: Step | None) -> bool:
+    """Whether a pruning step stores a layer other than densely."""
+    methods = [] if step is None else [step.method, *(override for _, override in step.layers)]
+    return any(getattr(method, "store", "dense") != "dense" for method in methods)
+
+
+def _check_zeros(recipe: Recipe) -> None:
+    """Refuse a step that would lose the zeros of one before it."""
+    pruning = None
+    for step, _ in make_schedule(recipe.steps):
+        if step is None:
+            continue
+        if pruning is not None and not step.method.info.keeps_zeros:
+            keeping = [name for name, cls in _registry.discover().items()
+                       if cls.info.leaves == "packed" and cls.info.keeps_zeros]  # fmt: skip
+            raise RecipeError(f"{recipe.text}: {step} would lose the zeros that {pruning} makes, because zero is not "
+                              f"among its levels; quantizers that keep them: {', '.join(keeping)}")  # fmt: skip
+        pruning = {"sparse": step, "dense": None}.get(step.method.info.leaves, pruning)
+
+
 def check(recipe: Recipe, model: nn.Module) -> None:
-    """Refuse what the shapes of the layers already forbid, and layers that ask for calibration of their own."""
+    """Refuse what the shapes of the layers already forbid, layers that ask for calibration of their own, and zeros that
+    would be lost."""
+    _check_zeros(recipe)
     for step in recipe.steps:
         if isinstance(step.method, CalibratedMethod):
             for pattern, override in step.layers:
@@ -268,11 +293,6 @@ def check_source(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, cali
 
 def _changes(step: Step, block: _blocks.Block) -> bool:
     return any(step.for_layer(name) is not None for name, _ in block.linears())
-
-
-def _dequantize(module: nn.Module) -> None:
-    for name, layer in _blocks.packed_layers(module).items():
-        module.set_submodule(name, layer.to_linear())
 
 
 def _silent(done: int, total: int, what: str) -> None:

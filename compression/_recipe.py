@@ -268,7 +268,8 @@ class _Parser:
             except (ValueError, RecursionError) as error:
                 raise self.error(f"not JSON: {error}") from error
             return value
-        if number := _NUMBER.match(self.text, self.at):
+        number = _NUMBER.match(self.text, self.at)
+        if number and not _registry.WORD.match(self.text, self.at):
             self.at = number.end()
             text = number.group()
             try:

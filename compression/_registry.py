@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 from compression._errors import LayerError, RecipeError
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./+]*")
+WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./+]*|[0-9]+:[0-9]+")  # the latter: patterns n:m
 CONSTANTS = {"true": True, "false": False, "none": None}
 
 FAMILIES = ("quantization", "pruning", "distillation", "low_rank")
@@ -39,7 +39,8 @@ class MethodInfo:
         kind: "block" methods see one decoder block at a time, "model" methods the whole model.
         needs: any of "calibration", "teacher", "training", "bitsandbytes".
         takes: the states of a model that the method accepts; a packed model is dequantized before any other.
-        leaves: the state in which the method leaves the model.
+        leaves: the state in which the method leaves the model; "sparse" after pruning, however that is stored.
+        keeps_zeros: whether a weight that is exactly zero stays zero; else no pruning may come before.
         summary: the first line of the class's docstring.
     """
 
@@ -50,6 +51,7 @@ class MethodInfo:
     needs: tuple[str, ...]
     takes: tuple[State, ...]
     leaves: State
+    keeps_zeros: bool
     summary: str
 
 
@@ -60,6 +62,14 @@ class Method:
     """
 
     info: ClassVar[MethodInfo]
+
+    def __post_init__(self) -> None:
+        """Raise RecipeError if parameters are out of their range or contradict each other."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is `apply` that is called, on the whole model at once; by parameters, for a method with both."""
+        return self.info.kind == "model"
 
 
 class LayerwiseMethod(Method):
@@ -75,40 +85,40 @@ class LayerwiseMethod(Method):
     def compress_block(self, block: Any, inputs: Any, context: Any) -> None:
         """Replace every linear of a `compression._blocks.Block`; one report entry for each."""
         from compression._artefact import LEFT_ALONE, LayerReport
-        from compression._linear import PackedLinear
+        from compression._blocks import as_linear
 
-        for name, linear in block.linears():
+        for name, stored in block.linears():
             method = context.step.for_layer(name)
             if method is None:
                 context.report.append(LayerReport(name, "kept", LEFT_ALONE))
                 continue
+            linear = as_linear(stored)
             try:
                 layer = method.compress_linear(linear, context)
             except LayerError as error:
                 raise LayerError(f"{name}: {error}") from error
             block.replace(name, layer)
-            kernel = f", kernel {layer.kernel_name()}" if isinstance(layer, PackedLinear) else ""
-            context.report.append(LayerReport(name, "replaced", f"{spell(method)}{kernel}"))
+            context.report.append(LayerReport(name, "replaced", method.describe(linear, layer)))
+
+    def describe(self, linear: Any, layer: Any) -> str:
+        """What became of a linear layer, for the report."""
+        from compression._linear import PackedLinear
+
+        return spell(self) + (f", kernel {layer.kernel_name()}" if isinstance(layer, PackedLinear) else "")
 
 
 class CalibratedMethod(LayerwiseMethod):
-    """A block method that reads the inputs of each linear, on an affine grid.
+    """A block method that reads the inputs of each linear.
 
-    Linears that read the same input share their Hessian, and those with the same settings are rounded as one matrix.
-    Subclasses are dataclasses with the fields below, and define a `grid`, a rounding (`round`) and, if there is one,
-    the `transform` before it.
+    Linears that read the same input share what is measured of it. Subclasses are dataclasses with the fields below.
     """
 
-    group_size: int  # inputs that share a scale; -1: one scale per output channel
     samples: int  # of calibration text
     sequence_length: int  # tokens of each
-    damp: float  # share of the mean of the Hessian's diagonal that is added to it
-    backend: str
+    damp: float = 0.0  # share of the mean of the Hessian's diagonal that is added to it, where there is a Hessian
 
     def __post_init__(self) -> None:
-        if self.group_size != -1 and self.group_size < 8:
-            raise RecipeError(f"{self.info.name}(group_size={self.group_size}): allowed are -1 (per channel) and 8 or "
-                              "more")  # fmt: skip
+        super().__post_init__()
         if not 0 <= self.damp <= 1:
             raise RecipeError(f"{self.info.name}(damp={self.damp}): allowed are 0 to 1; the paper takes 0.01")
         for name in ("samples", "sequence_length"):
@@ -119,6 +129,48 @@ class CalibratedMethod(LayerwiseMethod):
     def calibration(self) -> tuple[int, int]:
         """(samples, tokens of each): one run over the text serves all layers."""
         return self.samples, self.sequence_length
+
+    def observer(self, cols: int, device: Any) -> Any:
+        """What sums up inputs (..., cols) by `add`, and has the sum as its `value()`; their Hessian."""
+        from compression._rounding import Hessian
+
+        return Hessian(cols, device)
+
+    def output_error(self, weight: Any, changed: Any, seen: Any) -> float:
+        """The relative squared error of the outputs on what the observer has seen; weights fp32 (rows, cols)."""
+        from compression._rounding import relative_error
+
+        return relative_error(weight, changed, seen)
+
+    def transform(self) -> Any:
+        """The `compression._scaling.Scaling` of the inputs beforehand, or None to leave them as they are."""
+        return None
+
+    def compress_stack(self, block: Any, layers: Any, seen: Any, note: str) -> None:
+        """Replace `compression._stacks.Layer`s of a block, which read the same input and have these settings."""
+        raise NotImplementedError
+
+    def compress_block(self, block: Any, inputs: Any, context: Any) -> None:
+        from compression import _stacks
+
+        _stacks.compress(block, inputs, context)
+
+
+class CalibratedQuantizer(CalibratedMethod):
+    """Rounding to an affine grid by the inputs' Hessian.
+
+    Linears that read the same input and have the same settings are rounded as one matrix. Subclasses define a `grid`, a
+    rounding (`round`) and, if there is one, the `transform` before it.
+    """
+
+    group_size: int  # inputs that share a scale; -1: one scale per output channel
+    backend: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_size != -1 and self.group_size < 8:
+            raise RecipeError(f"{self.info.name}(group_size={self.group_size}): allowed are -1 (per channel) and 8 or "
+                              "more")  # fmt: skip
 
     def grid(self) -> Any:
         """The `compression._grids.AffineGrid` of the stored weights."""
@@ -135,18 +187,14 @@ class CalibratedMethod(LayerwiseMethod):
 
         return PackedLinear.from_weight(linear.weight, linear.bias, self.grid(), backend=self.backend)
 
-    def transform(self) -> Any:
-        """The `compression._scaling.Scaling` of the inputs before rounding, or None to leave them as they are."""
-        return None
-
     def round(self, weight: Any, hessian: Any, dtype: Any) -> Any:
         """A `compression._rounding.Rounded` of a weight, fp32 (rows, cols); `dtype` is that of stored scales."""
         raise NotImplementedError
 
-    def compress_block(self, block: Any, inputs: Any, context: Any) -> None:
+    def compress_stack(self, block: Any, layers: Any, seen: Any, note: str) -> None:
         from compression import _stacks
 
-        _stacks.compress(block, inputs, context)
+        _stacks.round_to_grid(block, self, layers, seen, note)
 
 
 METHODS: dict[str, type[Method]] = {}
@@ -161,6 +209,7 @@ def method(
     needs: Iterable[str] = (),
     takes: Iterable[State] = ("dense",),
     leaves: State = "packed",
+    keeps_zeros: bool = True,
 ) -> Callable[[type], type]:
     """Register a frozen dataclass as the method `name`.
 
@@ -193,6 +242,7 @@ def method(
             needs=tuple(needs),
             takes=tuple(takes),
             leaves=leaves,
+            keeps_zeros=keeps_zeros,
             summary=(cls.__doc__ or "").strip().split("\n")[0],
         )
         METHODS[name] = cls

@@ -122,7 +122,8 @@ def gptq(
         dtype: of stored scales; by default that of the weight.
 
     With `act_order` and without `params`, groups are made of columns that follow each other in the new order, and the
-    codes are stored in it. A column that no input reaches is rounded to nearest.
+    codes are stored in it. A column that no input reaches is rounded to nearest. A weight of zero, as pruned ones are,
+    stays zero.
 
     Raises:
         LayerError: H is not finite, or no damping makes it positive definite.
@@ -132,9 +133,9 @@ def gptq(
     order = diagonal.argsort(descending=True, stable=True) if act_order else None
     if order is not None:
         weight, hessian = weight[:, order], hessian[order][:, order]
-    factor, damping = _upper_factor(hessian, damp)
+    factor, damping = upper_factor(hessian, damp)
     group_size = cols if grid.group_size == -1 else grid.group_size
-    solver = _Solver(weight, factor, grid, group_size, dtype or weight.dtype)
+    solver = _Levels(weight, factor, grid, group_size, dtype or weight.dtype)
     if params is not None:
         columns = torch.arange(cols, device=weight.device) if order is None else order
         scales, zeros = grid.expand(params, rows, cols)
@@ -212,17 +213,65 @@ def _zero_points(
     return best
 
 
-class _Solver:
-    """Columns are rows here: each is contiguous. `wanted[k]` is (1), summed up over what is rounded so far, and its
-    code once column k is rounded."""
+class Columns:
+    """Settles the columns of a weight one by one, each against (1). Subclasses choose what a column becomes
+    (`_settle`), and may look at a block of columns when it begins (`_begin`).
 
-    def __init__(self, weight: Tensor, factor: Tensor, grid: AffineGrid, group_size: int, dtype: torch.dtype):
-        self.grid, self.group_size, self.dtype = grid, group_size, dtype
+    Columns are rows here: each is contiguous. `wanted[k]` is (1), summed up over what is settled so far, and whatever
+    `_settle` leaves there once column k is.
+    """
+
+    def __init__(self, weight: Tensor, factor: Tensor, block: int):
+        self.block = block
         self.weight = weight.t().contiguous()
         self.factor = factor / factor.diagonal()  # R_ij / R_jj
         self.wanted = self.weight.clone()
         self.difference = torch.empty_like(self.weight)  # w_j - q_j
+
+    def _begin(self, begin: int, end: int) -> None:
+        """A block of columns begins, all before it are settled."""
+
+    def _settle(self, j: int) -> None:
+        """Choose q_j by `wanted[j]`, and leave w_j - q_j in `difference[j]`."""
+        raise NotImplementedError
+
+    def solve(self, begin: int, end: int) -> None:
+        """Settle columns begin .. end, whose `wanted` holds all that comes from the columns before: first one half,
+        then, with the errors of the first passed on, the other. Blocks stay whole.
+        """
+        if begin % self.block == 0 and end == min(begin + self.block, len(self.weight)):
+            self._begin(begin, end)
+        if end - begin <= min(LEAF, self.block):
+            for j in range(begin, end):
+                self._settle(j)
+                if j + 1 < end:
+                    self.wanted[j + 1 : end].addr_(self.factor[j, j + 1 : end], self.difference[j])
+            return
+        whole = self.block if end - begin > self.block else 1
+        middle = begin + max(1, -(-(end - begin) // whole) // 2) * whole
+        self.solve(begin, middle)
+        left, right = slice(begin, middle), slice(middle, end)
+        self.wanted[right].addmm_(self.factor[left, right].t(), self.difference[left])
+        self.solve(middle, end)
+
+    def current(self, begin: int, end: int) -> Tensor:
+        """Columns begin .. end, (end - begin, rows), of the best answer of all coming columns to the errors so far."""
+        part = slice(begin, end)
+        fed = self.wanted[part] - self.weight[part]
+        answer = torch.linalg.solve_triangular(self.factor[part, part].t(), fed, upper=False, unitriangular=True)
+        return self.weight[part] + answer
+
+
+class _Levels(Columns):
+    """Columns are rounded to the levels of a grid; `wanted[k]` becomes the code. A weight of zero takes the level zero,
+    which every affine grid with whole zero points has."""
+
+    def __init__(self, weight: Tensor, factor: Tensor, grid: AffineGrid, group_size: int, dtype: torch.dtype):
+        super().__init__(weight, factor, group_size)
+        self.grid, self.dtype = grid, dtype
         self.static = False
+        zero = self.weight == 0
+        self.zero = zero if zero.any() else None
         groups = len(self.weight) // group_size
         self.scales, self.zeros = (self.weight.new_empty(groups, self.weight.shape[1]) for _ in range(2))
         self.group_of = [column // group_size for column in range(len(self.weight))]
@@ -234,43 +283,27 @@ class _Solver:
     def levels(self) -> tuple[Tensor, Tensor]:
         return self.scales.t().contiguous(), self.zeros.t().contiguous()
 
-    def solve(self, begin: int, end: int) -> None:
-        """Round columns begin .. end, whose `wanted` holds all that comes from the columns before: first one half,
-        then, with the errors of the first passed on, the other. Groups stay whole, so that theirs is known when they
-        begin.
-        """
-        if not self.static and end - begin == self.group_size:
-            self._fit(begin, end)
-        if end - begin <= LEAF and (self.static or end - begin <= self.group_size):
-            return self._round(begin, end)
-        whole = self.group_size if end - begin > self.group_size else 1
-        middle = begin + (end - begin) // whole // 2 * whole
-        self.solve(begin, middle)
-        left, right = slice(begin, middle), slice(middle, end)
-        self.wanted[right].addmm_(self.factor[left, right].t(), self.difference[left])
-        self.solve(middle, end)
-
-    def _fit(self, begin: int, end: int) -> None:
-        """The group's levels, from its weights with the best answer of all coming columns to the errors so far."""
-        part = slice(begin, end)
-        fed = self.wanted[part] - self.weight[part]
-        answer = torch.linalg.solve_triangular(self.factor[part, part].t(), fed, upper=False, unitriangular=True)
-        weight = (self.weight[part] + answer).t()
+    def _begin(self, begin: int, end: int) -> None:
+        """The group's levels, from its weights as they are by now."""
+        if self.static:
+            return
+        weight = self.current(begin, end)
+        if self.zero is not None:
+            weight.masked_fill_(self.zero[begin:end], 0)
+        weight = weight.t()
         whole = replace(self.grid, group_size=-1)
         scales, zeros = whole.expand(whole.fit(weight, self.dtype), *weight.shape)
-        self.scales[begin // self.group_size], self.zeros[begin // self.group_size] = scales[:, 0], zeros[:, 0]
+        self.scales[begin // self.block], self.zeros[begin // self.block] = scales[:, 0], zeros[:, 0]
 
-    def _round(self, begin: int, end: int) -> None:
-        top = 2**self.grid.bits - 1
-        for j in range(begin, end):
-            scale, zero = self.scales[self.group_of[j]], self.zeros[self.group_of[j]]
-            level = torch.sub(self.wanted[j].div_(scale).add_(zero).round_().clamp_(0, top), zero)
-            torch.addcmul(self.weight[j], level, scale, value=-1, out=self.difference[j])
-            if j + 1 < end:
-                self.wanted[j + 1 : end].addr_(self.factor[j, j + 1 : end], self.difference[j])
+    def _settle(self, j: int) -> None:
+        scale, zero = self.scales[self.group_of[j]], self.zeros[self.group_of[j]]
+        code = self.wanted[j].div_(scale).add_(zero).round_().clamp_(0, 2**self.grid.bits - 1)
+        if self.zero is not None:
+            torch.where(self.zero[j], zero, code, out=code)
+        torch.addcmul(self.weight[j], torch.sub(code, zero), scale, value=-1, out=self.difference[j])
 
 
-def _upper_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:
+def upper_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:
     """R upper triangular with R R^T = H + damping * mean(diag H) * I, and the damping that it took."""
     mean = float(hessian.diagonal().mean())
     if not all(torch.isfinite(extreme) for extreme in torch.aminmax(hessian)):

@@ -1,6 +1,7 @@
-"""One decoder block under a calibrated method: the Hessians of its inputs, then scaling and rounding, stack by stack.
+"""One decoder block under a calibrated method: what is measured of its inputs, then scaling, and rounding or pruning,
+stack by stack.
 
-All layers of a block are rounded for the inputs that they have while the block itself is still uncompressed; the blocks
+All layers of a block are changed for the inputs that they have while the block itself is still uncompressed; the blocks
 before it are compressed by then. Stacks are done from the last to the first: what a linear is divided by, because those
 that read its outputs are scaled, is then known when it is rounded.
 """
@@ -12,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from compression._artefact import LEFT_ALONE, LayerReport
-from compression._blocks import STACKS, Block, Inputs, Stack
+from compression._blocks import STACKS, Block, Inputs, Stack, as_linear
 from compression._errors import LayerError
 from compression._grids import decode, quantize
 from compression._linear import PackedLinear
-from compression._registry import CalibratedMethod, spell
-from compression._rounding import Hessian, relative_error
+from compression._registry import CalibratedMethod, CalibratedQuantizer, spell
 from compression._scaling import Producer
+from compression.pruning._pruner import CalibratedPruner
 
 
 @dataclass
-class _Layer:
-    """A linear before it is rounded.
+class Layer:
+    """A linear before it is changed.
 
     Attributes:
         method: its settings, None if it stays as it is.
@@ -62,7 +63,10 @@ def compress(block: Block, inputs: Inputs, context: Any) -> None:
         LayerError: a weight or an input is not finite, or layers that read the same input are to be scaled in different
             ways; the message names them.
     """
-    layers = {name: _Layer(name, linear, context.step.for_layer(name), linear.bias) for name, linear in block.linears()}
+    layers = {}
+    for name, stored in block.linears():
+        linear = as_linear(stored)
+        layers[name] = Layer(name, linear, context.step.for_layer(name), linear.bias)
     for name, layer in layers.items():
         if layer.method is not None and not torch.isfinite(layer.linear.weight).all():
             raise LayerError(f"{name}: the weight holds NaN or infinite values; compress a sound checkpoint")
@@ -70,16 +74,16 @@ def compress(block: Block, inputs: Inputs, context: Any) -> None:
     for stack in STACKS:
         _transform(readers[stack])
     device = inputs.hidden[0].device
-    hessians = {stack: Hessian(readers[stack][0].linear.in_features, device) for stack in STACKS}
-    inputs.observe(block, lambda stack, x: hessians[stack].add(x))
+    observers = {stack: context.step.method.observer(readers[stack][0].linear.in_features, device) for stack in STACKS}
+    inputs.observe(block, lambda stack, x: observers[stack].add(x))
     for stack in reversed(STACKS):
-        hessian = hessians.pop(stack).value()
+        seen = observers.pop(stack).value()
         try:
-            note = _scale(block, stack, readers[stack], layers.get(f"{block.name}.{STACKS[stack]}"), hessian)
+            note = _scale(block, stack, readers[stack], layers.get(f"{block.name}.{STACKS[stack]}"), seen)
             for method in dict.fromkeys(layer.method for layer in readers[stack]):
                 if method is not None:
                     same = [layer for layer in readers[stack] if layer.method == method]
-                    _round(block, method, same, hessian, note)
+                    method.compress_stack(block, same, seen, note)
         except LayerError as error:
             raise LayerError(f"{', '.join(layer.name for layer in readers[stack])}: {error}") from error
     for name, layer in layers.items():
@@ -89,7 +93,7 @@ def compress(block: Block, inputs: Inputs, context: Any) -> None:
         context.report.append(divided)
 
 
-def _transform(readers: list[_Layer]) -> Any:
+def _transform(readers: list[Layer]) -> Any:
     """How layers that read the same input are scaled, or None.
 
     Raises:
@@ -102,7 +106,7 @@ def _transform(readers: list[_Layer]) -> Any:
     return next(iter(found), None)
 
 
-def _scale(block: Block, stack: Stack, readers: list[_Layer], before: _Layer | None, hessian: Tensor) -> str:
+def _scale(block: Block, stack: Stack, readers: list[Layer], before: Layer | None, hessian: Tensor) -> str:
     """Find the scales of a stack and divide its producer, a norm or the linear `before`, by them; words for the report.
 
     There are none where a reader, or the linear before, stays as it is: its weight is stored densely, and the scales
@@ -127,7 +131,7 @@ def _scale(block: Block, stack: Stack, readers: list[_Layer], before: _Layer | N
     return f", scales of ratio {ratio:g}"
 
 
-def _round(block: Block, method: CalibratedMethod, layers: list[_Layer], hessian: Tensor, note: str) -> None:
+def round_to_grid(block: Block, method: CalibratedQuantizer, layers: list[Layer], hessian: Tensor, note: str) -> None:
     """Round layers that read the same input as one matrix, and put them into the block."""
     grid, begin, columns = method.grid(), 0, layers[0].columns
     dtype = layers[0].linear.weight.dtype
@@ -142,9 +146,23 @@ def _round(block: Block, method: CalibratedMethod, layers: list[_Layer], hessian
         )
         block.replace(layer.name, packed)
         answers = layer.unscaled(own.decode(grid)), decode(grid, *quantize(grid, weight))
-        error, nearest = (relative_error(weight, answer, hessian) for answer in answers)
+        error, nearest = (method.output_error(weight, answer, hessian) for answer in answers)
         layer.detail = (
             f"{spell(method)}, kernel {packed.kernel_name()}{note}, output error {error:.3g} (nearest: {nearest:.3g})"
         )
         if rounded.damping > method.damp:
             layer.detail += f", damping raised to {rounded.damping:g}"
+
+
+def prune(block: Block, method: CalibratedPruner, layers: list[Layer], seen: Any) -> None:
+    """Prune layers that read the same input, and put them into the block."""
+    pruned = method.prune([layer.weight() for layer in layers], seen)
+    for layer, weight in zip(layers, pruned.weights, strict=True):
+        sparse = method.layer(weight.to(layer.linear.weight.dtype), layer.bias)
+        block.replace(layer.name, sparse)
+        before = layer.weight()
+        answers = sparse.weight.float(), before.masked_fill(method.magnitude_mask(before), 0)
+        error, magnitude = (method.output_error(before, answer, seen) for answer in answers)
+        layer.detail = f"{method.facts(sparse)}, output error {error:.3g} (magnitude: {magnitude:.3g})"
+        if pruned.damping > method.damp:
+            layer.detail += f", damping raised to {pruned.damping:g}"

@@ -130,7 +130,7 @@ class State:
         identity: of which run it is, see `_identity`.
         done: blocks that are finished.
         files: the files that count, with their sha256.
-        layers: how the packed layers among them are stored.
+        layers: how those that are not dense are stored.
         reports: of each step.
         cost: of what is done.
     """
@@ -273,8 +273,8 @@ class _Output:
         for each in passes:
             each.take(at, block)
         self._write(_shard(skeleton, at + 1), block.module.state_dict(prefix=f"{block.name}."))
-        packed = _blocks.packed_layers(block.module)
-        self.state.layers |= {f"{block.name}.{name}": describe(layer) for name, layer in packed.items()}
+        stored = _blocks.stored_layers(block.module)
+        self.state.layers |= {f"{block.name}.{name}": describe(layer) for name, layer in stored.items()}
         for number, each in enumerate(passes):
             if each.inputs is not None:
                 hidden = {str(i): states for i, states in enumerate(each.inputs.hidden)}

@@ -8,6 +8,7 @@ import torch
 from bench.results import Row
 from compression._artefact import LayerReport
 from compression._linear import PackedLinear
+from compression._sparsity import choose, removed
 from compression.quantization.rtn import RTN
 
 # --- Broken results that the gate must catch: each takes a sound run of nf4 and returns it broken ---------------------
@@ -300,3 +301,33 @@ BROKEN_METHODS = {
     ChecksTheGroupsTooLate: "test_groups_that_do_not_divide_are_refused_before_any_work",
     KeepsASecretBesideTheState: "test_what_is_saved_and_opened_again_computes_the_same_bits",
 }
+
+
+# --- Broken masks that the law of counts must catch: each stands in for `compression._sparsity.choose` ----------------
+
+
+def takes_ties_too(scores, share, pattern, *, by_row):
+    """Everything up to the threshold goes, however much that is."""
+    if pattern is not None:
+        return choose(scores, share, pattern, by_row=by_row)
+    units = scores if by_row else scores.reshape(1, -1)
+    threshold = units.sort(-1).values[:, removed(share, units.shape[-1]) - 1, None]
+    return (units <= threshold).view_as(scores)
+
+
+def takes_the_largest(scores, share, pattern, *, by_row):
+    """As many as promised, and the wrong ones."""
+    return choose(-scores, share, pattern, by_row=by_row)
+
+
+def counts_over_all_rows(scores, share, pattern, *, by_row):
+    """The promised share of the layer, but not of every row."""
+    return choose(scores, share, pattern, by_row=False)
+
+
+def keeps_m_minus_n(scores, share, pattern, *, by_row):
+    """The n of a pattern are taken for those that go."""
+    return choose(scores, share, pattern and (pattern[1] - pattern[0], pattern[1]), by_row=by_row)
+
+
+BROKEN_MASKS = (takes_ties_too, takes_the_largest, counts_over_all_rows, keeps_m_minus_n)

@@ -6,6 +6,9 @@ from hypothesis import strategies as st
 from compression import Recipe
 from compression._grids import AffineGrid, Int8RowGrid, NF4Grid
 from compression._recipe import Step
+from compression.pruning.magnitude import Magnitude
+from compression.pruning.sparsegpt import SparseGPT
+from compression.pruning.wanda import Wanda
 from compression.quantization.awq import AWQ
 from compression.quantization.gptq import GPTQ
 from compression.quantization.hqq import HQQ
@@ -127,13 +130,21 @@ AWQS = st.builds(
     rounding=st.sampled_from(("nearest", "gptq")),
 )
 HQQS = st.builds(HQQ, bits=st.sampled_from(BITS), norm=st.floats(0, 1, exclude_min=True), iterations=st.integers(0, 9))
+SPARSITIES = st.none() | st.floats(0, 1, exclude_max=True)
+STORES = st.sampled_from(("dense", "bitmask"))
+MAGNITUDES = st.one_of(
+    st.builds(Magnitude, sparsity=SPARSITIES, scope=st.sampled_from(("row", "layer", "global")), store=STORES),
+    st.builds(Magnitude, pattern=st.sampled_from(("2:4", "1:4")), store=st.sampled_from(("dense", "bitmask", "nm"))),
+)
+SPARSEGPTS = st.builds(SparseGPT, sparsity=SPARSITIES, store=STORES, damp=st.floats(0, 1))
+WANDAS = st.builds(Wanda, sparsity=SPARSITIES, store=STORES, samples=st.integers(1, 9))
 patterns = st.one_of(st.sampled_from(("*.down_proj", "model.layers.0.*", "*")), st.text(max_size=8))
 
 
 @st.composite
 def steps(draw):
     """A method, and layers on which it has other parameters or does nothing."""
-    same = draw(st.sampled_from((RTNS, NF4S, INT8S, GPTQS, AWQS, HQQS)))
+    same = draw(st.sampled_from((RTNS, NF4S, INT8S, GPTQS, AWQS, HQQS, MAGNITUDES, SPARSEGPTS, WANDAS)))
     layers = draw(st.dictionaries(patterns, st.none() | same, max_size=2))
     return Step(draw(same), tuple(layers.items()))
 

@@ -13,11 +13,11 @@ from compression._grids import AffineGrid, decode, quantize
 from compression._rounding import (
     Hessian,
     Rounded,
-    _upper_factor,
     gptq,
     half_quadratic,
     output_error,
     relative_error,
+    upper_factor,
 )
 
 GRIDS = st.builds(
@@ -85,7 +85,7 @@ def test_gptq_equals_the_column_loop_on_a_layer_of_usual_shape():
 def test_the_factor_is_that_of_the_textbook(cols):
     """H^-1 = U^T U, U upper triangular, is what the paper takes; ours is R = U^-1."""
     hessian = hessian_of(inputs(cols)).double()
-    factor, damping = _upper_factor(hessian, 0.01)
+    factor, damping = upper_factor(hessian, 0.01)
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(cols)
 
     assert 0.01 == damping

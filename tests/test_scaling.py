@@ -16,7 +16,7 @@ from compression import LayerError, RecipeError
 from compression._blocks import STACKS, Block, decoder_blocks
 from compression._grids import AffineGrid, decode, quantize
 from compression._scaling import SHRINKS, Producer, Scaling, candidates, clipped, nearest
-from compression._stacks import _Layer, _scale
+from compression._stacks import Layer, _scale
 from compression.quantization.awq import AWQ
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -82,7 +82,7 @@ def scaled(model, how):
     model = copy.deepcopy(model)
     method = ScaledAtRandom(how=how)
     for block in decoder_blocks(model):
-        layers = {name: _Layer(name, linear, method, linear.bias) for name, linear in block.linears()}
+        layers = {name: Layer(name, linear, method, linear.bias) for name, linear in block.linears()}
         for stack in reversed(STACKS):
             readers = [layers[f"{block.name}.{reader}"] for reader in stack]
             before = layers.get(f"{block.name}.{STACKS[stack]}")
@@ -130,7 +130,7 @@ def of_another_head(block, stack):
 BROKEN = {
     "norms are rounded and nothing makes up for it": (Producer, "divisible", lambda self, scales: scales),
     "the producer is not divided": (Producer, "divided", lambda self, scales: self.stored),
-    "the rows before are not divided": (_Layer, "scaled", lambda self: self.weight() * self.columns),
+    "the rows before are not divided": (Layer, "scaled", lambda self: self.weight() * self.columns),
     "scales go to the heads of others": (Block, "producer_channels", of_another_head),
 }
 

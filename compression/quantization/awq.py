@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compression._errors import RecipeError
-from compression._registry import CalibratedMethod, method
+from compression._registry import CalibratedQuantizer, method
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @method("awq", needs=("calibration",))
 @dataclass(frozen=True, kw_only=True)
-class AWQ(CalibratedMethod):
+class AWQ(CalibratedQuantizer):
     """Scale up channels with large activations and clip weights, by search on the output error, then round (AWQ)."""
 
     bits: Literal[2, 3, 4, 8] = 4

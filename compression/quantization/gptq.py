@@ -5,7 +5,8 @@ inverse of the Hessian, is in `compression._rounding`. Activation order and stat
 (act_order, static_groups).
 Departures: q/k/v and gate/up, which read the same input, are rounded as one matrix; the Hessian is averaged over
 tokens, so that damping does not depend on their number; a column that no input reaches is rounded to nearest, where the
-authors' code sets it to zero; scales are rounded up to the dtype of the weight, as in `rtn`.
+authors' code sets it to zero; a weight that is zero, as pruned ones are, stays zero; scales are rounded up to the dtype
+of the weight, as in `rtn`.
 Limits: all layers of a block are rounded for the inputs that they have before any of the block is rounded ("true
 sequential" is not done).
 """
@@ -13,7 +14,7 @@ sequential" is not done).
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from compression._registry import CalibratedMethod, method
+from compression._registry import CalibratedQuantizer, method
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @method("gptq", needs=("calibration",))
 @dataclass(frozen=True, kw_only=True)
-class GPTQ(CalibratedMethod):
+class GPTQ(CalibratedQuantizer):
     """Round column by column, each making up for the errors before it by second-order information (GPTQ)."""
 
     bits: Literal[2, 3, 4, 8] = 4

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from compression._linear import PackedLinear
 
 
-@method("hqq")
+@method("hqq", keeps_zeros=False)  # zero points are real numbers: zero is not among the levels
 @dataclass(frozen=True, kw_only=True)
 class HQQ(LayerwiseMethod):
     """Real-valued zero points that make the errors of most weights small, found without data (HQQ)."""

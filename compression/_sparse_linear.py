@@ -1,0 +1,169 @@
+"""SparseLinear: a linear layer of whose weight only what is not zero is stored.
+
+The state dict holds what is stored and nothing else, for a weight (rows, cols) with `itemsize` bytes to a number:
+
+    bitmask    `mask` uint8 (rows, ceil(cols / 8)), one bit to a weight; `values` (kept,), row by row
+               rows * ceil(cols / 8) + kept * itemsize bytes; of a bf16 weight, half of it zero: 0.5625
+    n:m        of every m neighbours n `values` (rows, cols n/m), zeros among them where more went; `indices`, their
+               places among the m, packed in ceil(log2 m) bits, uint8 (rows, ceil(cols n/m ceil(log2 m) / 8))
+               a bf16 weight in 2:4: 0.5 + 0.0625; in 4:8: 0.5 + 0.09375, more than its bitmask would take
+
+The weight is made anew for every product and not kept. On CUDA, 2:4 in bf16 or fp16 is multiplied by the kernels behind
+`torch.sparse.to_sparse_semi_structured`, from a copy in their layout that is made at the first forward and not saved.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from compression import _packing
+from compression._errors import LayerError
+from compression._kernels import has_bf16_cpu
+
+DENSIFY = "densify"
+SEMI_STRUCTURED = "semi_structured"
+
+
+class SparseLinear(nn.Module):
+    """y = x W^T + b.
+
+    Args:
+        in_features, out_features: cols and rows of W.
+        bias: whether there is one.
+        dtype: of the values.
+        kept: how many values a bitmask keeps; without meaning for a pattern.
+        pattern: (n, m), or None for a bitmask.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        kept: int = 0,
+        pattern: tuple[int, int] | None = None,
+        device: torch.device | str | None = None,
+    ):
+        super().__init__()
+        self.in_features, self.out_features, self.pattern = in_features, out_features, pattern
+        if pattern is None:
+            places, width, shape = "mask", _packing.packed_width(in_features, 1), (kept,)
+        else:
+            n, m = pattern
+            shape = (out_features, in_features // m * n)
+            places, width = "indices", _packing.packed_width(shape[1], _index_bits(m))
+        self._places = places
+        self.register_buffer("values", torch.empty(shape, dtype=dtype, device=device))
+        self.register_buffer(places, torch.empty(out_features, width, dtype=torch.uint8, device=device))
+        self.register_buffer("bias", torch.empty(out_features, dtype=dtype, device=device) if bias else None)
+        self._semi_structured: Any = None
+
+    @classmethod
+    def from_weight(cls, weight: Tensor, bias: Tensor | None, pattern: tuple[int, int] | None = None) -> Self:
+        """Store a weight (rows, cols) bit for bit: every value but +0 is kept.
+
+        Raises:
+            LayerError: more than n of m neighbours are not zero.
+        """
+        weight = weight.detach()
+        rows, cols = weight.shape
+        kept = (weight != 0) | weight.signbit()  # -0 is another bit pattern than 0
+        layer = cls(cols, rows, bias=bias is not None, dtype=weight.dtype, pattern=pattern, device="meta")
+        if pattern is None:
+            layer.values, layer.mask = weight[kept], _packing.pack(kept.to(torch.uint8), 1)
+        else:
+            n, m = pattern
+            if cols % m:
+                raise LayerError(f"pattern {n}:{m} does not divide the {cols} inputs of the layer")
+            groups = kept.view(rows, -1, m)
+            if int(groups.sum(-1).max()) > n:
+                raise LayerError(f"{int(groups.sum(-1).max())} of {m} neighbouring weights are not zero; store=nm with "
+                                 f"{n}:{m} holds {n}")  # fmt: skip
+            first = groups.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :n]
+            places = first.sort(-1).values
+            layer.values = weight.view(rows, -1, m).gather(-1, places).flatten(1)
+            layer.indices = _packing.pack(places.to(torch.uint8).flatten(1), _index_bits(m))
+        if bias is not None:
+            layer.bias = bias.detach()
+        return layer
+
+    @property
+    def weight(self) -> Tensor:
+        """W (out_features, in_features), made anew at every reading."""
+        rows, cols = self.out_features, self.in_features
+        if self.pattern is None:
+            mask = _packing.unpack(self.mask, 1, cols).bool()
+            return self.values.new_zeros(rows, cols).masked_scatter_(mask, self.values)
+        n, m = self.pattern
+        places = _packing.unpack(self.indices, _index_bits(m), self.values.shape[1]).long().view(rows, -1, n)
+        weight = self.values.new_zeros(rows, cols // m, m)
+        return weight.scatter_(-1, places, self.values.view(rows, -1, n)).view(rows, cols)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel_name(x.device) == SEMI_STRUCTURED and not (x.requires_grad and torch.is_grad_enabled()):
+            if self._semi_structured is None:
+                self._semi_structured = torch.sparse.to_sparse_semi_structured(self.weight)
+            return nn.functional.linear(x.to(self.dtype), self._semi_structured, self.bias).to(x.dtype)
+        dtype = x.dtype
+        if x.device.type == "cpu" and dtype != torch.float32 and not has_bf16_cpu():
+            dtype = torch.float32
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return nn.functional.linear(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
+
+    def to_linear(self) -> nn.Linear:
+        """A dense layer with the same weight."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.weight, requires_grad=False)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias, requires_grad=False)
+        return linear
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the state dict: values, their places and bias."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def kernel_name(self, device: torch.device | str | None = None) -> str:
+        """How the layer multiplies on the device (default: where it is)."""
+        device = torch.device(device or self.values.device)
+        return DENSIFY if self._refusal(device) else SEMI_STRUCTURED
+
+    def _refusal(self, device: torch.device) -> str | None:
+        """Why torch's semi-structured kernels do not take the layer on a device, or None."""
+        if device.type != "cuda" or not torch.cuda.is_available():
+            return "they are for CUDA"
+        if self.pattern != (2, 4) or self.dtype not in (torch.bfloat16, torch.float16):
+            return "they multiply 2:4 in 16 bits"
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return "they need compute capability 8.0"
+        if self.out_features % 32 or self.in_features % 64:
+            return "they need outputs in multiples of 32 and inputs in multiples of 64"
+        return None
+
+    def extra_repr(self) -> str:
+        stored = "bitmask" if self.pattern is None else "{}:{}".format(*self.pattern)
+        return f"in_features={self.in_features}, out_features={self.out_features}, stored={stored}"
+
+    # --- the copy for a kernel is of the values as they are -----------------------------------------------------------
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._semi_structured = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._semi_structured = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_semi_structured": None}
+
+
+def _index_bits(m: int) -> int:
+    return (m - 1).bit_length()
