@@ -37,9 +37,10 @@ class MethodInfo:
         aliases: the other spellings; the canonical text never holds one.
         family: the package that it lives in.
         kind: "block" methods see one decoder block at a time, "model" methods the whole model.
-        needs: any of "calibration", "teacher", "training", "bitsandbytes".
+        needs: any of "calibration", "teacher", "training", "bitsandbytes"; what only some settings need is not among
+            them.
         takes: the states of a model that the method accepts; a packed model is dequantized before any other.
-        leaves: the state in which the method leaves the model.
+        leaves: the state in which the method leaves the model; None: the one in which it took it.
         summary: the first line of the class's docstring.
     """
 
@@ -49,17 +50,31 @@ class MethodInfo:
     kind: Literal["block", "model"]
     needs: tuple[str, ...]
     takes: tuple[State, ...]
-    leaves: State
+    leaves: State | None
     summary: str
 
 
 class Method:
     """Base of all methods; `info` is set by `@method`.
 
-    A block method defines `compress_block(block, inputs, context)`, a model method `apply(model, context)`.
+    A block method defines `compress_block(block, inputs, context)`, a model method `apply(model, context)`, which
+    returns the model.
     """
 
     info: ClassVar[MethodInfo]
+
+    @property
+    def calibration(self) -> tuple[int, int] | None:
+        """(samples, tokens of each) of the calibration text that the method reads as it is set, None for none."""
+        return None
+
+    def reshape(self, model: Any) -> Any:
+        """For model methods: a model without weights in the shape in which `apply` leaves one of its shape.
+
+        Raises:
+            LayerError: its shapes forbid the method; called before any work.
+        """
+        return model
 
 
 class LayerwiseMethod(Method):
@@ -111,9 +126,7 @@ class CalibratedMethod(LayerwiseMethod):
                               "more")  # fmt: skip
         if not 0 <= self.damp <= 1:
             raise RecipeError(f"{self.info.name}(damp={self.damp}): allowed are 0 to 1; the paper takes 0.01")
-        for name in ("samples", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{self.info.name}({name}={getattr(self, name)}): must be at least 1")
+        check_samples(self)
 
     @property
     def calibration(self) -> tuple[int, int]:
@@ -149,6 +162,13 @@ class CalibratedMethod(LayerwiseMethod):
         _stacks.compress(block, inputs, context)
 
 
+def check_samples(instance: Any) -> None:
+    """Raise RecipeError unless a method's `samples` and `sequence_length` can be counts of text."""
+    for name in ("samples", "sequence_length"):
+        if getattr(instance, name) < 1:
+            raise RecipeError(f"{instance.info.name}({name}={getattr(instance, name)}): must be at least 1")
+
+
 METHODS: dict[str, type[Method]] = {}
 _ALIASES: dict[str, str] = {}
 _discovered = False
@@ -160,7 +180,7 @@ def method(
     aliases: Iterable[str] = (),
     needs: Iterable[str] = (),
     takes: Iterable[State] = ("dense",),
-    leaves: State = "packed",
+    leaves: State | None = "packed",
 ) -> Callable[[type], type]:
     """Register a frozen dataclass as the method `name`.
 
