@@ -207,6 +207,7 @@ def test_neurons_that_are_not_zero_are_missed():
     result = compression.compress(base, f"p(ratio={4.5 / 96},round_to=1)", calibration=IDS)
 
     assert (logits(result.model) - logits(base.model)).abs().max() > 0.01
+    assert (92, 96) == (result.model.config.intermediate_size, base.model.config.intermediate_size)
 
 
 @pytest.mark.parametrize("family", FAMILIES[2:])
@@ -702,14 +703,18 @@ def test_every_layer_of_the_base_is_reported_with_what_became_of_it():
     assert "p(round_to=32): 64 of 96 neurons stay" == neurons["model.layers.4.mlp.down_proj"]
 
 
-@pytest.mark.parametrize("text", [CUTS[0], f"{CUTS[0]}-{NF4}", CUTS[1], "p(round_to=32)"])
-def test_the_shapes_foreseen_are_those_that_come(text):
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [(FAMILIES[0], CUTS[0]), *((FAMILIES[1], text) for text in (f"{CUTS[0]}-{NF4}", CUTS[1], "p(round_to=32)"))],
+)
+def test_the_shapes_foreseen_are_those_that_come(family, text):
     """What `--plan` counts, and what later steps are checked against."""
-    base = opened()
+    base = opened(family)
 
     foreseen = check(Recipe.parse(text), base.model)
 
-    result = compressed("MistralForCausalLM", text)
+    result = compressed(family, text)
+    assert type(result.model) is type(foreseen)
     assert stored_bytes(result.model) == stored_bytes(foreseen)
     assert {n: t.shape for n, t in result.model.state_dict().items()} == {
         n: t.shape for n, t in foreseen.state_dict().items()
