@@ -9,7 +9,6 @@ from compression._errors import CheckpointError
 
 if TYPE_CHECKING:
     from bench.workbench import Options
-    from compression._recipe import Recipe
 
 _OPEN_SECONDS = 8  # imports and warm-up of one process
 _ENERGY_SECONDS = 5
@@ -28,20 +27,21 @@ def plan(options: "Options") -> str:
 
     from bench import machine
     from compression import _checkpoint, _weights
-    from compression._compress import check_source
+    from compression._artefact import stored_bytes
+    from compression._compress import check, check_source
 
     source = _checkpoint.locate(options.base)
     download = _download_bytes(source)
     if source.kind == "hub" and download:
         return f"{source.text} is not here: {_mib(download)} would be downloaded; shapes are known afterwards"
     skeleton = check_source(options.recipes, source.fetch(), options.calibration)
-    width = _weights.open_weights(source).dtype.itemsize
-    base = sum(p.numel() for p in skeleton.parameters()) * width
+    skeleton = skeleton.to(_weights.open_weights(source).dtype)
+    base = stored_bytes(skeleton)
     bandwidth = _bandwidth(options.device)
     rounds = (options.runs + options.warmup) * options.new_tokens
     rows = []
     for recipe in options.recipes:
-        size = _packed_bytes(recipe, skeleton, width)
+        size = stored_bytes(check(recipe, skeleton))
         resident = base + (size if recipe.steps else 0)
         child = max(base, size) if options.device == "cpu" else 0
         seconds = sum(
@@ -59,30 +59,6 @@ def plan(options: "Options") -> str:
         pd.DataFrame(rows).to_string(index=False),
         "times are for efficiency alone, without the prompt, and rough",
     ])  # fmt: skip
-
-
-def _packed_bytes(recipe: "Recipe", skeleton: Any, width: int) -> int:
-    """Bytes that the last quantizer of the recipe leaves; without one those of the base (an upper bound)."""
-    from compression import _blocks, _packing
-
-    total = sum(p.numel() for p in skeleton.parameters()) * width
-    packing = [step for step in recipe.steps if hasattr(step.method, "grid")]
-    if not packing:
-        return total
-    import torch
-
-    dtype = {2: torch.bfloat16, 4: torch.float32}[width]
-    for block in _blocks.decoder_blocks(skeleton):
-        for name, linear in block.linears():
-            method = packing[-1].for_layer(name)
-            if method is None:
-                continue
-            rows, cols, grid = linear.out_features, linear.in_features, method.grid()  # type: ignore[attr-defined]
-            stored = grid.buffers(rows, cols, dtype)
-            total -= rows * cols * width
-            total += rows * _packing.packed_width(cols, grid.bits)
-            total += sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in stored.values())
-    return total
 
 
 def _download_bytes(source: Any) -> int:

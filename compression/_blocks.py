@@ -110,27 +110,28 @@ class Inputs:
     def observe(self, block: Block, see: Callable[[Stack, Tensor], None]) -> None:
         """Run the samples through a block; `see` gets the input of every stack, (1, length, cols)."""
 
-        def hook(stack: Stack, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            see(stack, arguments[0])
-
-        module = self._computing(block)
-        for stack in STACKS:
-            module.get_submodule(stack[0]).register_forward_pre_hook(partial(hook, stack))
+        module = self._computing(block, see)
         for states in self.hidden:
             module(states, **self.arguments[self._at])
 
     @torch.no_grad()
-    def advance(self, block: Block) -> None:
-        """Put the outputs of a block in the place of its inputs."""
-        module = self._computing(block)
+    def advance(self, block: Block, see: Callable[[Stack, Tensor], None] | None = None) -> None:
+        """Put the outputs of a block in the place of its inputs; `see` as in `observe`."""
+        module = self._computing(block, see)
         for i, states in enumerate(self.hidden):
             self.hidden[i] = module(states, **self.arguments[self._at])
         self._at += 1
 
-    def _computing(self, block: Block) -> nn.Module:
+    def _computing(self, block: Block, see: Callable[[Stack, Tensor], None] | None = None) -> nn.Module:
         """A copy of the block in the dtype of the hidden states, its stored layers unpacked once for all samples."""
+
+        def hook(stack: Stack, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            see(stack, arguments[0])  # type: ignore[misc]
+
         module = copy.deepcopy(block.module)
         make_dense(module)
+        for stack in STACKS if see else ():
+            module.get_submodule(stack[0]).register_forward_pre_hook(partial(hook, stack))
         return module.to(self.hidden[0].dtype)
 
 
@@ -138,6 +139,15 @@ def copy_sharing_tensors(module: nn.Module) -> nn.Module:
     """New modules around the same parameters and buffers."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)
+
+
+def without_weights(module: nn.Module) -> nn.Module:
+    """New modules around tensors of the same shapes on the meta device."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.to("meta"), requires_grad=False) for parameter in module.parameters()
+    }
+    memo |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+    return copy.deepcopy(module, memo)
 
 
 def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:

@@ -14,6 +14,7 @@ from compression._calibration import WAYS_OUT, Calibration, open_calibration
 from compression._checkpoint import Base
 from compression._cost import CostMeter
 from compression._errors import CalibrationError, LayerError, RecipeError
+from compression._linear import PackedLinear
 from compression._recipe import Recipe, Step
 from compression._registry import CalibratedMethod, LayerwiseMethod
 
@@ -30,7 +31,7 @@ class Context:
         seed: for everything random; methods make generators of their own from it.
         progress: called with (done, total, what).
         report: methods add one entry per layer.
-        calibration_tokens: tokens of calibration text that were read.
+        ids: token ids of calibration text, int64 (samples, length), on the device; None for a step that reads none.
     """
 
     step: Step | None
@@ -38,7 +39,12 @@ class Context:
     seed: int
     progress: Progress
     report: list[LayerReport] = field(default_factory=list)
-    calibration_tokens: int = 0
+    ids: Tensor | None = None
+
+    @property
+    def calibration_tokens(self) -> int:
+        """Tokens of calibration text that were read."""
+        return 0 if self.ids is None else self.ids.numel()
 
 
 def compress(
@@ -80,16 +86,16 @@ def compress(
         _kernels.warm_up(base.device)
     model = _blocks.copy_sharing_tensors(base.model)  # methods replace modules and never write into a base's tensors
     schedule = make_schedule(recipe.steps)
-    contexts: list[Context] = []
     with CostMeter(base.device) as meter:
-        for whole, entries in itertools.groupby((step for step, _ in schedule), is_whole):
+        contexts = make_contexts(
+            (step for step, _ in schedule), model, base.source, source, base.device, seed, progress
+        )
+        for whole, entries in itertools.groupby(contexts, lambda context: is_whole(context.step)):
             if whole:
-                for step in entries:
-                    contexts.append(Context(step, base.device, seed, progress or _silent))
-                    model = step.method.apply(model, contexts[-1])  # type: ignore[union-attr]
+                for context in entries:
+                    model = context.step.method.apply(model, context)  # type: ignore[union-attr]
                 continue
-            passes = make_passes(entries, model, base.source, source, base.device, seed, progress)
-            contexts += [each.context for each in passes]
+            passes = make_passes(entries, model)
             for each in passes:
                 each.enter(model)
             blocks = _blocks.decoder_blocks(model)
@@ -116,15 +122,18 @@ class Pass:
         step: None makes stored layers dense again.
         context: of the step; holds the report.
         last: index of the last block that the step changes: to those behind it, inputs are of no use.
-        ids: token ids (samples, length) for a step that reads inputs.
         inputs: what reaches the next block, from `enter` on and until the last block.
     """
 
     step: Step | None
     context: Context
     last: int
-    ids: Tensor | None = None
     inputs: _blocks.Inputs | None = None
+
+    @property
+    def ids(self) -> Tensor | None:
+        """Token ids (samples, length) for a step that reads inputs."""
+        return self.context.ids
 
     def enter(self, model: nn.Module, at: int = 0, hidden: list[Tensor] | None = None) -> None:
         """Stand before block `at`, with the hidden states that reached it; at the first, they come from the text."""
@@ -149,7 +158,7 @@ class Pass:
             self.inputs.advance(block)
 
 
-def make_passes(
+def make_contexts(
     steps: Iterable[Step | None],
     model: nn.Module,
     source: _checkpoint.BaseSource,
@@ -157,24 +166,30 @@ def make_passes(
     device: str,
     seed: int,
     progress: Progress | None,
-) -> list[Pass]:
-    """Passes of block methods over a model, whose weights are not looked at; their calibration text is read.
+) -> list[Context]:
+    """A context for each step of a schedule; the calibration text of those that need some is read.
 
     Raises:
         CalibrationError: there is too little of it.
     """
-    passes, blocks = [], _blocks.decoder_blocks(model)
-    for step in steps:
-        context, ids = Context(step, device, seed, progress or _silent), None
-        if step is not None and isinstance(step.method, CalibratedMethod):
+    contexts = [Context(step, device, seed, progress or _silent) for step in steps]
+    for context in contexts:
+        if context.step is not None and context.step.method.calibration is not None:
             assert calibration is not None  # find_calibration has refused
-            ids = calibration.tokens(
-                source.tokenizer, samples=step.method.samples, length=step.method.sequence_length, seed=seed,
-                vocabulary=model.config.vocab_size,  # type: ignore[union-attr]
+            samples, length = context.step.method.calibration
+            context.ids = calibration.tokens(
+                source.tokenizer, samples=samples, length=length, seed=seed, vocabulary=model.config.vocab_size  # type: ignore[union-attr]
             ).to(device)  # fmt: skip
-            context.calibration_tokens = ids.numel()
+    return contexts
+
+
+def make_passes(contexts: Iterable[Context], model: nn.Module) -> list[Pass]:
+    """Passes of block methods over a model, whose weights are not looked at."""
+    passes, blocks = [], _blocks.decoder_blocks(model)
+    for context in contexts:
+        step = context.step
         last = max((i for i, block in enumerate(blocks) if step is None or _changes(step, block)), default=-1)
-        passes.append(Pass(step, context, last, ids))
+        passes.append(Pass(step, context, last))
     return passes
 
 
@@ -209,9 +224,10 @@ def make_schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
         if state == "sparse" and is_whole(step) and "sparse" not in info.takes and _stores(schedule[-1][0]):
             schedule.append((None, "densify"))
         schedule.append((step, str(step)))
-        if info.leaves == "packed" and state != "packed":  # a step that edits packed weights is no quantizer
+        leaves = info.leaves or state
+        if leaves == "packed" and state != "packed":  # a step that edits packed weights is no quantizer
             quantizer = step
-        state = info.leaves
+        state = leaves
     if quantizer is not None and state != "packed":
         schedule.append((quantizer, str(quantizer)))
     return schedule
@@ -237,31 +253,60 @@ def _check_zeros(recipe: Recipe) -> None:
         pruning = {"sparse": step, "dense": None}.get(step.method.info.leaves, pruning)
 
 
-def check(recipe: Recipe, model: nn.Module) -> None:
-    """Refuse what the shapes of the layers already forbid, layers that ask for calibration of their own, and zeros that
-    would be lost."""
+def check(recipe: Recipe, model: nn.Module) -> nn.Module:
+    """Refuse what shapes already forbid, those that earlier steps leave included, layers that ask for calibration of
+    their own, and zeros that would be lost.
+
+    Returns the model that the recipe makes, without weights, as far as shapes tell what it stores.
+
+    Raises:
+        RecipeError, LayerError: as `compress`.
+    """
     _check_zeros(recipe)
-    for step in recipe.steps:
-        if isinstance(step.method, CalibratedMethod):
-            for pattern, override in step.layers:
-                if override is not None and override.calibration != step.method.calibration:  # type: ignore[attr-defined]
-                    raise RecipeError(f"{step}: {pattern!r} cannot have samples or sequence_length of its own")
-        if not isinstance(step.method, LayerwiseMethod):
-            continue
-        names = []
-        for block in _blocks.decoder_blocks(model):
-            for name, linear in block.linears():
-                names.append(name)
-                method = step.for_layer(name)
-                if method is not None:
-                    try:
-                        method.check_layer(linear.in_features, linear.out_features)  # type: ignore[attr-defined]
-                    except LayerError as error:
-                        raise LayerError(f"{step} cannot take {name}: {error}") from error
+    model = _blocks.without_weights(model)
+    for step, _ in make_schedule(recipe.steps):
+        if step is None:
+            _blocks.make_dense(model)
+        else:
+            if is_whole(step):
+                model = step.method.reshape(model)
+            _check_layers(step, model)
+            _pack(step, model)
+    return model
+
+
+def _check_layers(step: Step, model: nn.Module) -> None:
+    if isinstance(step.method, CalibratedMethod):
         for pattern, override in step.layers:
-            if not any(Step(step.method, ((pattern, override),)).for_layer(n) is override for n in names):
-                raise RecipeError(f"{step}: no layer matches {pattern!r}; layers are called e.g. {names[0]}, "
-                                  f"{names[-1]}")  # fmt: skip
+            if override is not None and override.calibration != step.method.calibration:
+                raise RecipeError(f"{step}: {pattern!r} cannot have samples or sequence_length of its own")
+    if not isinstance(step.method, LayerwiseMethod):
+        return
+    names = []
+    for block in _blocks.decoder_blocks(model):
+        for name, linear in block.linears():
+            names.append(name)
+            method = step.for_layer(name)
+            if method is not None:
+                try:
+                    method.check_layer(linear.in_features, linear.out_features)  # type: ignore[attr-defined]
+                except LayerError as error:
+                    raise LayerError(f"{step} cannot take {name}: {error}") from error
+    for pattern, override in step.layers:
+        if not any(Step(step.method, ((pattern, override),)).for_layer(n) is override for n in names):
+            raise RecipeError(f"{step}: no layer matches {pattern!r}; layers are called e.g. {names[0]}, {names[-1]}")
+
+
+def _pack(step: Step, model: nn.Module) -> None:
+    """Puts layers without weights where a step packs some."""
+    for block in _blocks.decoder_blocks(model):
+        for name, linear in block.linears():
+            grid = getattr(step.for_layer(name), "grid", None)
+            if grid is not None and isinstance(linear, nn.Linear):
+                bias, dtype = linear.bias is not None, linear.weight.dtype
+                block.replace(name, PackedLinear(
+                    grid(), linear.in_features, linear.out_features, bias=bias, dtype=dtype, device="meta"
+                ))  # fmt: skip
 
 
 def find_calibration(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: Any) -> Calibration | None:
@@ -271,7 +316,7 @@ def find_calibration(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, 
         CalibrationError: one of them needs some and there is none, or nothing is called as what was given.
     """
     found = open_calibration(given, source)
-    needing = [recipe.text for recipe in recipes if any("calibration" in s.method.info.needs for s in recipe.steps)]
+    needing = [recipe.text for recipe in recipes if any(s.method.calibration for s in recipe.steps)]
     if needing and found is None:
         raise CalibrationError(f"{needing[0]} needs calibration text, and {source.label!r} brings none; {WAYS_OUT}")
     return found

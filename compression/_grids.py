@@ -7,14 +7,16 @@ scale s and, for asymmetric grids, an integer zero point z. A grid is a value; i
     codes  = grid.encode(W, params)  uint8 (rows, cols), the nearest level
     W      = grid.decode(codes, params)
     scales, zeros = grid.expand(params, rows, cols)     fp32 (rows, groups), as the formula has them
+    grid, params  = grid.take(params, places, size)     groups of `size` inputs with scales and zeros of this weight's
 
-Shapes: W (rows, cols) floating point; groups = cols / group_size; group_size -1 is one group to a row.
+Shapes: W (rows, cols) floating point; groups = cols / group_size; group_size -1 is one group to a row; places (rows,
+groups) of the weight that is made, int64: group j of row i of the weight taken from is number i * groups + j.
 Sources: affine grids as in GPTQ, arXiv 2210.17323; NF4 and double quantization, QLoRA, arXiv 2305.14314, section 3 and
 appendix E; the 8-bit type of the double quantization, arXiv 2110.02861 (dynamic tree quantization).
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -41,6 +43,7 @@ class Grid(Protocol):
     def fit(self, weight: Tensor) -> Params: ...
     def encode(self, weight: Tensor, params: Params) -> Tensor: ...
     def expand(self, params: Params, rows: int, cols: int) -> tuple[Tensor, Tensor | None]: ...
+    def take(self, params: Params, places: Tensor, size: int) -> "tuple[Grid, Params]": ...
     def table(self, device: torch.device | str = "cpu") -> Tensor: ...
 
 
@@ -156,6 +159,15 @@ class AffineGrid:
             return scales, params["zero_points"].float()
         return scales, _packing.unpack(params["zero_points"], self.bits, scales.shape[1]).float()
 
+    def take(self, params: Params, places: Tensor, size: int) -> "tuple[AffineGrid, Params]":
+        taken = {"scales": params["scales"].flatten()[places]}
+        if self.float_zeros:
+            taken["zero_points"] = params["zero_points"].flatten()[places]
+        elif not self.symmetric:
+            zeros = _packing.unpack(params["zero_points"], self.bits, params["scales"].shape[1])
+            taken["zero_points"] = _packing.pack(zeros.flatten()[places], self.bits)
+        return replace(self, group_size=size), taken
+
     def buffers(self, rows: int, cols: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shapes and dtypes of the stored parameters of a (rows, cols) weight."""
         groups = groups_of(cols, self.group_size)
@@ -220,6 +232,19 @@ class NF4Grid:
         absmax = dynamic_levels(str(codes.device))[codes.int()] * scales + params["absmax_offset"]
         return absmax.view(rows, -1), None
 
+    def take(self, params: Params, places: Tensor, size: int) -> "tuple[NF4Grid, Params]":
+        """Where a block of the double quantization would have to mix several old ones, absmax is stored in fp32."""
+        grid, flat = replace(self, group_size=size), places.flatten()
+        if not self.double_quant:
+            return grid, {"absmax": params["absmax"][flat]}
+        blocks = flat // DOUBLE_QUANT_BLOCK
+        first = blocks[::DOUBLE_QUANT_BLOCK]
+        if torch.equal(blocks, first.repeat_interleave(DOUBLE_QUANT_BLOCK)[: len(blocks)]):
+            codes, scales = params["absmax_codes"][flat], params["absmax_scales"][first]
+            return grid, params | {"absmax_codes": codes, "absmax_scales": scales}
+        absmax, _ = self.expand(params, 1, -1)
+        return replace(grid, double_quant=False), {"absmax": absmax.flatten()[flat]}
+
     def buffers(self, rows: int, cols: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         count = rows * groups_of(cols, self.group_size)
         if not self.double_quant:
@@ -259,6 +284,9 @@ class Int8RowGrid:
     def expand(self, params: Params, rows: int, cols: int) -> tuple[Tensor, Tensor]:
         scales = (params["absmax"] / 127)[:, None]
         return scales, torch.full_like(scales, 128)
+
+    def take(self, params: Params, places: Tensor, size: int) -> "tuple[Int8RowGrid, Params]":
+        return self, {"absmax": params["absmax"][places[:, 0]]}
 
     def buffers(self, rows: int, cols: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         return {"absmax": ((rows,), torch.float32)}

@@ -5,6 +5,8 @@ the parameters of the grid by name, and the bias. In memory the codes are held o
 the layer computes with; saving, moving and dequantizing put the canonical layout back.
 """
 
+import dataclasses
+import math
 from typing import Any, Self
 
 import torch
@@ -14,6 +16,8 @@ from compression import _grids, _kernels, _packing
 from compression._errors import LayerError
 from compression._grids import Grid
 from compression._kernels import DEQUANTIZE, Kernel, LayerSpec
+
+SMALLEST_GROUP = 32  # that cutting columns may make: the least that kernels take
 
 
 class PackedLinear(nn.Module):
@@ -142,6 +146,51 @@ class PackedLinear(nn.Module):
             linear.bias = nn.Parameter(self.bias, requires_grad=False)
         return linear
 
+    def take_rows(self, rows: Tensor) -> "PackedLinear":
+        """The layer with these outputs alone, int64 (kept,) on the CPU; their weights are the same bits."""
+        groups = _grids.groups_of(self.in_features, self.grid.group_size)
+        places = rows[:, None] * groups + torch.arange(groups)
+        params = self.grid.take(self.stored_parameters(), places, self.grid.group_size)
+        codes = _packing.unpack(self._canonical_codes()[rows], self.grid.bits, self.in_features)
+        return self._with(codes, *params, None if self.bias is None else self.bias[rows], self.permutation)
+
+    def take_columns(self, columns: Tensor) -> tuple["PackedLinear", float]:
+        """The layer with these inputs alone, int64 (kept,) ascending on the CPU, and how far its weight is from theirs.
+
+        Where the inputs that are left, in the order that they are stored in, fall into groups of equal size (a divisor
+        of the group size, 32 or more) that shared a scale before, those are the groups, and the weights the same bits:
+        0.0. Else the weight is rounded to nearest, on the grid that it is on, and |W' - W| / |W| (Frobenius) is given.
+
+        Raises:
+            LayerError: groups of 32 or more do not tile the inputs that are left.
+        """
+        place = torch.full((self.in_features,), -1)
+        place[columns] = torch.arange(len(columns))
+        order = None if self.permutation is None else place[self.permutation.cpu().long()]
+        stored = columns if order is None else torch.nonzero(order >= 0).flatten()
+        permutation = None if order is None else order[stored].to(self.codes.device)
+        codes = _packing.unpack(self._canonical_codes(), self.grid.bits, self.in_features)
+        groups = _grids.groups_of(self.in_features, self.grid.group_size)
+        for size in _sizes(self.grid.group_size, len(stored)):
+            source = stored.view(-1, len(stored) if size == -1 else size) // (self.in_features // groups)
+            if size == -1 or (source == source[:, :1]).all():
+                places = torch.arange(self.out_features)[:, None] * groups + source[:, 0]
+                grid, params = self.grid.take(self.stored_parameters(), places, size)
+                return self._with(codes[:, stored], grid, params, self.bias, permutation), 0.0
+        weight = _grids.decode(self.grid, codes, self.stored_parameters(), self.dtype)[:, stored]
+        grid = dataclasses.replace(self.grid, group_size=_sizes(self.grid.group_size, len(stored))[0])
+        codes, params = _grids.quantize(grid, weight)
+        error = (_grids.decode(grid, codes, params) - weight.float()).norm() / weight.float().norm()
+        return self._with(codes, grid, params, self.bias, permutation), float(error.nan_to_num())
+
+    def _with(
+        self, codes: Tensor, grid: Grid, params: _grids.Params, bias: Tensor | None, permutation: Tensor | None
+    ) -> "PackedLinear":
+        return PackedLinear.from_codes(
+            codes, params, bias, grid, dtype=self.dtype, permutation=permutation, compute_dtype=self.compute_dtype,
+            backend=self.backend, threshold=self.threshold,
+        )  # fmt: skip
+
     def stored_parameters(self) -> _grids.Params:
         """What is stored beside the codes, by name."""
         return {name: getattr(self, name) for name in self._parameter_names}
@@ -226,6 +275,24 @@ class PackedLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         self._unbind()
         return self.__dict__.copy()
+
+
+def _sizes(group_size: int, cols: int) -> list[int]:
+    """Sizes into which groups can be cut so that they tile `cols` inputs, the largest first.
+
+    Raises:
+        LayerError: there are none.
+    """
+    if group_size == -1:
+        return [-1]
+    common = math.gcd(group_size, cols)
+    found = [size for size in range(common, SMALLEST_GROUP - 1, -1) if common % size == 0]
+    if not found:
+        raise LayerError(
+            f"its groups of {group_size} cannot be cut to tile the {cols} inputs that are left: the two have no common "
+            f"divisor of {SMALLEST_GROUP} or more; remove before quantizing, or in other numbers"
+        )
+    return found
 
 
 def _multiply(x: Tensor, weight: Tensor, threshold: float | None) -> Tensor:

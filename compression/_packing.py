@@ -42,7 +42,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     dtype, per_word, word_bytes = _word(bits)
     if codes.dtype != torch.uint8:
         raise ValueError(f"codes must be of type torch.uint8, not {codes.dtype}")
-    if codes.numel() and int(codes.max()) >> bits:
+    if codes.numel() and not codes.is_meta and int(codes.max()) >> bits:
         raise ValueError(f"code {int(codes.max())} does not fit in {bits} bits")
     if bits == 8:
         return codes.clone()

@@ -37,9 +37,11 @@ class MethodInfo:
         aliases: the other spellings; the canonical text never holds one.
         family: the package that it lives in.
         kind: "block" methods see one decoder block at a time, "model" methods the whole model.
-        needs: any of "calibration", "teacher", "training", "bitsandbytes".
+        needs: any of "calibration", "teacher", "training", "bitsandbytes"; what only some settings need is not among
+            them.
         takes: the states of a model that the method accepts; a packed model is dequantized before any other.
-        leaves: the state in which the method leaves the model; "sparse" after pruning, however that is stored.
+        leaves: the state in which the method leaves the model, "sparse" after pruning, however that is stored; None:
+            the one in which it took it.
         keeps_zeros: whether a weight that is exactly zero stays zero; else no pruning may come before.
         summary: the first line of the class's docstring.
     """
@@ -50,7 +52,7 @@ class MethodInfo:
     kind: Literal["block", "model"]
     needs: tuple[str, ...]
     takes: tuple[State, ...]
-    leaves: State
+    leaves: State | None
     keeps_zeros: bool
     summary: str
 
@@ -58,7 +60,8 @@ class MethodInfo:
 class Method:
     """Base of all methods; `info` is set by `@method`.
 
-    A block method defines `compress_block(block, inputs, context)`, a model method `apply(model, context)`.
+    A block method defines `compress_block(block, inputs, context)`, a model method `apply(model, context)`, which
+    returns the model.
     """
 
     info: ClassVar[MethodInfo]
@@ -70,6 +73,19 @@ class Method:
     def whole(self) -> bool:
         """Whether it is `apply` that is called, on the whole model at once; by parameters, for a method with both."""
         return self.info.kind == "model"
+
+    @property
+    def calibration(self) -> tuple[int, int] | None:
+        """(samples, tokens of each) of the calibration text that the method reads as it is set, None for none."""
+        return None
+
+    def reshape(self, model: Any) -> Any:
+        """For model methods: a model without weights in the shape in which `apply` leaves one of its shape.
+
+        Raises:
+            LayerError: its shapes forbid the method; called before any work.
+        """
+        return model
 
 
 class LayerwiseMethod(Method):
@@ -121,9 +137,7 @@ class CalibratedMethod(LayerwiseMethod):
         super().__post_init__()
         if not 0 <= self.damp <= 1:
             raise RecipeError(f"{self.info.name}(damp={self.damp}): allowed are 0 to 1; the paper takes 0.01")
-        for name in ("samples", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{self.info.name}({name}={getattr(self, name)}): must be at least 1")
+        check_samples(self)
 
     @property
     def calibration(self) -> tuple[int, int]:
@@ -197,6 +211,13 @@ class CalibratedQuantizer(CalibratedMethod):
         _stacks.round_to_grid(block, self, layers, seen, note)
 
 
+def check_samples(instance: Any) -> None:
+    """Raise RecipeError unless a method's `samples` and `sequence_length` can be counts of text."""
+    for name in ("samples", "sequence_length"):
+        if getattr(instance, name) < 1:
+            raise RecipeError(f"{instance.info.name}({name}={getattr(instance, name)}): must be at least 1")
+
+
 METHODS: dict[str, type[Method]] = {}
 _ALIASES: dict[str, str] = {}
 _discovered = False
@@ -208,7 +229,7 @@ def method(
     aliases: Iterable[str] = (),
     needs: Iterable[str] = (),
     takes: Iterable[State] = ("dense",),
-    leaves: State = "packed",
+    leaves: State | None = "packed",
     keeps_zeros: bool = True,
 ) -> Callable[[type], type]:
     """Register a frozen dataclass as the method `name`.

@@ -45,6 +45,7 @@ from compression._compress import (
     find_calibration,
     full_report,
     is_whole,
+    make_contexts,
     make_passes,
     make_schedule,
 )
@@ -93,7 +94,8 @@ def compress_to(
     weights = _weights.open_weights(source, device, seed)
     _weights.fit(skeleton, weights.headers, where=weights.where)
     schedule, found = make_schedule(recipe.steps), find_calibration([recipe], source, calibration)
-    passes = make_passes((step for step, _ in schedule), skeleton, source, found, device, seed, progress)
+    contexts = make_contexts((step for step, _ in schedule), skeleton, source, found, device, seed, progress)
+    passes = make_passes(contexts, skeleton)
     identity = _identity(source, recipe, seed, device, passes)
     with _written(target, identity, state) as output:
         if recipe.steps:

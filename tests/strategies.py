@@ -7,7 +7,9 @@ from compression import Recipe
 from compression._grids import AffineGrid, Int8RowGrid, NF4Grid
 from compression._recipe import Step
 from compression.pruning.magnitude import Magnitude
+from compression.pruning.p import P
 from compression.pruning.sparsegpt import SparseGPT
+from compression.pruning.structured import Structured
 from compression.pruning.wanda import Wanda
 from compression.quantization.awq import AWQ
 from compression.quantization.gptq import GPTQ
@@ -138,15 +140,28 @@ MAGNITUDES = st.one_of(
 )
 SPARSEGPTS = st.builds(SparseGPT, sparsity=SPARSITIES, store=STORES, damp=st.floats(0, 1))
 WANDAS = st.builds(Wanda, sparsity=SPARSITIES, store=STORES, samples=st.integers(1, 9))
+KEEPS = st.none() | st.integers(1, 99) | st.floats(0, 1, exclude_min=True)
+STRUCTUREDS = st.builds(
+    Structured,
+    keep_layers=KEEPS,
+    keep_kv_heads=KEEPS,
+    choose=st.sampled_from(("position", "similarity", "perplexity")),
+    heads=st.sampled_from(("position", "importance")),
+)
+PS = st.builds(P, ratio=st.floats(0, 1, exclude_max=True), round_to=st.integers(1, 999))
 patterns = st.one_of(st.sampled_from(("*.down_proj", "model.layers.0.*", "*")), st.text(max_size=8))
 
 
 @st.composite
 def steps(draw):
     """A method, and layers on which it has other parameters or does nothing."""
-    same = draw(st.sampled_from((RTNS, NF4S, INT8S, GPTQS, AWQS, HQQS, MAGNITUDES, SPARSEGPTS, WANDAS)))
-    layers = draw(st.dictionaries(patterns, st.none() | same, max_size=2))
-    return Step(draw(same), tuple(layers.items()))
+    same = draw(
+        st.sampled_from((RTNS, NF4S, INT8S, GPTQS, AWQS, HQQS, MAGNITUDES, SPARSEGPTS, WANDAS, STRUCTUREDS, PS))
+    )
+    method = draw(same)
+    block = method.info.kind == "block"  # others have no settings per layer
+    layers = draw(st.dictionaries(patterns, st.none() | same, max_size=2)) if block else {}
+    return Step(method, tuple(layers.items()))
 
 
 recipes = st.builds(lambda steps: Recipe(tuple(steps)), st.lists(steps(), max_size=4))

@@ -110,12 +110,14 @@ class Row:
             besides, which counts as error here; `test_scaling.py` compares what the whole block computes.)
         stored: bytes of a layer without its bias, from (rows, cols, bytes of the base's dtype).
         zeros: how many weights of a layer are zero, from (rows, cols); None where nothing is promised of one layer.
+        cuts: whether layers, or rows and columns of them, are taken out; what is left keeps its bits.
     """
 
     recipe: str
     error: float
     stored: Callable[[int, int, int], int]
     zeros: Callable[[int, int], int] | None = None
+    cuts: bool = False
 
     def __str__(self):
         return self.recipe
@@ -158,6 +160,9 @@ ROWS = (
     Row("wanda(pattern=4:8,store=bitmask,samples=8,sequence_length=32)", 0.36, bitmask_bytes(half), half),
     Row("sparsegpt(samples=8,sequence_length=32)", 0.8, dense_bytes, half),
     Row("sparsegpt(pattern=2:4,store=nm,damp=1.0,samples=8,sequence_length=32)", 0.5, nm_bytes(2, 4, 2), half),
+    Row("structured", 0.0, dense_bytes, cuts=True),
+    Row("structured(keep_layers=none,keep_kv_heads=1,heads=importance,samples=4)", 0.0, dense_bytes, cuts=True),
+    Row("p(samples=8,sequence_length=32)", 0.0, dense_bytes, cuts=True),
 )  # fmt: skip
 
 
@@ -211,6 +216,14 @@ class Case:
     def result(self):
         return compression.compress(self.base, self.recipe)
 
+    def taken(self, result):
+        """The layers of a result by the names that they had in the base; those that went are not there."""
+        told, found = {entry.name: entry for entry in result.report}, linears(result.model)
+        stayed = [name for name in linears(self.base.model) if not (self.row.cuts and told[name].outcome == "removed")]
+        return {
+            name: found[(told[name].detail.partition("; now ")[2] if self.row.cuts else "") or name] for name in stayed
+        }
+
     def edited(self, name, edit):
         """The base with one weight changed, in a model of its own."""
         model = copy_sharing_tensors(self.base.model)
@@ -228,10 +241,14 @@ class TestContract:
     def test_every_linear_is_reported_and_the_report_is_true(self, case):
         expected = linears(case.base.model)
         entries = [entry for entry in case.result.report if entry.name in expected]
-        after = linears(case.result.model)
+        after = case.taken(case.result)
 
-        assert list(expected) == [entry.name for entry in entries] == list(after)
+        assert list(expected) == [entry.name for entry in entries]
+        assert list(map(id, after.values())) == list(map(id, linears(case.result.model).values()))
         for entry in entries:
+            if entry.name not in after:
+                assert ("removed", True) == (entry.outcome, bool(entry.detail)), entry
+                continue
             kept = not isinstance(after[entry.name], PackedLinear) and torch.equal(
                 after[entry.name].weight, expected[entry.name].weight
             )
@@ -240,7 +257,10 @@ class TestContract:
 
     def test_outputs_and_weights_are_as_near_as_the_row_says(self, case):
         dense = linears(case.base.model)
-        for name, layer in linears(case.result.model).items():
+        for name, layer in case.taken(case.result).items():
+            if case.row.cuts:
+                assert torch.isin(layer.weight.float(), dense[name].weight.float()).all(), name
+                continue
             x = gaussian(9, layer.in_features, seed=3, std=1, dtype=dense[name].weight.dtype)
             assert 0 < difference(layer(x), dense[name](x)) <= case.row.error, name
             assert 0 < difference(weight_of(layer), dense[name].weight) <= case.row.error, name
@@ -250,7 +270,8 @@ class TestContract:
 
         assert (before.shape, before.dtype) == (after.shape, after.dtype)
         assert torch.isfinite(after).all()
-        assert case.result.parameters == sum(p.numel() for p in case.base.model.parameters())
+        whole = sum(p.numel() for p in case.base.model.parameters())
+        assert case.result.parameters < whole if case.row.cuts else case.result.parameters == whole
 
     def test_the_same_seed_gives_the_same_bytes(self, case):
         first, second = (r.model.state_dict() for r in (case.result, compression.compress(case.base, case.recipe)))
@@ -269,8 +290,8 @@ class TestContract:
 
     def test_a_weight_of_zero_gives_the_bias_alone(self, case):
         name = "model.layers.1.self_attn.q_proj"
-        layer = linears(compression.compress(case.edited(name, torch.zeros_like), case.recipe).model)[name]
-        bias = linears(case.base.model)[name].bias
+        layer = case.taken(compression.compress(case.edited(name, torch.zeros_like), case.recipe))[name]
+        bias = layer.bias if case.row.cuts else linears(case.base.model)[name].bias
 
         y = layer(gaussian(3, layer.in_features, std=1, dtype=case.before["model.embed_tokens.weight"].dtype))
 
@@ -279,24 +300,30 @@ class TestContract:
         torch.testing.assert_close(y, expected, rtol=0, atol=5e-5)  # a kernel may sum s * T[q] and s * z apart
 
     def test_a_constant_weight_stays_near_constant(self, case):
-        name = "model.layers.0.mlp.down_proj"
+        name = "model.layers.1.mlp.down_proj"
         base = case.edited(name, lambda w: torch.full_like(w, -0.03))
 
-        weight = weight_of(linears(compression.compress(base, case.recipe).model)[name])
+        weight = weight_of(case.taken(compression.compress(base, case.recipe))[name])
 
         pruned = 0 if case.row.zeros is None else case.row.zeros(*weight.shape) / weight.numel()
         assert difference(weight, torch.full_like(weight, -0.03)) <= case.row.error + pruned**0.5
 
     def test_one_outlier_survives_and_spoils_no_other_row(self, case):
-        name = "model.layers.0.mlp.gate_proj"
+        name = "model.layers.1.mlp.gate_proj"
         outlier = 40 * float(case.before[f"{name}.weight"].abs().max())
 
         def edit(weight):
             weight[5, 7] = outlier
             return weight
 
-        weight = weight_of(linears(compression.compress(case.edited(name, edit), case.recipe).model)[name])
+        base = case.edited(name, edit)
+        weight = weight_of(case.taken(compression.compress(base, case.recipe))[name])
 
+        if case.row.cuts:
+            large = weight.abs() > outlier / 2
+            assert [linears(base.model)[name].weight[5, 7]] == weight[large].tolist()
+            assert torch.isin(weight[~large].float(), case.before[f"{name}.weight"].float()).all()
+            return
         others = torch.arange(len(weight)) != 5
         assert abs(float(weight[5, 7]) - outlier) <= case.row.error * outlier
         assert difference(weight[others], case.before[f"{name}.weight"][others]) <= 1.5 * case.row.error
@@ -316,15 +343,15 @@ class TestContract:
 
     def test_what_is_stored_is_what_the_formula_adds_up_to(self, case):
         itemsize = case.before["model.embed_tokens.weight"].element_size()
-        dense = linears(case.base.model)
-        for name, layer in linears(case.result.model).items():
+        dense, taken = linears(case.base.model), case.taken(case.result)
+        for name, layer in taken.items():
             expected = case.row.stored(layer.out_features, layer.in_features, itemsize)
             expected += 0 if dense[name].bias is None else itemsize * layer.out_features
             assert expected == stored_bytes_of(layer), name
+        gone = tuple({name.split("self_attn")[0].split("mlp")[0] for name in dense.keys() - taken.keys()})
         rest = {p.data_ptr(): p.numel() * itemsize for n, p in case.base.model.named_parameters()
-                if n.rsplit(".", 1)[0] not in dense}  # fmt: skip
-        packed = sum(stored_bytes_of(layer) for layer in linears(case.result.model).values())
-        assert sum(rest.values()) + packed == case.result.stored_bytes
+                if n.rsplit(".", 1)[0] not in dense and not n.startswith(gone)}  # fmt: skip
+        assert sum(rest.values()) + sum(map(stored_bytes_of, taken.values())) == case.result.stored_bytes
 
     def test_as_many_weights_are_zero_as_were_promised(self, case):
         for name, layer in linears(case.result.model).items():

@@ -316,12 +316,16 @@ def test_every_method_declares_what_the_runner_must_know():
         ("nf4-rtn", ["nf4", "dequantize", "rtn"]),
         ("nf4-edit", ["nf4", "edit"]),
         ("nf4-edit-prune", ["nf4", "edit", "dequantize", "prune", "nf4"]),
+        ("nf4-cut", ["nf4", "cut"]),
+        ("cut-train-nf4", ["cut", "train", "nf4"]),
+        ("nf4-cut-train", ["nf4", "cut", "dequantize", "train", "nf4"]),
     ],
 )
 def test_packed_weights_are_dequantized_for_a_step_and_quantized_again_at_the_end(registry, text, expected):
     declare("prune", leaves="sparse")
     declare("train", kind="model", takes=("dense", "sparse"), leaves="dense")
     declare("edit", takes=("dense", "packed"), leaves="packed")
+    declare("cut", kind="model", takes=("dense", "packed"), leaves=None)
 
     schedule = make_schedule(Recipe.parse(text).steps)
 
