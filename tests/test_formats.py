@@ -599,8 +599,8 @@ def test_transformers_reads_the_description(half, tmp_path):
         ("rtn(group_size=8)", "gptq", ["self_attn.q_proj", "groups are of 8; readers take -1, 16, 32, 64, 128"]),
         ('rtn(group_size=16,layers={"*.up_proj":{"group_size":32}})', "gptq", ["up_proj has", "one setting"]),
         ('rtn(group_size=16,layers={"*.up_proj":{"bits":8}})', "gptq", ["up_proj has", "one setting"]),
-        ('rtn(group_size=16,layers={"*.up_proj":null})', "awq", ["up_proj", "it is not compressed"]),
-        ("fp16", "gptq", ["q_proj", "it is not compressed"]),
+        ('rtn(group_size=16,layers={"*.up_proj":null})', "awq", ["up_proj", "it is not quantized"]),
+        ("fp16", "gptq", ["q_proj", "it is not quantized"]),
         ("rtn(group_size=16)", "ggml", ["'ggml'", "gptq, awq"]),
     ],
 )

@@ -212,7 +212,7 @@ def _describe(model: nn.Module, quant_method: str) -> Published:
 def _obstacle(layer: nn.Linear | PackedLinear, quant_method: str) -> str | None:
     """Why the format has no place for such a layer, or None."""
     if not isinstance(layer, PackedLinear):
-        return "it is not compressed, and readers take every linear layer of the blocks for quantized"
+        return "it is not quantized, and readers take every linear layer of the blocks for quantized"
     if not isinstance(layer.grid, AffineGrid):
         return f"it holds evenly spaced levels, not {layer.grid}"
     if layer.threshold is not None:
