@@ -4,6 +4,7 @@
     ├── RecipeError        a recipe, method name or parameter that cannot be
     ├── CheckpointError    a base or artefact that cannot be opened, or is not what it says
     ├── CalibrationError   calibration text is missing, too short or cannot be read
+    ├── TeacherError       a teacher, its tokenizer or its stored outputs do not fit the student
     ├── LayerError         a method cannot take this layer of this model
     └── BackendError       an optional library or kernel was asked for and is not there
 
@@ -25,6 +26,10 @@ class CheckpointError(CompressionError):
 
 class CalibrationError(CompressionError, ValueError):
     """A method needs calibration text, and there is none, too little, or none that can be read."""
+
+
+class TeacherError(CompressionError, ValueError):
+    """A teacher cannot teach this student, or its stored outputs cannot be used: the message says why."""
 
 
 class LayerError(CompressionError, ValueError):
