@@ -263,17 +263,20 @@ def test_scaling_the_loss_saves_gradients_that_fp16_could_not_hold():
     assert (want - of(scale).float()).norm() <= 0.01 * want.norm()
 
 
-def test_under_autocast_the_head_multiplies_in_the_dtype_of_the_hidden_states():
+@pytest.mark.parametrize("given_as", [torch.float32, torch.bfloat16], ids=str)
+def test_under_autocast_the_head_multiplies_in_its_dtype(given_as):
     hidden, head, theirs, their_head, labels = batch()
-    head.requires_grad_()
+    inputs = [hidden.to(given_as).requires_grad_(), head.requires_grad_()]
     with torch.autocast("cpu", torch.bfloat16):
-        found = distillation(Projected(hidden.bfloat16(), head), Projected(theirs, their_head), labels, KD).total
-    (found_gradient,) = torch.autograd.grad(found, head)
-    want = distillation(Projected(hidden, head), Projected(theirs, their_head), labels, KD).total
-    (want_gradient,) = torch.autograd.grad(want, head)
+        loss = distillation(Projected(*inputs), Projected(theirs, their_head), labels, KD).total
+    found = torch.autograd.grad(loss, inputs, retain_graph=True)
+    again = torch.autograd.grad(loss, inputs)
+    low = [hidden.detach().bfloat16().requires_grad_(), head.detach().bfloat16().requires_grad_()]
+    want = torch.autograd.grad(distillation(Projected(*low), Projected(theirs, their_head), labels, KD).total, low)
 
-    assert torch.float32 == found_gradient.dtype
-    assert 0 < (want_gradient - found_gradient).norm() < 0.02 * want_gradient.norm()
+    assert [given_as, torch.float32] == [gradient.dtype for gradient in found]
+    torch.testing.assert_close([each.float() for each in want], [each.float() for each in found], rtol=0.01, atol=1e-6)
+    torch.testing.assert_close(found, again, rtol=0, atol=0)
 
 
 # --- Laws, each with losses that break it ----------------------------------------------------------------------------

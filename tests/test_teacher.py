@@ -18,6 +18,7 @@ import compression
 from compression import _checkpoint
 from compression._cost import anonymous_bytes, give_back
 from compression._errors import RecipeError, TeacherError
+from compression.distillation._files import locked
 from compression.distillation._losses import TopK
 from compression.distillation._teacher import (
     DESCRIPTION,
@@ -311,18 +312,11 @@ def test_a_cache_of_other_settings_under_this_name_is_refused(teacher, tmp_path)
 
 
 def test_two_processes_do_not_write_one_cache(teacher, tmp_path):
-    import fcntl
-
     teacher_outputs(tmp_path / "cache", teacher, IDS)
     folder = only(tmp_path / "cache")
     rewrite(folder / DESCRIPTION, shards=[])  # begun, nothing finished
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        with pytest.raises(TeacherError, match="another process is writing"):
-            teacher_outputs(tmp_path / "cache", teacher, IDS)
-    finally:
-        os.close(opened)
+    with locked(folder), pytest.raises(TeacherError, match="another process is writing"):
+        teacher_outputs(tmp_path / "cache", teacher, IDS)
 
 
 def test_outputs_that_are_not_finite_are_refused(teacher, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Training by the objective: against plain loops, stopped, killed, and gone on with."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from torch.nn import functional
 import compression
 from compression import _checkpoint
 from compression._errors import RecipeError, TrainingError
+from compression.distillation._files import locked
 from compression.distillation._losses import KD, Objective
 from compression.distillation._teacher import teacher_outputs
 from compression.distillation._training import Settings, train
@@ -197,6 +199,20 @@ def test_a_student_of_bf16_is_trained_in_fp32_and_given_back(tmp_path):
     assert state == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
+def test_products_can_be_in_bf16(tmp_path):
+    exact = train(student(), IDS, PLAIN, WHOLE, tmp_path / "runs").losses
+    found = train(student(), IDS, PLAIN, dataclasses.replace(WHOLE, bf16=True), tmp_path / "runs").losses
+
+    assert exact != found
+    assert exact == pytest.approx(found, rel=0.01)
+
+
+def test_two_processes_are_not_in_one_run(tmp_path):
+    folder = train(student(), IDS, PLAIN, WHOLE, tmp_path / "runs").folder
+    with locked(folder), pytest.raises(TrainingError, match="another process is training in"):
+        train(student(), IDS, PLAIN, WHOLE, tmp_path / "runs")
+
+
 def test_weights_that_ask_for_no_gradient_stay(tmp_path):
     ours = student().requires_grad_(False)
     ours.model.layers[1].requires_grad_(True)
@@ -244,6 +260,7 @@ def test_a_checkpoint_without_its_seal_does_not_count_and_a_damaged_one_is_refus
 def test_what_cannot_be_trained_is_refused_before_anything_is_made(outputs, tmp_path):
     for arguments, words in (
         ((IDS[:3], PLAIN, PARTS), r"one step takes 2 x 2 = 4 texts, and there are 3"),
+        ((IDS[:, :1], PLAIN, PARTS), "texts of 1 tokens have no next token"),
         ((IDS.float(), PLAIN, PARTS), "token ids must be integers"),
         ((IDS, KD, PARTS), "alpha=0.3 needs a teacher's outputs"),
     ):

@@ -15,7 +15,8 @@ vocabulary and averaged over the tokens that count: nat per token.
 Logits are given as they are, or as `Projected`: hidden states and the head that makes them, so that no logits of a
 batch exist. Either way a few dozen tokens are taken at a time, and their gradient is computed with their loss (each is
 a sum over tokens, whose gradient is known in closed form); nothing of the size (n, V) is kept but the gradient of
-logits that were given, in their own dtype. Arithmetic is fp32 (fp64 for fp64), products with the head are in its dtype.
+logits that were given, in their own dtype. Arithmetic is fp32 (fp64 for fp64); products with a
+student's head are in the dtype of its hidden states, or in that of autocast where it is on.
 
 A teacher may also be `TopK`: its k most likely tokens and the mass of all others. The divergence is then that of k + 1
 classes, the tail as one; with k = V it is the whole one.
@@ -427,8 +428,10 @@ class _Summed(torch.autograd.Function):
         weights: tuple[float, float],
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(hidden, weight, bias, rows)
-        ctx.evaluate, ctx.step = evaluate, step
-        parts, ctx.gradients = _run(hidden, weight, bias, rows, evaluate, step, ctx.needs_input_grad[:3])
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        ctx.how = evaluate, step, dtype, ctx.needs_input_grad[:3]
+        parts, ctx.gradients = _run(hidden, weight, bias, rows, *ctx.how)
         ctx.mark_non_differentiable(*parts)
         return sum(part * of for part, of in zip(parts, weights, strict=True)), *parts
 
@@ -438,7 +441,7 @@ class _Summed(torch.autograd.Function):
         hidden, weight, bias, rows = ctx.saved_tensors
         found, ctx.gradients = ctx.gradients, None
         if found is None:
-            _, found = _run(hidden, weight, bias, rows, ctx.evaluate, ctx.step, ctx.needs_input_grad[:3])
+            _, found = _run(hidden, weight, bias, rows, *ctx.how)
         scaled = (
             None if gradient is None else gradient.mul_(by_total).to(of.dtype)
             for gradient, of in zip(found, (hidden, weight, bias), strict=True)
@@ -447,21 +450,25 @@ class _Summed(torch.autograd.Function):
 
 
 def _run(
-    hidden: Tensor, weight: Tensor | None, bias: Tensor | None, rows: Tensor, evaluate: Any, step: int, needed: Any
-) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Sums of the parts, and the gradients of the total by hidden, weight and bias, those that are needed."""
+    hidden: Tensor, weight: Tensor | None, bias: Tensor | None, rows: Tensor, evaluate: Any, step: int,
+    dtype: torch.dtype, needed: Any,
+) -> tuple[list[Tensor], list[Tensor | None]]:  # fmt: skip
+    """Sums of the parts, and the gradients of the total by hidden, weight and bias, those that are needed.
+
+    `dtype` is that of products with the head.
+    """
     exact = _exact(hidden)
     dtypes = (hidden.dtype if weight is None else exact, exact, exact)
     by_hidden, by_weight, by_bias = gradients = [
-        torch.zeros_like(of, dtype=dtype) if need else None
-        for of, dtype, need in zip((hidden, weight, bias), dtypes, needed, strict=True)
+        torch.zeros_like(of, dtype=kept) if need else None
+        for of, kept, need in zip((hidden, weight, bias), dtypes, needed, strict=True)
     ]
     with torch.autocast(hidden.device.type, enabled=False):
-        head = None if weight is None else weight.to(hidden.dtype)
-        offset = None if bias is None else bias.to(hidden.dtype)
+        head = None if weight is None else weight.to(dtype)
+        offset = None if bias is None else bias.to(dtype)
         sums = [torch.zeros((), dtype=exact, device=hidden.device) for _ in range(2)]
         for some in rows.split(step):
-            h = hidden[some]
+            h = hidden[some] if head is None else hidden[some].to(dtype)
             z = h if head is None else functional.linear(h, head, offset)
             values, gradient = evaluate(z.to(exact), some)
             sums = [before + value for before, value in zip(sums, values, strict=True)]

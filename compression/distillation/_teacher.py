@@ -17,10 +17,8 @@ says, is an error and not computed again by itself: a finished file changes only
 either should be known.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +34,7 @@ from torch import Tensor
 from compression import _checkpoint
 from compression._errors import RecipeError, TeacherError
 from compression._recipe import Recipe
+from compression.distillation._files import digest_of, digest_of_file, key_of, locked, replacing, write_json
 from compression.distillation._losses import TopK
 
 DESCRIPTION = "teacher.json"
@@ -172,8 +171,7 @@ def teacher_outputs(
     k = None if k == vocabulary else k
     identity = _identity(source, ids, mask, k=k, vocabulary=vocabulary, recipe=parsed.text, arithmetic=arithmetic,
                          dtype=dtype, batch=batch, device=device, seed=seed)  # fmt: skip
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    folder = Path(cache).expanduser() / key[:20]
+    folder = Path(cache).expanduser() / key_of(identity)
     shards = _read(folder, identity)
     if _done(shards) < len(ids):
         with _locked(folder):
@@ -265,8 +263,8 @@ def _identity(
         "recipe": recipe,
         "arithmetic": arithmetic,
         "tokenizer": tokenizer_digest(source.tokenizer),
-        "token ids": _digest(ids.long()),
-        "mask": None if mask is None else _digest(mask.bool()),
+        "token ids": digest_of(ids.long()),
+        "mask": None if mask is None else digest_of(mask.bool()),
         "samples": ids.shape[0],
         "length": ids.shape[1],
         "vocabulary": vocabulary,
@@ -277,10 +275,6 @@ def _identity(
         "version of torch": torch.__version__,
         "version of transformers": transformers.__version__,
     }
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _done(shards: Sequence[Shard]) -> int:
@@ -312,40 +306,23 @@ def _read(folder: Path, identity: dict[str, Any]) -> list[Shard]:
     first = 0
     for shard in shards:
         held = folder / shard.file
-        if shard.first != first or not held.exists() or _file_digest(held) != shard.sha256:
+        if shard.first != first or not held.exists() or digest_of_file(held) != shard.sha256:
             raise TeacherError(f"{held} is not what was written there, by its sha256; the disk may be failing; {again}")
         first += shard.samples
     return shards
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """The folder, made if need be, this process alone writing to it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        opened = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise TeacherError(f"the cache of teachers' outputs {folder} cannot be written: {error}") from error
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        with locked(folder):
+            yield
     except BlockingIOError as error:
         raise TeacherError(f"another process is writing {folder}; start again when it has ended") from error
-    finally:
-        os.close(opened)  # and the lock with it
+    except OSError as error:
+        raise TeacherError(f"the cache of teachers' outputs {folder} cannot be written: {error}; what is finished "
+                           "stays, and the same call goes on from there") from error  # fmt: skip
 
 
 class _Writer:
@@ -439,28 +416,12 @@ class _Writer:
         }
 
     def _write(self, name: str, tensors: dict[str, Tensor], first: int) -> None:
-        with self._replacing(name) as temporary:
-            save_file(tensors, temporary)
-            digest = _file_digest(temporary)
-        self.shards.append(Shard(name, first, len(next(iter(tensors.values()))), digest))
-        with self._replacing(DESCRIPTION) as temporary:
-            described = {"identity": self.identity, "shards": [asdict(shard) for shard in self.shards]}
-            temporary.write_text(json.dumps(described, indent=1) + "\n")
-
-    @contextmanager
-    def _replacing(self, name: str) -> Iterator[Path]:
-        """A path to write to, which becomes `name` once it is on disk."""
-        temporary = self.folder / f".{name}.part"
         try:
-            try:
-                yield temporary
-                _sync(temporary)
-                os.replace(temporary, self.folder / name)
-                _sync(self.folder)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except (OSError, SafetensorError) as error:
-            raise TeacherError(
-                f"{self.folder / name} cannot be written: {error}; what is finished stays, {_done(self.shards)} texts "
-                "now, and the same call goes on from there"
-            ) from error
+            with replacing(self.folder / name) as temporary:
+                save_file(tensors, temporary)
+                digest = digest_of_file(temporary)
+        except SafetensorError as error:
+            raise OSError(f"{name}: {error}") from error
+        self.shards.append(Shard(name, first, len(next(iter(tensors.values()))), digest))
+        described = {"identity": self.identity, "shards": [asdict(shard) for shard in self.shards]}
+        write_json(self.folder / DESCRIPTION, described)

@@ -17,7 +17,6 @@ of its batches (Trainer's own rule), not the mean of their means.
 import dataclasses
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from compression._errors import RecipeError, TrainingError
+from compression.distillation._files import digest_of, digest_of_file, key_of, locked, sync, write_json
 from compression.distillation._losses import IGNORED, Objective, Projected, distillation, next_tokens
 from compression.distillation._teacher import TeacherOutputs
 
@@ -116,18 +116,18 @@ def train(
 
     Raises:
         TrainingError: there are too few texts for one step, the teacher's outputs are of other texts, a loss or
-            gradient is not finite (what was saved before stays), or what the run left is damaged or of another run.
+            gradient is not finite (what was saved before stays), or what the run left is damaged or of another run,
+            or another process is in the same run.
     """
     _check(ids, settings, objective, teacher)
     dtypes = {name: parameter.dtype for name, parameter in student.named_parameters()}
     if not any(parameter.requires_grad for parameter in student.parameters()):
         student.requires_grad_(True)
     identity = _identity(student, ids, mask, objective, settings, teacher)
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    folder = Path(runs).expanduser() / key[:20]
-    checkpoint = _last(folder, identity)
-    student.float()
-    with _random_state_kept():
+    folder = Path(runs).expanduser() / key_of(identity)
+    with _locked(folder), _random_state_kept():
+        checkpoint = _last(folder, identity)
+        student.float()
         trainer = _Trainer(student, _texts(ids, mask), folder, objective, settings, teacher, progress)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
@@ -136,6 +136,16 @@ def train(
     student.zero_grad(set_to_none=True)
     student.eval().requires_grad_(False)
     return Trained(folder, losses)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, this process alone writing to it."""
+    try:
+        with locked(folder):
+            yield
+    except BlockingIOError as error:
+        raise TrainingError(f"another process is training in {folder}; start again when it has ended") from error
 
 
 @contextmanager
@@ -195,12 +205,15 @@ class _Trainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:  # fmt: skip
-        hidden = model.model(
-            input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
-        ).last_hidden_state
         outputs = None if not self.objective.alpha else self.teacher.batch(inputs["sample"])  # type: ignore[union-attr]
-        student = Projected(hidden, model.lm_head.weight, model.lm_head.bias)
-        loss = distillation(student, outputs, inputs["shift_labels"], self.objective, items=num_items_in_batch).total
+        with self.accelerator.autocast():  # which accelerate puts around forward, and this is beside it
+            found = model.model(
+                input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
+            )
+            student = Projected(found.last_hidden_state, model.lm_head.weight, model.lm_head.bias)
+            loss = distillation(
+                student, outputs, inputs["shift_labels"], self.objective, items=num_items_in_batch
+            ).total
         _require_finite(loss.detach(), "loss", self.state.global_step)
         return loss
 
@@ -235,9 +248,9 @@ class _Guard(TrainerCallback):
         done = self.folder / f"checkpoint-{state.global_step}"
         digests = {}
         for path in sorted(done.iterdir()):
-            _sync(path)
-            digests[path.name] = _file_digest(path)
-        _write(done / _FINISHED, digests)
+            sync(path)
+            digests[path.name] = digest_of_file(path)
+        write_json(done / _FINISHED, digests)
         for other in self.folder.glob("checkpoint-*"):
             if other != done:
                 shutil.rmtree(other)
@@ -254,13 +267,15 @@ def _require_finite(value: Tensor, what: str, step: int) -> None:
 def _check(ids: Tensor, settings: Settings, objective: Objective, teacher: TeacherOutputs | None) -> None:
     if ids.dim() != 2 or ids.is_floating_point():
         raise TrainingError(f"token ids must be integers (samples, length), not {tuple(ids.shape)} of {ids.dtype}")
+    if ids.shape[1] < 2:
+        raise TrainingError(f"texts of {ids.shape[1]} tokens have no next token to learn; give longer ones")
     texts = settings.batch * settings.accumulation
     if len(ids) < texts:
         raise TrainingError(f"one step takes {settings.batch} x {settings.accumulation} = {texts} texts, and there are "
                             f"{len(ids)}; give more text, or lower batch or accumulation")  # fmt: skip
     if objective.alpha and teacher is None:
         raise TrainingError(f"alpha={objective.alpha} needs a teacher's outputs; give them, or alpha=0")
-    if teacher is not None and teacher.identity["token ids"] != _digest(ids.long()):
+    if teacher is not None and teacher.identity["token ids"] != digest_of(ids.long()):
         raise TrainingError(f"the teacher's outputs in {teacher.folder} are of other texts than the student is given")
 
 
@@ -272,11 +287,11 @@ def _identity(
     weights = hashlib.sha256()
     for name, parameter in student.named_parameters():
         weights.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {parameter.requires_grad}".encode())
-        weights.update(_digest(parameter.detach().contiguous().view(torch.uint8)).encode())
+        weights.update(digest_of(parameter.detach().contiguous().view(torch.uint8)).encode())
     return {
         "student": weights.hexdigest(),
-        "token ids": _digest(ids.long()),
-        "mask": None if mask is None else _digest(mask.bool()),
+        "token ids": digest_of(ids.long()),
+        "mask": None if mask is None else digest_of(mask.bool()),
         "teacher": teacher.identity if teacher is not None and objective.alpha else None,
         "objective": dataclasses.asdict(objective),
         "settings": dataclasses.asdict(settings),
@@ -287,15 +302,14 @@ def _identity(
 
 
 def _last(folder: Path, identity: dict[str, Any]) -> Path | None:
-    """The last finished checkpoint of a run, None if there is none; unfinished ones are removed, the folder is made.
+    """The last finished checkpoint of a run, None if there is none; unfinished ones are removed.
 
     Raises:
         TrainingError: the folder is of another run, or a finished checkpoint is not what was written.
     """
     description, again = folder / "run.json", f"delete {folder} to train again"
     if not description.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(description, identity)
+        write_json(description, identity)
     try:
         was = json.loads(description.read_text())
     except ValueError as error:
@@ -309,35 +323,10 @@ def _last(folder: Path, identity: dict[str, Any]) -> Path | None:
             continue
         try:
             digests = json.loads((checkpoint / _FINISHED).read_text())
-            damaged = [name for name, digest in digests.items() if _file_digest(checkpoint / name) != digest]
+            damaged = [name for name, digest in digests.items() if digest_of_file(checkpoint / name) != digest]
         except (OSError, ValueError, AttributeError) as error:
             raise TrainingError(f"{checkpoint} is damaged: {error}; {again}") from error
         if damaged:
             raise TrainingError(f"{checkpoint} is not what was written there: {', '.join(damaged)}; {again}")
         finished.append(checkpoint)
     return max(finished, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
