@@ -207,6 +207,17 @@ def test_products_can_be_in_bf16(tmp_path):
     assert exact == pytest.approx(found, rel=0.01)
 
 
+def test_the_optimizer_can_keep_its_state_in_8_bits(tmp_path):
+    """Below 4,096 numbers bitsandbytes keeps it in 32 bits, hence wider layers."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256}
+    exact, low = (transformers_model("LlamaForCausalLM", **sizes) for _ in range(2))
+    losses = train(exact, IDS, PLAIN, WHOLE, tmp_path / "runs").losses
+    found = train(low, IDS, PLAIN, dataclasses.replace(WHOLE, optimizer="adamw_8bit"), tmp_path / "runs").losses
+
+    assert losses == pytest.approx(found, rel=1e-3)
+    assert not torch.equal(exact.lm_head.weight, low.lm_head.weight)
+
+
 def test_two_processes_are_not_in_one_run(tmp_path):
     folder = train(student(), IDS, PLAIN, WHOLE, tmp_path / "runs").folder
     with locked(folder), pytest.raises(TrainingError, match="another process is training in"):
