@@ -4,6 +4,8 @@
     ├── RecipeError        a recipe, method name or parameter that cannot be
     ├── CheckpointError    a base or artefact that cannot be opened, or is not what it says
     ├── CalibrationError   calibration text is missing, too short or cannot be read
+    ├── TeacherError       a teacher, its tokenizer or its stored outputs do not fit the student
+    ├── TrainingError      a training run that cannot start, or had to stop
     ├── LayerError         a method cannot take this layer of this model
     └── BackendError       an optional library or kernel was asked for and is not there
 
@@ -25,6 +27,14 @@ class CheckpointError(CompressionError):
 
 class CalibrationError(CompressionError, ValueError):
     """A method needs calibration text, and there is none, too little, or none that can be read."""
+
+
+class TeacherError(CompressionError, ValueError):
+    """A teacher cannot teach this student, or its stored outputs cannot be used: the message says why."""
+
+
+class TrainingError(CompressionError):
+    """A training run cannot start, cannot go on from what it left, or came to numbers that are not finite."""
 
 
 class LayerError(CompressionError, ValueError):

@@ -33,7 +33,7 @@ LOADS = 6  # of a small model, in one process
 _CUDA_BLOCK = 512  # bytes: the CUDA caching allocator counts whole blocks of this size
 # Freed memory goes back to the system at once. By default glibc keeps pieces below 128 KiB and more in its heap, whose
 # holes, of no use to anything, made 3 to 5 MiB of a peak, other ones in every process.
-_STEADY_HEAP = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384", "MALLOC_TOP_PAD_": "0"}
+STEADY_HEAP = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384", "MALLOC_TOP_PAD_": "0"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def peak_in_child(
     takes longer than `timeout` seconds.
     """
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | _STEADY_HEAP | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | STEADY_HEAP | {"PYTHONPATH": os.pathsep.join(paths)}
     name = f"the process that measures the memory of {spec.target!r}"
     try:
         child = subprocess.run(

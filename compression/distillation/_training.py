@@ -1,0 +1,332 @@
+"""Training a student by the objective of `_losses`, on transformers' Trainer: `train`.
+
+    <runs>/<key>/
+        run.json             what the run is of
+        checkpoint-12/       weights, optimizer, schedule, random numbers, losses until step 12; transformers' layout
+            finished.json    sha256 of the others, written last: without it the checkpoint does not count
+
+`<key>` is a hash of everything that the result depends on: the student's weights, token ids, mask, the teacher's
+outputs, objective, settings, versions. A call with the same arguments goes on from the last finished checkpoint, and
+one whose run has ended reads its result. What was damaged since it was written is an error.
+
+The student is trained in fp32, under autocast where `bf16` asks for it, and gets back the dtype that it came in.
+Departure: batches with few tokens that count weigh less than full ones: the loss of a step is the mean over all tokens
+of its batches (Trainer's own rule), not the mean of their means.
+"""
+
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+
+from compression._errors import RecipeError, TrainingError
+from compression.distillation._files import digest_of, digest_of_file, key_of, locked, sync, write_json
+from compression.distillation._losses import IGNORED, Objective, Projected, distillation, next_tokens
+from compression.distillation._teacher import TeacherOutputs
+
+_FINISHED = "finished.json"
+_WEIGHTS = "model.safetensors"
+_OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train.
+
+    Raises:
+        RecipeError: a value is not one that is allowed.
+    """
+
+    epochs: int
+    learning_rate: float  # the highest; falls linearly to 0 after the warm-up
+    batch: int  # texts of a forward pass
+    accumulation: int  # forward passes of a step
+    clip: float  # largest norm of a step's gradient
+    warmup: int = 0  # steps in which the learning rate rises from 0
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    bf16: bool = False  # whether to multiply in bf16
+    save_steps: int = 100  # between checkpoints; the last step has one in any case
+    seed: int = 0  # of the order of the texts
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "accumulation", "save_steps"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.warmup < 0:
+            raise RecipeError(f"warmup={self.warmup}: must be 0 or more")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise RecipeError(f"{name}={getattr(self, name)}: must be above 0")
+        if self.optimizer not in _OPTIMIZERS:
+            raise RecipeError(f"optimizer={self.optimizer!r}: allowed are {', '.join(_OPTIMIZERS)}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left.
+
+    Attributes:
+        folder: of the run.
+        losses: of each step, nat per token as the objective weighs them.
+    """
+
+    folder: Path
+    losses: tuple[float, ...]
+
+
+def train(
+    student: nn.Module,
+    ids: Tensor,
+    objective: Objective,
+    settings: Settings,
+    runs: str | Path,
+    *,
+    teacher: TeacherOutputs | None = None,
+    mask: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train all weights of a student that ask for gradients, in place; ends in eval mode, without gradients.
+
+    The student must not share tensors with a model that is to stay. No random state of the process is moved.
+
+    Args:
+        student: a decoder with `model` and `lm_head`, on its device; if none of its weights asks for gradients, all do.
+        ids: int64 (samples, length).
+        objective, settings: what is minimised, and how.
+        runs: a folder for any number of runs.
+        teacher: outputs for the same ids; may be None if alpha is 0.
+        mask: (samples, length), 0 for padding.
+        progress: called with (steps done, steps, what).
+
+    Raises:
+        TrainingError: there are too few texts for one step, the teacher's outputs are of other texts, a loss or
+            gradient is not finite (what was saved before stays), or what the run left is damaged or of another run,
+            or another process is in the same run.
+    """
+    _check(ids, settings, objective, teacher)
+    dtypes = {name: parameter.dtype for name, parameter in student.named_parameters()}
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        student.requires_grad_(True)
+    identity = _identity(student, ids, mask, objective, settings, teacher)
+    folder = Path(runs).expanduser() / key_of(identity)
+    with _locked(folder), _random_state_kept():
+        checkpoint = _last(folder, identity)
+        student.float()
+        trainer = _Trainer(student, _texts(ids, mask), folder, objective, settings, teacher, progress)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    for name, parameter in student.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])
+    student.zero_grad(set_to_none=True)
+    student.eval().requires_grad_(False)
+    return Trained(folder, losses)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, this process alone writing to it."""
+    try:
+        with locked(folder):
+            yield
+    except BlockingIOError as error:
+        raise TrainingError(f"another process is training in {folder}; start again when it has ended") from error
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Trainer seeds the generators of Python, NumPy and torch; behind this they are as they were."""
+    ours, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(of_numpy)
+
+
+class _Texts(Dataset):
+    def __init__(self, columns: dict[str, Tensor]):
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns["sample"])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+def _texts(ids: Tensor, mask: Tensor | None) -> _Texts:
+    columns = {"sample": torch.arange(len(ids)), "input_ids": ids.long(), "shift_labels": next_tokens(ids.long(), mask)}
+    if mask is not None:
+        columns["attention_mask"] = mask.long()
+    return _Texts(columns)
+
+
+class _Trainer(Trainer):
+    """The loss of the objective; checkpoints that count only once they are whole; a stop at the first NaN."""
+
+    def __init__(
+        self, student: nn.Module, texts: _Texts, folder: Path, objective: Objective, settings: Settings,
+        teacher: TeacherOutputs | None, progress: Progress | None,
+    ) -> None:  # fmt: skip
+        device = next(student.parameters()).device
+        arguments = TrainingArguments(
+            output_dir=str(folder), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
+            per_device_train_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulation,
+            max_grad_norm=settings.clip, warmup_steps=settings.warmup, optim=_OPTIMIZERS[settings.optimizer],
+            bf16=settings.bf16, seed=settings.seed, save_strategy="steps", save_steps=settings.save_steps,
+            logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True,
+            remove_unused_columns=False, use_cpu=device.type == "cpu", lr_scheduler_type="linear",
+        )  # fmt: skip
+        super().__init__(student, arguments, default_data_collator, texts, callbacks=[_Guard(folder, progress)])
+        self.pop_callback(transformers.PrinterCallback)
+        self.objective, self.teacher = objective, teacher
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole step
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        return sum(batch["shift_labels"].ne(IGNORED).sum() for batch in batch_samples).to(device)  # type: ignore[union-attr]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:  # fmt: skip
+        outputs = None if not self.objective.alpha else self.teacher.batch(inputs["sample"])  # type: ignore[union-attr]
+        with self.accelerator.autocast():  # which accelerate puts around forward, and this is beside it
+            found = model.model(
+                input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
+            )
+            student = Projected(found.last_hidden_state, model.lm_head.weight, model.lm_head.bias)
+            loss = distillation(
+                student, outputs, inputs["shift_labels"], self.objective, items=num_items_in_batch
+            ).total
+        _require_finite(loss.detach(), "loss", self.state.global_step)
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_model(self.model, str(folder / _WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        safetensors.torch.load_model(model or self.model, str(Path(resume_from_checkpoint) / _WEIGHTS))
+
+
+class _Guard(TrainerCallback):
+    """Looks at gradients before they are applied, seals checkpoints, and tells how far the run is."""
+
+    def __init__(self, folder: Path, progress: Progress | None):
+        self.folder, self.progress = folder, progress
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        _require_finite(nn.utils.get_total_norm(gradients), "gradient", state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        if self.progress is not None and "loss" in logs:
+            self.progress(state.global_step, state.max_steps, f"loss {logs['loss']:.4f}")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        done = self.folder / f"checkpoint-{state.global_step}"
+        digests = {}
+        for path in sorted(done.iterdir()):
+            sync(path)
+            digests[path.name] = digest_of_file(path)
+        write_json(done / _FINISHED, digests)
+        for other in self.folder.glob("checkpoint-*"):
+            if other != done:
+                shutil.rmtree(other)
+
+
+def _require_finite(value: Tensor, what: str, step: int) -> None:
+    if not torch.isfinite(value):
+        raise TrainingError(
+            f"the {what} of step {step + 1} is {float(value)}; the last checkpoint before it stays; lower the learning "
+            "rate, or look at the weights and texts that went in"
+        )
+
+
+def _check(ids: Tensor, settings: Settings, objective: Objective, teacher: TeacherOutputs | None) -> None:
+    if ids.dim() != 2 or ids.is_floating_point():
+        raise TrainingError(f"token ids must be integers (samples, length), not {tuple(ids.shape)} of {ids.dtype}")
+    if ids.shape[1] < 2:
+        raise TrainingError(f"texts of {ids.shape[1]} tokens have no next token to learn; give longer ones")
+    texts = settings.batch * settings.accumulation
+    if len(ids) < texts:
+        raise TrainingError(f"one step takes {settings.batch} x {settings.accumulation} = {texts} texts, and there are "
+                            f"{len(ids)}; give more text, or lower batch or accumulation")  # fmt: skip
+    if objective.alpha and teacher is None:
+        raise TrainingError(f"alpha={objective.alpha} needs a teacher's outputs; give them, or alpha=0")
+    if teacher is not None and teacher.identity["token ids"] != digest_of(ids.long()):
+        raise TrainingError(f"the teacher's outputs in {teacher.folder} are of other texts than the student is given")
+
+
+def _identity(
+    student: nn.Module, ids: Tensor, mask: Tensor | None, objective: Objective, settings: Settings,
+    teacher: TeacherOutputs | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that the result depends on."""
+    weights = hashlib.sha256()
+    for name, parameter in student.named_parameters():
+        weights.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {parameter.requires_grad}".encode())
+        weights.update(digest_of(parameter.detach().contiguous().view(torch.uint8)).encode())
+    return {
+        "student": weights.hexdigest(),
+        "token ids": digest_of(ids.long()),
+        "mask": None if mask is None else digest_of(mask.bool()),
+        "teacher": teacher.identity if teacher is not None and objective.alpha else None,
+        "objective": dataclasses.asdict(objective),
+        "settings": dataclasses.asdict(settings),
+        "device": next(student.parameters()).device.type,
+        "version of torch": torch.__version__,
+        "version of transformers": transformers.__version__,
+    }
+
+
+def _last(folder: Path, identity: dict[str, Any]) -> Path | None:
+    """The last finished checkpoint of a run, None if there is none; unfinished ones are removed.
+
+    Raises:
+        TrainingError: the folder is of another run, or a finished checkpoint is not what was written.
+    """
+    description, again = folder / "run.json", f"delete {folder} to train again"
+    if not description.exists():
+        write_json(description, identity)
+    try:
+        was = json.loads(description.read_text())
+    except ValueError as error:
+        raise TrainingError(f"{description} is damaged: {error}; {again}") from error
+    if was != json.loads(json.dumps(identity)):
+        raise TrainingError(f"{folder} is of another run than its name says; it was changed by hand; {again}")
+    finished = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / _FINISHED).exists():
+            shutil.rmtree(checkpoint)
+            continue
+        try:
+            digests = json.loads((checkpoint / _FINISHED).read_text())
+            damaged = [name for name, digest in digests.items() if digest_of_file(checkpoint / name) != digest]
+        except (OSError, ValueError, AttributeError) as error:
+            raise TrainingError(f"{checkpoint} is damaged: {error}; {again}") from error
+        if damaged:
+            raise TrainingError(f"{checkpoint} is not what was written there: {', '.join(damaged)}; {again}")
+        finished.append(checkpoint)
+    return max(finished, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
