@@ -308,11 +308,12 @@ def upper_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:
     mean = float(hessian.diagonal().mean())
     if not all(torch.isfinite(extreme) for extreme in torch.aminmax(hessian)):
         raise LayerError("the inputs of the calibration text to this layer are not finite; check the base")
-    reversed_, damping = hessian.flip(0, 1), damp
-    diagonal = reversed_.diagonal().clone()
+    damping, failed = damp, torch.zeros((), dtype=torch.int32, device=hessian.device)
     while damping <= MOST_DAMPING:
-        reversed_.diagonal().copy_(torch.where(diagonal == 0, mean or 1.0, diagonal + damping * mean))
-        lower, failed = torch.linalg.cholesky_ex(reversed_)
+        lower = hessian.flip(0, 1).mT  # column by column, as LAPACK has it: factorized in place
+        diagonal = lower.diagonal()
+        diagonal.copy_(torch.where(diagonal == 0, mean or 1.0, diagonal + damping * mean))
+        torch.linalg.cholesky_ex(lower, out=(lower, failed))
         if not failed:
             return lower.flip(0, 1), damping
         damping = max(10 * damping, 1e-6)
