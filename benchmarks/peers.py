@@ -23,18 +23,22 @@ Memory is the peak of the process above where its first clocked work began.
 import argparse
 import hashlib
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import venv
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from contenders import GROUP, LIBRARIES, PATTERN, weight_and_inputs
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 ROOT = Path(__file__).parents[1]
 HERE = ("ours", "ours_static", "plain")  # libraries that run in this environment
@@ -50,6 +54,7 @@ MODELS = {  # shapes of the Llama models that are made for the tasks on a whole 
             "num_key_value_heads": 4},
 }  # fmt: skip
 VOCABULARY = 512
+HELD_OUT = 48  # samples of the reference's test text
 LIMIT = 1800  # seconds for one library on one task
 
 Row = dict[str, Any]
@@ -91,7 +96,7 @@ def run(library: str, task: str, folder: Path, options: Row, environments: Path)
             [python, Path(__file__).with_name("contenders.py"), library, task, folder, json.dumps(options)],
             capture_output=True, text=True, timeout=LIMIT, cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": str(options["threads"]), "PYTHONPATH": str(ROOT),
-                              "GPTQMODEL_CPU_WORKERS": str(options["threads"])},
+                              "GPTQMODEL_CPU_WORKERS": str(max(2, options["threads"]))},
         )  # fmt: skip
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         return {"failed": str(error)}
@@ -125,6 +130,24 @@ def make_model(task: str, folder: Path, options: Row) -> Tensor:
         torch.save(torch.randint(VOCABULARY, (samples, options["length"])), folder / f"{name}.pt")
     with torch.no_grad():
         return model.float()(input_ids=torch.load(folder / "held_out.pt")).logits
+
+
+def copy_reference(folder: Path, options: Row) -> Tensor:
+    """The embedded reference, ids of its training text to calibrate on, and of its test text, which it returns."""
+    from transformers import AutoTokenizer
+
+    from bench.reference import folder as shipped
+    from bench.reference import world
+
+    shutil.copytree(shipped("student"), folder / "model")
+    vocabulary = AutoTokenizer.from_pretrained(folder / "model", local_files_only=True)
+    texts = {"calibration": world.stream("train", options["seed"]), "held_out": iter(world.texts("test"))}
+    for name, samples in (("calibration", options["samples"]), ("held_out", HELD_OUT)):
+        ids: list[int] = []
+        while len(ids) < samples * options["length"]:
+            ids += vocabulary.encode(next(texts[name]) + "\n\n", add_special_tokens=False, verbose=False)
+        torch.save(torch.tensor(ids[: samples * options["length"]]).view(samples, -1), folder / f"{name}.pt")
+    return torch.load(folder / "held_out.pt")
 
 
 def judge_layer(answers: dict[str, dict[str, Tensor]], options: Row) -> dict[str, dict[str, float]]:
@@ -175,6 +198,11 @@ def judge_model(answers: dict[str, dict[str, Tensor]], dense: Tensor) -> dict[st
     return {library: {"logits' error": distance(answer["logits"], dense)} for library, answer in answers.items()}
 
 
+def judge_reference(answers: dict[str, dict[str, Tensor]], ids: Tensor) -> dict[str, dict[str, float]]:
+    return {library: {"perplexity": math.exp(cross_entropy(answer["logits"][:, :-1].mT, ids[:, 1:]))}
+            for library, answer in answers.items()}  # fmt: skip
+
+
 def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
@@ -185,29 +213,33 @@ JUDGES: dict[str, Callable[..., dict[str, dict[str, float]]]] = {
     "hqq": judge_hqq,
     "sparsegpt": judge_sparsegpt,
     "awq": judge_model,
+    "awq_reference": judge_reference,
 }
+WORK = {"awq_reference": "awq"}  # what the libraries do, where it is not called as the task is
 
 
 def compare(task: str, libraries: Iterable[str], options: Row, rounds: int, environments: Path) -> dict[str, Row]:
     """A row for each library that has the task."""
-    libraries = [library for library in libraries if hasattr(LIBRARIES[library], task)]
+    work = WORK.get(task, task)
+    libraries = [library for library in libraries if hasattr(LIBRARIES[library], work)]
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        dense = make_model(task, folder, options) if task in MODELS else None
+        make = copy_reference if work != task else partial(make_model, task) if task in MODELS else None
+        made = None if make is None else make(folder, options)
         for _ in range(rounds):
             for library in libraries:
                 print(f"{task}: {library}", file=sys.stderr, flush=True)
-                new, old = run(library, task, folder, options, environments), rows.get(library)
+                new, old = run(library, work, folder, options, environments), rows.get(library)
                 if old is not None and "failed" not in new and "failed" not in old:
                     new["seconds"] = {name: min(new["seconds"][name], old["seconds"][name]) for name in new["seconds"]}
                 rows[library] = new
         answers = {
-            library: torch.load(folder / f"{task}.{library}.pt")
+            library: torch.load(folder / f"{work}.{library}.pt")
             for library in libraries
             if "failed" not in rows[library]
         }
-        for library, errors in JUDGES[task](answers, options if dense is None else dense).items():
+        for library, errors in JUDGES[task](answers, options if made is None else made).items():
             rows.setdefault(library, {})["errors"] = errors
     return rows
 
@@ -250,6 +282,7 @@ TASKS: dict[str, Row] = {  # options that the command line does not give
     "block": {"dtype": "float32"},
     "hqq": {"repeats": 3},
     "awq": {"dtype": "bfloat16"},  # gptqmodel takes no fp32 there
+    "awq_reference": {"dtype": "bfloat16"},
     "sparsegpt": {"repeats": 3},
 }
 
