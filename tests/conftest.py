@@ -1,5 +1,6 @@
 """Settings of the property tests, the same examples on every run in CI; and a checkpoint that several files share."""
 
+import gc
 import os
 
 import pytest
@@ -14,6 +15,13 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("compression"), max_examples=1000)
 settings.load_profile("compression")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def out_of_sight_of_the_collector():
+    """What is imported by now: compressing collects garbage first, and would look through all of it every time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
