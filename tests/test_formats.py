@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from checkpoints import change_tensors, logits, refusal, rewrite, transformers_model
+from checkpoints import change_tensors, logits, rewrite, says, transformers_model
 from hypothesis import given
 from hypothesis import strategies as st
 from published import awq_tensors, gptq_tensors, publish, random_layer
@@ -246,7 +246,8 @@ def test_a_folder_with_only_a_side_file_opens_all_the_same(checkpoint, published
     (checkpoint / "quantize_config.json").write_text(json.dumps(OLD))
 
     assert torch.equal(logits(compression.load(published_once).model), logits(compression.load(checkpoint).model))
-    refusal(checkpoint, "already quantized (gptq)", "compression.load")
+    with pytest.raises(CheckpointError, match=says("already quantized (gptq)", "compression.load")):
+        compression.open_base(str(checkpoint))
 
 
 def test_a_side_file_that_agrees_changes_nothing(checkpoint, published_once):
@@ -413,7 +414,8 @@ def test_a_truncated_file_is_refused(checkpoint):
 
 
 def test_a_published_checkpoint_is_no_uncompressed_base_and_the_words_say_what_to_do(checkpoint):
-    refusal(checkpoint, "already quantized (gptq)", "compression.load", "dequantize=True")
+    with pytest.raises(CheckpointError, match=says("already quantized (gptq)", "compression.load", "dequantize=True")):
+        compression.open_base(str(checkpoint))
     with pytest.raises(CheckpointError, match="already quantized"):
         compression.compress(str(checkpoint), "rtn(group_size=32)")
 
