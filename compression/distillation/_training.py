@@ -34,7 +34,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from compression._errors import RecipeError, TrainingError
-from compression.distillation._files import digest_of, digest_of_file, key_of, locked, sync, write_json
+from compression._files import digest_of, digest_of_file, key_of, locked, sync, write_json
 from compression.distillation._losses import IGNORED, Objective, Projected, distillation, next_tokens
 from compression.distillation._teacher import TeacherOutputs
 
@@ -125,7 +125,8 @@ def train(
         student.requires_grad_(True)
     identity = _identity(student, ids, mask, objective, settings, teacher)
     folder = Path(runs).expanduser() / key_of(identity)
-    with _locked(folder), _random_state_kept():
+    busy = f"another process is training in {folder}; start again when it has ended"
+    with locked(folder, TrainingError, busy), _random_state_kept():
         checkpoint = _last(folder, identity)
         student.float()
         trainer = _Trainer(student, _texts(ids, mask), folder, objective, settings, teacher, progress)
@@ -136,16 +137,6 @@ def train(
     student.zero_grad(set_to_none=True)
     student.eval().requires_grad_(False)
     return Trained(folder, losses)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder, made if need be, this process alone writing to it."""
-    try:
-        with locked(folder):
-            yield
-    except BlockingIOError as error:
-        raise TrainingError(f"another process is training in {folder}; start again when it has ended") from error
 
 
 @contextmanager
