@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ class Context:
         progress: called with (done, total, what).
         report: methods add one entry per layer.
         ids: token ids of calibration text, int64 (samples, length), on the device; None for a step that reads none.
+        tokenizer: of the base; None if it has none.
+        teacher: the base that a step learns from; None for a step that needs none.
+        folder: where training keeps what later runs and those that go on after a kill can use.
     """
 
     step: Step | None
@@ -40,6 +44,9 @@ class Context:
     progress: Progress
     report: list[LayerReport] = field(default_factory=list)
     ids: Tensor | None = None
+    tokenizer: Any = None
+    teacher: _checkpoint.BaseSource | None = None
+    folder: Path | None = None
 
     @property
     def calibration_tokens(self) -> int:
@@ -54,6 +61,8 @@ def compress(
     device: str | None = None,
     seed: int = 0,
     calibration: Any = None,
+    teacher: str | None = None,
+    cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Apply a recipe to a base; the base's own model is left as it was.

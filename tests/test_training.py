@@ -17,7 +17,7 @@ from torch.nn import functional
 import compression
 from compression import _checkpoint
 from compression._errors import RecipeError, TrainingError
-from compression.distillation._files import locked
+from compression._files import locked
 from compression.distillation._losses import KD, Objective
 from compression.distillation._teacher import teacher_outputs
 from compression.distillation._training import Settings, train
@@ -220,7 +220,7 @@ def test_the_optimizer_can_keep_its_state_in_8_bits(tmp_path):
 
 def test_two_processes_are_not_in_one_run(tmp_path):
     folder = train(student(), IDS, PLAIN, WHOLE, tmp_path / "runs").folder
-    with locked(folder), pytest.raises(TrainingError, match="another process is training in"):
+    with locked(folder, TrainingError, "busy"), pytest.raises(TrainingError, match="another process is training in"):
         train(student(), IDS, PLAIN, WHOLE, tmp_path / "runs")
 
 

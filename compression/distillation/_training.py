@@ -34,9 +34,9 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from compression._errors import RecipeError, TrainingError
+from compression._files import digest_of, digest_of_file, key_of, locked, sync, write_json
 from compression._linear import PackedLinear
 from compression._sparse_linear import SparseLinear
-from compression.distillation._files import digest_of, digest_of_file, key_of, locked, sync, write_json
 from compression.distillation._losses import IGNORED, Objective, Projected, distillation, next_tokens
 from compression.distillation._teacher import TeacherOutputs
 
@@ -128,7 +128,8 @@ def train(
         student.requires_grad_(True)
     identity = _identity(student, ids, mask, learn, objective, settings, teacher)
     folder = Path(runs).expanduser() / key_of(identity)
-    with _locked(folder), _random_state_kept(), _in_fp32(student):
+    busy = f"another process is training in {folder}; start again when it has ended"
+    with locked(folder, TrainingError, busy), _random_state_kept(), _in_fp32(student):
         checkpoint = _last(folder, identity)
         trainer = _Trainer(student, _texts(ids, mask, learn), folder, objective, settings, teacher, progress)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -151,16 +152,6 @@ def _in_fp32(student: nn.Module) -> Iterator[None]:
             parameter.data = parameter.data.to(dtype)
         for layer, dtype in stored:
             layer.to(dtype)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder, made if need be, this process alone writing to it."""
-    try:
-        with locked(folder):
-            yield
-    except BlockingIOError as error:
-        raise TrainingError(f"another process is training in {folder}; start again when it has ended") from error
 
 
 @contextmanager
