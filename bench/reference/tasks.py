@@ -67,6 +67,14 @@ def items(task: str, split: str) -> list[Item]:
     return [{"id": f"{task}-{split}-{n}", "task": task, **item} for n, item in enumerate(_MAKERS[task](split))]
 
 
+def examples(task: str, split: str) -> list[tuple[str, str]]:
+    """What the model reads, without worked examples, and what it should go on with: to train on.
+
+    Raises ValueError for an unknown task or split.
+    """
+    return [(prompt(i) if task == "rag" else i["question"], _solution(i)) for i in items(task, split)]
+
+
 def _check(split: str) -> None:
     if split not in SIZES:
         raise ValueError(f"split={split!r} is unknown; the splits are {', '.join(SIZES)}")

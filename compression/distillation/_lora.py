@@ -41,8 +41,8 @@ class LoraSettings:
             raise RecipeError(f"alpha={self.alpha}: must be above 0")
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout={self.dropout}: allowed are 0 to below 1")
-        if unknown := set(self.targets) - set(LINEARS) or not self.targets:
-            raise RecipeError(f"targets={unknown or 'none'}: allowed are some of {', '.join(LINEARS)}")
+        if not self.targets or not set(self.targets) <= set(LINEARS):
+            raise RecipeError(f"targets={self.targets}: allowed are some of {', '.join(LINEARS)}")
 
 
 def attach(model: nn.Module, settings: LoraSettings) -> dict[str, LoraLinear]:
@@ -96,14 +96,13 @@ def merge(model: nn.Module, *, packed: bool = False) -> dict[str, float]:
     """
     lost = {}
     for name, layer in adapted_layers(model).items():
-        wanted = _floats(layer.base) + layer.product().detach().float()
-        if (merged := _merged(layer, wanted, packed)) is not None:
+        lost[name], merged = 0.0, _merged(layer, packed)
+        if merged is not None:
             change = float(layer.product().detach().norm())
-            lost[name] = float((_floats(merged) - wanted).norm()) / change if change else 0.0
+            lost[name] = float((_floats(merged) - _sum(layer)).norm()) / change if change else 0.0
             model.set_submodule(name, merged)
-        else:
+        elif layer.dtype.is_floating_point:  # that of bitsandbytes is the one of its codes
             layer.lora_a.data, layer.lora_b.data = (t.data.to(layer.dtype) for t in (layer.lora_a, layer.lora_b))
-            lost[name] = 0.0
     return lost
 
 
@@ -112,8 +111,8 @@ def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
-def _merged(layer: LoraLinear, wanted: Tensor, packed: bool) -> nn.Module | None:
-    """A layer like the base with another weight, fp32 (rows, cols); None for one that has to keep its own."""
+def _merged(layer: LoraLinear, packed: bool) -> nn.Module | None:
+    """A layer like the base with the sum as its weight; None for one that has to keep its own."""
     base = layer.base
     if type(base) is nn.Linear:  # not those of bitsandbytes, which inherit from it
         return layer.to_linear()
@@ -121,8 +120,7 @@ def _merged(layer: LoraLinear, wanted: Tensor, packed: bool) -> nn.Module | None
         linear = layer.to_linear()
         return SparseLinear.from_weight(linear.weight, linear.bias, base.pattern)
     if isinstance(base, PackedLinear) and packed:
-        zero = base.dequantize(torch.float32) == 0
-        return _repacked(base, wanted.masked_fill(zero, 0))
+        return _repacked(base, _sum(layer).masked_fill(_floats(base) == 0, 0))
     return None
 
 
@@ -136,11 +134,13 @@ def _repacked(base: PackedLinear, weight: Tensor) -> PackedLinear:
 
 
 def _floats(layer: nn.Module) -> Tensor:
-    """The weight (rows, cols) in fp32; of bitsandbytes' layers, whose weight is not merged into, nothing."""
-    if isinstance(layer, PackedLinear):
-        return layer.dequantize(torch.float32)
-    weight = layer.weight.detach()  # type: ignore[union-attr, operator]
-    return weight.float() if weight.shape == (layer.out_features, layer.in_features) else torch.zeros(())
+    """The weight (rows, cols) in fp32."""
+    return layer.dequantize(torch.float32) if isinstance(layer, PackedLinear) else layer.weight.detach().float()  # type: ignore[union-attr, operator]
+
+
+def _sum(layer: LoraLinear) -> Tensor:
+    """W + s B A (rows, cols) in fp32."""
+    return _floats(layer.base) + layer.product().detach().float()
 
 
 def _mask(layer: nn.Module) -> Tensor | None:

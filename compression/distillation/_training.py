@@ -2,7 +2,7 @@
 
     <runs>/<key>/
         run.json             what the run is of
-        checkpoint-12/       trained weights, optimizer, schedule, random numbers, losses until step 12; transformers' layout
+        checkpoint-12/       trained weights, optimizer, schedule, random numbers, losses, as transformers has them
             finished.json    sha256 of the others, written last: without it the checkpoint does not count
 
 `<key>` is a hash of everything that the result depends on: the student's tensors, token ids, masks, the teacher's
@@ -292,8 +292,8 @@ def _check(ids: Tensor, settings: Settings, objective: Objective, teacher: Teach
 
 
 def _identity(
-    student: nn.Module, ids: Tensor, mask: Tensor | None, learn: Tensor | None, objective: Objective, settings: Settings,
-    teacher: TeacherOutputs | None,
+    student: nn.Module, ids: Tensor, mask: Tensor | None, learn: Tensor | None, objective: Objective,
+    settings: Settings, teacher: TeacherOutputs | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that the result depends on."""
     weights = hashlib.sha256(repr(student).encode())  # scales of adapters and number formats are no tensors
