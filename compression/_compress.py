@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression import _blocks, _checkpoint, _kernels, _registry
+from compression import _blocks, _checkpoint, _downstream, _kernels, _registry
 from compression._artefact import LEFT_ALONE, Compressed, LayerReport
 from compression._calibration import WAYS_OUT, Calibration, open_calibration
 from compression._checkpoint import Base
 from compression._cost import CostMeter
-from compression._errors import CalibrationError, LayerError, RecipeError
+from compression._downstream import Downstream, open_downstream
+from compression._errors import CalibrationError, LayerError, RecipeError, TrainingError
 from compression._linear import PackedLinear
 from compression._recipe import Recipe, Step
 from compression._registry import CalibratedMethod, LayerwiseMethod
@@ -36,6 +37,7 @@ class Context:
         tokenizer: of the base; None if it has none.
         teacher: the base that a step learns from; None for a step that needs none.
         folder: where training keeps what later runs and those that go on after a kill can use.
+        downstream: the task whose examples a step trains on; None for a step that trains on none.
     """
 
     step: Step | None
@@ -47,6 +49,7 @@ class Context:
     tokenizer: Any = None
     teacher: _checkpoint.BaseSource | None = None
     folder: Path | None = None
+    downstream: Downstream | None = None
 
     @property
     def calibration_tokens(self) -> int:
@@ -61,6 +64,7 @@ def compress(
     device: str | None = None,
     seed: int = 0,
     calibration: Any = None,
+    downstream: Any = None,
     teacher: str | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
@@ -73,6 +77,8 @@ def compress(
         calibration: text for methods that need some: "embedded", "hub", "random", a folder, texts, or token ids
             (samples, length), see `compression._calibration`. None is the default of the base: the embedded text for
             the reference, random ids for random weights, none for others.
+        downstream: the task that methods recover on: one of the embedded reference by name, a folder, or (prompt,
+            answer) pairs, see `compression._downstream`. None is "arithmetic" for the reference, none for others.
         progress: called with (done, total, what) as blocks are done.
 
     Raises:
@@ -84,13 +90,14 @@ def compress(
     """
     recipe = Recipe.parse(recipe)
     if isinstance(base, str):
-        check_source([recipe], _checkpoint.locate(base).fetch(), calibration)
+        check_source([recipe], _checkpoint.locate(base).fetch(), calibration, downstream=downstream)
         base = _checkpoint.open_base(base, device or "cpu", seed=seed)
     elif device not in (None, base.device):
         raise RecipeError(f"the base is on {base.device!r}; open it on {device!r} instead")
     else:
         check(recipe, base.model)
     source = find_calibration([recipe], base.source, calibration)
+    task = find_downstream([recipe], base.source, downstream)
     if recipe.steps:
         _kernels.warm_up(base.device)
     model = _blocks.copy_sharing_tensors(base.model)  # methods replace modules and never write into a base's tensors
@@ -99,6 +106,10 @@ def compress(
         contexts = make_contexts(
             (step for step, _ in schedule), model, base.source, source, base.device, seed, progress
         )
+        for context in contexts:
+            context.downstream = task
+            context.tokenizer = base.tokenizer
+            context.folder = Path(cache or "/tmp/recover-scratch/cache")
         for whole, entries in itertools.groupby(contexts, lambda context: is_whole(context.step)):
             if whole:
                 for context in entries:
@@ -331,7 +342,23 @@ def find_calibration(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, 
     return found
 
 
-def check_source(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, calibration: Any = None) -> nn.Module:
+def find_downstream(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: Any) -> Downstream | None:
+    """The downstream task that the recipes recover on; None if none of them does.
+
+    Raises:
+        TrainingError: one of them does, and there is none; or nothing is called as what was given.
+    """
+    found = open_downstream(given, source)
+    needing = [recipe.text for recipe in recipes if any(step.method.downstream for step in recipe.steps)]
+    if needing and found is None:
+        raise TrainingError(f"{needing[0]} trains on a downstream task, and {source.label!r} brings none; "
+                            f"{_downstream.WAYS_OUT}")  # fmt: skip
+    return found if needing else None
+
+
+def check_source(
+    recipes: Iterable[Recipe], source: _checkpoint.BaseSource, calibration: Any = None, *, downstream: Any = None
+) -> nn.Module:
     """The same before any weight of a base is read; returns its model without weights.
 
     Raises:
@@ -339,6 +366,7 @@ def check_source(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, cali
     """
     recipes = list(recipes)
     find_calibration(recipes, source, calibration)
+    find_downstream(recipes, source, downstream)
     skeleton = _checkpoint.build(source.config, torch.bfloat16, device="meta")
     for recipe in recipes:
         check(recipe, skeleton)

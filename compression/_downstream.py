@@ -117,19 +117,6 @@ def open_downstream(given: Any, base: BaseSource) -> Downstream | None:
     return Downstream(f"of {len(pairs)} given examples", lambda: [(prompt, answer) for prompt, answer in pairs])
 
 
-def find_downstream(texts: Iterable[str], base: BaseSource, given: Any) -> Downstream | None:
-    """The task for the recipes of these texts, which train on one if there are any.
-
-    Raises:
-        TrainingError: there are, and no task is given; or nothing is called as what was given.
-    """
-    found = open_downstream(given, base)
-    needing = list(texts)
-    if needing and found is None:
-        raise TrainingError(f"{needing[0]} trains on a downstream task, and {base.label!r} brings none; {WAYS_OUT}")
-    return found
-
-
 def _embedded(name: str) -> Downstream:
     """The one place that knows where the suite keeps its tasks."""
     try:

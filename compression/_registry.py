@@ -79,6 +79,11 @@ class Method:
         """(samples, tokens of each) of the calibration text that the method reads as it is set, None for none."""
         return None
 
+    @property
+    def downstream(self) -> bool:
+        """Whether the method, as it is set, trains on the examples of a downstream task."""
+        return False
+
     def reshape(self, model: Any) -> Any:
         """For model methods: a model without weights in the shape in which `apply` leaves one of its shape.
 

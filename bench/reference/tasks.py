@@ -68,11 +68,16 @@ def items(task: str, split: str) -> list[Item]:
 
 
 def examples(task: str, split: str) -> list[tuple[str, str]]:
-    """What the model reads, without worked examples, and what it should go on with: to train on.
+    """What the model reads, without worked examples, and how it should go on, the end of the answer included.
 
     Raises ValueError for an unknown task or split.
     """
-    return [(prompt(i) if task == "rag" else i["question"], _solution(i)) for i in items(task, split)]
+    answers = {"rag": " {}\n", "no_rag": " {}\n", "code": "{}\n"}  # what stands around those that have nothing
+    around = answers.get(task, "{}")
+    return [
+        (prompt(item) if task == "rag" else item["question"], around.format(_solution(item)))
+        for item in items(task, split)
+    ]
 
 
 def _check(split: str) -> None:

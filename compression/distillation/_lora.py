@@ -48,7 +48,8 @@ class LoraSettings:
 def attach(model: nn.Module, settings: LoraSettings) -> dict[str, LoraLinear]:
     """Put adapters on the linear layers of all blocks that the settings name; they compute what they did before.
 
-    The adapters are fp32 and ask for gradients, everything else does not.
+    The adapters are fp32 and ask for gradients, everything else does not. Other parameters become objects of the
+    model's own around the same numbers, so that a model that it shared them with is left as it was.
 
     Returns:
         The adapted layers by their full name.
@@ -69,7 +70,7 @@ def attach(model: nn.Module, settings: LoraSettings) -> dict[str, LoraLinear]:
             raise LayerError(f"{name}: {error}") from error
         seed = hashlib.sha256(f"{settings.seed} {name}".encode()).digest()[:7]
         adapted[name].reset(torch.Generator().manual_seed(int.from_bytes(seed)))
-    model.requires_grad_(False)
+    _own(model)
     for block, name, _ in found:
         block.replace(name, adapted[name])
         adapted[name].lora_a.requires_grad_(True)
@@ -141,6 +142,16 @@ def _floats(layer: nn.Module) -> Tensor:
 def _sum(layer: LoraLinear) -> Tensor:
     """W + s B A (rows, cols) in fp32."""
     return _floats(layer.base) + layer.product().detach().float()
+
+
+def _own(model: nn.Module) -> None:
+    """Frozen parameters of the model's own, those that it ties still tied."""
+    owned: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and type(parameter) is nn.Parameter:  # bitsandbytes has kinds of its own
+                made = owned.setdefault(id(parameter), nn.Parameter(parameter.data, requires_grad=False))
+                module._parameters[name] = made
 
 
 def _mask(layer: nn.Module) -> Tensor | None:

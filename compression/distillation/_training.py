@@ -141,13 +141,18 @@ def train(
 
 @contextmanager
 def _in_fp32(student: nn.Module) -> Iterator[None]:
-    """All floating-point tensors in fp32, behind it each in its own dtype again; layers that store codes keep these."""
+    """All floating-point tensors in fp32, behind it each in its own dtype again; layers that store codes keep these.
+
+    Trainer switches the cache of the model off for good; behind this it is as it was.
+    """
     parameters = [(parameter, parameter.dtype) for parameter in student.parameters()]
     stored = [(layer, layer.dtype) for layer in student.modules() if isinstance(layer, PackedLinear | SparseLinear)]
+    use_cache = student.config.use_cache
     student.float()
     try:
         yield
     finally:
+        student.config.use_cache = use_cache
         for parameter, dtype in parameters:
             parameter.data = parameter.data.to(dtype)
         for layer, dtype in stored:
