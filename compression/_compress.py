@@ -418,7 +418,9 @@ def find_teacher(
     if text is None:
         raise TeacherError(f"{needing[0][0].text} needs a teacher, and {source.label!r} brings none; give teacher "
                            "(--teacher): a base of the same tokenizer, or self for the uncompressed base")  # fmt: skip
-    teacher = source if text == "self" else _checkpoint.locate(text).fetch()
+    if text == "self":
+        return source
+    teacher = _checkpoint.locate(text).fetch()
     for _, method in needing:
         rows = (source.config["vocab_size"], teacher.config["vocab_size"])
         shared_vocabulary(
