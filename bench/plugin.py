@@ -25,18 +25,24 @@ _FAILING = pytest.StashKey[list[str]]()
 MARKERS = {
     "efficiency": "size, speed, memory, energy and cost of compression",
     "quality": "perplexity and tasks",
+    "ordering": "size and perplexity of pruning, distillation and quantization in every order",
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("compression benchmarks")
     add = group.addoption
-    add("--model", metavar="RECIPES", help="recipes separated by commas, or all; default nf4")
+    add("--model", metavar="RECIPES", help="recipes separated by commas, or all, or orderings; default nf4, with -m "
+        "ordering the latter")  # fmt: skip
     add("--base", default="reference", help="reference, reference-teacher, random:<shape>, a folder or a hub id")
     add("--data", default=os.environ.get("BENCH_DATA"), help="embedded, hub, or a folder; default $BENCH_DATA, or "
         "embedded for the reference")  # fmt: skip
     add("--calibration", help="text for methods that need some: embedded, hub, random or a folder; default embedded "
         "for the reference, random for random weights")  # fmt: skip
+    add("--teacher", help="base that methods learn from that need one, or self for the uncompressed base; default "
+        "reference-teacher for the reference")  # fmt: skip
+    add("--cache", type=Path, metavar="DIR", help="what training left for later runs; default $COMPRESSION_CACHE, or "
+        "compression-bench in the user's cache folder")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:N; default auto: cuda if there is one")
     add("--seed", type=int, default=0, help="of prompts, random weights and calibration")
     add(
@@ -187,6 +193,8 @@ def options_of(config: pytest.Config) -> "Options":
         recipes=tuple(_recipes(config)),
         data=get("--data"),
         calibration=get("--calibration"),
+        teacher=get("--teacher"),
+        cache=get("--cache"),
         device=_device(get("--device")),
         seed=get("--seed"),
         gate=get("--gate"),
@@ -210,11 +218,13 @@ def options_of(config: pytest.Config) -> "Options":
 
 
 def _recipes(config: pytest.Config) -> list[Any]:
+    from bench.orderings import RECIPES
     from compression import Recipe, methods, split_recipes
     from compression._recipe import UNCOMPRESSED
 
-    text = config.getoption("--model") or "nf4"
-    texts = [UNCOMPRESSED, *methods()] if text == "all" else split_recipes(text)
+    text = config.getoption("--model") or ("orderings" if config.option.markexpr == "ordering" else "nf4")
+    named = {"all": [UNCOMPRESSED, *methods()], "orderings": RECIPES}
+    texts = named.get(text) or split_recipes(text)
     return list(dict.fromkeys(Recipe.parse(each) for each in texts))
 
 

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.quality
 _BATCH = 4  # fixed, since scores move in their last bits with it
 
 
+@pytest.mark.ordering
 def test_perplexity(workbench, recipe):
     protocol = PerplexityProtocol(batch_size=_BATCH, **workbench.options.protocol)
     workbench.note_data("perplexity", workbench.data.source(protocol.split, what=protocol.what).digest)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bench.data import Data
     from bench.gate import Baseline, Verdict
     from compression import Base, Compressed
+    from compression._cache import StepCache
 
 Reading = Any
 
@@ -40,6 +41,8 @@ class Options:
     recipes: tuple[Recipe, ...] = ()
     data: str | None = None
     calibration: str | None = None
+    teacher: str | None = None
+    cache: Path | None = None
     device: str = "cpu"
     seed: int = 0
     gate: str = "auto"
@@ -92,7 +95,7 @@ class Workbench:
         self.fingerprint = machine.fingerprint(options.device)
         self.source = locate(options.base).fetch()
         if self.source.published is None:
-            check_source(options.recipes, self.source, options.calibration)
+            check_source(options.recipes, self.source, options.calibration, options.teacher)
         else:
             from compression._formats._model import check_recipe
 
@@ -172,6 +175,8 @@ class Workbench:
                         recipe,
                         seed=self.options.seed,
                         calibration=self.options.calibration,
+                        teacher=self.options.teacher,
+                        cache=self._steps,
                         progress=self._progress,
                     )
             except Exception as error:
@@ -182,6 +187,22 @@ class Workbench:
         if isinstance(self._compressed[1], BaseException):
             raise self._compressed[1]
         return self._compressed[1]
+
+    @functools.cached_property
+    def _steps(self) -> "StepCache":
+        """Keeps what recipes that train come to, and what other recipes begin with as they do."""
+        from compression._cache import StepCache, default_folder
+        from compression._compress import make_schedule
+
+        beginnings: list[tuple[str, ...]] = []
+        for recipe in self.options.recipes:
+            texts = tuple(what for _, what in make_schedule(recipe.steps))
+            if any(step.method.trains for step in recipe.steps):
+                beginnings += [texts[: i + 1] for i in range(len(texts))]
+        whole = {tuple(what for _, what in make_schedule(recipe.steps)) for recipe in self.options.recipes}
+        shared = {texts for texts in beginnings if beginnings.count(texts) + (texts in whole) > 1}
+        folder = self.options.cache or default_folder()
+        return StepCache(folder, keep=lambda texts: tuple(texts) in shared)
 
     def artefact_folder(self, recipe: Recipe) -> Path:
         """Where the compressed model lies on disk, for processes that open it by themselves; gone with the model."""
@@ -252,7 +273,7 @@ class Workbench:
         Raises:
             AssertionError: a verdict fails; the words of each are in the message.
         """
-        params = dict(params or {})
+        params = {**self._given(recipe), **(params or {})}
         if self._resumed(of, recipe, params):
             return
         with self._failures(of, recipe, params):
@@ -267,6 +288,15 @@ class Workbench:
                 found = self._judge(rows)
         self._record(rows, found)
         self._assert(found)
+
+    def _given(self, recipe: Recipe) -> dict[str, Any]:
+        """Text and teacher that are not the base's own belong to the key of what they make."""
+        methods = [step.method for step in recipe.steps]
+        given = {
+            "calibration": self.options.calibration if any(method.calibration for method in methods) else None,
+            "teacher": self.options.teacher if any(method.teacher for method in methods) else None,
+        }
+        return {name: text for name, text in given.items() if text is not None}
 
     def base_reading(self, key: Any, take: Callable[[], Reading]) -> Reading:
         """A reading of the uncompressed model that does not have to be taken beside each recipe: taken once."""

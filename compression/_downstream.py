@@ -11,11 +11,13 @@ Prompt and answer are read as they stand, one behind the other, so the space bet
 answer that does not end in white space gets a blank line behind it, which is learnt with it.
 """
 
+import hashlib
 import json
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +64,11 @@ class Downstream:
 
     name: str
     examples: Callable[[], Sequence[Example]]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of all examples, for keys of what they were used for."""
+        return hashlib.sha256(json.dumps([list(example) for example in self.examples()]).encode()).hexdigest()
 
     def texts(self, tokenizer: Any, *, samples: int | None, length: int, seed: int) -> Texts:
         """Examples in seeded order, as many to a text of `length` tokens as go in, as a prompt of worked examples has
@@ -126,7 +133,7 @@ def _embedded(name: str) -> Downstream:
     if name not in tasks.TASKS:
         raise TrainingError(f"downstream task {name!r} is neither a folder nor one of the embedded reference, which "
                             f"are {', '.join(tasks.TASKS)}; {WAYS_OUT}")  # fmt: skip
-    return Downstream(name, lambda: tasks.examples(name, "train"))
+    return Downstream(name, lambda: tasks.examples(name))
 
 
 def _folder(folder: Path) -> Downstream:

@@ -93,7 +93,7 @@ def compress_to(
     weights = _weights.open_weights(source, device, seed)
     _weights.fit(skeleton, weights.headers, where=weights.where)
     schedule, found = make_schedule(recipe.steps), find_calibration([recipe], source, calibration)
-    contexts = make_contexts((step for step, _ in schedule), skeleton, source, found, device, seed, progress)
+    contexts = make_contexts(schedule, skeleton, source, found, device, seed, progress)
     passes = make_passes(contexts, skeleton)
     identity = _identity(source, recipe, seed, device, passes)
     with _written(target, identity, state) as output:
@@ -111,7 +111,8 @@ def compress_to(
                 progress(output.state.done, len(names), recipe.text)
         result = Compressed(
             model=skeleton, recipe=recipe, base=(source.label, source.digest), cost=output.state.cost,
-            executed=tuple(what for _, what in schedule), report=full_report([each.context for each in passes]),
+            executed=tuple(what for _, what in schedule),
+            report=full_report(entry for each in passes for entry in each.context.report),
         )  # fmt: skip
         output.finish(result, weights.dtype, source.tokenizer)
     return target

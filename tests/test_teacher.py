@@ -19,7 +19,7 @@ from compression import _checkpoint
 from compression._cost import anonymous_bytes, give_back
 from compression._errors import RecipeError, TeacherError
 from compression._files import locked
-from compression.distillation._losses import TopK
+from compression.distillation._chunks import TopK
 from compression.distillation._teacher import (
     DESCRIPTION,
     shared_vocabulary,

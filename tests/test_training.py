@@ -18,11 +18,12 @@ import compression
 from compression import _checkpoint
 from compression._errors import RecipeError, TrainingError
 from compression._files import locked
-from compression.distillation._losses import KD, Objective
+from compression.distillation._settings import Objective, Settings
 from compression.distillation._teacher import teacher_outputs
-from compression.distillation._training import Settings, train
+from compression.distillation._training import train
 
 IDS = torch.randint(48, (8, 10), generator=torch.Generator().manual_seed(0))
+KD = Objective(alpha=0.3, temperature=4.0)  # of [O]
 PLAIN = Objective(alpha=0, temperature=1)
 WHOLE = Settings(epochs=3, learning_rate=1e-3, batch=8, accumulation=1, clip=0.5)
 PARTS = Settings(epochs=3, learning_rate=1e-3, batch=2, accumulation=2, clip=0.5, save_steps=2)

@@ -34,7 +34,7 @@ from compression import _checkpoint
 from compression._errors import RecipeError, TeacherError
 from compression._files import digest_of, digest_of_file, key_of, locked, replacing, write_json
 from compression._recipe import Recipe
-from compression.distillation._losses import TopK
+from compression.distillation._chunks import TopK
 
 DESCRIPTION = "teacher.json"
 

@@ -1,4 +1,4 @@
-"""Training a student by the objective of `_losses`, on transformers' Trainer: `train`.
+"""Training a student by an objective, on transformers' Trainer: `train`.
 
     <runs>/<key>/
         run.json             what the run is of
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -33,50 +33,19 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from compression._errors import RecipeError, TrainingError
+from compression._errors import TrainingError
 from compression._files import digest_of, digest_of_file, key_of, locked, sync, write_json
 from compression._linear import PackedLinear
 from compression._sparse_linear import SparseLinear
-from compression.distillation._losses import IGNORED, Objective, Projected, distillation, next_tokens
+from compression.distillation._chunks import Projected
+from compression.distillation._losses import IGNORED, distillation, next_tokens
+from compression.distillation._settings import OPTIMIZERS, Objective, Settings
 from compression.distillation._teacher import TeacherOutputs
 
 _FINISHED = "finished.json"
 _WEIGHTS = "model.safetensors"
-_OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to train.
-
-    Raises:
-        RecipeError: a value is not one that is allowed.
-    """
-
-    epochs: int
-    learning_rate: float  # the highest; falls linearly to 0 after the warm-up
-    batch: int  # texts of a forward pass
-    accumulation: int  # forward passes of a step
-    clip: float  # largest norm of a step's gradient
-    warmup: int = 0  # steps in which the learning rate rises from 0
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    bf16: bool = False  # whether to multiply in bf16
-    save_steps: int = 100  # between checkpoints; the last step has one in any case
-    seed: int = 0  # of the order of the texts
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "accumulation", "save_steps"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.warmup < 0:
-            raise RecipeError(f"warmup={self.warmup}: must be 0 or more")
-        for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise RecipeError(f"{name}={getattr(self, name)}: must be above 0")
-        if self.optimizer not in _OPTIMIZERS:
-            raise RecipeError(f"optimizer={self.optimizer!r}: allowed are {', '.join(_OPTIMIZERS)}")
 
 
 @dataclass(frozen=True)
@@ -86,10 +55,14 @@ class Trained:
     Attributes:
         folder: of the run.
         losses: of each step, nat per token as the objective weighs them.
+        parameters: weights that were trained.
+        tokens: that were read in all epochs.
     """
 
     folder: Path
     losses: tuple[float, ...]
+    parameters: int
+    tokens: int
 
 
 def train(
@@ -106,7 +79,8 @@ def train(
 ) -> Trained:
     """Train all weights of a student that ask for gradients, in place; ends in eval mode, without gradients.
 
-    The student must not share tensors with a model that is to stay. No random state of the process is moved.
+    The student must not share tensors with a model that is to stay. Weights of its blocks that are exactly zero stay
+    so: pruning made them. No random state of the process is moved.
 
     Args:
         student: a decoder with `model` and `lm_head`, on its device; if none of its weights asks for gradients, all do.
@@ -135,8 +109,10 @@ def train(
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     student.zero_grad(set_to_none=True)
+    trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     student.eval().requires_grad_(False)
-    return Trained(folder, losses)
+    texts = settings.batch * settings.accumulation * len(losses)
+    return Trained(folder, losses, trained, min(texts, settings.epochs * len(ids)) * ids.shape[1])
 
 
 @contextmanager
@@ -203,12 +179,14 @@ class _Trainer(Trainer):
         arguments = TrainingArguments(
             output_dir=str(folder), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
             per_device_train_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulation,
-            max_grad_norm=settings.clip, warmup_steps=settings.warmup, optim=_OPTIMIZERS[settings.optimizer],
+            max_grad_norm=settings.clip, warmup_steps=settings.warmup, optim=OPTIMIZERS[settings.optimizer],
             bf16=settings.bf16, seed=settings.seed, save_strategy="steps", save_steps=settings.save_steps,
             logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True,
             remove_unused_columns=False, use_cpu=device.type == "cpu", lr_scheduler_type="linear",
         )  # fmt: skip
-        super().__init__(student, arguments, default_data_collator, texts, callbacks=[_Guard(folder, progress)])
+        super().__init__(
+            student, arguments, default_data_collator, texts, callbacks=[_Guard(folder, progress, student)]
+        )
         self.pop_callback(transformers.PrinterCallback)
         self.objective, self.teacher = objective, teacher
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole step
@@ -244,14 +222,22 @@ class _Trainer(Trainer):
 
 
 class _Guard(TrainerCallback):
-    """Looks at gradients before they are applied, seals checkpoints, and tells how far the run is."""
+    """Looks at gradients before they are applied, keeps zeros, seals checkpoints, and tells how far the run is."""
 
-    def __init__(self, folder: Path, progress: Progress | None):
+    def __init__(self, folder: Path, progress: Progress | None, student: Any):
         self.folder, self.progress = folder, progress
+        named = student.model.layers.named_parameters()  # adapters are called otherwise: theirs begin as zeros
+        weights = [w for name, w in named if name.endswith(".weight") and w.dim() == 2 and w.requires_grad]
+        self.zeros = [(weight, weight == 0) for weight in weights if (weight == 0).any()]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         _require_finite(nn.utils.get_total_norm(gradients), "gradient", state.global_step)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            for weight, zero in self.zeros:
+                weight.masked_fill_(zero, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:

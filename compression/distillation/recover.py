@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Literal
 
 from compression._errors import RecipeError
 from compression._registry import Method, method, spell
+from compression.distillation._settings import Objective, Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
     from compression._compress import Context
-
-TARGETS = {"all": "all linear layers", "qv": "q_proj and v_proj"}
 
 
 @method("recover", takes=("dense", "packed", "sparse"), leaves=None, needs=("training",))
@@ -50,16 +49,19 @@ class Recover(Method):
             raise RecipeError(f"recover(samples={self.samples}): must be at least 1, or none for all")
         if self.sequence_length < 2:
             raise RecipeError(f"recover(sequence_length={self.sequence_length}): must be at least 2")
-        for name in ("rank", "epochs", "batch", "accumulation"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"recover({name}={getattr(self, name)}): must be at least 1")
-        for name in ("alpha", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise RecipeError(f"recover({name}={getattr(self, name)}): must be above 0")
+        if self.rank < 1:
+            raise RecipeError(f"recover(rank={self.rank}): must be at least 1")
+        if not self.alpha > 0:
+            raise RecipeError(f"recover(alpha={self.alpha}): must be above 0")
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"recover(dropout={self.dropout}): allowed are 0 to below 1")
-        if self.warmup < 0:
-            raise RecipeError(f"recover(warmup={self.warmup}): must be 0 or more")
+        self.settings(seed=0)  # which checks the others
+
+    def settings(self, *, seed: int) -> Settings:
+        return Settings(
+            epochs=self.epochs, learning_rate=self.learning_rate, batch=self.batch, accumulation=self.accumulation,
+            clip=1.0, warmup=self.warmup, optimizer=self.optimizer, bf16=self.bf16, seed=seed,
+        )  # fmt: skip
 
     @property
     def downstream(self) -> bool:
@@ -70,9 +72,9 @@ class Recover(Method):
         from compression import _blocks, _structure
         from compression._artefact import LEFT_ALONE, LayerReport
         from compression.distillation import _lora
-        from compression.distillation._losses import Objective
-        from compression.distillation._training import Settings, train
+        from compression.distillation._training import train
 
+        assert context.downstream is not None and context.folder is not None
         _structure.check_weights(model)
         texts = context.downstream.texts(
             context.tokenizer, samples=self.samples, length=self.sequence_length, seed=context.seed
@@ -81,14 +83,11 @@ class Recover(Method):
             rank=self.rank, alpha=self.alpha, dropout=self.dropout, seed=context.seed,
             targets=_lora.LINEARS if self.targets == "all" else ("q_proj", "v_proj"),
         ))  # fmt: skip
-        settings = Settings(
-            epochs=self.epochs, learning_rate=self.learning_rate, batch=self.batch, accumulation=self.accumulation,
-            clip=1.0, warmup=self.warmup, optimizer=self.optimizer, bf16=self.bf16, seed=context.seed,
-        )  # fmt: skip
         trained = train(
-            model, texts.ids, Objective(alpha=0, temperature=1), settings, context.folder, mask=texts.mask,
-            learn=texts.learn, progress=lambda done, total, what: context.progress(done, total, f"{spell(self)}: {what}"),
+            model, texts.ids, Objective(alpha=0, temperature=1), self.settings(seed=context.seed),
+            context.folder / "training", mask=texts.mask, learn=texts.learn, progress=context.progress,
         )  # fmt: skip
+        context.trained.append(trained)
         lost = _lora.merge(model, packed=self.merge == "all")
         learnt = (f"{spell(self)}: rank {self.rank}, {len(trained.losses)} steps on {texts.examples} examples of "
                   f"{context.downstream.name}, loss {trained.losses[0]:.3g} to {trained.losses[-1]:.3g} nat")  # fmt: skip
