@@ -24,6 +24,7 @@ from compression._errors import CheckpointError, LayerError
 from compression._formats import BITS, FORMATS
 from compression._grids import GRIDS
 from compression._linear import PackedLinear
+from compression._lora_linear import LoraLinear
 from compression._recipe import Recipe
 from compression._sparse_linear import SparseLinear
 
@@ -319,8 +320,10 @@ def count_parameters(model: Any) -> int:
     return stored + sum(p.numel() for p in model.parameters())
 
 
-def describe(layer: PackedLinear | SparseLinear) -> dict[str, Any]:
+def describe(layer: PackedLinear | SparseLinear | LoraLinear) -> dict[str, Any]:
     """What compression.json says of a layer."""
+    if isinstance(layer, LoraLinear):
+        return {"adapter": layer.describe(), "base": describe(layer.base)}  # type: ignore[arg-type]
     if isinstance(layer, SparseLinear):
         return {
             "store": "bitmask" if layer.pattern is None else "nm",
@@ -344,9 +347,13 @@ def describe(layer: PackedLinear | SparseLinear) -> dict[str, Any]:
     }
 
 
-def _restore(spec: dict[str, Any]) -> PackedLinear | SparseLinear:
+def _restore(spec: dict[str, Any]) -> PackedLinear | SparseLinear | LoraLinear:
     import torch
 
+    if "adapter" in spec:
+        told = spec["adapter"]
+        dtype = getattr(torch, told["dtype"])
+        return LoraLinear(_restore(spec["base"]), told["rank"], told["scale"], dtype=dtype, device="meta")
     if "store" in spec:
         pattern = None if spec["store"] == "bitmask" else tuple(spec["pattern"])
         return SparseLinear(

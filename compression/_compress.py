@@ -11,13 +11,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from compression import _blocks, _checkpoint, _kernels, _registry
+from compression import _blocks, _checkpoint, _downstream, _kernels, _registry
 from compression._artefact import LEFT_ALONE, Compressed, LayerReport
 from compression._cache import StepCache, default_folder
 from compression._calibration import WAYS_OUT, Calibration, open_calibration
 from compression._checkpoint import Base
 from compression._cost import Cost, CostMeter
-from compression._errors import CalibrationError, LayerError, RecipeError, TeacherError
+from compression._downstream import Downstream, open_downstream
+from compression._errors import CalibrationError, LayerError, RecipeError, TeacherError, TrainingError
 from compression._files import code_digest, digest_of
 from compression._linear import PackedLinear
 from compression._recipe import Recipe, Step
@@ -40,6 +41,7 @@ class Context:
         tokenizer: of the base; None if it has none.
         teacher: the base that a step learns from; None for a step that needs none.
         folder: where training keeps what later runs and those that go on after a kill can use.
+        downstream: the task whose examples a step trains on; None for a step that trains on none.
         trained: runs of training that the step took; what they left in the folder is of no use once its result is kept.
     """
 
@@ -52,6 +54,7 @@ class Context:
     tokenizer: Any = None
     teacher: _checkpoint.BaseSource | None = None
     folder: Path | None = None
+    downstream: Downstream | None = None
     trained: list[Any] = field(default_factory=list)
 
     @property
@@ -67,6 +70,7 @@ def compress(
     device: str | None = None,
     seed: int = 0,
     calibration: Any = None,
+    downstream: Any = None,
     teacher: str | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
@@ -79,6 +83,8 @@ def compress(
         calibration: text for methods that need some: "embedded", "hub", "random", a folder, texts, or token ids
             (samples, length), see `compression._calibration`. None is the default of the base: the embedded text for
             the reference, random ids for random weights, none for others.
+        downstream: the task that methods recover on: one of the embedded reference by name, a folder, or (prompt,
+            answer) pairs, see `compression._downstream`. None is "arithmetic" for the reference, none for others.
         teacher: the text of a base for methods that learn from one, or "self" for the uncompressed base; None is the
             default of the base: `reference-teacher` for the reference, none for others.
         cache: the folder in which training keeps what later runs can use, or a `StepCache`; None is
@@ -96,13 +102,14 @@ def compress(
     """
     recipe = Recipe.parse(recipe)
     if isinstance(base, str):
-        check_source([recipe], _checkpoint.locate(base).fetch(), calibration, teacher)
+        check_source([recipe], _checkpoint.locate(base).fetch(), calibration, teacher, downstream)
         base = _checkpoint.open_base(base, device or "cpu", seed=seed)
     elif device not in (None, base.device):
         raise RecipeError(f"the base is on {base.device!r}; open it on {device!r} instead")
     else:
         check(recipe, base.model)
     text = find_calibration([recipe], base.source, calibration)
+    task = find_downstream([recipe], base.source, downstream)
     taught_by = find_teacher([recipe], base.source, teacher)
     store = cache if isinstance(cache, StepCache) else StepCache(Path(cache) if cache else default_folder())
     schedule = make_schedule(recipe.steps)
@@ -110,6 +117,7 @@ def compress(
     contexts = make_contexts(schedule, model, base.source, text, base.device, seed, progress)
     for context in contexts:
         context.teacher, context.folder = taught_by, store.folder
+        context.downstream = task if context.step is not None and context.step.method.downstream else None
     identities = _identities(schedule, contexts, base, store)
     begin, kept = store.find(identities, base.device)
     report, seconds = ([], []) if kept is None else (list(kept.report), list(kept.seconds))
@@ -166,7 +174,8 @@ def _identities(
     found: list[dict[str, Any] | None] = []
     taken, trains = [], False
     for (step, what), context in zip(schedule, contexts, strict=True):
-        taken.append([what, None if context.ids is None else digest_of(context.ids)])
+        text = None if context.ids is None else digest_of(context.ids)
+        taken.append([what, text if context.downstream is None else context.downstream.digest])
         trains = trains or (step is not None and step.method.trains)
         if step is None or not (trains or store.keep([what for what, _ in taken])):
             found.append(None)
@@ -400,6 +409,20 @@ def find_calibration(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, 
     return found
 
 
+def find_downstream(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: Any) -> Downstream | None:
+    """The downstream task that the recipes recover on; None if none of them does.
+
+    Raises:
+        TrainingError: one of them does, and there is none; or nothing is called as what was given.
+    """
+    found = open_downstream(given, source)
+    needing = [recipe.text for recipe in recipes if any(step.method.downstream for step in recipe.steps)]
+    if needing and found is None:
+        raise TrainingError(f"{needing[0]} trains on a downstream task, and {source.label!r} brings none; "
+                            f"{_downstream.WAYS_OUT}")  # fmt: skip
+    return found if needing else None
+
+
 def find_teacher(
     recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: str | None
 ) -> _checkpoint.BaseSource | None:
@@ -430,16 +453,21 @@ def find_teacher(
 
 
 def check_source(
-    recipes: Iterable[Recipe], source: _checkpoint.BaseSource, calibration: Any = None, teacher: str | None = None
+    recipes: Iterable[Recipe],
+    source: _checkpoint.BaseSource,
+    calibration: Any = None,
+    teacher: str | None = None,
+    downstream: Any = None,
 ) -> nn.Module:
     """The same before any weight of a base is read; returns its model without weights.
 
     Raises:
-        CheckpointError, RecipeError, LayerError, CalibrationError, TeacherError: as `compress`.
+        CheckpointError, RecipeError, LayerError, CalibrationError, TeacherError, TrainingError: as `compress`.
     """
     recipes = list(recipes)
     find_calibration(recipes, source, calibration)
     find_teacher(recipes, source, teacher)
+    find_downstream(recipes, source, downstream)
     skeleton = _checkpoint.build(source.config, torch.bfloat16, device="meta")
     for recipe in recipes:
         check(recipe, skeleton)

@@ -89,6 +89,11 @@ class Method:
         """Whether the method, as it is set, learns from a teacher; it then has a field `allow_vocab_mismatch`."""
         return "teacher" in self.info.needs
 
+    @property
+    def downstream(self) -> bool:
+        """Whether the method, as it is set, trains on the examples of a downstream task."""
+        return False
+
     def reshape(self, model: Any) -> Any:
         """For model methods: a model without weights in the shape in which `apply` leaves one of its shape.
 

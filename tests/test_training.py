@@ -188,6 +188,19 @@ def test_padding_is_not_learnt_from(tmp_path):
     assert [] == changed
 
 
+def test_what_is_read_and_not_learnt_has_no_loss(tmp_path):
+    learn = torch.ones_like(IDS)
+    learn[:, :6] = 0
+    plain, ours = student(), student()
+
+    want = plain_loop(plain, lambda z: functional.cross_entropy(z.view(8, 9, -1)[:, 5:].flatten(0, 1),
+                                                                IDS[:, 6:].flatten()), WHOLE)  # fmt: skip
+    found = train(ours, IDS, PLAIN, WHOLE, tmp_path / "runs", learn=learn)
+
+    assert want == pytest.approx(found.losses, abs=1e-5)
+    assert found.folder != train(student(), IDS, PLAIN, WHOLE, tmp_path / "runs").folder
+
+
 def test_a_student_of_bf16_is_trained_in_fp32_and_given_back(tmp_path):
     ours, exact = student(torch.bfloat16), student(torch.bfloat16).float()
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
