@@ -2,7 +2,7 @@
 
 Paper: [E], phase 2: every compressed model is fine-tuned on the downstream task (LoRA; QLoRA, arXiv 2305.14314, where
 weights are packed) and measured again. Its control is `fp16-recover`, the same on the uncompressed model.
-Minimised is the cross-entropy of the answers' tokens, nat per token, by `_training.train` with alpha 0: in fp32, or with
+Minimised is the cross-entropy of the answers' tokens, nat per token, by `_training.train` with alpha 0, in fp32 or by
 `bf16` under autocast. Texts are examples of the task one behind the other, as many as go into `sequence_length`.
 What is left: floating-point weights take the adapters in, rounded once to their dtype, and weights that are zero stay
 zero (`_lora`); beside packed codes, which keep every bit, adapters are stored in the dtype of the layer. `merge=all`
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from compression._errors import RecipeError
 from compression._registry import Method, method, spell
-from compression.distillation._settings import Objective, Settings
+from compression.distillation._settings import LINEARS, QV, LoraSettings, Objective, Settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,18 +49,18 @@ class Recover(Method):
             raise RecipeError(f"recover(samples={self.samples}): must be at least 1, or none for all")
         if self.sequence_length < 2:
             raise RecipeError(f"recover(sequence_length={self.sequence_length}): must be at least 2")
-        if self.rank < 1:
-            raise RecipeError(f"recover(rank={self.rank}): must be at least 1")
-        if not self.alpha > 0:
-            raise RecipeError(f"recover(alpha={self.alpha}): must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"recover(dropout={self.dropout}): allowed are 0 to below 1")
-        self.settings(seed=0)  # which checks the others
+        self.settings(seed=0), self.adapters(seed=0)  # which check the others
 
     def settings(self, *, seed: int) -> Settings:
         return Settings(
             epochs=self.epochs, learning_rate=self.learning_rate, batch=self.batch, accumulation=self.accumulation,
             clip=1.0, warmup=self.warmup, optimizer=self.optimizer, bf16=self.bf16, seed=seed,
+        )  # fmt: skip
+
+    def adapters(self, *, seed: int) -> LoraSettings:
+        return LoraSettings(
+            rank=self.rank, alpha=self.alpha, dropout=self.dropout, seed=seed,
+            targets=LINEARS if self.targets == "all" else QV,
         )  # fmt: skip
 
     @property
@@ -79,10 +79,7 @@ class Recover(Method):
         texts = context.downstream.texts(
             context.tokenizer, samples=self.samples, length=self.sequence_length, seed=context.seed
         )
-        adapters = _lora.attach(model, _lora.LoraSettings(
-            rank=self.rank, alpha=self.alpha, dropout=self.dropout, seed=context.seed,
-            targets=_lora.LINEARS if self.targets == "all" else ("q_proj", "v_proj"),
-        ))  # fmt: skip
+        adapters = _lora.attach(model, self.adapters(seed=context.seed))
         trained = train(
             model, texts.ids, Objective(alpha=0, temperature=1), self.settings(seed=context.seed),
             context.folder / "training", mask=texts.mask, learn=texts.learn, progress=context.progress,
@@ -90,7 +87,7 @@ class Recover(Method):
         context.trained.append(trained)
         lost = _lora.merge(model, packed=self.merge == "all")
         learnt = (f"{spell(self)}: rank {self.rank}, {len(trained.losses)} steps on {texts.examples} examples of "
-                  f"{context.downstream.name}, loss {trained.losses[0]:.3g} to {trained.losses[-1]:.3g} nat")  # fmt: skip
+                  f"{context.downstream.name}, loss {trained.losses[0]:.3g} to {trained.losses[-1]:.3g}")  # fmt: skip
         for block in _blocks.decoder_blocks(model):
             for name, layer in block.linears():
                 if name not in adapters:
