@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench._errors import MetricError
 from bench.items import Items
+from bench.metrics._registry import Metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,6 +152,18 @@ def bootstrap(
         means.append(d[places].mean(1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975]).tolist()
     return (-high, -low) if turned else (low, high)
+
+
+def check(metric: Metric, value: float, items: Items) -> None:
+    """Raises MetricError where items are not those that the value is the mean of, or the exponential of the mean."""
+    try:
+        expected = math.exp(items.mean) if metric.of_items == "exp" else items.mean
+    except OverflowError:
+        expected = math.inf
+    if not math.isclose(expected, value, rel_tol=1e-4, abs_tol=1e-6):
+        raise MetricError(
+            f"metric {metric.name} is {value!r}, its {len(items)} items make {expected!r}: they are not its own"
+        )
 
 
 def _canonical(differences: "Sequence[float] | np.ndarray") -> "tuple[np.ndarray, bool]":
