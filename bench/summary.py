@@ -1,12 +1,14 @@
 """The table at the end of a run: the uncompressed model beside each compressed one, ratios and verdicts."""
 
 import argparse
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench._errors import JournalError
+from bench.metrics import all_metrics
 from bench.results import Row, read
 from compression._recipe import UNCOMPRESSED
 
@@ -60,7 +62,8 @@ def lines(workbench: "Workbench") -> Iterable[str]:
 def table(rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str]) -> "pd.DataFrame":
     """Rows by metric and load, one column per recipe.
 
-    A cell holds the value; for timings the base's own of the same rounds behind a slash; the ratio; the verdict.
+    A cell holds the value; for timings the base's own of the same rounds behind a slash; the ratio; what is known from
+    results per item; the verdict.
     """
     import pandas as pd
 
@@ -75,6 +78,7 @@ def table(rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str]) -> "pd.D
         parts = [number(row.value) + (" est." if row.status == "estimated" else "")]
         parts += [f"/ {number(row.base_value)}"] if row.base_samples and row.base_value is not None else []
         parts += [f"{row.ratio:.3f}x"] if row.ratio is not None else []
+        parts += [_paired(row)] if row.paired else []
         mark = outcomes.get((row.recipe, row.key), "")
         parts += [_MARKS.get(mark, mark)] if mark not in _SILENT else []
         cell[row.recipe] = "  ".join(parts)
@@ -84,6 +88,18 @@ def table(rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str]) -> "pd.D
     if frame[UNCOMPRESSED].isna().all():
         frame = frame.drop(columns=UNCOMPRESSED)
     return frame.fillna("not measured")
+
+
+def _paired(row: Row) -> str:
+    """The 95 % interval of the paired difference to the base, or of the ratio where the metric is exp of the items.
+
+    A share of answers that flipped follows, where the items are answers.
+    """
+    found, metric = row.paired or {}, all_metrics().get(row.metric)
+    if metric is not None and metric.of_items == "exp":
+        return f"[{math.exp(found['low']):.4g}, {math.exp(found['high']):.4g}]"
+    shown = f"{found['difference']:+.3g} [{found['low']:+.3g}, {found['high']:+.3g}]"
+    return shown + (f" {100 * found['flipped']:.3g} % flipped" if "flipped" in found else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bench.gate as gates
+from bench import paired
 from bench._errors import BenchError, MetricError, NotAvailable, OptionError
 from bench.generation import Decoder, Interleaved, Load
+from bench.items import Items
 from bench.metrics import Metric, metrics_of
 from bench.results import Journal, Row, resume
 from compression import Recipe, locate
@@ -127,6 +129,7 @@ class Workbench:
         self._compressed: tuple[Recipe, Compressed | BaseException] | None = None
         self._folder: Path | None = None
         self._base_readings: dict[Any, Reading] = {}
+        self._readings: dict[Any, Reading] = {}
         self._started = False
 
     def _check_resumed(self, context: Mapping[str, Any]) -> None:
@@ -231,6 +234,7 @@ class Workbench:
 
     def _release(self) -> None:
         self._compressed = None
+        self._readings = {}
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -317,6 +321,13 @@ class Workbench:
             self._base_readings[key] = take()
         return self._base_readings[key]
 
+    def reading(self, recipe: Recipe, key: Any, take: "Callable[[Compressed], Reading]") -> Reading:
+        """A reading of the compressed model that several measurements share: taken once, and gone with the model."""
+        model = self.compressed(recipe)
+        if key not in self._readings:
+            self._readings[key] = take(model)
+        return self._readings[key]
+
     def interleaved(self, recipe: Recipe, load: Load, mode: str) -> Interleaved:
         """The base and the compressed model, ready to generate in turn; for fp16 the base alone."""
         models = [self.base] if recipe.text == UNCOMPRESSED else [self.base, self.compressed(recipe)]
@@ -334,16 +345,21 @@ class Workbench:
         reading, base = readings
         status, reason, source = notes(reading) if notes else ("ok", None, None)
         params = {k: v for k, v in {**params, **getattr(reading, "params", {})}.items() if v is not None}
+        items, base_items = _items_of(reading), {} if base is None else _items_of(base)
         rows = []
         for metric in metrics_of(of):
             value = metric(reading)
             base_value = None if base is None else metric(base)
             samples = tuple(metric(r) for r in each(reading)) if each and metric.per_device else ()
             base_samples = tuple(metric(r) for r in each(base)) if samples and base is not None and each else ()
+            own, others = items.get(metric.name), base_items.get(metric.name)
+            if own is not None:
+                paired.check(metric, value, own)
             row = self._row(
                 of, recipe, metric, params, value=value, base_value=base_value, status=status, reason=reason,
                 ratio=value / base_value if base_value else None, source=source,
-                samples=samples, base_samples=base_samples,
+                samples=samples, base_samples=base_samples, items=own,
+                paired=None if own is None or others is None else paired.compare(own, others).to_json(),
             )  # fmt: skip
             rows.append(row)
         return rows
@@ -483,6 +499,12 @@ class Workbench:
         self._release()
         self._base = None
         self.journal.close()
+
+
+def _items_of(reading: Reading) -> dict[str, Items]:
+    """Per-item results by name of the metric: of a reading that has `items`, as `Items` or as what makes them."""
+    given = getattr(reading, "items", {})
+    return {name: each if isinstance(each, Items) else Items(*each) for name, each in given.items()}
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

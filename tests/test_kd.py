@@ -304,3 +304,38 @@ def test_the_manifest_tells_what_each_step_took(run, tmp_path):
     assert Recipe.parse(f"{KD}-{Q}").text == "-".join(manifest["executed"])
     assert list(result.seconds) == manifest["seconds"]
     assert result.seconds == compression.load(tmp_path / "saved").seconds
+
+
+# --- Adapters ---------------------------------------------------------------------------------------------------------
+
+DISTILLED = (
+    "distilled(samples=8,sequence_length=10,epochs=2,batch=2,accumulation=2,warmup=0,learning_rate=0.01,rank=4,"
+    "teacher_recipe=fp16)"
+)
+
+
+def test_distilled_changes_queries_and_values_alone_and_leaves_a_dense_model(run, bases):
+    before, result = compression.open_base(bases[0]).model.state_dict(), run(DISTILLED)
+
+    after = result.model.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in before if "q_proj" in name or "v_proj" in name} == changed
+    assert {"q_proj", "v_proj"} == {e.name.rsplit(".", 1)[-1] for e in result.report if e.outcome == "replaced"}
+    assert 2 * 4 * (32 + 32 + 32 + 16) == result.cost.trained_parameters
+
+
+def test_distilled_on_packed_weights_keeps_every_code_and_stands_beside_them(run, tmp_path):
+    packed, result = run(Q).model.state_dict(), run(f"{Q}-{DISTILLED}")
+
+    after = result.model.state_dict()
+    codes = [name for name in packed if name.endswith(".codes")]
+    assert 14 == len(codes)
+    for name in codes:
+        adapted = "q_proj" in name or "v_proj" in name
+        assert torch.equal(packed[name], after[name.replace(".codes", ".base.codes") if adapted else name]), name
+    assert 8 == len([name for name in after if "lora_" in name])
+    result.save(tmp_path / "saved")
+    opened = compression.load(tmp_path / "saved")
+    assert torch.equal(result.model(IDS).logits, opened.model(IDS).logits)
+    assert result.stored_bytes == opened.stored_bytes > run(Q).stored_bytes

@@ -15,8 +15,9 @@ from compression._grids import AffineGrid, Int8RowGrid, NF4Grid
 from compression._linear import PackedLinear
 from compression._lora_linear import LoraLinear
 from compression._sparse_linear import SparseLinear
-from compression.distillation._lora import LINEARS, LoraSettings, adapted_layers, attach, detach, merge
+from compression.distillation._lora import adapted_layers, attach, detach, merge
 from compression.distillation._losses import Objective
+from compression.distillation._settings import LINEARS, LoraSettings
 from compression.distillation._training import Settings, train
 
 ROWS, COLS = 64, 128

@@ -165,6 +165,8 @@ ROWS = (
     Row("structured(keep_layers=none,keep_kv_heads=1,heads=importance,samples=4)", 0.0, dense_bytes, cuts=True),
     Row("p(samples=8,sequence_length=32)", 0.0, dense_bytes, cuts=True),
     Row("kd(samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2,learning_rate=0.001)", 0.06, dense_bytes),
+    Row("distilled(targets=all,samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2,warmup=0,learning_rate=0.005)",
+        0.06, dense_bytes),
 )  # fmt: skip
 
 

@@ -127,6 +127,24 @@ def test_a_run_with_update_does_not_touch_what_it_did_not_measure(run, pytester,
     assert any(key.startswith("quality.perplexity") for key in rows)
 
 
+def test_losses_and_divergence_are_recorded_by_window_and_gated_by_them(run, pytester, text_folder):
+    settings = (FILES / "test_quality.py", "--model", RTN, "--data", text_folder, "--length", 32)
+    recorded = run(*settings, "--update-baselines")
+    recorded.assert_outcomes(passed=2)
+    recorded.stdout.re_match_lines(
+        [r"quality\.nll.*x  [+-].* \[", r"quality\.perplexity.*x  \[", r"quality\.kl_to_base.*  \+.* \[\+"]
+    )
+    run(*settings, "--gate", "strict").assert_outcomes(passed=2)
+
+    path = next((pytester.path / "baselines" / "someones-llama" / "items").glob("*.json"))
+    table = json.loads(path.read_text())
+    assert 4 == len(table["rows"]) and 1 == len({row["asked"] for row in table["rows"].values()})
+    path.write_text(path.read_text().replace('"values": "', '"values": "AAAA', 1))
+    damaged = run(*settings)
+    assert damaged.ret == pytest.ExitCode.USAGE_ERROR
+    damaged.stderr.fnmatch_lines([f"*items*{path.name}*restore it from version control*"])
+
+
 def test_a_failed_run_records_nothing(run, pytester):
     pytester.makepyfile(test_other="def test_fails():\n    assert False")
     result = run(SIZE, "test_other.py", "--model", RTN, "--update-baselines")

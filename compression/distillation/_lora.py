@@ -6,43 +6,16 @@ is held at zero there, in training as in merging.
 """
 
 import hashlib
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from compression import _blocks, _grids
-from compression._errors import LayerError, RecipeError
+from compression._errors import LayerError
 from compression._linear import PackedLinear
 from compression._lora_linear import LoraLinear
 from compression._sparse_linear import SparseLinear
-
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """The defaults are those of [E], section 3.3.3.
-
-    Raises:
-        RecipeError: a value is not one that is allowed.
-    """
-
-    rank: int = 64
-    alpha: float = 16.0  # the product is scaled by alpha / rank
-    dropout: float = 0.1  # of the adapters' inputs, in training
-    targets: tuple[str, ...] = ("q_proj", "v_proj")  # linear layers of each block, among LINEARS
-    seed: int = 0  # of the matrices A; each layer draws by its own name
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise RecipeError(f"rank={self.rank}: must be at least 1")
-        if not 0 < self.alpha < float("inf"):
-            raise RecipeError(f"alpha={self.alpha}: must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"dropout={self.dropout}: allowed are 0 to below 1")
-        if not self.targets or not set(self.targets) <= set(LINEARS):
-            raise RecipeError(f"targets={self.targets}: allowed are some of {', '.join(LINEARS)}")
+from compression.distillation._settings import LoraSettings
 
 
 def attach(model: nn.Module, settings: LoraSettings) -> dict[str, LoraLinear]:

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 from compression._errors import RecipeError
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}  # by transformers' name
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+QV = ("q_proj", "v_proj")
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 
@@ -66,6 +68,31 @@ class Settings:
                 raise RecipeError(f"{name}={getattr(self, name)}: must be above 0")
         if self.optimizer not in OPTIMIZERS:
             raise RecipeError(f"optimizer={self.optimizer!r}: allowed are {', '.join(OPTIMIZERS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The defaults are those of [E], section 3.3.3.
+
+    Raises:
+        RecipeError: a value is not one that is allowed.
+    """
+
+    rank: int = 64
+    alpha: float = 16.0  # the product is scaled by alpha / rank
+    dropout: float = 0.1  # of the adapters' inputs, in training
+    targets: tuple[str, ...] = QV  # linear layers of each block, among LINEARS
+    seed: int = 0  # of the matrices A; each layer draws by its own name
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise RecipeError(f"rank={self.rank}: must be at least 1")
+        if not 0 < self.alpha < float("inf"):
+            raise RecipeError(f"alpha={self.alpha}: must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout={self.dropout}: allowed are 0 to below 1")
+        if not self.targets or not set(self.targets) <= set(LINEARS):
+            raise RecipeError(f"targets={self.targets}: allowed are some of {', '.join(LINEARS)}")
 
 
 def check_temperature(temperature: float) -> None:

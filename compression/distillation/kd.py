@@ -7,6 +7,11 @@ Departures: the paper takes 10 % of UltraChat-200k, about 20,800 texts; `samples
 compressed by default, the paper's is in 8 bits (`teacher_recipe=llm_int8`), which saves memory, not time. Documents are
 packed into rows with the end of sequence between them instead of padded: no position is wasted, and one may attend to
 the document before. What pruning set to zero stays zero.
+`distilled`. Paper: [E], section 3.3.3 and listing 7: adapters of rank 64 on q_proj and v_proj (LoRA, arXiv 2106.09685;
+scale 16 / 64, dropout 0.1), alpha 0.5, T 2.0, learning rate 2e-4, batches of 4 x 4, 3 epochs, warm-up over 100 steps,
+AdamW in 8 bits, 500 texts. Dense weights take the adapters in at the end, packed ones keep them beside (`_lora.merge`).
+Departures: the paper's loss neither shifts labels nor masks, and divides the divergence by the number of texts; see
+`_losses`. With 500 texts there are 96 steps, fewer than those of the warm-up, in the paper as here.
 Limits: training is in fp32, with two more copies of every trained weight for AdamW; `optimizer=adamw_8bit` and
 `bf16=true` are for large models.
 """
@@ -16,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from compression._errors import RecipeError
 from compression._registry import Method, check_samples, method, spell
-from compression.distillation._settings import Divergence, Objective, Settings
+from compression.distillation._settings import LINEARS, QV, Divergence, LoraSettings, Objective, Settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,18 +88,23 @@ class KD(Method):
             seed=seed,
         )  # fmt: skip
 
-    def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
-        """Raises LayerError: a weight is not finite; TeacherError, TrainingError: teacher or training cannot go on."""
+    def student(self, model: "nn.Module", context: "Context") -> "nn.Module":
+        """What is trained, of the weights that ask for gradients: all if none does."""
         import copy
 
+        return copy.deepcopy(model)
+
+    def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
+        """Raises LayerError: a weight is not finite; TeacherError, TrainingError: teacher or training cannot go on."""
         from compression import _blocks, _structure
-        from compression._artefact import LayerReport
+        from compression._artefact import LEFT_ALONE, LayerReport
+        from compression.distillation import _lora
         from compression.distillation._teacher import teacher_outputs
         from compression.distillation._training import train
 
         _structure.check_weights(model)
         assert context.ids is not None and context.folder is not None
-        student, source, outputs = copy.deepcopy(model), context.teacher, None
+        student, source, outputs = self.student(model, context), context.teacher, None
         if self.alpha and source is not None:
             outputs = teacher_outputs(
                 context.folder / "teachers", source.text, context.ids.cpu(), k=self.top_k,
@@ -108,7 +118,53 @@ class KD(Method):
         context.trained.append(trained)
         taught = "labels alone" if outputs is None else f"labels and {source.label} after {self.teacher_recipe}"  # type: ignore[union-attr]
         words = f"{spell(self)}: {len(trained.losses)} steps over {trained.tokens} tokens by {taught}"
-        linears = [name for block in _blocks.decoder_blocks(student) for name, _ in block.linears()]
-        for name in [*linears, "model.embed_tokens", "lm_head", "norms"]:
-            context.report.append(LayerReport(name, "replaced", words))
+        adapted, lost = _lora.adapted_layers(student), _lora.merge(student)
+        for block in _blocks.decoder_blocks(student):
+            for name, layer in block.linears():
+                if adapted and name not in adapted:
+                    context.report.append(LayerReport(name, "kept", LEFT_ALONE))
+                    continue
+                how = "" if not adapted else "; beside the weights" if layer is adapted[name] else (
+                    f"; merged, of its norm {lost[name]:.3g} are lost to rounding")  # fmt: skip
+                context.report.append(LayerReport(name, "replaced", words + how))
+        if not adapted:
+            context.report += [
+                LayerReport(name, "replaced", words) for name in ("model.embed_tokens", "lm_head", "norms")
+            ]
         return student
+
+
+@method("distilled", takes=("dense", "packed", "sparse"), leaves=None, needs=("calibration", "teacher", "training"))
+@dataclass(frozen=True, kw_only=True)
+class Distilled(KD):
+    """Train low-rank adapters on labels and on a teacher's softened outputs."""
+
+    alpha: float = 0.5
+    temperature: float = 2.0
+    epochs: int = 3
+    learning_rate: float = 2e-4
+    batch: int = 4
+    accumulation: int = 4
+    clip: float = 1.0
+    warmup: int = 100
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw_8bit"
+    rank: int = 64
+    lora_alpha: float = 16.0  # the adapters' product is scaled by lora_alpha / rank
+    dropout: float = 0.1
+    targets: Literal["qv", "all"] = "qv"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.adapters(seed=0)  # which checks its values
+
+    def adapters(self, *, seed: int) -> LoraSettings:
+        return LoraSettings(
+            rank=self.rank, alpha=self.lora_alpha, dropout=self.dropout, seed=seed,
+            targets=LINEARS if self.targets == "all" else QV,
+        )  # fmt: skip
+
+    def student(self, model: "nn.Module", context: "Context") -> "nn.Module":
+        from compression.distillation import _lora
+
+        _lora.attach(model, self.adapters(seed=context.seed))
+        return model

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from compression._errors import RecipeError
 from compression._registry import Method, method, spell
-from compression.distillation._settings import Objective, Settings
+from compression.distillation._settings import LINEARS, QV, LoraSettings, Objective, Settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,19 +50,19 @@ class Recover(Method):
             raise RecipeError(f"recover(samples={self.samples}): must be at least 1, or none for all")
         if self.sequence_length < 2:
             raise RecipeError(f"recover(sequence_length={self.sequence_length}): must be at least 2")
-        if self.rank < 1:
-            raise RecipeError(f"recover(rank={self.rank}): must be at least 1")
-        if not self.alpha > 0:
-            raise RecipeError(f"recover(alpha={self.alpha}): must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"recover(dropout={self.dropout}): allowed are 0 to below 1")
-        self.settings(seed=0)  # which checks the others
+        self.settings(seed=0), self.adapters(seed=0)  # which check the others
 
     def settings(self, *, seed: int) -> Settings:
         return Settings(
             epochs=self.epochs, learning_rate=self.learning_rate, batch=self.batch, accumulation=self.accumulation,
             clip=1.0, warmup=self.warmup, optimizer=self.optimizer, bf16=self.bf16, save_steps=self.save_steps,
             seed=seed,
+        )  # fmt: skip
+
+    def adapters(self, *, seed: int) -> LoraSettings:
+        return LoraSettings(
+            rank=self.rank, alpha=self.alpha, dropout=self.dropout, seed=seed,
+            targets=LINEARS if self.targets == "all" else QV,
         )  # fmt: skip
 
     @property
@@ -81,10 +81,7 @@ class Recover(Method):
         texts = context.downstream.texts(
             context.tokenizer, samples=self.samples, length=self.sequence_length, seed=context.seed
         )
-        adapters = _lora.attach(model, _lora.LoraSettings(
-            rank=self.rank, alpha=self.alpha, dropout=self.dropout, seed=context.seed,
-            targets=_lora.LINEARS if self.targets == "all" else ("q_proj", "v_proj"),
-        ))  # fmt: skip
+        adapters = _lora.attach(model, self.adapters(seed=context.seed))
         trained = train(
             model, texts.ids, Objective(alpha=0, temperature=1), self.settings(seed=context.seed),
             context.folder / "training", mask=texts.mask, learn=texts.learn, progress=context.progress,
