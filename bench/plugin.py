@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("compression benchmarks")
     add = group.addoption
     add("--model", metavar="RECIPES", help="recipes separated by commas, or all, or orderings; default nf4, with -m "
-        "ordering the latter")  # fmt: skip
+        "ordering the latter, with -m recovery one of each family")  # fmt: skip
     add("--base", default="reference", help="reference, reference-teacher, random:<shape>, a folder or a hub id")
     add("--data", default=os.environ.get("BENCH_DATA"), help="embedded, hub, or a folder; default $BENCH_DATA, or "
         "embedded for the reference")  # fmt: skip
@@ -230,11 +230,13 @@ def options_of(config: pytest.Config) -> "Options":
 
 
 def _recipes(config: pytest.Config) -> list[Any]:
+    from bench.metrics.recovery import DEFAULT as FAMILIES
     from bench.orderings import RECIPES
     from compression import Recipe, methods, split_recipes
     from compression._recipe import UNCOMPRESSED
 
-    text = config.getoption("--model") or ("orderings" if config.option.markexpr == "ordering" else "nf4")
+    default = {"ordering": "orderings", "recovery": FAMILIES}.get(config.option.markexpr, "nf4")
+    text = config.getoption("--model") or default
     named = {"all": [UNCOMPRESSED, *methods()], "orderings": RECIPES}
     texts = named.get(text) or split_recipes(text)
     return list(dict.fromkeys(Recipe.parse(each) for each in texts))

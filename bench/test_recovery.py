@@ -11,8 +11,8 @@ def test_recovery(workbench, recipe):
     before, after, _ = recovery.recipes_of(recipe)
 
     def take():
-        points = {each: _points(workbench, each) for each in (before, after)}
-        return recovery.RecoveryReading(before=points[before], after=points[after]), None
+        points = {"before": _points(workbench, before), "after": _points(workbench, after)}
+        return recovery.RecoveryReading(task=workbench.downstream, **points), None
 
     workbench.measure("recovery", recipe, take)
 
@@ -21,10 +21,9 @@ def test_recovered_share(workbench, recipe):
     before, after, control = recovery.recipes_of(recipe)
 
     def take():
-        points = {each: _points(workbench, each) for each in (before, after, control)}
-        reading = recovery.ShareReading(before=points[before], after=points[after], control=points[control])
-        recovery.share(reading)  # which says so where there is none
-        return reading, None
+        points = {"before": before, "after": after, "control": control}
+        reading = {name: _points(workbench, each) for name, each in points.items()}
+        return recovery.ShareReading(task=workbench.downstream, **reading), None
 
     workbench.measure("recovery_share", recipe, take)
 
