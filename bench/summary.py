@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import orderings
 from bench._errors import JournalError
 from bench.metrics import all_metrics
 from bench.results import Row, read
@@ -45,6 +46,10 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     kernels = {recipe: str(kernels) for recipe, kernels in workbench.kernels.items() if kernels}
     if kernels:
         yield "kernels: " + "; ".join(f"{recipe} {what}" for recipe, what in kernels.items())
+    for recipe, steps in workbench.steps.items():
+        if len(steps) > 1:
+            yield f"{recipe}: " + ", ".join(f"{what} {number(round(seconds, 1))} s" for what, seconds in steps)
+    yield from orderings.lines(rows)
     if not options.update and options.gate != "off":
         grouped: dict[str, list[str]] = {}
         for verdict in workbench.verdicts.values():

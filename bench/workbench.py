@@ -122,6 +122,7 @@ class Workbench:
         self.verdicts: dict[tuple[str, str], Verdict] = {}
         self.changes: list[str] = []
         self.kernels: dict[str, dict[str, int]] = {}
+        self.steps: dict[str, tuple[tuple[str, float], ...]] = {}  # what was executed, and its seconds
         self._base: Base | None = None
         self._compressed: tuple[Recipe, Compressed | BaseException] | None = None
         self._folder: Path | None = None
@@ -187,6 +188,7 @@ class Workbench:
                 raise
             self._compressed = (recipe, result)
             self.kernels[recipe.text] = result.kernels()
+            self.steps[recipe.text] = tuple(zip(result.executed, result.seconds, strict=False))
         if isinstance(self._compressed[1], BaseException):
             raise self._compressed[1]
         return self._compressed[1]
