@@ -4,6 +4,7 @@ It is an entry point of the installed package, so `pytest --pyargs bench` works 
 in conftest.py. Collecting imports neither torch nor transformers.
 """
 
+import dataclasses
 import math
 import os
 import shlex
@@ -25,6 +26,7 @@ _FAILING = pytest.StashKey[list[str]]()
 MARKERS = {
     "efficiency": "size, speed, memory, energy and cost of compression",
     "quality": "perplexity and tasks",
+    "recovery": "a downstream task before and after training on it",
     "ordering": "size and perplexity of pruning, distillation and quantization in every order",
 }
 
@@ -33,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("compression benchmarks")
     add = group.addoption
     add("--model", metavar="RECIPES", help="recipes separated by commas, or all, or orderings; default nf4, with -m "
-        "ordering the latter")  # fmt: skip
+        "ordering the latter, with -m recovery one of each family")  # fmt: skip
     add("--base", default="reference", help="reference, reference-teacher, random:<shape>, a folder or a hub id")
     add("--data", default=os.environ.get("BENCH_DATA"), help="embedded, hub, or a folder; default $BENCH_DATA, or "
         "embedded for the reference")  # fmt: skip
@@ -41,6 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "for the reference, random for random weights")  # fmt: skip
     add("--teacher", help="base that methods learn from that need one, or self for the uncompressed base; default "
         "reference-teacher for the reference")  # fmt: skip
+    add("--downstream", metavar="TASK", help="what recover trains on: a task of the embedded reference or a folder of "
+        "*.jsonl with prompt and answer; default arithmetic for the reference")  # fmt: skip
     add("--cache", type=Path, metavar="DIR", help="what training left for later runs; default $COMPRESSION_CACHE, or "
         "compression-bench in the user's cache folder")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:N; default auto: cuda if there is one")
@@ -113,7 +117,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     from compression import CompressionError
 
     try:
+        marked = {mark.name for item in session.items for mark in item.iter_markers()}
         options = options_of(config)
+        if "recovery" in marked:
+            from bench.metrics.recovery import recipes_of
+
+            derived = dict.fromkeys(each for recipe in options.recipes for each in recipes_of(recipe))
+            options = dataclasses.replace(options, derived=tuple(derived))
         if config.getoption("--plan"):
             from bench.plan import plan
 
@@ -122,8 +132,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             pytest.exit("--plan: nothing was run", returncode=0)
         from bench.workbench import Workbench
 
-        marked = {mark.name for item in session.items for mark in item.iter_markers()}
         workbench = Workbench(options, progress=_progress(config))
+        if "recovery" in marked:
+            workbench.downstream  # noqa: B018 - a task that cannot be measured is said now
         if "quality" in marked:
             from bench.metrics.perplexity import PerplexityProtocol
 
@@ -194,6 +205,7 @@ def options_of(config: pytest.Config) -> "Options":
         data=get("--data"),
         calibration=get("--calibration"),
         teacher=get("--teacher"),
+        downstream=get("--downstream"),
         cache=get("--cache"),
         device=_device(get("--device")),
         seed=get("--seed"),
@@ -218,11 +230,13 @@ def options_of(config: pytest.Config) -> "Options":
 
 
 def _recipes(config: pytest.Config) -> list[Any]:
+    from bench.metrics.recovery import DEFAULT as FAMILIES
     from bench.orderings import RECIPES
     from compression import Recipe, methods, split_recipes
     from compression._recipe import UNCOMPRESSED
 
-    text = config.getoption("--model") or ("orderings" if config.option.markexpr == "ordering" else "nf4")
+    default = {"ordering": "orderings", "recovery": FAMILIES}.get(config.option.markexpr, "nf4")
+    text = config.getoption("--model") or default
     named = {"all": [UNCOMPRESSED, *methods()], "orderings": RECIPES}
     texts = named.get(text) or split_recipes(text)
     return list(dict.fromkeys(Recipe.parse(each) for each in texts))

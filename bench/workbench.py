@@ -44,6 +44,8 @@ class Options:
     data: str | None = None
     calibration: str | None = None
     teacher: str | None = None
+    downstream: str | None = None
+    derived: tuple[Recipe, ...] = ()  # recipes that are made beside those, for what is measured of them
     cache: Path | None = None
     device: str = "cpu"
     seed: int = 0
@@ -97,7 +99,8 @@ class Workbench:
         self.fingerprint = machine.fingerprint(options.device)
         self.source = locate(options.base).fetch()
         if self.source.published is None:
-            check_source(options.recipes, self.source, options.calibration, options.teacher)
+            recipes = (*options.recipes, *options.derived)
+            check_source(recipes, self.source, options.calibration, options.teacher, options.downstream)
         else:
             from compression._formats._model import check_recipe
 
@@ -180,6 +183,7 @@ class Workbench:
                         seed=self.options.seed,
                         calibration=self.options.calibration,
                         teacher=self.options.teacher,
+                        downstream=self.options.downstream,
                         cache=self._steps,
                         progress=self._progress,
                     )
@@ -200,14 +204,22 @@ class Workbench:
         from compression._compress import make_schedule
 
         beginnings: list[tuple[str, ...]] = []
-        for recipe in self.options.recipes:
+        recipes = dict.fromkeys((*self.options.recipes, *self.options.derived))
+        for recipe in recipes:
             texts = tuple(what for _, what in make_schedule(recipe.steps))
             if any(step.method.trains for step in recipe.steps):
                 beginnings += [texts[: i + 1] for i in range(len(texts))]
-        whole = {tuple(what for _, what in make_schedule(recipe.steps)) for recipe in self.options.recipes}
+        whole = {tuple(what for _, what in make_schedule(recipe.steps)) for recipe in recipes}
         shared = {texts for texts in beginnings if beginnings.count(texts) + (texts in whole) > 1}
         folder = self.options.cache or default_folder()
         return StepCache(folder, keep=lambda texts: tuple(texts) in shared)
+
+    @functools.cached_property
+    def downstream(self) -> str:
+        """The task that recovery is measured on."""
+        from bench.metrics.recovery import check_task
+
+        return check_task(self.options.downstream, self.source)
 
     def artefact_folder(self, recipe: Recipe) -> Path:
         """Where the compressed model lies on disk, for processes that open it by themselves; gone with the model."""
@@ -301,6 +313,7 @@ class Workbench:
         given = {
             "calibration": self.options.calibration if any(method.calibration for method in methods) else None,
             "teacher": self.options.teacher if any(method.teacher for method in methods) else None,
+            "downstream": self.options.downstream if any(method.downstream for method in methods) else None,
         }
         return {name: text for name, text in given.items() if text is not None}
 

@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calibration", help="text for methods that need some: embedded, hub, random or a folder; "
                         "default embedded for the reference, random for random weights")  # fmt: skip
+    parser.add_argument("--downstream", metavar="TASK", help="what recover trains on: a task of the embedded "
+                        "reference or a folder of *.jsonl with prompt and answer; default arithmetic for the "
+                        "reference")  # fmt: skip
     parser.add_argument("--teacher", help="base that methods learn from that need one, or self for the uncompressed "
                         "base; default reference-teacher for the reference")  # fmt: skip
     parser.add_argument("--cache", type=Path, help="folder of what training left for later runs; default "
@@ -95,7 +98,14 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
             "training is resumed" if any(step.method.trains for step in recipe.steps) else "nothing can be resumed"
         )
         print(f"{reason}: the model is held in memory, and {resumed}", file=sys.stderr)
-        result = compress(options.base, recipe, teacher=options.teacher, cache=options.cache, **settings)
+        result = compress(
+            options.base,
+            recipe,
+            teacher=options.teacher,
+            downstream=options.downstream,
+            cache=options.cache,
+            **settings,
+        )
         result.save(options.out, options.format)
         return result
     folder = options.out

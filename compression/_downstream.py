@@ -121,7 +121,7 @@ def open_downstream(given: Any, base: BaseSource) -> Downstream | None:
     if not pairs or not all(isinstance(p, Sequence) and len(p) == 2 and all(isinstance(t, str) for t in p)
                             for p in pairs):  # fmt: skip
         raise TrainingError(f"a downstream task must be (prompt, answer) pairs, not {type(given).__name__}; {WAYS_OUT}")
-    return Downstream(f"of {len(pairs)} given examples", lambda: [(prompt, answer) for prompt, answer in pairs])
+    return Downstream("given", lambda: [(prompt, answer) for prompt, answer in pairs])
 
 
 def _embedded(name: str) -> Downstream:

@@ -75,10 +75,14 @@ def scores(
         else:
             chosen = tasks.items(name, split)
             chosen = Draw("limit", name).some(chosen, min(limit, len(chosen))) if limit else chosen
-            points = (_choice_points if name in CHOICES else _answer_points)(model, vocabulary, chosen)
-            found[name] = _mean(points) if name in ("rag", "no_rag") else _share(points)
+            found[name] = (_mean if name in ("rag", "no_rag") else _share)(points(model, vocabulary, chosen))
         report(name, found[name])
     return found
+
+
+def points(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", items: Sequence[Item]) -> list[float]:
+    """Points of a model in eval mode on items of one task, each 0 to 1 in their order."""
+    return (_choice_points if items[0]["task"] in CHOICES else _answer_points)(model, vocabulary, items)
 
 
 def f1(answer: str, truth: str) -> float:

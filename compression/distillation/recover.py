@@ -2,8 +2,8 @@
 
 Paper: [E], phase 2: every compressed model is fine-tuned on the downstream task (LoRA; QLoRA, arXiv 2305.14314, where
 weights are packed) and measured again. Its control is `fp16-recover`, the same on the uncompressed model.
-Minimised is the cross-entropy of the answers' tokens, nat per token, by `_training.train` with alpha 0, in fp32 or by
-`bf16` under autocast. Texts are examples of the task one behind the other, as many as go into `sequence_length`.
+Minimised is the cross-entropy of the answers' tokens, nat per token, by `_training.train` with alpha 0: in fp32, or
+with `bf16` under autocast. Texts are examples one behind the other, as many as go into `sequence_length`.
 What is left: floating-point weights take the adapters in, rounded once to their dtype, and weights that are zero stay
 zero (`_lora`); beside packed codes, which keep every bit, adapters are stored in the dtype of the layer. `merge=all`
 rounds packed layers anew instead, on their own grid; the report has what that loses of each.
@@ -42,6 +42,7 @@ class Recover(Method):
     accumulation: int = 1
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     bf16: bool = False  # whether to multiply in bf16
+    save_steps: int = 100
     merge: Literal["exact", "all"] = "exact"
 
     def __post_init__(self) -> None:
@@ -54,7 +55,8 @@ class Recover(Method):
     def settings(self, *, seed: int) -> Settings:
         return Settings(
             epochs=self.epochs, learning_rate=self.learning_rate, batch=self.batch, accumulation=self.accumulation,
-            clip=1.0, warmup=self.warmup, optimizer=self.optimizer, bf16=self.bf16, seed=seed,
+            clip=1.0, warmup=self.warmup, optimizer=self.optimizer, bf16=self.bf16, save_steps=self.save_steps,
+            seed=seed,
         )  # fmt: skip
 
     def adapters(self, *, seed: int) -> LoraSettings:
@@ -86,8 +88,9 @@ class Recover(Method):
         )  # fmt: skip
         context.trained.append(trained)
         lost = _lora.merge(model, packed=self.merge == "all")
-        learnt = (f"{spell(self)}: rank {self.rank}, {len(trained.losses)} steps on {texts.examples} examples of "
-                  f"{context.downstream.name}, loss {trained.losses[0]:.3g} to {trained.losses[-1]:.3g}")  # fmt: skip
+        first, last = trained.losses[0], trained.losses[-1]
+        learnt = (f"{spell(self)}: {len(trained.losses)} steps on {texts.examples} examples of "
+                  f"the task {context.downstream.name}, loss {first:.3g} to {last:.3g} nat")  # fmt: skip
         for block in _blocks.decoder_blocks(model):
             for name, layer in block.linears():
                 if name not in adapters:
