@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import bench.gate as gates
 from bench._errors import BenchError, MetricError, NotAvailable, OptionError
 from bench.generation import Decoder, Interleaved, Load
+from bench.items import Items
 from bench.metrics import Metric, metrics_of
 from bench.results import Journal, Row, resume
 from compression import Recipe, locate
@@ -291,6 +292,7 @@ class Workbench:
         reading, base = readings
         status, reason, source = notes(reading) if notes else ("ok", None, None)
         params = {k: v for k, v in {**params, **getattr(reading, "params", {})}.items() if v is not None}
+        items = _items_of(reading)
         rows = []
         for metric in metrics_of(of):
             value = metric(reading)
@@ -300,7 +302,7 @@ class Workbench:
             row = self._row(
                 of, recipe, metric, params, value=value, base_value=base_value, status=status, reason=reason,
                 ratio=value / base_value if base_value else None, source=source,
-                samples=samples, base_samples=base_samples,
+                samples=samples, base_samples=base_samples, items=items.get(metric.name),
             )  # fmt: skip
             rows.append(row)
         return rows
@@ -440,6 +442,12 @@ class Workbench:
         self._release()
         self._base = None
         self.journal.close()
+
+
+def _items_of(reading: Reading) -> dict[str, Items]:
+    """Per-item results by name of the metric: of a reading that has `items`, as `Items` or as what makes them."""
+    given = getattr(reading, "items", {})
+    return {name: each if isinstance(each, Items) else Items(*each) for name, each in given.items()}
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

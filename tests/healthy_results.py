@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bench._baseline import ANYWHERE, Entry, Section
 from bench.gate import Baseline, Verdict, judge
+from bench.items import KINDS, Items, hashes_of
 from bench.metrics import Metric
 from bench.results import MEASURED, STATUSES, Row
 
@@ -116,6 +117,15 @@ notes = st.recursive(
 
 
 @st.composite
+def items(draw, *, kind=None, most=40):
+    """Results per item, of either kind."""
+    kind = kind or draw(st.sampled_from(KINDS))
+    hashes = hashes_of(draw(st.lists(texts, min_size=(size := draw(st.integers(1, most))), max_size=size)))
+    value = st.sampled_from([0.0, 1.0]) if kind == "binary" else st.floats(-1e6, 1e6, width=32)
+    return Items(hashes, draw(st.lists(value, min_size=size, max_size=size)), kind)
+
+
+@st.composite
 def rows(draw):
     """Any row that may be."""
     status = draw(st.sampled_from(STATUSES))
@@ -138,6 +148,8 @@ def rows(draw):
         status=status,
         reason=draw(texts if status != "ok" else st.none() | texts),
         source=draw(notes),
+        items=draw(st.none() | items()),
+        paired=draw(st.none() | st.dictionaries(names, numbers, max_size=2)),
     )
 
 
@@ -198,5 +210,6 @@ def metrics_and_rows(draw):
         status=status,
         reason=None if status == "ok" else "the paper's formula",
         of=metric.of,
+        items=None if timed else draw(st.none() | items()),
     )
     return metric, row
