@@ -5,13 +5,14 @@ than one forward pass may hold (`tokens`) is read into a cache, and its sub-bran
 are read side by side in one row: every token attends to the cache and to its own ancestors alone, at the position that
 it has in its sequence. No token is read twice, and no padding is read at all.
 
-That needs a model whose attention takes a mask of its own over a cache. `shares` finds out by comparing logits with those
-of one plain pass for each sequence; where they differ, and where a sequence is longer than a sliding window, sequences
-are read one by one instead.
+That needs a model whose attention takes a mask of its own over a cache. `shares` finds out by comparing logits with
+those of one plain pass for each sequence; where they differ, and where a sequence is longer than a sliding window,
+sequences are read one by one instead.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class Tree:
                 self._add(hidden, leaf.wanted)
             if leaves:
                 self._leaves = leaves
-                self._common = [0, *(common(one.ids, two.ids) for one, two in zip(leaves, leaves[1:], strict=False))]
+                self._common = [0, *(common(one.ids, two.ids) for one, two in pairwise(leaves))]
                 self._held = _cache.new_cache(self.model)
                 self._branch(0, len(leaves), 0)
                 del self._held
@@ -192,8 +193,10 @@ class Tree:
             likeliest = (logits.argmax(-1)[at[:, 0]] == at[:, 1]).tolist()
             for (_, target, number), value, best in zip(here, values, likeliest, strict=True):
                 if not -float("inf") < value < float("inf"):
-                    raise MetricError(f"the model gives token {target} of request {number} a log-likelihood of {value}: "
-                                      "its weights or activations overflow")  # fmt: skip
+                    raise MetricError(
+                        f"the model gives token {target} of request {number} a log-likelihood of {value}: its weights "
+                        "or activations overflow"
+                    )
                 self._sums[number] += value
                 self._greedy[number] &= best
 

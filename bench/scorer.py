@@ -3,8 +3,8 @@
 Log-likelihoods are those of a tree of all requests (`bench._tree`): examples that many questions begin with, and the
 question that several choices follow, are read once; a choice of one token costs nothing beyond its question. Answers
 come from `bench.answering`. Sums are taken in float32 from float32 logits and do not depend on the batch by more than
-`TOLERANCE` where the model computes in float32; packed layers have another kernel for few rows than for many, and differ
-by its rounding.
+`TOLERANCE` where the model computes in float32; packed layers have another kernel for few rows than for many, and
+differ by its rounding.
 
 Tokens are those of `HFLM`: the tokenizer's special tokens unless the text begins with them; a request longer than the
 context loses its beginning, which `Scorer.truncated` counts.
@@ -128,9 +128,7 @@ class Scorer(TemplateLM):
             stops, new_tokens, sampling = _generation(requests[places[0]].args[1], end)
             room = self.max_length - new_tokens
             if room < 1:
-                raise OptionError(
-                    f"a task asks for {new_tokens} new tokens; the model has {self.max_length} positions"
-                )
+                raise OptionError(f"a task asks for {new_tokens} new tokens; the model has {self.max_length} positions")
             prompts = []
             for place in places:
                 ids = self.tok_encode(requests[place].args[0])
@@ -154,5 +152,3 @@ def _generation(settings: dict[str, Any], end: str) -> tuple[list[str], int, Sam
         raise OptionError(f"generation settings {', '.join(known)} are not known; there are until, max_gen_toks, "
                           "do_sample, temperature, top_p and repetition_penalty")  # fmt: skip
     return [stop for stop in stops if stop], new_tokens, Sampling(**values) if sampled else None
-
-

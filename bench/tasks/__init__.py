@@ -113,5 +113,3 @@ def choose(text: str) -> list[Task]:
                               if hint else f"--tasks {name!r} is no task; there are {', '.join(SETS)}, and "
                               f"{', '.join(SUITE)}")  # fmt: skip
     return [SUITE[name] for name in dict.fromkeys(names)]
-
-

@@ -1,4 +1,4 @@
-"""The tasks of the embedded reference as tasks of lm-eval, with the shots, metrics and splits of those they stand for."""
+"""The tasks of the embedded reference as tasks of lm-eval, with shots, metrics and splits of those they stand for."""
 
 from collections import defaultdict
 from typing import Any
@@ -44,7 +44,9 @@ _CHOICE = {
     "doc_to_choice": "choices",
     "doc_to_target": "answer",
     "fewshot_delimiter": "\n",
-    "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")],
+    "metric_list": [
+        {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+    ],
 }
 _SHAPES: dict[str, dict[str, Any]] = {
     "arithmetic": {
@@ -55,7 +57,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "filter_list": [{"name": "strict-match", "filter": [
             {"function": "regex", "regex_pattern": r"#### (\-?[0-9\.\,]+)"}, {"function": "take_first"}]}],
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True,
-                         "regexes_to_ignore": [r"(?s).*#### "]}],
+                         "regexes_to_ignore": [r"(?s).*#### ", "\n"]}],
     },
     "code": {
         "output_type": "generate_until",
