@@ -134,17 +134,15 @@ def _maker(rows: dict[str, list[dict[str, Any]]]) -> Callable[..., Any]:
 
 
 def _check_examples(part: Any, task: Task) -> None:
-    """Raise DataError if a question is among the examples that are shown before questions."""
-    if not task.shots or part.fewshot_cfg.split in (None, part.config.test_split or part.config.validation_split):
+    """Raise DataError if a question that is asked is also a row of the split that examples are taken from."""
+    config, shown = part.config, part.fewshot_cfg.split
+    asked = config.test_split if config.test_split is not None else config.validation_split
+    if not task.shots or shown in (None, asked):  # lm-eval never shows a question of the same split its own answer
         return
-    shown = {_asked(part, doc): place for place, doc in enumerate(part.fewshot_docs(), 1)}
-    for place, doc in enumerate(part.eval_docs, 1):
-        if (asked := _asked(part, doc)) in shown:
+    rows = {json.dumps(doc, sort_keys=True): place for place, doc in enumerate(part.dataset[shown], 1)}
+    for place, doc in enumerate(part.dataset[asked], 1):
+        if (text := json.dumps(doc, sort_keys=True)) in rows:
             raise DataError(
-                f"{part.config.task}: question {place} is also example {shown[asked]} of the "
-                f"{part.fewshot_cfg.split} split, where its answer is shown: {asked[-80:]!r}; remove one"
+                f"{config.task}: row {place} of its {asked} split is also row {rows[text]} of the {shown} split, from "
+                f"which examples with their answers are shown: {text[:100]}; remove one"
             )
-
-
-def _asked(part: Any, doc: Any) -> str:
-    return json.dumps([part.doc_to_text(doc), part.doc_to_choice(doc) if part.config.doc_to_choice else None])
