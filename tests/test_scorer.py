@@ -106,6 +106,8 @@ class TestLikelihoods:
 
     def test_an_attention_that_ignores_the_mask_is_found_out_and_scored_right(self, choices):
         model = transformers_model("LlamaForCausalLM", vocab_size=258, max_position_embeddings=512).eval()
+        for parameter in model.parameters():
+            parameter.data.mul_(5)  # or attention says next to nothing
         assert shares(model)
         for layer in model.model.layers:
             forward = layer.self_attn.forward
@@ -130,7 +132,7 @@ class TestLikelihoods:
         found = Tree(model, tokens=100).score(requests)
         assert [alone(model, one)[0] for one in requests] == pytest.approx([value for value, _ in found], abs=1e-4)
 
-    @pytest.mark.parametrize("text", ["nf4", "sparsegpt", "structured", "rtn(bits=3)", "llm_int8"])
+    @pytest.mark.parametrize("text", ["nf4", "magnitude(store=bitmask)", "structured", "rtn(bits=3)"])
     def test_compressed_models_score_alike_however_much_is_read_at_once(self, text, choices):
         model, tokenizer = score.load("student", text)
         requests = instances("loglikelihood", choices[::4])
@@ -152,13 +154,13 @@ class TestLikelihoods:
         assert [value for value, _ in expected] == pytest.approx(found, abs=TOLERANCE)
         assert 1 == scorer.truncated
 
-    @pytest.mark.parametrize("text", ["", " "])
-    def test_a_text_with_nothing_before_it_is_scored_as_by_hflm(self, student, text):
-        requests = instances("loglikelihood", [(text, "one two")])
+    def test_a_text_with_nothing_before_it_is_scored_as_by_hflm(self, student):
+        requests = instances("loglikelihood", [("", " one two")])
 
         expected = HFLM(pretrained=student[0], tokenizer=student[1], batch_size=1).loglikelihood(requests, True)
 
-        assert expected[0][0] == pytest.approx(Scorer(*student).loglikelihood(requests)[0][0], abs=TOLERANCE)
+        found = Scorer(*student).loglikelihood([*requests, *instances("loglikelihood", [(" ", "one two")])])
+        assert [expected[0][0]] * 2 == pytest.approx([value for value, _ in found], abs=TOLERANCE)
 
     def test_whole_texts_are_cut_in_windows_as_by_hflm(self, student):
         requests = instances("loglikelihood_rolling", [("\n\n".join(world.texts("test")[:n]),) for n in (2, 30)])
