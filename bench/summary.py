@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bench import orderings
 from bench._errors import JournalError
 from bench.metrics import all_metrics
+from bench.metrics.tasks import performance
 from bench.results import Row, read
 from compression._recipe import UNCOMPRESSED
 
@@ -42,6 +43,9 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     yield f"base {workbench.source.label} on {workbench.fingerprint}, gate {options.gate}"
     yield f"journal {workbench.journal.path}"
     yield table(rows, {key: verdict.outcome for key, verdict in workbench.verdicts.items()}).to_string()
+    quality = performance(rows)
+    if len(quality.columns) > 1:
+        yield quality.to_string(float_format=number, na_rep="not measured")
     yield from dict.fromkeys(f"{r.recipe}: {r.metric} {r.status}: {r.reason}" for r in rows if r.reason)
     kernels = {recipe: str(kernels) for recipe, kernels in workbench.kernels.items() if kernels}
     if kernels:
