@@ -9,12 +9,13 @@ import math
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench._errors import BenchError, OptionError
+from bench._errors import BenchError, NotAvailable, OptionError
 
 if TYPE_CHECKING:
     from bench.workbench import Options, Workbench
@@ -70,6 +71,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--samples", type=int, default=100, help="perplexity samples; default 100")
     add("--length", type=int, help="tokens per perplexity sample; default 512")
     add("--stride", type=int, help="step of a sliding perplexity window; default none: disjoint windows")
+    add("--tasks", default="core", help="core, full, none, or names separated by commas; see METHODOLOGY.md")
+    add("--limit", type=int, help="questions of each task (of MMLU: of each subject); default all")
+    add("--task-rows", type=int, help="sequences that tasks read in one forward pass; default by tokens")
+    add("--chat-template", action="store_true", help="put the tasks' prompts into the tokenizer's chat template")
+    add("--allow-code-execution", action="store_true", help="run the programs that the model writes for code tasks")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -87,6 +93,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         except ValueError as error:
             raise pytest.Collector.CollectError(str(error)) from error
         metafunc.parametrize("recipe", recipes, ids=[recipe.text for recipe in recipes], scope="session")
+        if {"task", "tasks"} & set(metafunc.fixturenames):
+            _parametrize_tasks(metafunc)
         if "batch_size" in metafunc.fixturenames:
             metafunc.parametrize("batch_size", batch_sizes, ids=[f"b{size}" for size in batch_sizes])
         if "mode" in metafunc.fixturenames:
@@ -140,6 +148,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
             protocol = PerplexityProtocol(**options.protocol)
             workbench.data.source(protocol.split, what=protocol.what)  # data that is not there is said now
+            for task in options.tasks:
+                with suppress(NotAvailable):  # of which the rows speak
+                    workbench.task(task)
         workbench.base  # noqa: B018 - and so is a checkpoint that does not fit
         config.stash[_WORKBENCH] = workbench
     except (BenchError, CompressionError) as error:
@@ -191,6 +202,9 @@ def options_of(config: pytest.Config) -> "Options":
     from bench.workbench import Options
 
     get = config.getoption
+    for name in ("--limit", "--task-rows"):
+        if get(name) is not None and get(name) < 1:
+            raise OptionError(f"{name} {get(name)} is not allowed: at least 1; leave it out for no limit")
     for name in ("--runs", "--warmup-runs", "--samples"):
         if get(name) < (0 if name == "--warmup-runs" else 1):
             raise OptionError(f"{name} {get(name)} is not allowed: at least {0 if name == '--warmup-runs' else 1}")
@@ -222,6 +236,11 @@ def options_of(config: pytest.Config) -> "Options":
         tdp=get("--tdp"),
         protocol={"name": get("--protocol"), "samples": get("--samples"), "length": get("--length"),
                   "stride": get("--stride")},
+        tasks=tuple(_tasks(config)),
+        limit=get("--limit"),
+        task_rows=get("--task-rows"),
+        chat_template=get("--chat-template"),
+        allow_code_execution=get("--allow-code-execution"),
         command=shlex.join(["pytest", *(a for a in config.invocation_params.args if a != "--update-baselines")]),
     )  # fmt: skip
     for size in options.batch_sizes:
@@ -240,6 +259,24 @@ def _recipes(config: pytest.Config) -> list[Any]:
     named = {"all": [UNCOMPRESSED, *methods()], "orderings": RECIPES}
     texts = named.get(text) or split_recipes(text)
     return list(dict.fromkeys(Recipe.parse(each) for each in texts))
+
+
+def _tasks(config: pytest.Config) -> list[Any]:
+    from bench.tasks import choose
+
+    return choose(config.getoption("--tasks"))
+
+
+def _parametrize_tasks(metafunc: pytest.Metafunc) -> None:
+    """A test for each task, one for their average."""
+    try:
+        chosen = _tasks(metafunc.config)
+    except OptionError as error:
+        raise pytest.Collector.CollectError(str(error)) from error
+    if "task" in metafunc.fixturenames:
+        metafunc.parametrize("task", chosen, ids=[task.name for task in chosen])
+    else:
+        metafunc.parametrize("tasks", [metafunc.config.getoption("--tasks")] if chosen else [])
 
 
 def _batch_sizes(config: pytest.Config) -> list[int]:

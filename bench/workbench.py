@@ -61,6 +61,11 @@ class Options:
     warmup: int = 3
     tdp: float | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[Any, ...] = ()  # bench.tasks.Task
+    limit: int | None = None
+    task_rows: int | None = None
+    chat_template: bool = False
+    allow_code_execution: bool = False
     command: str = "pytest bench"
 
     def load(self, batch_size: int) -> Load:
@@ -125,11 +130,13 @@ class Workbench:
         self.verdicts: dict[tuple[str, str], Verdict] = {}
         self.changes: list[str] = []
         self.kernels: dict[str, dict[str, int]] = {}
+        self.steps: dict[str, tuple[tuple[str, float], ...]] = {}  # what was executed, and its seconds
         self._base: Base | None = None
         self._compressed: tuple[Recipe, Compressed | BaseException] | None = None
         self._folder: Path | None = None
         self._base_readings: dict[Any, Reading] = {}
         self._readings: dict[Any, Reading] = {}
+        self._tasks: dict[str, Any] = {}
         self._started = False
 
     def _check_resumed(self, context: Mapping[str, Any]) -> None:
@@ -191,6 +198,7 @@ class Workbench:
                 raise
             self._compressed = (recipe, result)
             self.kernels[recipe.text] = result.kernels()
+            self.steps[recipe.text] = tuple(zip(result.executed, result.seconds, strict=False))
         if isinstance(self._compressed[1], BaseException):
             raise self._compressed[1]
         return self._compressed[1]
@@ -249,6 +257,24 @@ class Workbench:
         from bench.data import open_data
 
         return open_data(self.options.data, base=self.options.base)
+
+    def task(self, task: Any) -> Any:
+        """A task with its data (`bench.tasks.prepare.Prepared`), read once.
+
+        Raises:
+            NotAvailable: it cannot be had, again at every call.
+            DataError: its data is malformed.
+        """
+        from bench.tasks.prepare import prepare
+
+        if task.name not in self._tasks:
+            try:
+                self._tasks[task.name] = prepare(task, self.data, run_code=self.options.allow_code_execution)
+            except NotAvailable as error:
+                self._tasks[task.name] = error
+        if isinstance(found := self._tasks[task.name], NotAvailable):
+            raise found
+        return found
 
     def decoder(self, model: "Compressed | Base", load: Load, mode: str = "eager") -> Decoder:
         cache_factory = getattr(model, "cache_factory", None)
