@@ -297,7 +297,7 @@ def test_a_folder_that_cannot_be_read_is_refused(base, name, text, words, tmp_pa
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
-        ("recover(samples=2)", "one step takes 4 x 1 = 4 texts, and there are 1"),
+        ("recover(samples=2)", "one step takes 2 x 1 = 2 texts, and there are 1"),
         ("recover(sequence_length=8)", r"has \d+ tokens, and a text 8; give sequence_length="),
         ("recover(batch=64)", "one step takes 64 x 1 = 64 texts, and there are 1"),
         ("recover(learning_rate=1e36,sequence_length=64,clip=1e30)", "has no parameter"),
