@@ -67,10 +67,11 @@ def test_examples_stand_one_behind_the_other_and_answers_alone_are_learnt():
 def test_the_order_is_that_of_the_seed_and_samples_are_the_first_of_it():
     task = Downstream("sums", lambda: PAIRS)
     whole, again, other = (task.texts(TOKENIZER, samples=None, length=512, seed=seed).ids for seed in (0, 0, 1))
-    few = task.texts(TOKENIZER, samples=3, length=512, seed=0)
+    few, all_of_them = (task.texts(TOKENIZER, samples=samples, length=512, seed=0) for samples in (3, 37))
 
     assert torch.equal(whole, again) and not torch.equal(whole, other)
     assert torch.equal(whole[0, : int(few.mask.sum())], few.ids[few.mask])
+    assert (3, 36) == (few.examples, all_of_them.examples)
 
 
 def test_an_answer_without_an_end_gets_a_blank_line_which_is_learnt():
@@ -296,7 +297,7 @@ def test_a_folder_that_cannot_be_read_is_refused(base, name, text, words, tmp_pa
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
-        ("recover(samples=37)", "has 36 examples, and samples=37 asks for more"),
+        ("recover(samples=2)", "one step takes 4 x 1 = 4 texts, and there are 1"),
         ("recover(sequence_length=8)", r"has \d+ tokens, and a text 8; give sequence_length="),
         ("recover(batch=64)", "one step takes 64 x 1 = 64 texts, and there are 1"),
         ("recover(learning_rate=1e36,sequence_length=64,clip=1e30)", "has no parameter"),

@@ -33,9 +33,9 @@ class Recover(Method):
     alpha: float = 32.0  # the adapters' product is scaled by alpha / rank
     targets: Literal["all", "qv"] = "all"
     dropout: float = 0.0
-    samples: int | None = None  # examples of the task; none: all that there are
+    samples: int | None = 1000  # examples of the task, at most; none: all that there are
     sequence_length: int = 512  # tokens of a text
-    epochs: int = 2
+    epochs: int = 1
     learning_rate: float = 1e-3
     warmup: int = 5  # steps
     batch: int = 4  # texts of a forward pass
