@@ -42,6 +42,7 @@ class Context:
         teacher: the base that a step learns from; None for a step that needs none.
         folder: where training keeps what later runs and those that go on after a kill can use.
         downstream: the task whose examples a step trains on; None for a step that trains on none.
+        pruned: whether a step before made zeros, which are to stay.
         trained: runs of training that the step took; what they left in the folder is of no use once its result is kept.
     """
 
@@ -55,6 +56,7 @@ class Context:
     teacher: _checkpoint.BaseSource | None = None
     folder: Path | None = None
     downstream: Downstream | None = None
+    pruned: bool = False
     trained: list[Any] = field(default_factory=list)
 
     @property
@@ -115,8 +117,10 @@ def compress(
     schedule = make_schedule(recipe.steps)
     model = _blocks.copy_sharing_tensors(base.model)  # methods replace modules and never write into a base's tensors
     contexts = make_contexts(schedule, model, base.source, text, base.device, seed, progress)
+    pruned = False
     for context in contexts:
-        context.teacher, context.folder = taught_by, store.folder
+        context.teacher, context.folder, context.pruned = taught_by, store.folder, pruned
+        pruned = pruned or (context.step is not None and context.step.method.info.leaves == "sparse")
         context.downstream = task if context.step is not None and context.step.method.downstream else None
     identities = _identities(schedule, contexts, base, store)
     begin, kept = store.find(identities, base.device)

@@ -106,6 +106,16 @@ def test_what_pruning_set_to_zero_stays_zero(run):
             assert not torch.equal(weight, pruned.model.state_dict()[name]), name
 
 
+def test_zeros_that_are_a_level_of_a_grid_are_trained(run):
+    packed, taught = run(f"{Q}"), run(f"{Q}-{KD.replace('learning_rate=0.003', 'learning_rate=0.02')}")
+
+    name = "model.layers.0.mlp.up_proj"
+    before, after = (result.model.get_submodule(name).dequantize() for result in (packed, taught))
+    zeros = before == 0
+    assert 0.02 < zeros.float().mean() < 0.5
+    assert (after[zeros] != 0).float().mean() > 0.2
+
+
 def test_every_order_runs_with_what_had_to_be_inserted_and_all_store_the_same_bytes(run, tmp_path):
     p, kd, q = Recipe.parse(ORDERS[0]).text.split("-")
     results = {order: run(order, cache=StepCache(tmp_path / "cache", keep=lambda steps: True)) for order in ORDERS}

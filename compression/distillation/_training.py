@@ -75,12 +75,12 @@ def train(
     teacher: TeacherOutputs | None = None,
     mask: Tensor | None = None,
     learn: Tensor | None = None,
+    keep_zeros: bool = False,
     progress: Progress | None = None,
 ) -> Trained:
     """Train all weights of a student that ask for gradients, in place; ends in eval mode, without gradients.
 
-    The student must not share tensors with a model that is to stay. Weights of its blocks that are exactly zero stay
-    so: pruning made them. No random state of the process is moved.
+    The student must not share tensors with a model that is to stay. No random state of the process is moved.
 
     Args:
         student: a decoder with `model` and `lm_head`, on its device; if none of its weights asks for gradients, all do.
@@ -90,6 +90,7 @@ def train(
         teacher: outputs for the same ids; may be None if alpha is 0.
         mask: (samples, length), 0 for padding.
         learn: (samples, length), 0 for tokens that are read and not learnt, such as questions; default all are learnt.
+        keep_zeros: whether weights of the blocks that are exactly zero stay so, as after pruning.
         progress: called with (steps done, steps, what).
 
     Raises:
@@ -100,12 +101,13 @@ def train(
     _check(ids, settings, objective, teacher)
     if not any(parameter.requires_grad for parameter in student.parameters()):
         student.requires_grad_(True)
-    identity = _identity(student, ids, mask, learn, objective, settings, teacher)
+    identity = {**_identity(student, ids, mask, learn, objective, settings, teacher), "keep zeros": keep_zeros}
     folder = Path(runs).expanduser() / key_of(identity)
     busy = f"another process is training in {folder}; start again when it has ended"
     with locked(folder, TrainingError, busy), _random_state_kept(), _in_fp32(student):
         checkpoint = _last(folder, identity)
-        trainer = _Trainer(student, _texts(ids, mask, learn), folder, objective, settings, teacher, progress)
+        guard = _Guard(folder, progress, _zeros(student) if keep_zeros else [])
+        trainer = _Trainer(student, _texts(ids, mask, learn), folder, objective, settings, teacher, guard)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     student.zero_grad(set_to_none=True)
@@ -173,7 +175,7 @@ class _Trainer(Trainer):
 
     def __init__(
         self, student: nn.Module, texts: _Texts, folder: Path, objective: Objective, settings: Settings,
-        teacher: TeacherOutputs | None, progress: Progress | None,
+        teacher: TeacherOutputs | None, guard: "_Guard",
     ) -> None:  # fmt: skip
         device = next(student.parameters()).device
         arguments = TrainingArguments(
@@ -184,9 +186,7 @@ class _Trainer(Trainer):
             logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True,
             remove_unused_columns=False, use_cpu=device.type == "cpu", lr_scheduler_type="linear",
         )  # fmt: skip
-        super().__init__(
-            student, arguments, default_data_collator, texts, callbacks=[_Guard(folder, progress, student)]
-        )
+        super().__init__(student, arguments, default_data_collator, texts, callbacks=[guard])
         self.pop_callback(transformers.PrinterCallback)
         self.objective, self.teacher = objective, teacher
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole step
@@ -224,11 +224,8 @@ class _Trainer(Trainer):
 class _Guard(TrainerCallback):
     """Looks at gradients before they are applied, keeps zeros, seals checkpoints, and tells how far the run is."""
 
-    def __init__(self, folder: Path, progress: Progress | None, student: Any):
-        self.folder, self.progress = folder, progress
-        named = student.model.layers.named_parameters()  # adapters are called otherwise: theirs begin as zeros
-        weights = [w for name, w in named if name.endswith(".weight") and w.dim() == 2 and w.requires_grad]
-        self.zeros = [(weight, weight == 0) for weight in weights if (weight == 0).any()]
+    def __init__(self, folder: Path, progress: Progress | None, zeros: list[tuple[Tensor, Tensor]]):
+        self.folder, self.progress, self.zeros = folder, progress, zeros
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
@@ -257,6 +254,13 @@ class _Guard(TrainerCallback):
         for other in self.folder.glob("checkpoint-*"):
             if other != done:
                 shutil.rmtree(other)
+
+
+def _zeros(student: Any) -> list[tuple[Tensor, Tensor]]:
+    """Weights of the blocks that are trained and have zeros, and where these are; adapters are called otherwise."""
+    named = student.model.layers.named_parameters()
+    weights = [w for name, w in named if name.endswith(".weight") and w.dim() == 2 and w.requires_grad]
+    return [(weight, weight == 0) for weight in weights if (weight == 0).any()]
 
 
 def _require_finite(value: Tensor, what: str, step: int) -> None:

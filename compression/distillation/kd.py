@@ -113,7 +113,7 @@ class KD(Method):
             )  # fmt: skip
         trained = train(
             student, context.ids.cpu(), self.objective(), self.settings(seed=context.seed),
-            context.folder / "training", teacher=outputs, progress=context.progress,
+            context.folder / "training", teacher=outputs, keep_zeros=context.pruned, progress=context.progress,
         )  # fmt: skip
         context.trained.append(trained)
         taught = "labels alone" if outputs is None else f"labels and {source.label} after {self.teacher_recipe}"  # type: ignore[union-attr]
@@ -166,5 +166,5 @@ class Distilled(KD):
     def student(self, model: "nn.Module", context: "Context") -> "nn.Module":
         from compression.distillation import _lora
 
-        _lora.attach(model, self.adapters(seed=context.seed))
+        _lora.attach(model, self.adapters(seed=context.seed), keep_zeros=context.pruned)
         return model

@@ -81,7 +81,7 @@ class Recover(Method):
         texts = context.downstream.texts(
             context.tokenizer, samples=self.samples, length=self.sequence_length, seed=context.seed
         )
-        adapters = _lora.attach(model, self.adapters(seed=context.seed))
+        adapters = _lora.attach(model, self.adapters(seed=context.seed), keep_zeros=context.pruned)
         trained = train(
             model, texts.ids, Objective(alpha=0, temperature=1), self.settings(seed=context.seed),
             context.folder / "training", mask=texts.mask, learn=texts.learn, progress=context.progress,
