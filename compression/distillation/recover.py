@@ -14,7 +14,7 @@ what works on the embedded reference. The learning rate falls linearly (QLoRA ke
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from compression._errors import RecipeError
+from compression._errors import RecipeError, TrainingError
 from compression._registry import Method, method, spell
 from compression.distillation._settings import LINEARS, QV, LoraSettings, Objective, Settings
 
@@ -81,6 +81,9 @@ class Recover(Method):
         texts = context.downstream.texts(
             context.tokenizer, samples=self.samples, length=self.sequence_length, seed=context.seed
         )
+        if (highest := int(texts.ids.max())) >= model.config.vocab_size:  # type: ignore[union-attr, operator]
+            raise TrainingError(f"the downstream task {context.downstream.name} holds token id {highest}; the base has "
+                                f"a vocabulary of {model.config.vocab_size}")  # fmt: skip
         adapters = _lora.attach(model, self.adapters(seed=context.seed), keep_zeros=context.pruned)
         trained = train(
             model, texts.ids, Objective(alpha=0, temperature=1), self.settings(seed=context.seed),
