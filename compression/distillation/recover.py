@@ -14,7 +14,7 @@ what works on the embedded reference. The learning rate falls linearly (QLoRA ke
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from compression._errors import RecipeError, TrainingError
+from compression._errors import LayerError, RecipeError, TrainingError
 from compression._registry import Method, method, spell
 from compression.distillation._settings import LINEARS, QV, LoraSettings, Objective, Settings
 
@@ -69,6 +69,24 @@ class Recover(Method):
     @property
     def downstream(self) -> bool:
         return True
+
+    def reshape(self, model: "nn.Module") -> "nn.Module":
+        """Raises LayerError: a packed layer has an adapter already."""
+        from compression import _blocks
+        from compression._linear import PackedLinear
+        from compression._lora_linear import LoraLinear
+
+        settings = self.adapters(seed=0)
+        for block in _blocks.decoder_blocks(model):
+            for name, layer in block.linears():
+                if isinstance(layer, PackedLinear | LoraLinear) and name.rsplit(".", 1)[-1] in settings.targets:
+                    try:
+                        adapted = LoraLinear(layer, self.rank, self.alpha / self.rank, dtype=layer.dtype, device="meta")
+                    except LayerError as error:
+                        raise LayerError(f"{name}: {error}") from error
+                    if self.merge == "exact":
+                        block.replace(name, adapted)
+        return model
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """Raises TrainingError: there are too few examples for a step, one is too long, or the loss is not finite."""
