@@ -90,7 +90,7 @@ class Workbench:
 
     def __init__(self, options: Options, progress: Callable[[int, int, str], None] | None = None):
         from bench import machine
-        from compression._compress import check_source
+        from compression._checks import check_source
 
         self.options, self._progress = options, progress
         if options.gate not in gates.MODES:
@@ -207,7 +207,7 @@ class Workbench:
     def _steps(self) -> "StepCache":
         """Keeps what recipes that train come to, and what other recipes begin with as they do."""
         from compression._cache import StepCache, default_folder
-        from compression._compress import make_schedule
+        from compression._schedule import make_schedule
 
         beginnings: list[tuple[str, ...]] = []
         recipes = dict.fromkeys((*self.options.recipes, *self.options.derived))
