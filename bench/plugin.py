@@ -59,6 +59,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--protocol", choices=("default", "e", "o"), default="default", help="perplexity protocol; see METHODOLOGY.md")
     add("--samples", type=int, default=100, help="perplexity samples; default 100")
     add("--length", type=int, help="tokens per perplexity sample; default 512")
+    add(
+        "--allow-code-execution",
+        action="store_true",
+        help="run programs that models write (code tasks), each in a sandbox; without it such tasks are not scored",
+    )
     add("--stride", type=int, help="step of a sliding perplexity window; default none: disjoint windows")
 
 
@@ -202,6 +207,7 @@ def options_of(config: pytest.Config) -> "Options":
         tdp=get("--tdp"),
         protocol={"name": get("--protocol"), "samples": get("--samples"), "length": get("--length"),
                   "stride": get("--stride")},
+        allow_code_execution=get("--allow-code-execution"),
         command=shlex.join(["pytest", *(a for a in config.invocation_params.args if a != "--update-baselines")]),
     )  # fmt: skip
     for size in options.batch_sizes:

@@ -45,6 +45,8 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     kernels = {recipe: str(kernels) for recipe, kernels in workbench.kernels.items() if kernels}
     if kernels:
         yield "kernels: " + "; ".join(f"{recipe} {what}" for recipe, what in kernels.items())
+    if "sandbox" in vars(workbench):
+        yield f"sandbox: {workbench.sandbox}"
     if not options.update and options.gate != "off":
         grouped: dict[str, list[str]] = {}
         for verdict in workbench.verdicts.values():

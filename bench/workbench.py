@@ -29,6 +29,7 @@ from compression._recipe import UNCOMPRESSED
 if TYPE_CHECKING:
     from bench.data import Data
     from bench.gate import Baseline, Verdict
+    from bench.sandbox import Forbidden
     from compression import Base, Compressed
 
 Reading = Any
@@ -56,6 +57,7 @@ class Options:
     warmup: int = 3
     tdp: float | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    allow_code_execution: bool = False
     command: str = "pytest bench"
 
     def load(self, batch_size: int) -> Load:
@@ -216,6 +218,19 @@ class Workbench:
         from bench.data import open_data
 
         return open_data(self.options.data, base=self.options.base)
+
+    @functools.cached_property
+    def sandbox(self) -> "Forbidden":
+        """What the programs that models write cannot do here; to be asked for before one is run (`bench.sandbox`).
+
+        Raises:
+            NotAvailable: they may not be run, or cannot be run apart.
+        """
+        if not self.options.allow_code_execution:
+            raise NotAvailable("programs written by models are run only with --allow-code-execution")
+        from bench.sandbox import forbidden
+
+        return forbidden()
 
     def decoder(self, model: "Compressed | Base", load: Load, mode: str = "eager") -> Decoder:
         cache_factory = getattr(model, "cache_factory", None)
