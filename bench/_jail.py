@@ -63,8 +63,8 @@ def readable():
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
-def become(uid):
-    """Another user, whom nothing belongs to."""
+def become(uid, folder):
+    """Another user, whom nothing belongs to but the folder."""
     os.setgroups([])
     try:
         os.seteuid(uid)
@@ -75,9 +75,16 @@ def become(uid):
     os.seteuid(0)
     if closed:
         raise Unavailable(f"{os.path.dirname(os.__file__)} is closed to other users")
+    os.chown(folder, uid, uid)
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     call("prctl", DUMPABLE, 1, 0, 0, 0)  # else the files of this process in /proc belong to root
+
+
+def step_down(layers, request, folder):
+    """Stop being root, if that can be."""
+    attempt(layers, "user", lambda: become(LEAST_UID + request["number"], folder), request)
+    request["root"] = layers["user"] is not True
 
 
 def sacrificed():
@@ -86,14 +93,11 @@ def sacrificed():
         file.write("1000")
 
 
-def namespaces():
-    """No network, no other processes, mounts of its own; as root directly, else as root of a user namespace."""
-    flags = sum(NEW.values())
-    try:
-        call("unshare", flags)
-    except Unavailable:
-        uid, gid = os.getuid(), os.getgid()
-        call("unshare", flags | NEW_USER)
+def namespaces(user):
+    """No network, no other processes, mounts of its own; of the system's root, or within a namespace of users."""
+    uid, gid = os.getuid(), os.getgid()
+    call("unshare", sum(NEW.values()) | (NEW_USER if user else 0))
+    if user:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
@@ -166,10 +170,10 @@ CALLS = {  # x86_64, aarch64 (asm/unistd_64.h, asm-generic/unistd.h)
 REFUSED = sorted(set(CALLS) - {"clone", "clone3", "prctl"})
 
 
-def seccomp():
+def seccomp(alone):
     """Sockets, signals, tracing, namespaces and memory beside the address space are refused with EPERM.
 
-    So are processes of root, which no limit counts; its threads are not.
+    `alone` refuses processes too, not threads: no limit counts those of root.
     """
     known = numbers()
     arch = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[platform.machine()]
@@ -185,7 +189,6 @@ def seccomp():
     program += [(load, 0, 0, 0), (at_least, 0, 1, 0x40000000), refuse]  # of x32
     for name in REFUSED:
         program += on(name, refuse)
-    alone = os.getuid() == 0
     if alone and platform.machine() == "x86_64":
         program += [(equal, 0, 1, 57), refuse, (equal, 0, 1, 58), refuse]  # fork, vfork
     program += on("clone3", absent)  # its flags cannot be seen: the C library takes clone instead
@@ -227,15 +230,15 @@ def imprison(request, layers, report):
     else:
         layers["root"] = "no namespaces"
     limits(request)
-    if os.getuid() == 0:
-        attempt(layers, "user", lambda: become(LEAST_UID + request["number"]), request)
+    if request["root"]:
+        step_down(layers, request, "/tmp" if layers["root"] is True else request["folder"])
     if sys.platform == "linux":
         call("capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
         call("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # again: becoming another user forgets it
         call("prctl", NO_NEW_PRIVS, 1, 0, 0, 0)
     if layers["root"] is not True:
         attempt(layers, "landlock", lambda: landlock(os.getcwd()), request)
-    attempt(layers, "seccomp", seccomp, request)
+    attempt(layers, "seccomp", lambda: seccomp(request["root"]), request)
     os.write(3, json.dumps(layers).encode() + b"\n")
 
 
@@ -341,17 +344,15 @@ def below(ancestor):
 def guard(request):
     """A warden's whole life."""
     os.chdir(request["folder"])
-    request["number"] = os.getpid()
+    request["number"], request["root"] = os.getpid(), os.getuid() == 0
     layers = {}
     if sys.platform == "linux":
         call("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         call("prctl", SUBREAPER, 1, 0, 0, 0)
-        attempt(layers, "namespaces", namespaces, request)
-        if layers["namespaces"] is not True and os.getuid() == 0 and "user" not in request["without"]:
-            uid = LEAST_UID + request["number"]
-            os.chown(request["folder"], uid, uid)
-            attempt(layers, "user", lambda: become(uid))
-            attempt(layers, "namespaces", namespaces, request)
+        attempt(layers, "namespaces", lambda: namespaces(user=not request["root"]), request)
+        if layers["namespaces"] is not True and request["root"]:  # as in a container
+            step_down(layers, request, request["folder"])
+            attempt(layers, "namespaces", lambda: namespaces(user=True), request)
             call("prctl", PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     else:
         layers["namespaces"] = f"no namespaces on {sys.platform}"
