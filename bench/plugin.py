@@ -4,16 +4,18 @@ It is an entry point of the installed package, so `pytest --pyargs bench` works 
 in conftest.py. Collecting imports neither torch nor transformers.
 """
 
+import dataclasses
 import math
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench._errors import BenchError, OptionError
+from bench._errors import BenchError, NotAvailable, OptionError
 
 if TYPE_CHECKING:
     from bench.workbench import Options, Workbench
@@ -25,18 +27,27 @@ _FAILING = pytest.StashKey[list[str]]()
 MARKERS = {
     "efficiency": "size, speed, memory, energy and cost of compression",
     "quality": "perplexity and tasks",
+    "recovery": "a downstream task before and after training on it",
+    "ordering": "size and perplexity of pruning, distillation and quantization in every order",
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("compression benchmarks")
     add = group.addoption
-    add("--model", metavar="RECIPES", help="recipes separated by commas, or all; default nf4")
+    add("--model", metavar="RECIPES", help="recipes separated by commas, or all, or orderings; default nf4, with -m "
+        "ordering the latter, with -m recovery one of each family")  # fmt: skip
     add("--base", default="reference", help="reference, reference-teacher, random:<shape>, a folder or a hub id")
     add("--data", default=os.environ.get("BENCH_DATA"), help="embedded, hub, or a folder; default $BENCH_DATA, or "
         "embedded for the reference")  # fmt: skip
     add("--calibration", help="text for methods that need some: embedded, hub, random or a folder; default embedded "
         "for the reference, random for random weights")  # fmt: skip
+    add("--teacher", help="base that methods learn from that need one, or self for the uncompressed base; default "
+        "reference-teacher for the reference")  # fmt: skip
+    add("--downstream", metavar="TASK", help="what recover trains on: a task of the embedded reference or a folder of "
+        "*.jsonl with prompt and answer; default arithmetic for the reference")  # fmt: skip
+    add("--cache", type=Path, metavar="DIR", help="what training left for later runs; default $COMPRESSION_CACHE, or "
+        "compression-bench in the user's cache folder")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:N; default auto: cuda if there is one")
     add("--seed", type=int, default=0, help="of prompts, random weights and calibration")
     add(
@@ -59,12 +70,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--protocol", choices=("default", "e", "o"), default="default", help="perplexity protocol; see METHODOLOGY.md")
     add("--samples", type=int, default=100, help="perplexity samples; default 100")
     add("--length", type=int, help="tokens per perplexity sample; default 512")
+    add("--stride", type=int, help="step of a sliding perplexity window; default none: disjoint windows")
+    add("--tasks", default="core", help="core, full, none, or names separated by commas; see METHODOLOGY.md")
+    add("--limit", type=int, help="questions of each task (of MMLU: of each subject); default all")
+    add("--task-rows", type=int, help="sequences that tasks read in one forward pass; default by tokens")
+    add("--chat-template", action="store_true", help="put the tasks' prompts into the tokenizer's chat template")
     add(
         "--allow-code-execution",
         action="store_true",
         help="run programs that models write (code tasks), each in a sandbox; without it such tasks are not scored",
     )
-    add("--stride", type=int, help="step of a sliding perplexity window; default none: disjoint windows")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,6 +97,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         except ValueError as error:
             raise pytest.Collector.CollectError(str(error)) from error
         metafunc.parametrize("recipe", recipes, ids=[recipe.text for recipe in recipes], scope="session")
+        if {"task", "tasks"} & set(metafunc.fixturenames):
+            _parametrize_tasks(metafunc)
         if "batch_size" in metafunc.fixturenames:
             metafunc.parametrize("batch_size", batch_sizes, ids=[f"b{size}" for size in batch_sizes])
         if "mode" in metafunc.fixturenames:
@@ -112,7 +129,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     from compression import CompressionError
 
     try:
+        marked = {mark.name for item in session.items for mark in item.iter_markers()}
         options = options_of(config)
+        if "recovery" in marked:
+            from bench.metrics.recovery import recipes_of
+
+            derived = dict.fromkeys(each for recipe in options.recipes for each in recipes_of(recipe))
+            options = dataclasses.replace(options, derived=tuple(derived))
         if config.getoption("--plan"):
             from bench.plan import plan
 
@@ -121,13 +144,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             pytest.exit("--plan: nothing was run", returncode=0)
         from bench.workbench import Workbench
 
-        marked = {mark.name for item in session.items for mark in item.iter_markers()}
         workbench = Workbench(options, progress=_progress(config))
+        if "recovery" in marked:
+            workbench.downstream  # noqa: B018 - a task that cannot be measured is said now
         if "quality" in marked:
             from bench.metrics.perplexity import PerplexityProtocol
 
             protocol = PerplexityProtocol(**options.protocol)
             workbench.data.source(protocol.split, what=protocol.what)  # data that is not there is said now
+            for task in options.tasks:
+                with suppress(NotAvailable):  # of which the rows speak
+                    workbench.task(task)
         workbench.base  # noqa: B018 - and so is a checkpoint that does not fit
         config.stash[_WORKBENCH] = workbench
     except (BenchError, CompressionError) as error:
@@ -179,6 +206,9 @@ def options_of(config: pytest.Config) -> "Options":
     from bench.workbench import Options
 
     get = config.getoption
+    for name in ("--limit", "--task-rows"):
+        if get(name) is not None and get(name) < 1:
+            raise OptionError(f"{name} {get(name)} is not allowed: at least 1; leave it out for no limit")
     for name in ("--runs", "--warmup-runs", "--samples"):
         if get(name) < (0 if name == "--warmup-runs" else 1):
             raise OptionError(f"{name} {get(name)} is not allowed: at least {0 if name == '--warmup-runs' else 1}")
@@ -192,6 +222,9 @@ def options_of(config: pytest.Config) -> "Options":
         recipes=tuple(_recipes(config)),
         data=get("--data"),
         calibration=get("--calibration"),
+        teacher=get("--teacher"),
+        downstream=get("--downstream"),
+        cache=get("--cache"),
         device=_device(get("--device")),
         seed=get("--seed"),
         gate=get("--gate"),
@@ -207,6 +240,10 @@ def options_of(config: pytest.Config) -> "Options":
         tdp=get("--tdp"),
         protocol={"name": get("--protocol"), "samples": get("--samples"), "length": get("--length"),
                   "stride": get("--stride")},
+        tasks=tuple(_tasks(config)),
+        limit=get("--limit"),
+        task_rows=get("--task-rows"),
+        chat_template=get("--chat-template"),
         allow_code_execution=get("--allow-code-execution"),
         command=shlex.join(["pytest", *(a for a in config.invocation_params.args if a != "--update-baselines")]),
     )  # fmt: skip
@@ -216,12 +253,34 @@ def options_of(config: pytest.Config) -> "Options":
 
 
 def _recipes(config: pytest.Config) -> list[Any]:
+    from bench.metrics.recovery import DEFAULT as FAMILIES
+    from bench.orderings import RECIPES
     from compression import Recipe, methods, split_recipes
     from compression._recipe import UNCOMPRESSED
 
-    text = config.getoption("--model") or "nf4"
-    texts = [UNCOMPRESSED, *methods()] if text == "all" else split_recipes(text)
+    default = {"ordering": "orderings", "recovery": FAMILIES}.get(config.option.markexpr, "nf4")
+    text = config.getoption("--model") or default
+    named = {"all": [UNCOMPRESSED, *methods()], "orderings": RECIPES}
+    texts = named.get(text) or split_recipes(text)
     return list(dict.fromkeys(Recipe.parse(each) for each in texts))
+
+
+def _tasks(config: pytest.Config) -> list[Any]:
+    from bench.tasks import choose
+
+    return choose(config.getoption("--tasks"))
+
+
+def _parametrize_tasks(metafunc: pytest.Metafunc) -> None:
+    """A test for each task, one for their average."""
+    try:
+        chosen = _tasks(metafunc.config)
+    except OptionError as error:
+        raise pytest.Collector.CollectError(str(error)) from error
+    if "task" in metafunc.fixturenames:
+        metafunc.parametrize("task", chosen, ids=[task.name for task in chosen])
+    else:
+        metafunc.parametrize("tasks", [metafunc.config.getoption("--tasks")] if chosen else [])
 
 
 def _batch_sizes(config: pytest.Config) -> list[int]:

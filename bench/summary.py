@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import orderings
 from bench._errors import JournalError
 from bench.metrics import all_metrics
+from bench.metrics.tasks import performance
 from bench.results import Row, read
 from compression._recipe import UNCOMPRESSED
 
@@ -41,12 +43,19 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     yield f"base {workbench.source.label} on {workbench.fingerprint}, gate {options.gate}"
     yield f"journal {workbench.journal.path}"
     yield table(rows, {key: verdict.outcome for key, verdict in workbench.verdicts.items()}).to_string()
+    quality = performance(rows)
+    if len(quality.columns) > 1:
+        yield quality.to_string(float_format=number, na_rep="not measured")
     yield from dict.fromkeys(f"{r.recipe}: {r.metric} {r.status}: {r.reason}" for r in rows if r.reason)
     kernels = {recipe: str(kernels) for recipe, kernels in workbench.kernels.items() if kernels}
     if kernels:
         yield "kernels: " + "; ".join(f"{recipe} {what}" for recipe, what in kernels.items())
     if "sandbox" in vars(workbench):
         yield f"sandbox: {workbench.sandbox}"
+    for recipe, steps in workbench.steps.items():
+        if len(steps) > 1:
+            yield f"{recipe}: " + ", ".join(f"{what} {number(round(seconds, 1))} s" for what, seconds in steps)
+    yield from orderings.lines(rows)
     if not options.update and options.gate != "off":
         grouped: dict[str, list[str]] = {}
         for verdict in workbench.verdicts.values():

@@ -2,8 +2,9 @@
 
 import pytest
 
-from bench._errors import DataError
+from bench._errors import DataError, NotAvailable
 from bench.metrics.perplexity import PerplexityProtocol, perplexity
+from bench.metrics.tasks import score, suite_of
 from compression import Recipe
 from compression._recipe import UNCOMPRESSED
 
@@ -20,9 +21,7 @@ def _protocol(workbench):
 
 def _read(workbench, protocol, recipe):
     """The model under a recipe, read beside the base; the base alone for fp16."""
-    tokenizer, device = workbench.base.tokenizer, workbench.options.device
-    if tokenizer is None:
-        raise DataError(f"base {workbench.source.text} has no tokenizer: perplexity needs tokenizer.json beside it")
+    tokenizer, device = _tokenizer(workbench), workbench.options.device
 
     def of(model, base=None):
         return perplexity(model.model, tokenizer, workbench.data, protocol, device=device, base=base and base.model)
@@ -32,6 +31,7 @@ def _read(workbench, protocol, recipe):
     return workbench.reading(recipe, protocol, lambda model: of(model, workbench.base))
 
 
+@pytest.mark.ordering
 def test_perplexity(workbench, recipe):
     protocol, asked = _protocol(workbench)
     workbench.note_data("perplexity", workbench.data.source(protocol.split, what=protocol.what).digest)
@@ -54,3 +54,40 @@ def test_divergence(workbench, recipe):
         return found, found.of_itself
 
     workbench.measure("divergence", recipe, take, asked)
+
+
+def test_task(workbench, recipe, task):
+    options = workbench.options
+
+    def of(model):
+        if getattr(model, "cache_factory", None) is not None:
+            raise NotAvailable("the recipe brings a cache of its own, which scoring does not use yet")
+        prepared = workbench.task(task)
+        return score(prepared, model.model, _tokenizer(workbench), limit=options.limit, rows=options.task_rows,
+                     chat=options.chat_template)  # fmt: skip
+
+    def take():
+        base = workbench.base_reading(("task", task), lambda: of(workbench.base))
+        return (base, None) if recipe.text == UNCOMPRESSED else (of(workbench.compressed(recipe)), base)
+
+    filtered = None if task.filter == "none" else task.filter
+    asked = {"task": task.name, "shots": task.shots, "score": task.metric, "filter": filtered, "limit": options.limit,
+             "rows": options.task_rows, "chat": options.chat_template or None}  # fmt: skip
+    workbench.measure("task", recipe, take, asked, notes=lambda reading: ("ok", reading.remark, None))
+
+
+def test_average(workbench, recipe, tasks):
+    def take():
+        reading = suite_of(workbench.rows.values(), recipe.text)
+        base = type(reading)(accuracies=reading.base, base=reading.base)
+        return (reading, None) if recipe.text == UNCOMPRESSED else (reading, base)
+
+    asked = {"tasks": tasks, "limit": workbench.options.limit, "rows": workbench.options.task_rows,
+             "chat": workbench.options.chat_template or None}  # fmt: skip
+    workbench.measure("tasks", recipe, take, asked)
+
+
+def _tokenizer(workbench):
+    if workbench.base.tokenizer is None:
+        raise DataError(f"base {workbench.source.text} has no tokenizer: quality needs tokenizer.json beside it")
+    return workbench.base.tokenizer

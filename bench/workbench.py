@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bench.gate import Baseline, Verdict
     from bench.sandbox import Forbidden
     from compression import Base, Compressed
+    from compression._cache import StepCache
 
 Reading = Any
 
@@ -43,6 +44,10 @@ class Options:
     recipes: tuple[Recipe, ...] = ()
     data: str | None = None
     calibration: str | None = None
+    teacher: str | None = None
+    downstream: str | None = None
+    derived: tuple[Recipe, ...] = ()  # recipes that are made beside those, for what is measured of them
+    cache: Path | None = None
     device: str = "cpu"
     seed: int = 0
     gate: str = "auto"
@@ -57,6 +62,10 @@ class Options:
     warmup: int = 3
     tdp: float | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[Any, ...] = ()  # bench.tasks.Task
+    limit: int | None = None
+    task_rows: int | None = None
+    chat_template: bool = False
     allow_code_execution: bool = False
     command: str = "pytest bench"
 
@@ -96,7 +105,8 @@ class Workbench:
         self.fingerprint = machine.fingerprint(options.device)
         self.source = locate(options.base).fetch()
         if self.source.published is None:
-            check_source(options.recipes, self.source, options.calibration)
+            recipes = (*options.recipes, *options.derived)
+            check_source(recipes, self.source, options.calibration, options.teacher, options.downstream)
         else:
             from compression._formats._model import check_recipe
 
@@ -121,11 +131,13 @@ class Workbench:
         self.verdicts: dict[tuple[str, str], Verdict] = {}
         self.changes: list[str] = []
         self.kernels: dict[str, dict[str, int]] = {}
+        self.steps: dict[str, tuple[tuple[str, float], ...]] = {}  # what was executed, and its seconds
         self._base: Base | None = None
         self._compressed: tuple[Recipe, Compressed | BaseException] | None = None
         self._folder: Path | None = None
         self._base_readings: dict[Any, Reading] = {}
         self._readings: dict[Any, Reading] = {}
+        self._tasks: dict[str, Any] = {}
         self._started = False
 
     def _check_resumed(self, context: Mapping[str, Any]) -> None:
@@ -177,6 +189,9 @@ class Workbench:
                         recipe,
                         seed=self.options.seed,
                         calibration=self.options.calibration,
+                        teacher=self.options.teacher,
+                        downstream=self.options.downstream,
+                        cache=self._steps,
                         progress=self._progress,
                     )
             except Exception as error:
@@ -184,9 +199,34 @@ class Workbench:
                 raise
             self._compressed = (recipe, result)
             self.kernels[recipe.text] = result.kernels()
+            self.steps[recipe.text] = tuple(zip(result.executed, result.seconds, strict=False))
         if isinstance(self._compressed[1], BaseException):
             raise self._compressed[1]
         return self._compressed[1]
+
+    @functools.cached_property
+    def _steps(self) -> "StepCache":
+        """Keeps what recipes that train come to, and what other recipes begin with as they do."""
+        from compression._cache import StepCache, default_folder
+        from compression._compress import make_schedule
+
+        beginnings: list[tuple[str, ...]] = []
+        recipes = dict.fromkeys((*self.options.recipes, *self.options.derived))
+        for recipe in recipes:
+            texts = tuple(what for _, what in make_schedule(recipe.steps))
+            if any(step.method.trains for step in recipe.steps):
+                beginnings += [texts[: i + 1] for i in range(len(texts))]
+        whole = {tuple(what for _, what in make_schedule(recipe.steps)) for recipe in recipes}
+        shared = {texts for texts in beginnings if beginnings.count(texts) + (texts in whole) > 1}
+        folder = self.options.cache or default_folder()
+        return StepCache(folder, keep=lambda texts: tuple(texts) in shared)
+
+    @functools.cached_property
+    def downstream(self) -> str:
+        """The task that recovery is measured on."""
+        from bench.metrics.recovery import check_task
+
+        return check_task(self.options.downstream, self.source)
 
     def artefact_folder(self, recipe: Recipe) -> Path:
         """Where the compressed model lies on disk, for processes that open it by themselves; gone with the model."""
@@ -232,6 +272,26 @@ class Workbench:
 
         return forbidden()
 
+    def task(self, task: Any) -> Any:
+        """A task with its data (`bench.tasks.prepare.Prepared`), read once.
+
+        Raises:
+            NotAvailable: it cannot be had, again at every call.
+            DataError: its data is malformed.
+        """
+        from bench.tasks.prepare import prepare
+
+        if task.name not in self._tasks:
+            try:
+                if task.runs_code and self.options.allow_code_execution:
+                    self.sandbox  # noqa: B018 - what cannot be contained is refused, or said, before
+                self._tasks[task.name] = prepare(task, self.data, run_code=self.options.allow_code_execution)
+            except NotAvailable as error:
+                self._tasks[task.name] = error
+        if isinstance(found := self._tasks[task.name], NotAvailable):
+            raise found
+        return found
+
     def decoder(self, model: "Compressed | Base", load: Load, mode: str = "eager") -> Decoder:
         cache_factory = getattr(model, "cache_factory", None)
         return Decoder(model.model, load, mode=mode, seed=self.options.seed, cache_factory=cache_factory)
@@ -271,7 +331,7 @@ class Workbench:
         Raises:
             AssertionError: a verdict fails; the words of each are in the message.
         """
-        params = dict(params or {})
+        params = {**self._given(recipe), **(params or {})}
         if self._resumed(of, recipe, params):
             return
         with self._failures(of, recipe, params):
@@ -286,6 +346,16 @@ class Workbench:
                 found = self._judge(rows)
         self._record(rows, found)
         self._assert(found)
+
+    def _given(self, recipe: Recipe) -> dict[str, Any]:
+        """Text and teacher that are not the base's own belong to the key of what they make."""
+        methods = [step.method for step in recipe.steps]
+        given = {
+            "calibration": self.options.calibration if any(method.calibration for method in methods) else None,
+            "teacher": self.options.teacher if any(method.teacher for method in methods) else None,
+            "downstream": self.options.downstream if any(method.downstream for method in methods) else None,
+        }
+        return {name: text for name, text in given.items() if text is not None}
 
     def base_reading(self, key: Any, take: Callable[[], Reading]) -> Reading:
         """A reading of the uncompressed model that does not have to be taken beside each recipe: taken once."""

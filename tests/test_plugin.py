@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import pytest
 
 import bench
+from bench import orderings
 
 pytest_plugins = ["pytester"]
 
@@ -283,6 +285,39 @@ def test_memory_is_that_of_the_recipe_also_when_it_is_measured_alone(run, pytest
     stored = {recipe: shares[recipe] * peaks[recipe] for recipe in shares}
     assert len(stored) == 2
     assert min(stored.values()) < 0.8 * max(stored.values())
+
+
+STEPS = (
+    "p(samples=2,sequence_length=16,round_to=32)",
+    "kd(samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2)",
+    "rtn(group_size=32)",
+)
+
+
+def test_the_command_prints_the_table_of_orders_of_anybodys_steps(run, pytester, text_folder, tmp_path):
+    (tmp_path / "train.txt").write_text("\n\n".join(f"Sentence {n} of a text to learn from." for n in range(200)))
+    orders = ["-".join(order) for order in permutations(STEPS)][:2]
+    arguments = (
+        "--data",
+        text_folder,
+        "--calibration",
+        tmp_path,
+        "--teacher",
+        "self",
+        "--samples",
+        "2",
+        "--length",
+        "32",
+    )
+
+    result = run(SIZE, QUALITY, "--model", ",".join(["fp16", *STEPS, *orders]), *arguments)
+
+    result.assert_outcomes(passed=12)
+    shown = result.stdout.str()
+    assert "orders of kd(" in shown
+    assert re.search(r"p\(.*: p\(.*\) [\d.]+ s, kd\(.*\) [\d.]+ s, rtn\(group_size=32\) [\d.]+ s", shown)
+    assert "the best" in shown
+    orderings.main(["--journal", str(pytester.path / ".bench/journal.jsonl")])
 
 
 def test_several_workers_are_refused(run):
