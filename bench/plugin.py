@@ -75,7 +75,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--limit", type=int, help="questions of each task (of MMLU: of each subject); default all")
     add("--task-rows", type=int, help="sequences that tasks read in one forward pass; default by tokens")
     add("--chat-template", action="store_true", help="put the tasks' prompts into the tokenizer's chat template")
-    add("--allow-code-execution", action="store_true", help="run the programs that the model writes for code tasks")
+    add(
+        "--allow-code-execution",
+        action="store_true",
+        help="run programs that models write (code tasks), each in a sandbox; without it such tasks are not scored",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

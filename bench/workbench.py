@@ -29,6 +29,7 @@ from compression._recipe import UNCOMPRESSED
 if TYPE_CHECKING:
     from bench.data import Data
     from bench.gate import Baseline, Verdict
+    from bench.sandbox import Forbidden
     from compression import Base, Compressed
     from compression._cache import StepCache
 
@@ -90,7 +91,7 @@ class Workbench:
 
     def __init__(self, options: Options, progress: Callable[[int, int, str], None] | None = None):
         from bench import machine
-        from compression._compress import check_source
+        from compression._checks import check_source
 
         self.options, self._progress = options, progress
         if options.gate not in gates.MODES:
@@ -207,7 +208,7 @@ class Workbench:
     def _steps(self) -> "StepCache":
         """Keeps what recipes that train come to, and what other recipes begin with as they do."""
         from compression._cache import StepCache, default_folder
-        from compression._compress import make_schedule
+        from compression._schedule import make_schedule
 
         beginnings: list[tuple[str, ...]] = []
         recipes = dict.fromkeys((*self.options.recipes, *self.options.derived))
@@ -258,6 +259,19 @@ class Workbench:
 
         return open_data(self.options.data, base=self.options.base)
 
+    @functools.cached_property
+    def sandbox(self) -> "Forbidden":
+        """What the programs that models write cannot do here; to be asked for before one is run (`bench.sandbox`).
+
+        Raises:
+            NotAvailable: they may not be run, or cannot be run apart.
+        """
+        if not self.options.allow_code_execution:
+            raise NotAvailable("programs written by models are run only with --allow-code-execution")
+        from bench.sandbox import forbidden
+
+        return forbidden()
+
     def task(self, task: Any) -> Any:
         """A task with its data (`bench.tasks.prepare.Prepared`), read once.
 
@@ -269,6 +283,8 @@ class Workbench:
 
         if task.name not in self._tasks:
             try:
+                if task.runs_code and self.options.allow_code_execution:
+                    self.sandbox  # noqa: B018 - what cannot be contained is refused, or said, before
                 self._tasks[task.name] = prepare(task, self.data, run_code=self.options.allow_code_execution)
             except NotAvailable as error:
                 self._tasks[task.name] = error

@@ -108,6 +108,7 @@ def test_a_loss_that_the_tolerance_misses_is_seen_item_by_item_and_not_without_i
     assert "item by item" in seen[0].words and "95 % interval" in seen[0].words
     bare = [[replace(row, items=None) for row in rows] for rows in (after, before)]
     assert not any(each.fails for each in gated(*bare, context=ELSEWHERE))
+    assert not any(each.fails for each in gated(before, before, context=ELSEWHERE, mode="strict"))
     improved = [each.outcome for each in gated(before, after, context=ELSEWHERE, mode="strict") if each.fails]
     assert ["improved"] == improved
 
