@@ -154,14 +154,6 @@ class TestScores:
 
         assert card.table(cards) == readme.partition(card.START)[2].partition(card.END)[0].strip()
 
-    def test_greedy_answers_do_not_depend_on_what_shares_the_batch(self, student):
-        items = score.tasks.items("arithmetic", "test")[:5]
-        options = {"new_tokens": 32, "end": "\n"}
-
-        alone = [score.answers(*student, [item], **options)[0] for item in items]
-
-        assert alone == score.answers(*student, items, **options)
-
     def test_likelihoods_are_those_of_one_choice_at_a_time_without_a_cache(self, student):
         import torch
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .._errors import OptionError
+from ..answering import answer
 from . import NAMES, tasks
 from .tasks import Item
 from .world import Draw
@@ -112,41 +113,6 @@ def passes(program: str, tests: Sequence[str]) -> bool:
     return done.returncode == 0
 
 
-def answers(
-    model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", items: Sequence[Item], *, new_tokens: int, end: str
-) -> list[str]:
-    """Greedy continuations of the items' prompts, up to `end` (a piece of text) or `new_tokens` tokens."""
-    import torch
-
-    stops = [n for piece, n in vocabulary.get_vocab().items() if end in vocabulary.convert_tokens_to_string([piece])]
-    stops = torch.tensor([*stops, vocabulary.eos_token_id], device=model.device)
-    found: dict[str, str] = {}
-    asked = [(item["id"], shared, _ids(vocabulary, rest)) for item in items for shared, rest in [_halves(item)]]
-    for prefix, rows in _batches(vocabulary, asked, new_tokens):
-        width = max(len(ids) for _, ids in rows)
-        fed = torch.tensor([[vocabulary.pad_token_id] * (width - len(ids)) + ids for _, ids in rows])
-        mask = torch.tensor([[1] * len(prefix) + [0] * (width - len(ids)) + [1] * len(ids) for _, ids in rows])
-        fed, mask = fed.to(model.device), mask.to(model.device)
-        cache, made = _read(model, prefix, len(rows)), []
-        done = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
-        with torch.inference_mode():
-            for _ in range(new_tokens):
-                places = (mask.cumsum(1) - 1)[:, -fed.shape[1] :].clamp(min=0)
-                out = model(
-                    input_ids=fed, attention_mask=mask, position_ids=places, past_key_values=cache, logits_to_keep=1
-                )
-                fed, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
-                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-                made.append(fed)
-                done |= torch.isin(fed[:, 0], stops)
-                if done.all():
-                    break
-        texts = vocabulary.batch_decode(torch.cat(made, 1), skip_special_tokens=False)
-        for (name, _), text in zip(rows, texts, strict=True):
-            found[name] = text.partition(end)[0].partition(vocabulary.eos_token)[0]
-    return [found[item["id"]] for item in items]
-
-
 def likelihoods(
     model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", items: Sequence[Item]
 ) -> list[list[float]]:
@@ -222,7 +188,8 @@ def _choice_points(model: Any, vocabulary: Any, items: Sequence[Item]) -> list[f
 def _answer_points(model: Any, vocabulary: Any, items: Sequence[Item]) -> list[float]:
     task = items[0]["task"]
     end = "\n\n" if task == "code" else "\n"
-    said = answers(model, vocabulary, items, new_tokens=NEW_TOKENS[task], end=end)
+    prompts = [tasks.prompt(item) for item in items]
+    said = [each.text for each in answer(model, vocabulary, prompts, new_tokens=NEW_TOKENS[task], stops=(end,))]
     if task == "arithmetic":
         finals = [text.rpartition("####")[2].strip() for text in said]
         return [float(final == item["final"]) for final, item in zip(finals, items, strict=True)]
