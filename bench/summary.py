@@ -39,6 +39,11 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     yield f"base {workbench.source.label} on {workbench.fingerprint}, gate {options.gate}"
     yield f"journal {workbench.journal.path}"
     yield table(rows, {key: verdict.outcome for key, verdict in workbench.verdicts.items()}).to_string()
+    if any(row.metric.startswith("rag.") for row in rows):
+        from bench.rag.tables import tables
+
+        for title, frame in tables(rows).items():
+            yield f"{title}\n{frame.to_string()}"
     yield from dict.fromkeys(f"{r.recipe}: {r.metric} {r.status}: {r.reason}" for r in rows if r.reason)
     kernels = {recipe: str(kernels) for recipe, kernels in workbench.kernels.items() if kernels}
     if kernels:

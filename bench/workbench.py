@@ -27,6 +27,8 @@ from compression._recipe import UNCOMPRESSED
 if TYPE_CHECKING:
     from bench.data import Data
     from bench.gate import Baseline, Verdict
+    from bench.rag.collection import Collection
+    from bench.rag.pipeline import Retrieved, Setup
     from compression import Base, Compressed
 
 Reading = Any
@@ -54,6 +56,7 @@ class Options:
     warmup: int = 3
     tdp: float | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    rag: "Setup | None" = None
     command: str = "pytest bench"
 
     def load(self, batch_size: int) -> Load:
@@ -212,6 +215,28 @@ class Workbench:
         from bench.data import open_data
 
         return open_data(self.options.data, base=self.options.base)
+
+    @functools.cached_property
+    def collection(self) -> "Collection":
+        """The questions of RAG and the documents they are about."""
+        from bench.rag.readers import open_collection
+
+        assert self.options.rag is not None
+        return open_collection(self.options.rag.dataset, self.options.rag.documents)
+
+    @functools.cached_property
+    def retrieved(self) -> "Retrieved":
+        """What was found for each question, the same for all recipes; indexes are kept beside the journal."""
+        from bench.rag.answers import check_lengths
+        from bench.rag.pipeline import retrieve
+
+        assert self.options.rag is not None
+        tokenizer, device = self.base.tokenizer, self.options.device
+        cache = self.options.journal.parent / "retrieval"
+        found = retrieve(self.options.rag, tokenizer, device=device, cache=cache, collection=self.collection)
+        if tokenizer is not None and found.collection.answered:
+            check_lengths(found, tokenizer, self.source.config.get("max_position_embeddings"), self.options.new_tokens)
+        return found
 
     def decoder(self, model: "Compressed | Base", load: Load, mode: str = "eager") -> Decoder:
         cache_factory = getattr(model, "cache_factory", None)

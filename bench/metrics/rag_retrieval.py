@@ -60,7 +60,7 @@ def context_sufficiency(reading: ContextReading) -> float:
 
 @metric("rag.context_precision", unit="share", better="higher", kind="deterministic", of="rag_context")
 def context_precision(reading: ContextReading) -> float:
-    """[E]'s: share of the question's tokens that are in the context. What is usually meant: `context_precision_judged`."""
+    """[E]'s: share of the question's tokens that are in the context; precision proper is `context_precision_judged`."""
     return reading.mean(lambda c: overlap.share(overlap.tokens(c.question), overlap.tokens(c.text)))
 
 
@@ -68,6 +68,12 @@ def context_precision(reading: ContextReading) -> float:
 def context_coverage(reading: ContextReading) -> float:
     """Share of the answer's tokens that are in the context ([E], table 8)."""
     return reading.mean(lambda c: overlap.share(overlap.tokens(c.answer), overlap.tokens(c.text)))
+
+
+@metric("rag.context_coverage_normalised", unit="share", better="higher", kind="deterministic", of="rag_context")
+def context_coverage_normalised(reading: ContextReading) -> float:
+    """`context_coverage` over SQuAD's tokens: without the punctuation that hides the last word of every sentence."""
+    return reading.mean(lambda c: overlap.share(overlap.squad_tokens(c.answer), overlap.squad_tokens(c.text)))
 
 
 @metric("rag.retrieval_consistency", unit="score", better="neither", kind="deterministic", of="rag_context")
@@ -108,16 +114,11 @@ def context_precision_judged(reading: ContextReading) -> float:
 class RankingReading:
     """Rankings of different ids, best first, and the gain of each relevant id.
 
-    `params` says what relevant means: "judged" documents, or [E]'s "tokens": chunks with 30 % of the answer's tokens.
+    Ids are those of judged documents, or, for [E]'s relevance by tokens, of chunks with 30 % of the answer's tokens.
     """
 
     rankings: tuple[Sequence[str], ...]
     gains: tuple[Mapping[str, float], ...]
-    relevance: str
-
-    @property
-    def params(self) -> dict[str, str]:
-        return {"relevance": self.relevance}
 
     def mean(self, of: Callable[[Sequence[str], Mapping[str, float]], float]) -> float:
         return fsum(map(of, self.rankings, self.gains)) / len(self.rankings)

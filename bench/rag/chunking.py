@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench._errors import OptionError
-from bench.rag.collection import Document
 
 BY = ("tokens", "sentences", "headings", "documents")
 Span = tuple[int, int]  # characters begin:end
@@ -38,7 +37,9 @@ class Chunking:
         if self.size < 1:
             raise OptionError(f"--chunk-size {self.size} is not allowed: at least 1 token")
         if not 0 <= self.overlap < self.size:
-            raise OptionError(f"--chunk-overlap {self.overlap} is not allowed: 0 to {self.size - 1}, below --chunk-size")
+            raise OptionError(
+                f"--chunk-overlap {self.overlap} is not allowed: 0 to {self.size - 1}, below --chunk-size"
+            )
 
     @property
     def text(self) -> str:
@@ -50,7 +51,7 @@ class Chunking:
 class Chunk:
     """`text` is characters `begin:end` of the document."""
 
-    document: str
+    document: str  # its id
     text: str
     begin: int
     end: int
@@ -65,19 +66,17 @@ def words(text: str) -> list[Span]:
     return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
 
 
-def cut(document: Document, chunking: Chunking, tokenize: Tokenize = words) -> list[Chunk]:
-    """The chunks of a document in order; none of a blank one.
+def cut(document: str, text: str, chunking: Chunking, tokenize: Tokenize = words) -> list[Chunk]:
+    """The chunks of a document's text in order; none of a blank one.
 
-    >>> whole = Document(id="d", text="One two. Three four. Five.")
-    >>> [c.text for c in cut(whole, Chunking(by="sentences", size=6, overlap=3))]
+    >>> [c.text for c in cut("d", "One two. Three four. Five.", Chunking(by="sentences", size=6, overlap=3))]
     ['One two. Three four.', 'Three four. Five.']
     """
-    text = document.text
     spans = {"tokens": _by_tokens, "sentences": _by_sentences, "headings": _by_headings, "documents": _whole}[
         chunking.by
     ](text, chunking, tokenize)
     tidy = (_stripped(text, *span) for span in spans)
-    return [Chunk(document=document.id, text=text[begin:end], begin=begin, end=end) for begin, end in tidy if begin < end]
+    return [Chunk(document=document, text=text[begin:end], begin=begin, end=end) for begin, end in tidy if begin < end]
 
 
 def _whole(text: str, chunking: Chunking, tokenize: Tokenize) -> Iterator[Span]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from bench._errors import DataError, OptionError
+from bench.rag.chunking import Chunking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Collection:
         digest: SHA-256 (hex) of the bytes read.
         answered: whether its questions have answers; sets for information retrieval have judgements alone.
         form: the form of its prompts, one of `answers.FORMS`.
+        chunking: how its documents are cut unless something else is asked for.
 
     Raises:
         DataError: no documents or no questions, an id that is there twice, a question without an answer, or a judgement
@@ -54,10 +56,13 @@ class Collection:
     questions: tuple[Question, ...]
     answered: bool = True
     form: str = "plain"
+    chunking: Chunking = field(default_factory=Chunking)
 
     def __post_init__(self) -> None:
         if not any(document.text.strip() for document in self.documents):
-            raise DataError(f"{self.name}: there is no text in its {len(self.documents)} documents; give some to search")
+            raise DataError(
+                f"{self.name}: there is no text in its {len(self.documents)} documents; give some to search"
+            )
         if not self.questions:
             raise DataError(f"{self.name} has no questions; give at least one")
         for what, things in (("documents", self.documents), ("questions", self.questions)):
@@ -65,7 +70,9 @@ class Collection:
                 raise DataError(f"{self.name}: {what} have an id in common: {_few(twice)}; every id must be there once")
         if empty := [question.id for question in self.questions if not question.text.strip()]:
             raise DataError(f"{self.name}: the text of the questions {_few(empty)} is empty")
-        if self.answered and (bare := [q.id for q in self.questions if q.answerable and not any(map(_said, q.answers))]):
+        if self.answered and (
+            bare := [q.id for q in self.questions if q.answerable and not any(map(_said, q.answers))]
+        ):
             raise DataError(
                 f"{self.name}: the questions {_few(bare)} have no answer; give one, or mark them as is_impossible"
             )

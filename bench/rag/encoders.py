@@ -1,7 +1,7 @@
 """Texts to vectors of length 1, by sentence-transformers; kept on disk by content.
 
-There is no encoder of the embedded reference: its own token embeddings, weighted by inverse document frequency, found the
-right manual first for 0.994 of its questions, where BM25 found all.
+There is no encoder of the embedded reference: its own token embeddings, weighted by inverse document frequency, found
+the right manual first for 0.994 of its questions, where BM25 found all.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ class Encoder:
     Its own prompts for queries and documents are used where it has some.
 
     Args:
-        cache: folder where vectors of documents are kept, under a name made of the model and the texts; None keeps none.
+        cache: folder where vectors of documents are kept, named by the model and the texts; None keeps none.
 
     Raises:
         OptionError: the library is not installed, or there is no such model.
@@ -32,14 +32,18 @@ class Encoder:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
-            raise OptionError(f"--encoder {name} needs sentence-transformers: pip install 'compression-bench[rag]'") from error
+            raise OptionError(
+                f"--encoder {name} needs sentence-transformers: pip install 'compression-bench[rag]'"
+            ) from error
         self.name, self._cache = name, cache
         local = Path(name).expanduser()
         try:
             self._model = SentenceTransformer(str(local) if local.is_dir() else name, device=device)
         except (OSError, ValueError) as error:
-            raise OptionError(f"--encoder {name} cannot be loaded ({type(error).__name__}: {error}); give a folder with "
-                              "a model of sentence-transformers, or a hub id that can be reached") from error  # fmt: skip
+            raise OptionError(
+                f"--encoder {name} cannot be loaded ({type(error).__name__}: {error}); give a folder with a model of "
+                "sentence-transformers, or a hub id that can be reached"
+            ) from error
         self.digest = _digest_of(local) if local.is_dir() else name
 
     def documents(self, texts: Sequence[str]) -> "np.ndarray":

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 DEPTH = 1000  # places of a ranking that IR measures look at
-QUESTIONS = 100  # asked of a set that has more; [E] asks 10
+QUESTIONS = 64  # asked of a set that has more; [E] asks 10
 RELEVANT = 0.3  # share of the answer's tokens that makes a chunk relevant ([E], table 9)
 
 
@@ -27,9 +27,10 @@ class Setup:
 
     Attributes:
         dataset, documents: see `readers.open_collection`.
-        questions: so many of them, the first; None is 100, or all of an IR set.
+        questions: so many of them, the first; None is 64, or all of an IR set.
         encoder: model of sentence-transformers, needed by the retrievers "dense" and "hybrid".
         threshold: least score of a chunk; None is that of the retriever.
+        chunking: None is that of the collection.
         compare: also answer without a context.
         seeds: so many samples of every answer, beside the greedy one; 0 for none.
         responses: file that every answer is appended to as a line of JSON; None for none.
@@ -44,7 +45,7 @@ class Setup:
     index: str = "exact"
     top_k: int = 3
     threshold: float | None = None
-    chunking: Chunking = field(default_factory=Chunking)
+    chunking: Chunking | None = None
     compare: bool = True
     seeds: int = 3
     responses: Path | None = None
@@ -54,9 +55,13 @@ class Setup:
         checked(self.retriever)
         vectors.check(self.index)
         if self.retriever != "bm25" and not self.encoder:
-            raise OptionError(f"--retriever {self.retriever} needs --encoder: a folder or hub id for sentence-transformers")
+            raise OptionError(
+                f"--retriever {self.retriever} needs --encoder: a folder or hub id for sentence-transformers"
+            )
         if self.retriever == "bm25" and (self.encoder or self.index != "exact"):
-            raise OptionError("--encoder and --index are not used by --retriever bm25; give --retriever dense or hybrid")
+            raise OptionError(
+                "--encoder and --index are not used by --retriever bm25; give --retriever dense or hybrid"
+            )
         for name, value, least in (("--top-k", self.top_k, 1), ("--rag-seeds", self.seeds, 0)):
             if value < least:
                 raise OptionError(f"{name} {value} is not allowed: at least {least}")
@@ -86,6 +91,7 @@ class Retrieved:
 
     setup: Setup
     collection: Collection
+    chunking: Chunking
     chunks: tuple[Chunk, ...]
     asked: tuple[Asked, ...]
 
@@ -98,19 +104,20 @@ class Retrieved:
         return list(dict.fromkeys(self.chunks[chunk].document for chunk in asked.ranking))
 
     @property
+    def answerable(self) -> tuple[Asked, ...]:
+        """The questions that have an answer, those whose search failed included."""
+        return tuple(asked for asked in self.asked if asked.question.answerable)
+
+    @property
     def params(self) -> dict[str, Any]:
         """What belongs to the key of every row."""
         setup = self.setup
-        return {
-            "data": self.collection.name,
-            "questions": len(self.asked),
-            "retriever": setup.retriever,
-            "encoder": Path(setup.encoder).name if setup.encoder else None,
-            "index": setup.index.partition(":")[0] if setup.encoder else None,
-            "top_k": setup.top_k,
-            "threshold": setup.threshold,
-            "chunking": setup.chunking.text,
-        }
+        how = [setup.retriever, f"top{setup.top_k}", self.chunking.text]
+        if setup.encoder:
+            how += [Path(setup.encoder).name, setup.index.partition(":")[0]]
+        if setup.threshold is not None:
+            how += [f"above{setup.threshold:g}"]
+        return {"data": self.collection.name, "questions": len(self.asked), "retrieval": "-".join(how)}
 
 
 def token_spans(tokenizer: "PreTrainedTokenizerFast | None") -> chunking.Tokenize:
@@ -127,7 +134,9 @@ def token_spans(tokenizer: "PreTrainedTokenizerFast | None") -> chunking.Tokeniz
 
 def chunks_of(collection: Collection, how: Chunking, tokenize: chunking.Tokenize) -> tuple[Chunk, ...]:
     """All chunks of a collection in order."""
-    return tuple(chunk for document in collection.documents for chunk in chunking.cut(document, how, tokenize))
+    return tuple(
+        chunk for document in collection.documents for chunk in chunking.cut(document.id, document.text, how, tokenize)
+    )
 
 
 def retriever_of(setup: Setup, texts: Sequence[str], *, device: str = "cpu", cache: Path | None = None) -> Retriever:
@@ -178,7 +187,8 @@ def retrieve(
     if count is None and found.answered:
         count = min(QUESTIONS, len(found.questions))
     found = found.take(count)
-    chunks = chunks_of(found, setup.chunking, token_spans(tokenizer))
+    how = setup.chunking or found.chunking
+    chunks = chunks_of(found, how, token_spans(tokenizer))
     if setup.top_k > len(chunks):
         raise OptionError(
             f"--top-k {setup.top_k} is not allowed: {found.name} makes {len(chunks)} chunks; give 1 to {len(chunks)}"
@@ -198,7 +208,7 @@ def retrieve(
             asked.append(Asked(question=question, error=f"{type(error).__name__}: {error}"))
     if all(each.error for each in asked):
         raise DataError(f"no question of {found.name} could be searched for: {asked[0].error}")
-    return Retrieved(setup=setup, collection=found, chunks=chunks, asked=tuple(asked))
+    return Retrieved(setup=setup, collection=found, chunking=how, chunks=chunks, asked=tuple(asked))
 
 
 def token_gains(answers: Sequence[str], chunks: Sequence[Chunk]) -> list[dict[str, int]]:

@@ -1,8 +1,8 @@
 """Chunks to ranked hits: BM25, dense vectors, and the two combined.
 
 Every retriever answers `search(query, k)` with at most k hits, best first; equal scores stand in the order of the
-chunks. `threshold` is the least score of a hit: [E]'s 0.3 (table 9) for dense retrieval, where a score is a cosine; BM25
-returns what shares a word with the query (score above 0), as its scores have no scale.
+chunks. `threshold` is the least score of a hit: [E]'s 0.3 (table 9) for dense retrieval, where a score is a cosine;
+BM25 returns what shares a word with the query (score above 0), as its scores have no scale.
 """
 
 import functools

@@ -43,7 +43,7 @@ class Exact(Vectors):
 
 
 class Faiss(Vectors):
-    """HNSW of FAISS (Malkov and Yashunin, arXiv 1603.09320): 32 links, 80 candidates to build, at least 128 to search."""
+    """HNSW of FAISS (Malkov, Yashunin, arXiv 1603.09320): 32 links, 80 candidates to build, at least 128 to search."""
 
     def __init__(self, vectors: "np.ndarray"):
         import numpy as np
