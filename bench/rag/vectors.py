@@ -81,7 +81,7 @@ class Qdrant(Vectors):
         except ImportError as error:
             raise OptionError("--index qdrant needs its client: pip install 'compression-bench[rag]'") from error
         self._place, self._name = place, name
-        server = place.startswith(("http://", "https://"))
+        self._server = server = place.startswith(("http://", "https://"))
         with self._reached(OptionError):
             self._client = QdrantClient(url=place, check_compatibility=False) if server else QdrantClient(path=place)
             there = self._client.collection_exists(name)
@@ -96,6 +96,7 @@ class Qdrant(Vectors):
         with self._reached(DataError):
             count = self._client.count(name, exact=True).count
         if count != len(vectors):
+            self.close()
             raise DataError(
                 f"the collection {name} of the vector database {place} holds {count} vectors, not {len(vectors)}: an "
                 "upload was cut short; delete the collection, and it is made anew"
@@ -104,7 +105,7 @@ class Qdrant(Vectors):
     def search(self, vector: "np.ndarray", k: int) -> list[tuple[int, float]]:
         from qdrant_client import models
 
-        exactly = models.SearchParams(exact=True)
+        exactly = models.SearchParams(exact=True) if self._server else None  # local mode knows no other way
         with self._reached(DataError):
             found = self._client.query_points(
                 self._name, query=vector.tolist(), limit=k, search_params=exactly, with_payload=False
