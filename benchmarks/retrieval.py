@@ -10,9 +10,9 @@ for a query within `query`. `exact` searches the vectors where they are; `faiss`
 which copies them, `hnsw` the graph that `--index faiss` makes.
 
 Each contender runs in a process of its own. `memory` is the most that the process held while building and searching,
-beyond what it held with texts and vectors made. What was found is checked off the clock: `first` is the share of queries
-whose chunk came first, `same` the share of the first ten that are also among the reference's (`bm25`, `exact`), in the
-same places for `faiss`. BM25s differ in their form of IDF, and so in some places.
+beyond what it held with texts and vectors made. What was found is checked off the clock: `first` is the share of
+queries whose chunk came first, `same` the share of the first ten that are also among the reference's (`bm25`, `exact`),
+in the same places for `faiss`. BM25s differ in their form of IDF, and so in some places.
 """
 
 import argparse
