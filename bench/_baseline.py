@@ -4,6 +4,7 @@
      "context": {...}, "rows": {key: row},                              what no device changes: size, counts, quality
      "devices": {fingerprint: {"context": {...}, "rows": {key: row}}}}  timings and memory
 
+A row whose metric is a mean over items names their digest; the items lie beside the file (see `bench.items`).
 `context` is that of the last run that was recorded. A row that was recorded under other conditions (`CONDITIONS`) says
 so in a `context` of its own, so that merging runs never makes a row claim what it was not measured on.
 """
@@ -18,7 +19,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from bench import items as stored
 from bench._errors import BaselineError
+from bench.items import Items
 from bench.metrics import Metric, all_metrics
 from bench.metrics._registry import BETTER, KINDS, finite
 from bench.results import MEASURED, Param, Row, checked_params, exact_fields, key_of, strict_json
@@ -26,6 +29,7 @@ from compression._recipe import slug
 
 SCHEMA = 1
 ANYWHERE = ""  # the place of rows that no device changes
+ITEMS = "items"  # the folder of what rows are means of
 CONDITIONS = ("base_hash", "data_hash", "seed", "fingerprint", "torch")
 
 
@@ -54,6 +58,7 @@ class Entry:
     samples: tuple[float, ...]  # to 6 significant digits, to stay readable
     base_samples: tuple[float, ...]
     context: dict[str, Any] = field(hash=False)  # by CONDITIONS
+    items: Items | None = None  # what the value is the mean of; None for rows that have none, or were recorded without
 
     @classmethod
     def of_row(cls, row: Row, metric: Metric, context: Mapping[str, Any], fingerprint: str) -> Self:
@@ -69,12 +74,13 @@ class Entry:
         shown |= {name: [_plain(each) for each in getattr(self, name)] for name in _SAMPLES}
         common = conditions(section, self.of)
         other = {name: value for name, value in self.context.items() if value != common[name]}
+        shown |= {"items": self.items.digest} if self.items else {}
         return shown | ({"context": other} if other else {})
 
     @classmethod
-    def from_json(cls, key: str, table: object, section: Mapping[str, Any]) -> Self:
-        """The entry that `to_json` gave; raises ValueError in words."""
-        row = exact_fields(table, {"params", *_TEXTS, *_NUMBERS, *_SAMPLES}, frozenset({"context"}))
+    def from_json(cls, key: str, table: object, section: Mapping[str, Any], kept: Mapping[str, Items]) -> Self:
+        """The entry that `to_json` gave, with its items out of `kept`; raises ValueError in words."""
+        row = exact_fields(table, {"params", *_TEXTS, *_NUMBERS, *_SAMPLES}, frozenset({"context", "items"}))
         metric = key.partition("[")[0]
         params = checked_params(row["params"])
         if key_of(metric, params) != key:
@@ -98,12 +104,24 @@ class Entry:
             base_value=None if row["base_value"] is None else finite(row["base_value"]),
             **{name: tuple(finite(each) for each in row[name]) for name in _SAMPLES},
             context=conditions(section, row["of"]) | own,
+            items=_items(key, row.get("items"), kept),
         )
 
 
 _TEXTS = ("of", "kind", "unit", "better", "status")
 _NUMBERS = ("value", "ratio", "base_value")
 _SAMPLES = ("samples", "base_samples")
+
+
+def _items(key: str, digest: object, kept: Mapping[str, Items]) -> Items | None:
+    """The items of a row that names their digest; raises ValueError where they are not there, or others."""
+    if digest is None:
+        return None
+    if key not in kept:
+        raise ValueError(f"its items {digest} are not beside the baseline: items/ has none of this row")
+    if kept[key].digest != digest:
+        raise ValueError(f"its items must have the digest {digest}; those beside the baseline have {kept[key].digest}")
+    return kept[key]
 
 
 def _stamped(context: Mapping[str, Any], fingerprint: str, seed: int) -> dict[str, Any]:
@@ -131,8 +149,8 @@ class Section:
         return {"context": self.context, "rows": {key: each.to_json(self.context) for key, each in self.rows.items()}}
 
     @classmethod
-    def from_json(cls, table: object) -> Self:
-        """The section that `to_json` gave; raises ValueError naming the row."""
+    def from_json(cls, table: object, kept: Mapping[str, Items]) -> Self:
+        """The section that `to_json` gave, with items out of `kept`; raises ValueError naming the row."""
         section = exact_fields(table, {"context", "rows"})
         context, rows = section["context"], section["rows"]
         if not isinstance(context, dict) or not isinstance(rows, dict):
@@ -140,7 +158,7 @@ class Section:
         entries = {}
         for key, row in rows.items():
             try:
-                entries[key] = Entry.from_json(key, row, context)
+                entries[key] = Entry.from_json(key, row, context, kept)
             except ValueError as error:
                 raise ValueError(f"row {key}: {error}") from None
         return cls(context=context, rows=entries)
@@ -190,21 +208,30 @@ class Baseline:
                     raise ValueError(f"{name}={table[name]!r} must be a text that is not empty")
             if not isinstance(table["devices"], dict) or ANYWHERE in table["devices"]:
                 raise ValueError("devices must be a table by fingerprint")
-            sections = {ANYWHERE: Section.from_json({name: table[name] for name in ("context", "rows")})}
-            sections |= {device: Section.from_json(section) for device, section in table["devices"].items()}
+            kept = stored.load(Path(path).parent / ITEMS, Path(path).stem)
+            sections = {ANYWHERE: Section.from_json({name: table[name] for name in ("context", "rows")}, kept)}
+            sections |= {device: Section.from_json(section, {}) for device, section in table["devices"].items()}
         except OSError as error:
             raise BaselineError(f"baseline {path}: it cannot be read: {error.strerror or error}") from None
+        except BaselineError:  # of the items, with words of its own
+            raise
         except ValueError as error:
             raise BaselineError(f"baseline {path}: {error}; {_WAY_OUT}") from None
         return cls(base=table["base"], recipe=table["recipe"], sections=sections)
 
     def save(self, directory: str | Path) -> Path:
-        """Write the file, whole or not at all, and return its path. Raises BaselineError where that cannot be done."""
+        """Write the file, whole or not at all, and return its path; the items before it, which it names by digest.
+
+        Raises BaselineError where that cannot be done.
+        """
         path = self.path(directory, self.base, self.recipe)
         shared = self.sections.get(ANYWHERE, Section(context={}, rows={}))
         devices = {device: self.sections[device].to_json() for device in self.devices}
         table = {"schema": SCHEMA, "base": self.base, "recipe": self.recipe, **shared.to_json(), "devices": devices}
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        kept = {key: entry.items for key, entry in shared.rows.items() if entry.items}
+        if kept or (path.parent / ITEMS).exists():
+            stored.save(path.parent / ITEMS, path.stem, kept)
         try:
             text = json.dumps(table, indent=2, sort_keys=True, allow_nan=False)
             text = re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)

@@ -45,7 +45,7 @@ class RoomyLayer(DynamicLayer):
         for held in (self.keys, self.values):
             tokens = held.shape[-2]
             buffer = held.new_empty((len(rows), held.shape[1], tokens + room, held.shape[-1]))
-            buffer[:, :, :tokens] = held[rows]
+            buffer[:, :, :tokens] = held if len(held) == 1 else held[rows]
             made.append(buffer)
         taken.room = (made[0], made[1])
         taken.keys, taken.values = (buffer[:, :, : held.shape[-2]] for buffer, held in

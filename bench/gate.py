@@ -8,6 +8,12 @@
 | timing,       | on the same device only: the ratio to the base of the same run to `rel`, and the value      |
 | memory        | itself to `rel_absolute`; beyond the tolerance but not with 95 % confidence: inconclusive   |
 
+What is not compared exactly, and has results per item here and in the baseline, is compared by the paired test of
+`bench.paired` instead of by a tolerance: a difference is a change where p is at most LEVEL and, for what is
+deterministic, above ELSEWHERE_PAIRED. It is *inconclusive* where it is beyond the tolerance and the test does not see
+it. Other items than the recorded are not comparable, which fails. Fewer than FEWEST reals, of which no test can be
+sure, are compared by tolerance.
+
 A row of time or memory without a ratio, as all of the base's are, is compared by itself alone. Tolerances are shares of
 the recorded number, in the worse direction. Where neither direction is better, a failed exact comparison is a
 regression, and nothing else is. No difference up to the metric's `floor` is a change.
@@ -21,6 +27,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
+from bench import paired
 from bench._baseline import (
     ANYWHERE,
     Baseline,
@@ -45,6 +52,9 @@ BASE = "fp16"  # the recipe that ratios refer to
 RECORD = "pytest bench --update-baselines"
 EXACT = 1e-9  # relative: what printing and summing in another order may change
 ELSEWHERE = 1e-3  # relative: what another device or version of torch may change in a deterministic number
+LEVEL = 0.01  # of the paired test, two-sided: an unchanged model raises an alarm, or looks better, at most so often
+ELSEWHERE_PAIRED = 1e-4  # relative: what another device moved in no measurement; see METHODOLOGY
+FEWEST = 8  # reals: the signs of 7 differences are alike by chance in 2 of 128 cases
 SAMPLES = 5  # of each side, at least, for an interval
 RESAMPLES = 1000
 TAIL = 25  # resamples left out at each end: 95 % of 1000 remain
@@ -228,16 +238,50 @@ def _find(
         )
     if metric.per_device:
         return _compare_timed(row, entry, metric)
+    here = (fingerprint, context.get("torch")) == (entry.context["fingerprint"], entry.context["torch"])
+    if entry.items is not None:
+        if why := "this run has no results per item" if row.items is None else paired.mismatch(row.items, entry.items):
+            return Finding(
+                "not_comparable",
+                f"{name} cannot be compared with its baseline item by item: {why}; go back to what it was, or record "
+                f"the change with `{command}`",
+                always_fails=True,
+            )
+        exact = metric.kind == "counted" or (metric.kind == "deterministic" and here)
+        if not exact and (row.items.kind == "binary" or len(row.items) >= FEWEST):
+            return _compare_items(row, entry, metric)
     if metric.kind == "sampled":
         allowed = metric.rel
     elif metric.kind == "counted":
         allowed = 0.0
     else:
-        here = (fingerprint, context.get("torch"))
-        allowed = EXACT if here == (entry.context["fingerprint"], entry.context["torch"]) else ELSEWHERE
-    return _conclude(
-        row, metric, [_check("", entry.value, row.value, row.unit, allowed, row.value - entry.value, metric)]
-    )
+        allowed = EXACT if here else ELSEWHERE
+    check = _check("", entry.value, row.value, row.unit, allowed, row.value - entry.value, metric)
+    more = f"; item by item {_paired(row, entry, metric)[1]}" if entry.items and row.value != entry.value else ""
+    return _conclude(row, metric, [check], more)
+
+
+def _compare_items(row: Row, entry: Entry, metric: Metric) -> Finding:
+    """The paired test of this run's items against the baseline's."""
+    found, said = _paired(row, entry, metric)
+    sampled = metric.kind == "sampled"
+    allowed = metric.rel if sampled else ELSEWHERE
+    least = metric.floor if sampled else max(metric.floor, ELSEWHERE_PAIRED * abs(entry.value))
+    change = relative(entry.value, row.value)
+    worse = {"lower": row.value > entry.value, "higher": row.value < entry.value, "neither": False}[metric.better]
+    if abs(row.value - entry.value) <= least:
+        outcome = "pass"
+    elif found.p <= LEVEL and metric.better != "neither":
+        outcome = "regressed" if worse else "improved"
+    else:
+        outcome = "inconclusive" if worse and abs(change) > allowed else "pass"
+    words = f"{arrow(entry.value, row.value)} {row.unit} ({percent(change)}); item by item {said}, seen at p {LEVEL:g}"
+    return _conclude(row, metric, [Finding(outcome, words)])
+
+
+def _paired(row: Row, entry: Entry, metric: Metric) -> tuple[paired.Difference, str]:
+    found = paired.compare(row.items, entry.items)
+    return found, paired.words(found, "nat" if metric.of_items == "exp" else row.unit)
 
 
 def _compare_timed(row: Row, entry: Entry, metric: Metric) -> Finding:
@@ -290,7 +334,7 @@ def _conclude(row: Row, metric: Metric, checks: list[Finding], moved: str = "") 
     words = "; ".join(check.words for check in checks if check.outcome == outcome)
     advice = {
         "improved": "; better than the baseline: record it, or later losses hide under it",
-        "inconclusive": "; beyond what is allowed, but the samples scatter too much to say so: measure more rounds",
+        "inconclusive": "; beyond what is allowed, but too few samples, or too scattered, to say so: measure more",
     }.get(outcome, "")
     return Finding(outcome, f"{row.recipe}: {row.key} {outcome}: {words}{moved}{advice}")
 

@@ -34,7 +34,7 @@ def plan(options: "Options") -> str:
     download = _download_bytes(source)
     if source.kind == "hub" and download:
         return f"{source.text} is not here: {_mib(download)} would be downloaded; shapes are known afterwards"
-    skeleton = check_source(options.recipes, source.fetch(), options.calibration)
+    skeleton = check_source(options.recipes, source.fetch(), options.calibration, options.teacher, options.downstream)
     skeleton = skeleton.to(_weights.open_weights(source).dtype)
     base = stored_bytes(skeleton)
     bandwidth = _bandwidth(options.device)

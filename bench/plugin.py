@@ -4,16 +4,18 @@ It is an entry point of the installed package, so `pytest --pyargs bench` works 
 in conftest.py. Collecting imports neither torch nor transformers.
 """
 
+import dataclasses
 import math
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench._errors import BenchError, OptionError
+from bench._errors import BenchError, NotAvailable, OptionError
 
 if TYPE_CHECKING:
     from bench.workbench import Options, Workbench
@@ -26,18 +28,27 @@ MARKERS = {
     "efficiency": "size, speed, memory, energy and cost of compression",
     "quality": "perplexity and tasks",
     "rag": "answers from retrieved text",
+    "recovery": "a downstream task before and after training on it",
+    "ordering": "size and perplexity of pruning, distillation and quantization in every order",
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("compression benchmarks")
     add = group.addoption
-    add("--model", metavar="RECIPES", help="recipes separated by commas, or all; default nf4")
+    add("--model", metavar="RECIPES", help="recipes separated by commas, or all, or orderings; default nf4, with -m "
+        "ordering the latter, with -m recovery one of each family")  # fmt: skip
     add("--base", default="reference", help="reference, reference-teacher, random:<shape>, a folder or a hub id")
     add("--data", default=os.environ.get("BENCH_DATA"), help="embedded, hub, or a folder; default $BENCH_DATA, or "
         "embedded for the reference")  # fmt: skip
     add("--calibration", help="text for methods that need some: embedded, hub, random or a folder; default embedded "
         "for the reference, random for random weights")  # fmt: skip
+    add("--teacher", help="base that methods learn from that need one, or self for the uncompressed base; default "
+        "reference-teacher for the reference")  # fmt: skip
+    add("--downstream", metavar="TASK", help="what recover trains on: a task of the embedded reference or a folder of "
+        "*.jsonl with prompt and answer; default arithmetic for the reference")  # fmt: skip
+    add("--cache", type=Path, metavar="DIR", help="what training left for later runs; default $COMPRESSION_CACHE, or "
+        "compression-bench in the user's cache folder")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:N; default auto: cuda if there is one")
     add("--seed", type=int, default=0, help="of prompts, random weights and calibration")
     add(
@@ -77,6 +88,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--rag-seeds", type=int, default=3, help="samples of each answer, beside the greedy one; default 3")
     add("--save-detailed-responses", type=Path, metavar="FILE", help="append every answer as a line of JSON")
     add("--bertscore-encoder", metavar="MODEL", help="folder or hub id of the encoder of BERTScore")
+    add("--tasks", default="core", help="core, full, none, or names separated by commas; see METHODOLOGY.md")
+    add("--limit", type=int, help="questions of each task (of MMLU: of each subject); default all")
+    add("--task-rows", type=int, help="sequences that tasks read in one forward pass; default by tokens")
+    add("--chat-template", action="store_true", help="put the tasks' prompts into the tokenizer's chat template")
+    add("--allow-code-execution", action="store_true", help="run the programs that the model writes for code tasks")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -94,6 +110,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         except ValueError as error:
             raise pytest.Collector.CollectError(str(error)) from error
         metafunc.parametrize("recipe", recipes, ids=[recipe.text for recipe in recipes], scope="session")
+        if {"task", "tasks"} & set(metafunc.fixturenames):
+            _parametrize_tasks(metafunc)
         if "batch_size" in metafunc.fixturenames:
             metafunc.parametrize("batch_size", batch_sizes, ids=[f"b{size}" for size in batch_sizes])
         if "mode" in metafunc.fixturenames:
@@ -124,7 +142,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     from compression import CompressionError
 
     try:
+        marked = {mark.name for item in session.items for mark in item.iter_markers()}
         options = options_of(config)
+        if "recovery" in marked:
+            from bench.metrics.recovery import recipes_of
+
+            derived = dict.fromkeys(each for recipe in options.recipes for each in recipes_of(recipe))
+            options = dataclasses.replace(options, derived=tuple(derived))
         if config.getoption("--plan"):
             from bench.plan import plan
 
@@ -133,8 +157,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             pytest.exit("--plan: nothing was run", returncode=0)
         from bench.workbench import Workbench
 
-        marked = {mark.name for item in session.items for mark in item.iter_markers()}
         workbench = Workbench(options, progress=_progress(config))
+        if "recovery" in marked:
+            workbench.downstream  # noqa: B018 - a task that cannot be measured is said now
         if "quality" in marked:
             from bench.metrics.perplexity import PerplexityProtocol
 
@@ -142,6 +167,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             workbench.data.source(protocol.split, what=protocol.what)  # data that is not there is said now
         if "rag" in marked:
             workbench.collection  # noqa: B018 - and so are questions that cannot be asked
+            for task in options.tasks:
+                with suppress(NotAvailable):  # of which the rows speak
+                    workbench.task(task)
         workbench.base  # noqa: B018 - and so is a checkpoint that does not fit
         if "rag" in marked:
             workbench.retrieved  # noqa: B018 - and so is a retriever that cannot be had, or a chunk that is too long
@@ -195,6 +223,9 @@ def options_of(config: pytest.Config) -> "Options":
     from bench.workbench import Options
 
     get = config.getoption
+    for name in ("--limit", "--task-rows"):
+        if get(name) is not None and get(name) < 1:
+            raise OptionError(f"{name} {get(name)} is not allowed: at least 1; leave it out for no limit")
     for name in ("--runs", "--warmup-runs", "--samples"):
         if get(name) < (0 if name == "--warmup-runs" else 1):
             raise OptionError(f"{name} {get(name)} is not allowed: at least {0 if name == '--warmup-runs' else 1}")
@@ -208,6 +239,9 @@ def options_of(config: pytest.Config) -> "Options":
         recipes=tuple(_recipes(config)),
         data=get("--data"),
         calibration=get("--calibration"),
+        teacher=get("--teacher"),
+        downstream=get("--downstream"),
+        cache=get("--cache"),
         device=_device(get("--device")),
         seed=get("--seed"),
         gate=get("--gate"),
@@ -224,6 +258,11 @@ def options_of(config: pytest.Config) -> "Options":
         protocol={"name": get("--protocol"), "samples": get("--samples"), "length": get("--length"),
                   "stride": get("--stride")},
         rag=_rag(config),
+        tasks=tuple(_tasks(config)),
+        limit=get("--limit"),
+        task_rows=get("--task-rows"),
+        chat_template=get("--chat-template"),
+        allow_code_execution=get("--allow-code-execution"),
         command=shlex.join(["pytest", *(a for a in config.invocation_params.args if a != "--update-baselines")]),
     )  # fmt: skip
     for size in options.batch_sizes:
@@ -256,12 +295,34 @@ def _rag(config: pytest.Config) -> Any:
 
 
 def _recipes(config: pytest.Config) -> list[Any]:
+    from bench.metrics.recovery import DEFAULT as FAMILIES
+    from bench.orderings import RECIPES
     from compression import Recipe, methods, split_recipes
     from compression._recipe import UNCOMPRESSED
 
-    text = config.getoption("--model") or "nf4"
-    texts = [UNCOMPRESSED, *methods()] if text == "all" else split_recipes(text)
+    default = {"ordering": "orderings", "recovery": FAMILIES}.get(config.option.markexpr, "nf4")
+    text = config.getoption("--model") or default
+    named = {"all": [UNCOMPRESSED, *methods()], "orderings": RECIPES}
+    texts = named.get(text) or split_recipes(text)
     return list(dict.fromkeys(Recipe.parse(each) for each in texts))
+
+
+def _tasks(config: pytest.Config) -> list[Any]:
+    from bench.tasks import choose
+
+    return choose(config.getoption("--tasks"))
+
+
+def _parametrize_tasks(metafunc: pytest.Metafunc) -> None:
+    """A test for each task, one for their average."""
+    try:
+        chosen = _tasks(metafunc.config)
+    except OptionError as error:
+        raise pytest.Collector.CollectError(str(error)) from error
+    if "task" in metafunc.fixturenames:
+        metafunc.parametrize("task", chosen, ids=[task.name for task in chosen])
+    else:
+        metafunc.parametrize("tasks", [metafunc.config.getoption("--tasks")] if chosen else [])
 
 
 def _batch_sizes(config: pytest.Config) -> list[int]:

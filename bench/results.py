@@ -16,11 +16,12 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from bench._errors import JournalError
+from bench.items import Items
 from bench.metrics._registry import BETTER, NAME, finite
 
 SCHEMA = 1
@@ -120,6 +121,8 @@ class Row:
     reason: str | None = None  # in words; needed unless the status is "ok"
     of: str  # the kind of measurement: "generation", "artefact" ...
     source: Any = field(default=None, hash=False)  # a note that JSON can hold: counter of the energy, kernel ...
+    items: Items | None = None  # what the value is the mean of, or a function of that mean
+    paired: Mapping[str, float] | None = field(default=None, hash=False)  # `Paired` against the base of the same run
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -156,6 +159,12 @@ class Row:
             if not isinstance(getattr(self, name), tuple | list):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a sequence of numbers")
             object.__setattr__(self, name, tuple(_named(name, each) for each in getattr(self, name)))
+        if self.items is not None and not isinstance(self.items, Items):
+            raise ValueError(f"items={self.items!r} must be Items, or None")
+        if self.paired is not None:
+            if not isinstance(self.paired, Mapping):
+                raise ValueError(f"paired={self.paired!r} must be a table of names and numbers")
+            object.__setattr__(self, "paired", {name: _named(name, each) for name, each in self.paired.items()})
         if self.ratio is not None and not (
             self.value is not None
             and self.base_value
@@ -170,15 +179,23 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """All fields, in what JSON knows."""
-        return asdict(self) | {"samples": list(self.samples), "base_samples": list(self.base_samples)}
+        table = {each.name: getattr(self, each.name) for each in fields(self)}
+        table |= {name: list(table[name]) for name in ("samples", "base_samples")} | {"params": dict(self.params)}
+        table |= {"items": self.items and self.items.to_json(), "paired": self.paired and dict(self.paired)}
+        return {name: value for name, value in table.items() if value is not None or name not in _OPTIONAL}
 
     @classmethod
     def from_json(cls, table: object) -> Self:
         """The row that `to_json` gave; raises JournalError for a missing, an unknown or an impossible field."""
         try:
-            return cls(**exact_fields(table, {each.name for each in fields(cls)}))
+            values = exact_fields(table, {each.name for each in fields(cls)} - _OPTIONAL, _OPTIONAL)
+            items = values.get("items")
+            return cls(**values | {"items": None if items is None else Items.from_json(items)})
         except ValueError as error:
             raise JournalError(f"not a row: {error}") from None
+
+
+_OPTIONAL = frozenset({"items", "paired"})  # left out of a line where the row has none
 
 
 def _named(name: str, value: object) -> float:

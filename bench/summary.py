@@ -1,12 +1,16 @@
 """The table at the end of a run: the uncompressed model beside each compressed one, ratios and verdicts."""
 
 import argparse
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import orderings
 from bench._errors import JournalError
+from bench.metrics import all_metrics
+from bench.metrics.tasks import performance
 from bench.results import Row, read
 from compression._recipe import UNCOMPRESSED
 
@@ -39,6 +43,9 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     yield f"base {workbench.source.label} on {workbench.fingerprint}, gate {options.gate}"
     yield f"journal {workbench.journal.path}"
     yield table(rows, {key: verdict.outcome for key, verdict in workbench.verdicts.items()}).to_string()
+    quality = performance(rows)
+    if len(quality.columns) > 1:
+        yield quality.to_string(float_format=number, na_rep="not measured")
     if any(row.metric.startswith("rag.") for row in rows):
         from bench.rag.tables import tables
 
@@ -48,6 +55,10 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     kernels = {recipe: str(kernels) for recipe, kernels in workbench.kernels.items() if kernels}
     if kernels:
         yield "kernels: " + "; ".join(f"{recipe} {what}" for recipe, what in kernels.items())
+    for recipe, steps in workbench.steps.items():
+        if len(steps) > 1:
+            yield f"{recipe}: " + ", ".join(f"{what} {number(round(seconds, 1))} s" for what, seconds in steps)
+    yield from orderings.lines(rows)
     if not options.update and options.gate != "off":
         grouped: dict[str, list[str]] = {}
         for verdict in workbench.verdicts.values():
@@ -65,7 +76,8 @@ def lines(workbench: "Workbench") -> Iterable[str]:
 def table(rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str]) -> "pd.DataFrame":
     """Rows by metric and load, one column per recipe.
 
-    A cell holds the value; for timings the base's own of the same rounds behind a slash; the ratio; the verdict.
+    A cell holds the value; for timings the base's own of the same rounds behind a slash; the ratio; what is known from
+    results per item; the verdict.
     """
     import pandas as pd
 
@@ -80,6 +92,7 @@ def table(rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str]) -> "pd.D
         parts = [number(row.value) + (" est." if row.status == "estimated" else "")]
         parts += [f"/ {number(row.base_value)}"] if row.base_samples and row.base_value is not None else []
         parts += [f"{row.ratio:.3f}x"] if row.ratio is not None else []
+        parts += [_paired(row)] if row.paired else []
         mark = outcomes.get((row.recipe, row.key), "")
         parts += [_MARKS.get(mark, mark)] if mark not in _SILENT else []
         cell[row.recipe] = "  ".join(parts)
@@ -89,6 +102,18 @@ def table(rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str]) -> "pd.D
     if frame[UNCOMPRESSED].isna().all():
         frame = frame.drop(columns=UNCOMPRESSED)
     return frame.fillna("not measured")
+
+
+def _paired(row: Row) -> str:
+    """The 95 % interval of the paired difference to the base, or of the ratio where the metric is exp of the items.
+
+    A share of answers that flipped follows, where the items are answers.
+    """
+    found, metric = row.paired or {}, all_metrics().get(row.metric)
+    if metric is not None and metric.of_items == "exp":
+        return f"[{math.exp(found['low']):.4g}, {math.exp(found['high']):.4g}]"
+    shown = f"{found['difference']:+.3g} [{found['low']:+.3g}, {found['high']:+.3g}]"
+    return shown + (f" {100 * found['flipped']:.3g} % flipped" if "flipped" in found else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from compression._recipe import UNCOMPRESSED
 pytestmark = pytest.mark.efficiency
 
 
+@pytest.mark.ordering
 def test_size(workbench, recipe):
     from compression._artefact import count_parameters, stored_bytes
 

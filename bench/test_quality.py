@@ -2,8 +2,10 @@
 
 import pytest
 
-from bench._errors import DataError
+from bench._errors import DataError, NotAvailable
 from bench.metrics.perplexity import PerplexityProtocol, perplexity
+from bench.metrics.tasks import score, suite_of
+from compression import Recipe
 from compression._recipe import UNCOMPRESSED
 
 pytestmark = pytest.mark.quality
@@ -11,19 +13,81 @@ pytestmark = pytest.mark.quality
 _BATCH = 4  # fixed, since scores move in their last bits with it
 
 
-def test_perplexity(workbench, recipe):
+def _protocol(workbench):
     protocol = PerplexityProtocol(batch_size=_BATCH, **workbench.options.protocol)
+    asked = {"protocol": protocol.name, "length": protocol.length, "split": protocol.split, "batch": _BATCH}
+    return protocol, asked
+
+
+def _read(workbench, protocol, recipe):
+    """The model under a recipe, read beside the base; the base alone for fp16."""
+    tokenizer, device = _tokenizer(workbench), workbench.options.device
+
+    def of(model, base=None):
+        return perplexity(model.model, tokenizer, workbench.data, protocol, device=device, base=base and base.model)
+
+    if recipe.text == UNCOMPRESSED:
+        return workbench.base_reading(("perplexity", protocol), lambda: of(workbench.base))
+    return workbench.reading(recipe, protocol, lambda model: of(model, workbench.base))
+
+
+@pytest.mark.ordering
+def test_perplexity(workbench, recipe):
+    protocol, asked = _protocol(workbench)
     workbench.note_data("perplexity", workbench.data.source(protocol.split, what=protocol.what).digest)
 
-    def of(model):
-        tokenizer = workbench.base.tokenizer
-        if tokenizer is None:
-            raise DataError(f"base {workbench.source.text} has no tokenizer: perplexity needs tokenizer.json beside it")
-        return perplexity(model.model, tokenizer, workbench.data, protocol, device=workbench.options.device)
+    def take():
+        base = _read(workbench, protocol, Recipe())
+        return (base, None) if recipe.text == UNCOMPRESSED else (_read(workbench, protocol, recipe), base)
+
+    workbench.measure("perplexity", recipe, take, asked)
+
+
+def test_divergence(workbench, recipe):
+    if recipe.text == UNCOMPRESSED:
+        pytest.skip("the base does not differ from itself")
+    protocol, asked = _protocol(workbench)
+    workbench.note_data("divergence", workbench.data.source(protocol.split, what=protocol.what).digest)
 
     def take():
-        base = workbench.base_reading(("perplexity", protocol), lambda: of(workbench.base))
+        found = _read(workbench, protocol, recipe).divergence
+        return found, found.of_itself
+
+    workbench.measure("divergence", recipe, take, asked)
+
+
+def test_task(workbench, recipe, task):
+    options = workbench.options
+
+    def of(model):
+        if getattr(model, "cache_factory", None) is not None:
+            raise NotAvailable("the recipe brings a cache of its own, which scoring does not use yet")
+        prepared = workbench.task(task)
+        return score(prepared, model.model, _tokenizer(workbench), limit=options.limit, rows=options.task_rows,
+                     chat=options.chat_template)  # fmt: skip
+
+    def take():
+        base = workbench.base_reading(("task", task), lambda: of(workbench.base))
         return (base, None) if recipe.text == UNCOMPRESSED else (of(workbench.compressed(recipe)), base)
 
-    asked = {"protocol": protocol.name, "length": protocol.length, "split": protocol.split, "batch": _BATCH}
-    workbench.measure("perplexity", recipe, take, asked)
+    filtered = None if task.filter == "none" else task.filter
+    asked = {"task": task.name, "shots": task.shots, "score": task.metric, "filter": filtered, "limit": options.limit,
+             "rows": options.task_rows, "chat": options.chat_template or None}  # fmt: skip
+    workbench.measure("task", recipe, take, asked, notes=lambda reading: ("ok", reading.remark, None))
+
+
+def test_average(workbench, recipe, tasks):
+    def take():
+        reading = suite_of(workbench.rows.values(), recipe.text)
+        base = type(reading)(accuracies=reading.base, base=reading.base)
+        return (reading, None) if recipe.text == UNCOMPRESSED else (reading, base)
+
+    asked = {"tasks": tasks, "limit": workbench.options.limit, "rows": workbench.options.task_rows,
+             "chat": workbench.options.chat_template or None}  # fmt: skip
+    workbench.measure("tasks", recipe, take, asked)
+
+
+def _tokenizer(workbench):
+    if workbench.base.tokenizer is None:
+        raise DataError(f"base {workbench.source.text} has no tokenizer: quality needs tokenizer.json beside it")
+    return workbench.base.tokenizer

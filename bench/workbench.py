@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bench.gate as gates
+from bench import paired
 from bench._errors import BenchError, MetricError, NotAvailable, OptionError
 from bench.generation import Decoder, Interleaved, Load
+from bench.items import Items
 from bench.metrics import Metric, metrics_of
 from bench.results import Journal, Row, resume
 from compression import Recipe, locate
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from bench.rag.collection import Collection
     from bench.rag.pipeline import Retrieved, Setup
     from compression import Base, Compressed
+    from compression._cache import StepCache
 
 Reading = Any
 
@@ -42,6 +45,10 @@ class Options:
     recipes: tuple[Recipe, ...] = ()
     data: str | None = None
     calibration: str | None = None
+    teacher: str | None = None
+    downstream: str | None = None
+    derived: tuple[Recipe, ...] = ()  # recipes that are made beside those, for what is measured of them
+    cache: Path | None = None
     device: str = "cpu"
     seed: int = 0
     gate: str = "auto"
@@ -57,6 +64,11 @@ class Options:
     tdp: float | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
     rag: "Setup | None" = None
+    tasks: tuple[Any, ...] = ()  # bench.tasks.Task
+    limit: int | None = None
+    task_rows: int | None = None
+    chat_template: bool = False
+    allow_code_execution: bool = False
     command: str = "pytest bench"
 
     def load(self, batch_size: int) -> Load:
@@ -95,7 +107,8 @@ class Workbench:
         self.fingerprint = machine.fingerprint(options.device)
         self.source = locate(options.base).fetch()
         if self.source.published is None:
-            check_source(options.recipes, self.source, options.calibration)
+            recipes = (*options.recipes, *options.derived)
+            check_source(recipes, self.source, options.calibration, options.teacher, options.downstream)
         else:
             from compression._formats._model import check_recipe
 
@@ -120,10 +133,13 @@ class Workbench:
         self.verdicts: dict[tuple[str, str], Verdict] = {}
         self.changes: list[str] = []
         self.kernels: dict[str, dict[str, int]] = {}
+        self.steps: dict[str, tuple[tuple[str, float], ...]] = {}  # what was executed, and its seconds
         self._base: Base | None = None
         self._compressed: tuple[Recipe, Compressed | BaseException] | None = None
         self._folder: Path | None = None
         self._base_readings: dict[Any, Reading] = {}
+        self._readings: dict[Any, Reading] = {}
+        self._tasks: dict[str, Any] = {}
         self._started = False
 
     def _check_resumed(self, context: Mapping[str, Any]) -> None:
@@ -175,6 +191,9 @@ class Workbench:
                         recipe,
                         seed=self.options.seed,
                         calibration=self.options.calibration,
+                        teacher=self.options.teacher,
+                        downstream=self.options.downstream,
+                        cache=self._steps,
                         progress=self._progress,
                     )
             except Exception as error:
@@ -182,9 +201,34 @@ class Workbench:
                 raise
             self._compressed = (recipe, result)
             self.kernels[recipe.text] = result.kernels()
+            self.steps[recipe.text] = tuple(zip(result.executed, result.seconds, strict=False))
         if isinstance(self._compressed[1], BaseException):
             raise self._compressed[1]
         return self._compressed[1]
+
+    @functools.cached_property
+    def _steps(self) -> "StepCache":
+        """Keeps what recipes that train come to, and what other recipes begin with as they do."""
+        from compression._cache import StepCache, default_folder
+        from compression._compress import make_schedule
+
+        beginnings: list[tuple[str, ...]] = []
+        recipes = dict.fromkeys((*self.options.recipes, *self.options.derived))
+        for recipe in recipes:
+            texts = tuple(what for _, what in make_schedule(recipe.steps))
+            if any(step.method.trains for step in recipe.steps):
+                beginnings += [texts[: i + 1] for i in range(len(texts))]
+        whole = {tuple(what for _, what in make_schedule(recipe.steps)) for recipe in recipes}
+        shared = {texts for texts in beginnings if beginnings.count(texts) + (texts in whole) > 1}
+        folder = self.options.cache or default_folder()
+        return StepCache(folder, keep=lambda texts: tuple(texts) in shared)
+
+    @functools.cached_property
+    def downstream(self) -> str:
+        """The task that recovery is measured on."""
+        from bench.metrics.recovery import check_task
+
+        return check_task(self.options.downstream, self.source)
 
     def artefact_folder(self, recipe: Recipe) -> Path:
         """Where the compressed model lies on disk, for processes that open it by themselves; gone with the model."""
@@ -201,6 +245,7 @@ class Workbench:
 
     def _release(self) -> None:
         self._compressed = None
+        self._readings = {}
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -236,6 +281,24 @@ class Workbench:
         found = retrieve(self.options.rag, tokenizer, device=device, cache=cache, collection=self.collection)
         if tokenizer is not None and found.collection.answered:
             check_lengths(found, tokenizer, self.source.config.get("max_position_embeddings"), self.options.new_tokens)
+        return found
+
+    def task(self, task: Any) -> Any:
+        """A task with its data (`bench.tasks.prepare.Prepared`), read once.
+
+        Raises:
+            NotAvailable: it cannot be had, again at every call.
+            DataError: its data is malformed.
+        """
+        from bench.tasks.prepare import prepare
+
+        if task.name not in self._tasks:
+            try:
+                self._tasks[task.name] = prepare(task, self.data, run_code=self.options.allow_code_execution)
+            except NotAvailable as error:
+                self._tasks[task.name] = error
+        if isinstance(found := self._tasks[task.name], NotAvailable):
+            raise found
         return found
 
     def decoder(self, model: "Compressed | Base", load: Load, mode: str = "eager") -> Decoder:
@@ -277,7 +340,7 @@ class Workbench:
         Raises:
             AssertionError: a verdict fails; the words of each are in the message.
         """
-        params = dict(params or {})
+        params = {**self._given(recipe), **(params or {})}
         if self._resumed(of, recipe, params):
             return
         with self._failures(of, recipe, params):
@@ -293,11 +356,28 @@ class Workbench:
         self._record(rows, found)
         self._assert(found)
 
+    def _given(self, recipe: Recipe) -> dict[str, Any]:
+        """Text and teacher that are not the base's own belong to the key of what they make."""
+        methods = [step.method for step in recipe.steps]
+        given = {
+            "calibration": self.options.calibration if any(method.calibration for method in methods) else None,
+            "teacher": self.options.teacher if any(method.teacher for method in methods) else None,
+            "downstream": self.options.downstream if any(method.downstream for method in methods) else None,
+        }
+        return {name: text for name, text in given.items() if text is not None}
+
     def base_reading(self, key: Any, take: Callable[[], Reading]) -> Reading:
         """A reading of the uncompressed model that does not have to be taken beside each recipe: taken once."""
         if key not in self._base_readings:
             self._base_readings[key] = take()
         return self._base_readings[key]
+
+    def reading(self, recipe: Recipe, key: Any, take: "Callable[[Compressed], Reading]") -> Reading:
+        """A reading of the compressed model that several measurements share: taken once, and gone with the model."""
+        model = self.compressed(recipe)
+        if key not in self._readings:
+            self._readings[key] = take(model)
+        return self._readings[key]
 
     def interleaved(self, recipe: Recipe, load: Load, mode: str) -> Interleaved:
         """The base and the compressed model, ready to generate in turn; for fp16 the base alone."""
@@ -316,16 +396,21 @@ class Workbench:
         reading, base = readings
         status, reason, source = notes(reading) if notes else ("ok", None, None)
         params = {k: v for k, v in {**params, **getattr(reading, "params", {})}.items() if v is not None}
+        items, base_items = _items_of(reading), {} if base is None else _items_of(base)
         rows = []
         for metric in metrics_of(of):
             value = metric(reading)
             base_value = None if base is None else metric(base)
             samples = tuple(metric(r) for r in each(reading)) if each and metric.per_device else ()
             base_samples = tuple(metric(r) for r in each(base)) if samples and base is not None and each else ()
+            own, others = items.get(metric.name), base_items.get(metric.name)
+            if own is not None:
+                paired.check(metric, value, own)
             row = self._row(
                 of, recipe, metric, params, value=value, base_value=base_value, status=status, reason=reason,
                 ratio=value / base_value if base_value else None, source=source,
-                samples=samples, base_samples=base_samples,
+                samples=samples, base_samples=base_samples, items=own,
+                paired=None if own is None or others is None else paired.compare(own, others).to_json(),
             )  # fmt: skip
             rows.append(row)
         return rows
@@ -465,6 +550,12 @@ class Workbench:
         self._release()
         self._base = None
         self.journal.close()
+
+
+def _items_of(reading: Reading) -> dict[str, Items]:
+    """Per-item results by name of the metric: of a reading that has `items`, as `Items` or as what makes them."""
+    given = getattr(reading, "items", {})
+    return {name: each if isinstance(each, Items) else Items(*each) for name, each in given.items()}
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

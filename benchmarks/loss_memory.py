@@ -33,8 +33,11 @@ from torch.nn import functional
 from bench.metrics.memory import STEADY_HEAP
 from bench.metrics.memory_child import Peak, anonymous_memory
 from compression._cost import give_back
-from compression.distillation._losses import KD, Projected, TopK, distillation
+from compression.distillation._chunks import Projected, TopK
+from compression.distillation._losses import distillation
+from compression.distillation._settings import Objective
 
+KD = Objective(alpha=0.3, temperature=4.0)  # of [O]
 CASES = ("logits", "head", "frozen", "top 64")
 ALLOWED = 1e-5  # difference of gradients, as a share of the largest
 

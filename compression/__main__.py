@@ -35,6 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calibration", help="text for methods that need some: embedded, hub, random or a folder; "
                         "default embedded for the reference, random for random weights")  # fmt: skip
+    parser.add_argument("--downstream", metavar="TASK", help="what recover trains on: a task of the embedded "
+                        "reference or a folder of *.jsonl with prompt and answer; default arithmetic for the "
+                        "reference")  # fmt: skip
+    parser.add_argument("--teacher", help="base that methods learn from that need one, or self for the uncompressed "
+                        "base; default reference-teacher for the reference")  # fmt: skip
+    parser.add_argument("--cache", type=Path, help="folder of what training left for later runs; default "
+                        "$COMPRESSION_CACHE, or compression-bench in the user's cache folder")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     options = parser.parse_args(arguments)
     try:
@@ -65,6 +72,8 @@ def _compress(options: argparse.Namespace) -> int:
         "seconds": result.cost.seconds if result.cost else None,
         "peak_bytes": result.cost.peak_bytes if result.cost else None,
         "calibration_tokens": result.cost.calibration_tokens if result.cost else 0,
+        "trained_tokens": result.cost.trained_tokens if result.cost else 0,
+        "trained_parameters": result.cost.trained_parameters if result.cost else 0,
         "kernels": result.kernels(device),
         "layers": [f"{entry.name}: {entry.outcome}, {entry.detail}" for entry in result.report],
     }
@@ -85,8 +94,18 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
     settings = {"device": device, "seed": options.seed, "calibration": options.calibration, "progress": _bar()}
     if reason := whole_model(recipe):
         check_writable(options.out)
-        print(f"{reason}: the model is held in memory, and nothing can be resumed", file=sys.stderr)
-        result = compress(options.base, recipe, **settings)
+        resumed = (
+            "training is resumed" if any(step.method.trains for step in recipe.steps) else "nothing can be resumed"
+        )
+        print(f"{reason}: the model is held in memory, and {resumed}", file=sys.stderr)
+        result = compress(
+            options.base,
+            recipe,
+            teacher=options.teacher,
+            downstream=options.downstream,
+            cache=options.cache,
+            **settings,
+        )
         result.save(options.out, options.format)
         return result
     folder = options.out

@@ -24,6 +24,7 @@ from compression._errors import CheckpointError, LayerError
 from compression._formats import BITS, FORMATS
 from compression._grids import GRIDS
 from compression._linear import PackedLinear
+from compression._lora_linear import LoraLinear
 from compression._recipe import Recipe
 from compression._sparse_linear import SparseLinear
 
@@ -52,6 +53,7 @@ class Compressed:
         base: text and digest of the base that it came from.
         executed: the steps as they were run, inserted `dequantize` and re-applied quantizers included.
         report: one entry for every layer that could have been replaced, and for the tables that stay.
+        seconds: that each of the steps in `executed` took; empty where they took each block together.
         cache_factory: makes the KV cache for methods that bring their own; None for the model's usual one.
     """
 
@@ -60,6 +62,7 @@ class Compressed:
     base: tuple[str, str]
     executed: tuple[str, ...] = ()
     report: tuple[LayerReport, ...] = ()
+    seconds: tuple[float, ...] = ()
     cost: Cost | None = None
     cache_factory: Callable[..., Any] | None = None
     tokenizer_source: Callable[[], Any] = field(default=lambda: None, repr=False)
@@ -118,6 +121,7 @@ class Compressed:
             "text": self.recipe.text,
             "base": {"text": self.base[0], "digest": self.base[1]},
             "executed": list(self.executed),
+            "seconds": list(self.seconds),
             "torch": torch.__version__,
             "cost": None if self.cost is None else dataclasses.asdict(self.cost),
             "report": [dataclasses.asdict(entry) for entry in self.report],
@@ -245,7 +249,7 @@ def outline(path: Path) -> Compressed:
         recipe, base = Recipe.from_json(manifest["recipe"]), (manifest["base"]["text"], manifest["base"]["digest"])
         if not isinstance(manifest["executed"], list):
             raise TypeError(f"executed must be a list, not {manifest['executed']!r}")
-        executed = tuple(manifest["executed"])
+        executed, seconds = tuple(manifest["executed"]), tuple(map(float, manifest.get("seconds", ())))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
     _, headers = _weights.index(_files(path))
@@ -253,7 +257,7 @@ def outline(path: Path) -> Compressed:
     _weights.assign(model, headers, where=str(path))
     model.tie_weights()
     return Compressed(
-        model=model, recipe=recipe, base=base, executed=executed, report=report, cost=cost,
+        model=model, recipe=recipe, base=base, executed=executed, report=report, seconds=seconds, cost=cost,
         tokenizer_source=lambda: _checkpoint.read_tokenizer(path),
     )  # fmt: skip
 
@@ -316,8 +320,10 @@ def count_parameters(model: Any) -> int:
     return stored + sum(p.numel() for p in model.parameters())
 
 
-def describe(layer: PackedLinear | SparseLinear) -> dict[str, Any]:
+def describe(layer: PackedLinear | SparseLinear | LoraLinear) -> dict[str, Any]:
     """What compression.json says of a layer."""
+    if isinstance(layer, LoraLinear):
+        return {"adapter": layer.describe(), "base": describe(layer.base)}  # type: ignore[arg-type]
     if isinstance(layer, SparseLinear):
         return {
             "store": "bitmask" if layer.pattern is None else "nm",
@@ -341,9 +347,13 @@ def describe(layer: PackedLinear | SparseLinear) -> dict[str, Any]:
     }
 
 
-def _restore(spec: dict[str, Any]) -> PackedLinear | SparseLinear:
+def _restore(spec: dict[str, Any]) -> PackedLinear | SparseLinear | LoraLinear:
     import torch
 
+    if "adapter" in spec:
+        told = spec["adapter"]
+        dtype = getattr(torch, told["dtype"])
+        return LoraLinear(_restore(spec["base"]), told["rank"], told["scale"], dtype=dtype, device="meta")
     if "store" in spec:
         pattern = None if spec["store"] == "bitmask" else tuple(spec["pattern"])
         return SparseLinear(

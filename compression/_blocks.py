@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compression._kernels import has_bf16_cpu
 from compression._linear import PackedLinear
+from compression._lora_linear import LoraLinear
 from compression._sparse_linear import SparseLinear
 
 Stack = tuple[str, ...]
@@ -36,11 +37,10 @@ class Block:
     name: str
     module: nn.Module
 
-    def linears(self) -> Iterator[tuple[str, nn.Linear | PackedLinear | SparseLinear]]:
-        """Full name and layer of every linear in the block, in the order of the module."""
-        for path, module in list(self.module.named_modules()):
-            if isinstance(module, nn.Linear | PackedLinear | SparseLinear):
-                yield f"{self.name}.{path}", module
+    def linears(self) -> Iterator[tuple[str, nn.Linear | PackedLinear | SparseLinear | LoraLinear]]:
+        """Full name and layer of every linear in the block, in the order of the module; an adapted one as a whole."""
+        for path, module in _whole(self.module, nn.Linear | PackedLinear | SparseLinear | LoraLinear):
+            yield f"{self.name}.{path}", module
 
     def producer_channels(self, stack: Stack) -> Tensor:
         """For each input of a stack the channel of its producer, int64 (cols,).
@@ -151,7 +151,7 @@ def without_weights(module: nn.Module) -> nn.Module:
 
 
 def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
-    """Every packed layer of a model by its full name."""
+    """Every packed layer of a model by its full name; that of an adapted one ends in `.base`."""
     return {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
 
 
@@ -160,14 +160,21 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
 
 
-def stored_layers(model: nn.Module) -> dict[str, PackedLinear | SparseLinear]:
-    """Every layer of a model that is no dense one any more, by its full name."""
-    return {**packed_layers(model), **sparse_layers(model)}
+def stored_layers(model: nn.Module) -> dict[str, PackedLinear | SparseLinear | LoraLinear]:
+    """Every layer of a model that is no dense one any more, by its full name; an adapted one as a whole."""
+    return dict(_whole(model, PackedLinear | SparseLinear | LoraLinear))
 
 
-def as_linear(layer: nn.Linear | SparseLinear) -> nn.Linear:
+def _whole(model: nn.Module, kinds: Any) -> list[tuple[str, Any]]:
+    """Path and module of these kinds, but not what is inside of an adapted layer."""
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, kinds)]
+    inside = tuple(f"{path}." for path, module in found if isinstance(module, LoraLinear))
+    return [(path, module) for path, module in found if not path.startswith(inside)]
+
+
+def as_linear(layer: nn.Linear | SparseLinear | LoraLinear) -> nn.Linear:
     """The layer itself, or a dense one with the same weight."""
-    return layer.to_linear() if isinstance(layer, SparseLinear) else layer
+    return layer if isinstance(layer, nn.Linear) else layer.to_linear()
 
 
 def make_dense(module: nn.Module) -> None:

@@ -49,8 +49,12 @@ class Calibration:
     documents: Callable[[int], Iterable[str]] | None = None
     ids: Callable[[int, int, int, int], Tensor] | None = None
 
-    def tokens(self, tokenizer: Any, *, samples: int, length: int, seed: int, vocabulary: int) -> Tensor:
-        """int64 (samples, length): the documents in seeded order, joined by blank lines and cut into pieces.
+    def tokens(
+        self, tokenizer: Any, *, samples: int, length: int, seed: int, vocabulary: int, ended: bool = False
+    ) -> Tensor:
+        """int64 (samples, length): the documents in seeded order, joined and cut into pieces.
+
+        Between them are blank lines, or with `ended`, as models are trained, the tokenizer's end of sequence.
 
         Raises:
             CalibrationError: there is less text than that, there is no tokenizer, or an id is not in the vocabulary.
@@ -63,6 +67,10 @@ class Calibration:
             wanted, found = samples * length, []
             documents = iter(self.documents(seed))  # type: ignore[misc]
             while len(found) < wanted and (batch := list(itertools.islice(documents, _BATCH))):
+                if ended and tokenizer.eos_token_id is not None:
+                    for each in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
+                        found += [*each, tokenizer.eos_token_id]
+                    continue
                 text = "".join(document + SEPARATOR for document in batch)
                 found += tokenizer.encode(text, add_special_tokens=False, verbose=False)
             if len(found) < wanted:

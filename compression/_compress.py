@@ -1,19 +1,25 @@
 """The runner: takes a base through the steps of a recipe."""
 
-import itertools
-from collections.abc import Callable, Iterable
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
-from compression import _blocks, _checkpoint, _kernels, _registry
+from compression import _blocks, _checkpoint, _downstream, _kernels, _registry
 from compression._artefact import LEFT_ALONE, Compressed, LayerReport
+from compression._cache import StepCache, default_folder
 from compression._calibration import WAYS_OUT, Calibration, open_calibration
 from compression._checkpoint import Base
-from compression._cost import CostMeter
-from compression._errors import CalibrationError, LayerError, RecipeError
+from compression._cost import Cost, CostMeter
+from compression._downstream import Downstream, open_downstream
+from compression._errors import CalibrationError, LayerError, RecipeError, TeacherError, TrainingError
+from compression._files import code_digest, digest_of
 from compression._linear import PackedLinear
 from compression._recipe import Recipe, Step
 from compression._registry import CalibratedMethod, LayerwiseMethod
@@ -32,6 +38,11 @@ class Context:
         progress: called with (done, total, what).
         report: methods add one entry per layer.
         ids: token ids of calibration text, int64 (samples, length), on the device; None for a step that reads none.
+        tokenizer: of the base; None if it has none.
+        teacher: the base that a step learns from; None for a step that needs none.
+        folder: where training keeps what later runs and those that go on after a kill can use.
+        downstream: the task whose examples a step trains on; None for a step that trains on none.
+        trained: runs of training that the step took; what they left in the folder is of no use once its result is kept.
     """
 
     step: Step | None
@@ -40,6 +51,11 @@ class Context:
     progress: Progress
     report: list[LayerReport] = field(default_factory=list)
     ids: Tensor | None = None
+    tokenizer: Any = None
+    teacher: _checkpoint.BaseSource | None = None
+    folder: Path | None = None
+    downstream: Downstream | None = None
+    trained: list[Any] = field(default_factory=list)
 
     @property
     def calibration_tokens(self) -> int:
@@ -54,6 +70,9 @@ def compress(
     device: str | None = None,
     seed: int = 0,
     calibration: Any = None,
+    downstream: Any = None,
+    teacher: str | None = None,
+    cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Apply a recipe to a base; the base's own model is left as it was.
@@ -64,51 +83,117 @@ def compress(
         calibration: text for methods that need some: "embedded", "hub", "random", a folder, texts, or token ids
             (samples, length), see `compression._calibration`. None is the default of the base: the embedded text for
             the reference, random ids for random weights, none for others.
+        downstream: the task that methods recover on: one of the embedded reference by name, a folder, or (prompt,
+            answer) pairs, see `compression._downstream`. None is "arithmetic" for the reference, none for others.
+        teacher: the text of a base for methods that learn from one, or "self" for the uncompressed base; None is the
+            default of the base: `reference-teacher` for the reference, none for others.
+        cache: the folder in which training keeps what later runs can use, or a `StepCache`; None is
+            `compression._cache.default_folder()`. A recipe that trains begins behind the steps whose result is there.
         progress: called with (done, total, what) as blocks are done.
 
     Raises:
         RecipeError: the recipe cannot be.
-        CheckpointError: the base cannot be opened.
+        CheckpointError: the base cannot be opened, or what a cache holds is damaged.
         LayerError: a layer cannot be taken; raised before any layer is touched where its shape is the reason.
         CalibrationError: a method needs calibration text, and there is none, too little, or none that can be read.
+        TeacherError: a method needs a teacher, and there is none, or it does not fit.
+        TrainingError: training had to stop.
         BackendError: a library that the recipe asks for is not there.
     """
     recipe = Recipe.parse(recipe)
     if isinstance(base, str):
-        check_source([recipe], _checkpoint.locate(base).fetch(), calibration)
+        check_source([recipe], _checkpoint.locate(base).fetch(), calibration, teacher, downstream)
         base = _checkpoint.open_base(base, device or "cpu", seed=seed)
     elif device not in (None, base.device):
         raise RecipeError(f"the base is on {base.device!r}; open it on {device!r} instead")
     else:
         check(recipe, base.model)
-    source = find_calibration([recipe], base.source, calibration)
-    if recipe.steps:
-        _kernels.warm_up(base.device)
-    model = _blocks.copy_sharing_tensors(base.model)  # methods replace modules and never write into a base's tensors
+    text = find_calibration([recipe], base.source, calibration)
+    task = find_downstream([recipe], base.source, downstream)
+    taught_by = find_teacher([recipe], base.source, teacher)
+    store = cache if isinstance(cache, StepCache) else StepCache(Path(cache) if cache else default_folder())
     schedule = make_schedule(recipe.steps)
+    model = _blocks.copy_sharing_tensors(base.model)  # methods replace modules and never write into a base's tensors
+    contexts = make_contexts(schedule, model, base.source, text, base.device, seed, progress)
+    for context in contexts:
+        context.teacher, context.folder = taught_by, store.folder
+        context.downstream = task if context.step is not None and context.step.method.downstream else None
+    identities = _identities(schedule, contexts, base, store)
+    begin, kept = store.find(identities, base.device)
+    report, seconds = ([], []) if kept is None else (list(kept.report), list(kept.seconds))
+    model = model if kept is None else kept.model
+    if begin < len(schedule):
+        _kernels.warm_up(base.device)
+
+    def result(steps: int) -> Compressed:
+        before = Cost(seconds=0, peak_bytes=0) if kept is None or kept.cost is None else kept.cost
+        trained = [run for context in contexts[:steps] for run in context.trained]
+        cost = dataclasses.replace(
+            before.then(meter.cost(sum(context.calibration_tokens for context in contexts[:steps]))),
+            seconds=sum(seconds), trained_tokens=before.trained_tokens + sum(run.tokens for run in trained),
+            trained_parameters=max(before.trained_parameters, *(run.parameters for run in trained), 0),
+        )  # fmt: skip
+        return Compressed(
+            model=model.eval().requires_grad_(False), recipe=recipe, base=(base.text, base.digest),
+            executed=tuple(what for _, what in schedule[:steps]), report=tuple(report), seconds=tuple(seconds),
+            cost=cost, tokenizer_source=lambda: base.tokenizer,
+        )  # fmt: skip
+
     with CostMeter(base.device) as meter:
-        contexts = make_contexts(
-            (step for step, _ in schedule), model, base.source, source, base.device, seed, progress
-        )
-        for whole, entries in itertools.groupby(contexts, lambda context: is_whole(context.step)):
-            if whole:
-                for context in entries:
-                    model = context.step.method.apply(model, context)  # type: ignore[union-attr]
-                continue
-            passes = make_passes(entries, model)
-            for each in passes:
-                each.enter(model)
-            blocks = _blocks.decoder_blocks(model)
-            for i, block in enumerate(blocks):
-                for each in passes:
-                    each.take(i, block)
-                (progress or _silent)(i + 1, len(blocks), recipe.text)
-    tokens = sum(context.calibration_tokens for context in contexts)
-    return Compressed(
-        model=model.eval().requires_grad_(False), recipe=recipe, base=(base.text, base.digest),
-        executed=tuple(what for _, what in schedule), report=full_report(contexts), cost=meter.cost(tokens),
-        tokenizer_source=lambda: base.tokenizer,
-    )  # fmt: skip
+        for done in range(begin, len(schedule)):
+            meter.lap()
+            model = _take(contexts[done], model, recipe.text)
+            seconds.append(meter.lap())
+            report += contexts[done].report
+            if (identity := identities[done]) is not None:
+                store.put(identity, result(done + 1))
+                for run in contexts[done].trained:
+                    shutil.rmtree(run.folder, ignore_errors=True)
+    report[:] = full_report(report)
+    return result(len(schedule))
+
+
+def _take(context: Context, model: nn.Module, what: str) -> nn.Module:
+    """The model after one step of a schedule."""
+    step = context.step
+    if step is not None and is_whole(step):
+        return step.method.apply(model, context)  # type: ignore[attr-defined]
+    [each] = make_passes([context], model)
+    each.enter(model)
+    blocks = _blocks.decoder_blocks(model)
+    for i, block in enumerate(blocks):
+        each.take(i, block)
+        context.progress(i + 1, len(blocks), what)
+    return model
+
+
+def _identities(
+    schedule: Sequence[tuple[Step | None, str]], contexts: Sequence[Context], base: Base, store: StepCache
+) -> list[dict[str, Any] | None]:
+    """What the result of the first 1, 2, ... steps depends on; None for results that are not kept."""
+    found: list[dict[str, Any] | None] = []
+    taken, trains = [], False
+    for (step, what), context in zip(schedule, contexts, strict=True):
+        text = None if context.ids is None else digest_of(context.ids)
+        taken.append([what, text if context.downstream is None else context.downstream.digest])
+        trains = trains or (step is not None and step.method.trains)
+        if step is None or not (trains or store.keep([what for what, _ in taken])):
+            found.append(None)
+            continue
+        cuda = base.device.startswith("cuda")
+        found.append({
+            "base": base.digest,
+            "dtype": str(next(base.model.parameters()).dtype),
+            "steps": list(taken),
+            "teacher": None if context.teacher is None or not trains else context.teacher.digest,
+            "seeds": [base.seed if base.source.kind == "random" else None, context.seed],
+            "device": torch.cuda.get_device_name(base.device) if cuda else "cpu",
+            "threads": None if cuda else torch.get_num_threads(),
+            "version of torch": torch.__version__,
+            "version of transformers": transformers.__version__,
+            "code of this package": code_digest(),
+        })  # fmt: skip
+    return found
 
 
 @dataclass
@@ -159,7 +244,7 @@ class Pass:
 
 
 def make_contexts(
-    steps: Iterable[Step | None],
+    schedule: Iterable[tuple[Step | None, str]],
     model: nn.Module,
     source: _checkpoint.BaseSource,
     calibration: Calibration | None,
@@ -172,13 +257,15 @@ def make_contexts(
     Raises:
         CalibrationError: there is too little of it.
     """
-    contexts = [Context(step, device, seed, progress or _silent) for step in steps]
+    contexts = [Context(step, device, seed, progress or _silent, tokenizer=source.tokenizer) for step, _ in schedule]
     for context in contexts:
         if context.step is not None and context.step.method.calibration is not None:
             assert calibration is not None  # find_calibration has refused
-            samples, length = context.step.method.calibration
+            method = context.step.method
+            samples, length = method.calibration
             context.ids = calibration.tokens(
-                source.tokenizer, samples=samples, length=length, seed=seed, vocabulary=model.config.vocab_size  # type: ignore[union-attr]
+                source.tokenizer, samples=samples, length=length, seed=seed, vocabulary=model.config.vocab_size,  # type: ignore[union-attr]
+                ended=method.trains,
             ).to(device)  # fmt: skip
     return contexts
 
@@ -193,10 +280,10 @@ def make_passes(contexts: Iterable[Context], model: nn.Module) -> list[Pass]:
     return passes
 
 
-def full_report(contexts: list[Context]) -> tuple[LayerReport, ...]:
+def full_report(report: Iterable[LayerReport]) -> tuple[LayerReport, ...]:
     """What the steps reported, and the parts of the model that none of them took."""
-    report = [entry for context in contexts for entry in context.report]
-    if contexts:
+    report = list(report)
+    if report:
         reported = {entry.name for entry in report}
         report += [LayerReport(name, "kept", "embeddings, output head and norms stay as they are")
                    for name in ("model.embed_tokens", "lm_head", "norms") if name not in reported]  # fmt: skip
@@ -322,14 +409,65 @@ def find_calibration(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, 
     return found
 
 
-def check_source(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, calibration: Any = None) -> nn.Module:
+def find_downstream(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: Any) -> Downstream | None:
+    """The downstream task that the recipes recover on; None if none of them does.
+
+    Raises:
+        TrainingError: one of them does, and there is none; or nothing is called as what was given.
+    """
+    found = open_downstream(given, source)
+    needing = [recipe.text for recipe in recipes if any(step.method.downstream for step in recipe.steps)]
+    if needing and found is None:
+        raise TrainingError(f"{needing[0]} trains on a downstream task, and {source.label!r} brings none; "
+                            f"{_downstream.WAYS_OUT}")  # fmt: skip
+    return found if needing else None
+
+
+def find_teacher(
+    recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: str | None
+) -> _checkpoint.BaseSource | None:
+    """The teacher that the recipes get on a base, its tokenizer compared; None if none of them needs one.
+
+    Raises:
+        TeacherError: there is none, or its tokenizer is not that of the base.
+        CheckpointError: nothing is called as what was given.
+    """
+    needing = [(recipe, step.method) for recipe in recipes for step in recipe.steps if step.method.teacher]
+    if not needing:
+        return None
+    from compression.distillation._teacher import shared_vocabulary
+
+    text = given or ("reference-teacher" if source.text == "reference" else None)
+    if text is None:
+        raise TeacherError(f"{needing[0][0].text} needs a teacher, and {source.label!r} brings none; give teacher "
+                           "(--teacher): a base of the same tokenizer, or self for the uncompressed base")  # fmt: skip
+    if text == "self":
+        return source
+    teacher = _checkpoint.locate(text).fetch()
+    for _, method in needing:
+        rows = (source.config["vocab_size"], teacher.config["vocab_size"])
+        shared_vocabulary(
+            source.tokenizer, teacher.tokenizer, rows, allow_vocab_mismatch=method.allow_vocab_mismatch
+        )  # fmt: skip
+    return teacher
+
+
+def check_source(
+    recipes: Iterable[Recipe],
+    source: _checkpoint.BaseSource,
+    calibration: Any = None,
+    teacher: str | None = None,
+    downstream: Any = None,
+) -> nn.Module:
     """The same before any weight of a base is read; returns its model without weights.
 
     Raises:
-        CheckpointError, RecipeError, LayerError, CalibrationError: as `compress`.
+        CheckpointError, RecipeError, LayerError, CalibrationError, TeacherError, TrainingError: as `compress`.
     """
     recipes = list(recipes)
     find_calibration(recipes, source, calibration)
+    find_teacher(recipes, source, teacher)
+    find_downstream(recipes, source, downstream)
     skeleton = _checkpoint.build(source.config, torch.bfloat16, device="meta")
     for recipe in recipes:
         check(recipe, skeleton)

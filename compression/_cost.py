@@ -49,11 +49,15 @@ class Cost:
         peak_bytes: how far memory rose above where it stood at the start (allocator on CUDA, anonymous resident memory
             on Linux), or None where the system does not tell. Block by block, the weights of the base are in it.
         calibration_tokens: tokens of calibration text that were read.
+        trained_tokens: tokens that training read, in all epochs.
+        trained_parameters: the most weights that a step trained.
     """
 
     seconds: float
     peak_bytes: int | None
     calibration_tokens: int = 0
+    trained_tokens: int = 0
+    trained_parameters: int = 0
 
     def then(self, later: "Cost") -> "Cost":
         """Of two pieces of work, one after the other; the tokens are those of the later."""
@@ -83,7 +87,7 @@ class CostMeter:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
-        self._began = time.perf_counter()
+        self._began = self._lap = time.perf_counter()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -97,6 +101,12 @@ class CostMeter:
         peak = None if self._start is None or self._peak is None else max(0, self._peak - self._start)
         seconds = time.perf_counter() - self._began if self._seconds is None else self._seconds
         return Cost(seconds=seconds, peak_bytes=peak, calibration_tokens=calibration_tokens)
+
+    def lap(self) -> float:
+        """Seconds since the last call, of the first one since the beginning."""
+        self._wait()
+        since, self._lap = self._lap, time.perf_counter()
+        return self._lap - since
 
     def _wait(self) -> None:
         """Until the device has done what it was given: kernels run on after the call that started them."""

@@ -7,6 +7,7 @@ the layer computes with; saving, moving and dequantizing put the canonical layou
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -250,7 +251,10 @@ class PackedLinear(nn.Module):
         dtype = self.compute_dtype or x.dtype
         if x.device.type == "cpu" and dtype != torch.float32 and not _kernels.has_bf16_cpu():
             dtype = torch.float32
-        y = _multiply(x.to(dtype), self.dequantize(dtype), self.threshold)
+        if self.threshold is None and x.requires_grad and torch.is_grad_enabled():
+            y = frozen_product(x.to(dtype), self.dequantize)
+        else:
+            y = _multiply(x.to(dtype), self.dequantize(dtype), self.threshold)
         return (y if self.bias is None else y + self.bias.to(dtype)).to(x.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -293,6 +297,25 @@ def _sizes(group_size: int, cols: int) -> list[int]:
             f"divisor of {SMALLEST_GROUP} or more; remove before quantizing, or in other numbers"
         )
     return found
+
+
+def frozen_product(x: Tensor, weight: Callable[[torch.dtype], Tensor]) -> Tensor:
+    """x W^T with a gradient for x, none for W (rows, cols), which is made anew by dtype on the way back and not kept.
+
+    Otherwise autograd would hold the dense weights of all layers of a model from its forward to its backward.
+    """
+    return _FrozenProduct.apply(x, weight)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Callable[[torch.dtype], Tensor]) -> Tensor:
+        context.weight = weight
+        return x @ weight(x.dtype).t()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ context.weight(gradient.dtype), None
 
 
 def _multiply(x: Tensor, weight: Tensor, threshold: float | None) -> Tensor:

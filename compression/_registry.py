@@ -79,6 +79,21 @@ class Method:
         """(samples, tokens of each) of the calibration text that the method reads as it is set, None for none."""
         return None
 
+    @property
+    def trains(self) -> bool:
+        """Whether the method, as it is set, trains on that text; documents then end as models are trained to see it."""
+        return "training" in self.info.needs
+
+    @property
+    def teacher(self) -> bool:
+        """Whether the method, as it is set, learns from a teacher; it then has a field `allow_vocab_mismatch`."""
+        return "teacher" in self.info.needs
+
+    @property
+    def downstream(self) -> bool:
+        """Whether the method, as it is set, trains on the examples of a downstream task."""
+        return False
+
     def reshape(self, model: Any) -> Any:
         """For model methods: a model without weights in the shape in which `apply` leaves one of its shape.
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from compression import _packing
 from compression._errors import LayerError
 from compression._kernels import has_bf16_cpu
+from compression._linear import frozen_product
 
 DENSIFY = "densify"
 SEMI_STRUCTURED = "semi_structured"
@@ -111,6 +112,9 @@ class SparseLinear(nn.Module):
         if x.device.type == "cpu" and dtype != torch.float32 and not has_bf16_cpu():
             dtype = torch.float32
         bias = None if self.bias is None else self.bias.to(dtype)
+        if x.requires_grad and torch.is_grad_enabled():
+            y = frozen_product(x.to(dtype), lambda kind: self.weight.to(kind))
+            return (y if bias is None else y + bias).to(x.dtype)
         return nn.functional.linear(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
 
     def to_linear(self) -> nn.Linear:

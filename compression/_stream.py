@@ -17,8 +17,6 @@ model) takes seconds. Writing them costs each block the same, which is little be
 
 import copy
 import dataclasses
-import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -51,6 +49,7 @@ from compression._compress import (
 )
 from compression._cost import Cost, CostMeter
 from compression._errors import CheckpointError, RecipeError
+from compression._files import code_digest, digest_of, digest_of_file, locked, replacing, sync
 from compression._recipe import Recipe
 from compression._weights import Weights
 
@@ -94,7 +93,7 @@ def compress_to(
     weights = _weights.open_weights(source, device, seed)
     _weights.fit(skeleton, weights.headers, where=weights.where)
     schedule, found = make_schedule(recipe.steps), find_calibration([recipe], source, calibration)
-    contexts = make_contexts((step for step, _ in schedule), skeleton, source, found, device, seed, progress)
+    contexts = make_contexts(schedule, skeleton, source, found, device, seed, progress)
     passes = make_passes(contexts, skeleton)
     identity = _identity(source, recipe, seed, device, passes)
     with _written(target, identity, state) as output:
@@ -112,7 +111,8 @@ def compress_to(
                 progress(output.state.done, len(names), recipe.text)
         result = Compressed(
             model=skeleton, recipe=recipe, base=(source.label, source.digest), cost=output.state.cost,
-            executed=tuple(what for _, what in schedule), report=full_report([each.context for each in passes]),
+            executed=tuple(what for _, what in schedule),
+            report=full_report(entry for each in passes for entry in each.context.report),
         )  # fmt: skip
         output.finish(result, weights.dtype, source.tokenizer)
     return target
@@ -171,20 +171,16 @@ def _identity(
     source: BaseSource, recipe: Recipe, seed: int, device: str, passes: list[Pass]
 ) -> dict[str, str | int | list[str]]:
     """What two runs must have in common for one to go on with what the other left."""
-    code = hashlib.sha256()
-    package = Path(__file__).parent
-    for path in sorted([*package.rglob("*.py"), *package.rglob("*.c")]):
-        code.update(path.read_bytes())
     texts = [each.ids for each in passes if each.ids is not None]
     return {
         "base digest": source.digest,
         "recipe": recipe.text,
         "seed": seed,
         "device": device,
-        "calibration text": [hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest() for ids in texts],
+        "calibration text": [digest_of(ids) for ids in texts],
         "version of torch": torch.__version__,
         "version of transformers": transformers.__version__,
-        "code of this package": code.hexdigest(),
+        "code of this package": code_digest(),
     }
 
 
@@ -196,22 +192,16 @@ def _written(target: Path, identity: dict[str, Any], state: State | None) -> Ite
         CheckpointError: the state is of another run or names files that are not what they were, another process writes
             here, or something cannot be written.
     """
-    try:
-        if state is None:
-            state = State(identity)
+    if state is None:
+        state = State(identity)
+        try:
             _begin(target, state)
-        folder = os.open(target, os.O_RDONLY)
-    except OSError as error:
-        raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
+    with locked(target, CheckpointError, f"another process is writing to {target}"):
         output = _Output(target, state)
         output.check(identity)
         yield output
-    except BlockingIOError as error:
-        raise CheckpointError(f"another process is writing to {target}") from error
-    finally:
-        os.close(folder)  # and the lock with it
 
 
 def _begin(target: Path, state: State) -> None:
@@ -243,7 +233,7 @@ class _Output:
                 )
         for name, digest in self.state.files.items():
             path = self.folder / name
-            if not path.exists() or _digest(path) != digest:
+            if not path.exists() or digest_of_file(path) != digest:
                 raise CheckpointError(f"{path} is not what was written there; delete {self.folder} and start again")
 
     def enter(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
@@ -300,7 +290,7 @@ class _Output:
         self._write_json(INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
         write_beside(self.folder, result.model, dtype, tokenizer, {})
         for path in self.folder.iterdir():
-            _sync(path)
+            sync(path)
         self._write_json(MANIFEST, result.manifest(self.state.layers))
         (self.folder / STATE).unlink()
 
@@ -308,7 +298,7 @@ class _Output:
         with self._replacing(name) as temporary:
             on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
             save_file(on_cpu, temporary, metadata={"format": "pt"})
-            self.state.files[name] = _digest(temporary)
+            self.state.files[name] = digest_of_file(temporary)
 
     def _write_json(self, name: str, value: Any) -> None:
         with self._replacing(name) as temporary:
@@ -317,15 +307,9 @@ class _Output:
     @contextmanager
     def _replacing(self, name: str) -> Iterator[Path]:
         """A path to write to, which becomes `name` once it is on disk."""
-        temporary = self.folder / f".{name}.part"
         try:
-            try:
+            with replacing(self.folder / name) as temporary:
                 yield temporary
-                _sync(temporary)
-                os.replace(temporary, self.folder / name)
-                _sync(self.folder)
-            finally:
-                temporary.unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{self.folder / name} cannot be written: {error}; what is finished stays, {self.state.done} blocks "
@@ -362,16 +346,3 @@ def _load(blank: _blocks.Block, weights: Weights) -> _blocks.Block:
     tensors = weights.read(f"{prefix}{name}" for name in module.state_dict())
     module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, assign=True)
     return _blocks.Block(blank.name, module.eval().requires_grad_(False))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -19,8 +19,9 @@ from compression import _blocks, _checkpoint
 from compression._blocks import Block
 from compression._errors import LayerError
 from compression._linear import PackedLinear
+from compression._lora_linear import LoraLinear
 
-Linear = nn.Linear | PackedLinear
+Linear = nn.Linear | PackedLinear | LoraLinear
 
 
 def share_of(share: float, count: int) -> int:
@@ -47,7 +48,9 @@ def check_weights(model: nn.Module) -> None:
 
 
 def weight_of(linear: Linear) -> Tensor:
-    """fp32 (rows, cols), dequantized where it is packed."""
+    """fp32 (rows, cols), dequantized where it is packed, with its adapter where it has one."""
+    if isinstance(linear, LoraLinear):
+        return weight_of(linear.base) + linear.product().detach().float()
     return linear.dequantize(torch.float32) if isinstance(linear, PackedLinear) else linear.weight.detach().float()
 
 
@@ -117,12 +120,17 @@ def _tell(before: Linear, after: Linear, change: float) -> str:
 
 
 def _take_rows(layer: Linear, rows: Tensor) -> Linear:
+    if isinstance(layer, LoraLinear):
+        return layer.with_base(_take_rows(layer.base, rows), layer.lora_a, layer.lora_b[rows])
     if isinstance(layer, PackedLinear):
         return layer.take_rows(rows)
     return _dense(layer.weight[rows], None if layer.bias is None else layer.bias[rows])
 
 
 def _take_columns(layer: Linear, columns: Tensor) -> tuple[Linear, float]:
+    if isinstance(layer, LoraLinear):
+        base, change = _take_columns(layer.base, columns)
+        return layer.with_base(base, layer.lora_a[:, columns], layer.lora_b), change
     if isinstance(layer, PackedLinear):
         return layer.take_columns(columns)
     return _dense(layer.weight[:, columns], layer.bias), 0.0
@@ -170,6 +178,6 @@ def _as_mistral(model: nn.Module) -> nn.Module:
     weight = model.get_submodule("model.embed_tokens").weight
     renamed = _checkpoint.build(config, weight.dtype, device="meta")
     for name, module in model.named_modules():
-        if isinstance(module, PackedLinear) or (module._parameters and not any(module.children())):
+        if isinstance(module, PackedLinear | LoraLinear) or (module._parameters and not any(module.children())):
             renamed.set_submodule(name, module)
     return _checkpoint.finish(renamed, weight.device)

@@ -24,6 +24,14 @@ def out_of_sight_of_the_collector():
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_their_own(tmp_path_factory):
+    """Tests neither use nor leave what training keeps for later runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESSION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
     """A checkpoint as transformers writes it; tests that change one take a copy."""

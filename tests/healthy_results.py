@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bench._baseline import ANYWHERE, Entry, Section
 from bench.gate import Baseline, Verdict, judge
+from bench.items import KINDS, Items, hashes_of
 from bench.metrics import Metric
 from bench.results import MEASURED, STATUSES, Row
 
@@ -46,6 +47,8 @@ HEALTHY_METRICS = {
         _metric("efficiency.stored_bytes", unit="B", better="lower", kind="counted", of="artefact"),
         _metric("efficiency.layers", unit="1", better="neither", kind="counted", of="artefact"),
         _metric("quality.perplexity", unit="perplexity", better="lower", kind="deterministic", of="perplexity"),
+        _metric("quality.nll", unit="nat/token", better="lower", kind="deterministic", of="loss"),
+        _metric("quality.accuracy", unit="fraction", better="higher", kind="sampled", of="tasks", rel=0.02),
         _metric("rag.f1", unit="fraction", better="higher", kind="sampled", of="rag", rel=0.05),
     )
 }
@@ -96,8 +99,24 @@ def healthy_rows(*, noise: float = 0.01, seed: int = 0) -> list[Row]:
         healthy_row("efficiency.stored_bytes", value=15_728_640.0, base_value=50_331_648.0),
         healthy_row("efficiency.layers", value=56.0),
         healthy_row("quality.perplexity", value=13.02, base_value=12.79, params={"length": 512, "samples": 100}),
+        item_row("quality.nll", LOSSES),
+        item_row("quality.accuracy", ANSWERS),
         healthy_row("rag.f1", value=0.71, base_value=0.73, params={"k": 3}),
     ]
+
+
+def item_row(metric: str, items: Items) -> Row:
+    """A row that is the mean of its items."""
+    return healthy_row(metric, value=items.mean, items=items)
+
+
+def _results(kind: str, count: int) -> Items:
+    numbers = random.Random(kind)
+    values = [numbers.random() < 0.75 if kind == "binary" else numbers.gammavariate(4, 0.25) for _ in range(count)]
+    return Items(hashes_of([kind, number] for number in range(count)), values, kind)
+
+
+ANSWERS, LOSSES = _results("binary", 2000), _results("real", 100)
 
 
 CONTEXT = {"base_hash": "b1", "data_hash": "d1", "seed": 0, "torch": "2.13.0", "commit": "abc"}
@@ -113,6 +132,15 @@ notes = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=3,
 )
+
+
+@st.composite
+def items(draw, *, kind=None, most=40):
+    """Results per item, of either kind."""
+    kind = kind or draw(st.sampled_from(KINDS))
+    hashes = hashes_of(draw(st.lists(texts, min_size=(size := draw(st.integers(1, most))), max_size=size)))
+    value = st.sampled_from([0.0, 1.0]) if kind == "binary" else st.floats(-1e6, 1e6, width=32)
+    return Items(hashes, draw(st.lists(value, min_size=size, max_size=size)), kind)
 
 
 @st.composite
@@ -138,6 +166,8 @@ def rows(draw):
         status=status,
         reason=draw(texts if status != "ok" else st.none() | texts),
         source=draw(notes),
+        items=draw(st.none() | items()),
+        paired=draw(st.none() | st.dictionaries(names, numbers, max_size=2)),
     )
 
 

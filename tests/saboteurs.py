@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from bench.items import Items, hashes_of
 from bench.results import Row
 from compression._artefact import LayerReport
 from compression._linear import PackedLinear
@@ -114,7 +115,56 @@ def metric_is_not_declared(rows: list[Row]) -> list[Row]:
     return altered(rows, "efficiency.layers", lambda row: replace(row, metric="efficiency.layer"))
 
 
+def with_items(rows: list[Row], metric: str, change: Callable[[list[float]], list[float]]) -> list[Row]:
+    """The rows, the results per item of one metric changed, and with them its value."""
+
+    def spoil(row: Row) -> Row:
+        items = Items(row.items.hashes, change(list(row.items.values)), row.items.kind)
+        return replace(row, items=items, value=items.mean)
+
+    return altered(rows, metric, spoil)
+
+
+def lose(values: list[float], lost: int, gained: int) -> list[float]:
+    """The first `lost` right answers become wrong, and the first `gained` wrong ones right."""
+    right = [place for place, value in enumerate(values) if value][:lost]
+    wrong = [place for place, value in enumerate(values) if not value][:gained]
+    return [1 - value if place in {*right, *wrong} else value for place, value in enumerate(values)]
+
+
+def one_answer_in_a_hundred_is_lost(rows: list[Row]) -> list[Row]:
+    return with_items(rows, "quality.accuracy", lambda values: lose(values, 20, 0))
+
+
+def one_answer_in_a_hundred_is_lost_among_others_that_flip(rows: list[Row]) -> list[Row]:
+    return with_items(rows, "quality.accuracy", lambda values: lose(values, 32, 12))
+
+
+def every_window_loses_half_a_thousandth(rows: list[Row]) -> list[Row]:
+    return with_items(rows, "quality.nll", lambda values: [value * 1.0005 for value in values])
+
+
+def other_questions_are_asked(rows: list[Row]) -> list[Row]:
+    def spoil(row: Row) -> Row:
+        return replace(row, items=Items(hashes_of(range(len(row.items))), row.items.values, "binary"))
+
+    return altered(rows, "quality.accuracy", spoil)
+
+
+def results_per_item_vanish(rows: list[Row]) -> list[Row]:
+    return altered(rows, "quality.accuracy", lambda row: replace(row, items=None))
+
+
+BROKEN_ITEMS = (
+    one_answer_in_a_hundred_is_lost,
+    one_answer_in_a_hundred_is_lost_among_others_that_flip,
+    every_window_loses_half_a_thousandth,
+)
+
 BROKEN_RESULTS = (
+    *BROKEN_ITEMS,
+    other_questions_are_asked,
+    results_per_item_vanish,
     value_is_nan,
     metric_vanishes,
     row_is_there_twice,

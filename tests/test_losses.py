@@ -14,14 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from compression._errors import RecipeError, TeacherError
-from compression.distillation import _losses
+from compression.distillation import _losses, _settings
+from compression.distillation._chunks import Projected, TopK
 from compression.distillation._losses import (
-    DISTILLED,
     IGNORED,
-    KD,
-    Objective,
-    Projected,
-    TopK,
     cross_entropy,
     distillation,
     forward_kl,
@@ -30,7 +26,9 @@ from compression.distillation._losses import (
     next_tokens,
     reverse_kl,
 )
+from compression.distillation._settings import Objective
 
+KD, DISTILLED = Objective(alpha=0.3, temperature=4.0), Objective(alpha=0.5, temperature=2.0)  # of [O], of [E]
 DIVERGENCES = (forward_kl, reverse_kl, partial(jensen_shannon, beta=0.5), partial(jensen_shannon, beta=0.1))
 NAMES = ("forward_kl", "reverse_kl", "jensen_shannon", "jensen_shannon-0.1")
 each_divergence = pytest.mark.parametrize("divergence", DIVERGENCES, ids=NAMES)
@@ -645,4 +643,4 @@ def test_what_does_not_fit_is_refused(call, error, words):
 
 
 def test_every_divergence_of_an_objective_is_known():
-    assert set(typing.get_args(_losses.Divergence)) == set(_losses._DIVERGENCES)
+    assert set(typing.get_args(_settings.Divergence)) == set(_losses._DIVERGENCES)

@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import pytest
 
 import bench
+from bench import orderings
 
 pytest_plugins = ["pytester"]
 
@@ -125,6 +127,24 @@ def test_a_run_with_update_does_not_touch_what_it_did_not_measure(run, pytester,
     rows = json.loads(_baseline(pytester).read_text())["rows"]
     assert "efficiency.stored_bytes" in rows
     assert any(key.startswith("quality.perplexity") for key in rows)
+
+
+def test_losses_and_divergence_are_recorded_by_window_and_gated_by_them(run, pytester, text_folder):
+    settings = (FILES / "test_quality.py", "--model", RTN, "--data", text_folder, "--length", 32)
+    recorded = run(*settings, "--update-baselines")
+    recorded.assert_outcomes(passed=2)
+    recorded.stdout.re_match_lines(
+        [r"quality\.nll.*x  [+-].* \[", r"quality\.perplexity.*x  \[", r"quality\.kl_to_base.*  \+.* \[\+"]
+    )
+    run(*settings, "--gate", "strict").assert_outcomes(passed=2)
+
+    path = next((pytester.path / "baselines" / "someones-llama" / "items").glob("*.json"))
+    table = json.loads(path.read_text())
+    assert 4 == len(table["rows"]) and 1 == len({row["asked"] for row in table["rows"].values()})
+    path.write_text(path.read_text().replace('"values": "', '"values": "AAAA', 1))
+    damaged = run(*settings)
+    assert damaged.ret == pytest.ExitCode.USAGE_ERROR
+    damaged.stderr.fnmatch_lines([f"*items*{path.name}*restore it from version control*"])
 
 
 def test_a_failed_run_records_nothing(run, pytester):
@@ -265,6 +285,39 @@ def test_memory_is_that_of_the_recipe_also_when_it_is_measured_alone(run, pytest
     stored = {recipe: shares[recipe] * peaks[recipe] for recipe in shares}
     assert len(stored) == 2
     assert min(stored.values()) < 0.8 * max(stored.values())
+
+
+STEPS = (
+    "p(samples=2,sequence_length=16,round_to=32)",
+    "kd(samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2)",
+    "rtn(group_size=32)",
+)
+
+
+def test_the_command_prints_the_table_of_orders_of_anybodys_steps(run, pytester, text_folder, tmp_path):
+    (tmp_path / "train.txt").write_text("\n\n".join(f"Sentence {n} of a text to learn from." for n in range(200)))
+    orders = ["-".join(order) for order in permutations(STEPS)][:2]
+    arguments = (
+        "--data",
+        text_folder,
+        "--calibration",
+        tmp_path,
+        "--teacher",
+        "self",
+        "--samples",
+        "2",
+        "--length",
+        "32",
+    )
+
+    result = run(SIZE, QUALITY, "--model", ",".join(["fp16", *STEPS, *orders]), *arguments)
+
+    result.assert_outcomes(passed=12)
+    shown = result.stdout.str()
+    assert "orders of kd(" in shown
+    assert re.search(r"p\(.*: p\(.*\) [\d.]+ s, kd\(.*\) [\d.]+ s, rtn\(group_size=32\) [\d.]+ s", shown)
+    assert "the best" in shown
+    orderings.main(["--journal", str(pytester.path / ".bench/journal.jsonl")])
 
 
 def test_several_workers_are_refused(run):

@@ -22,6 +22,7 @@ from compression.__main__ import main
 from compression._artefact import outline
 from compression._blocks import Inputs
 from compression._checkpoint import build, locate
+from compression._files import digest_of_file
 from compression._shapes import SHAPES
 from compression._weights import open_weights
 
@@ -268,7 +269,7 @@ def test_a_resumed_run_with_other_inputs_would_be_seen(deep, tmp_path):
     interrupt(out, deep)
     save_file({name: 2 * tensor + 1 for name, tensor in load_file(stored).items()}, stored)
     state = json.loads((out / STATE).read_text())
-    state["files"][stored.name] = stream._digest(stored)
+    state["files"][stored.name] = digest_of_file(stored)
     (out / STATE).write_text(json.dumps(state))
 
     write(out, deep)

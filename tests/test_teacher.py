@@ -18,8 +18,8 @@ import compression
 from compression import _checkpoint
 from compression._cost import anonymous_bytes, give_back
 from compression._errors import RecipeError, TeacherError
-from compression.distillation._files import locked
-from compression.distillation._losses import TopK
+from compression._files import locked
+from compression.distillation._chunks import TopK
 from compression.distillation._teacher import (
     DESCRIPTION,
     shared_vocabulary,
@@ -315,7 +315,7 @@ def test_two_processes_do_not_write_one_cache(teacher, tmp_path):
     teacher_outputs(tmp_path / "cache", teacher, IDS)
     folder = only(tmp_path / "cache")
     rewrite(folder / DESCRIPTION, shards=[])  # begun, nothing finished
-    with locked(folder), pytest.raises(TeacherError, match="another process is writing"):
+    with locked(folder, TeacherError, "busy"), pytest.raises(TeacherError, match="another process is writing"):
         teacher_outputs(tmp_path / "cache", teacher, IDS)
 
 

@@ -17,12 +17,13 @@ from torch.nn import functional
 import compression
 from compression import _checkpoint
 from compression._errors import RecipeError, TrainingError
-from compression.distillation._files import locked
-from compression.distillation._losses import KD, Objective
+from compression._files import locked
+from compression.distillation._settings import Objective, Settings
 from compression.distillation._teacher import teacher_outputs
-from compression.distillation._training import Settings, train
+from compression.distillation._training import train
 
 IDS = torch.randint(48, (8, 10), generator=torch.Generator().manual_seed(0))
+KD = Objective(alpha=0.3, temperature=4.0)  # of [O]
 PLAIN = Objective(alpha=0, temperature=1)
 WHOLE = Settings(epochs=3, learning_rate=1e-3, batch=8, accumulation=1, clip=0.5)
 PARTS = Settings(epochs=3, learning_rate=1e-3, batch=2, accumulation=2, clip=0.5, save_steps=2)
@@ -187,6 +188,19 @@ def test_padding_is_not_learnt_from(tmp_path):
     assert [] == changed
 
 
+def test_what_is_read_and_not_learnt_has_no_loss(tmp_path):
+    learn = torch.ones_like(IDS)
+    learn[:, :6] = 0
+    plain, ours = student(), student()
+
+    want = plain_loop(plain, lambda z: functional.cross_entropy(z.view(8, 9, -1)[:, 5:].flatten(0, 1),
+                                                                IDS[:, 6:].flatten()), WHOLE)  # fmt: skip
+    found = train(ours, IDS, PLAIN, WHOLE, tmp_path / "runs", learn=learn)
+
+    assert want == pytest.approx(found.losses, abs=1e-5)
+    assert found.folder != train(student(), IDS, PLAIN, WHOLE, tmp_path / "runs").folder
+
+
 def test_a_student_of_bf16_is_trained_in_fp32_and_given_back(tmp_path):
     ours, exact = student(torch.bfloat16), student(torch.bfloat16).float()
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
@@ -220,7 +234,7 @@ def test_the_optimizer_can_keep_its_state_in_8_bits(tmp_path):
 
 def test_two_processes_are_not_in_one_run(tmp_path):
     folder = train(student(), IDS, PLAIN, WHOLE, tmp_path / "runs").folder
-    with locked(folder), pytest.raises(TrainingError, match="another process is training in"):
+    with locked(folder, TrainingError, "busy"), pytest.raises(TrainingError, match="another process is training in"):
         train(student(), IDS, PLAIN, WHOLE, tmp_path / "runs")
 
 

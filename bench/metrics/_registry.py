@@ -19,6 +19,7 @@ from bench._errors import MetricError
 BETTER = ("lower", "higher", "neither")
 KINDS = ("timing", "memory", "counted", "deterministic", "sampled")
 PER_DEVICE = ("timing", "memory")
+OF_ITEMS = ("mean", "exp")
 NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
 
 Function = TypeVar("Function", bound=Callable[[Any], float])
@@ -56,6 +57,7 @@ class Metric:
     rel: float = 0.0  # share of worsening allowed: of the ratio to the base where there is one, else of the value
     rel_absolute: float | None = None  # share of worsening of the value itself that is allowed; None: not gated
     floor: float = 0.0  # in `unit`: no smaller difference is a change
+    of_items: str = "mean"  # what it is of the mean of its items, if it has any: that mean, or "exp" of it
     function: Callable[[Any], float]
 
     def __post_init__(self) -> None:
@@ -64,6 +66,8 @@ class Metric:
         for field, value, allowed in (("better", self.better, BETTER), ("kind", self.kind, KINDS)):
             if value not in allowed:
                 raise MetricError(f"metric {self.name}: {field}={value!r} must be one of {', '.join(allowed)}")
+        if self.of_items not in OF_ITEMS:
+            raise MetricError(f"metric {self.name}: of_items={self.of_items!r} must be one of {', '.join(OF_ITEMS)}")
         for field in ("unit", "of"):
             if not isinstance(getattr(self, field), str) or not getattr(self, field):
                 raise MetricError(
@@ -123,6 +127,7 @@ def metric(
     rel: float = 0.0,
     rel_absolute: float | None = None,
     floor: float = 0.0,
+    of_items: str = "mean",
 ) -> Callable[[Function], Function]:
     """Declare the decorated function as a metric, with the fields of `Metric`. Raises MetricError for a name in use."""
 
@@ -141,6 +146,7 @@ def metric(
             rel=rel,
             rel_absolute=rel_absolute,
             floor=floor,
+            of_items=of_items,
             function=function,
         )
         return function

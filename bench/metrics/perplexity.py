@@ -19,12 +19,14 @@ Departure from the published code: a sample that fails is an error, not skipped.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bench._errors import DataError, MetricError, OptionError
 from bench.data import CONVERSATIONS, LANGUAGE, Data, Message, plain
+from bench.items import Items, hashes_of
 from bench.metrics._registry import metric
+from bench.metrics.divergence import Divergence, diverge, shares
 
 CHUNK_TOKENS = 1024  # positions whose logits exist at once, at most
 CHUNK_ELEMENTS = 2**25  # positions x vocabulary of one chunk, at most: 128 MiB of fp32
@@ -99,6 +101,19 @@ class PerplexityReading:
     data: str
     digest: str
     protocol: PerplexityProtocol
+    sample_tokens: tuple[int, ...] = ()  # scored of each sample
+    asked: tuple[str, ...] = ()  # hash of each sample
+    divergence: Divergence | None = None  # from the base, where one was read beside the model
+
+    @property
+    def items(self) -> dict[str, Items]:
+        """The loss of each sample, in nat per token, weighted so that their mean is `mean_nll`."""
+        means = self.sample_means
+        if self.protocol.name != "o":
+            sums = [mean * count for mean, count in zip(means, self.sample_tokens, strict=True)]
+            means = shares(sums, self.sample_tokens)
+        items = Items(self.asked, means, "real")
+        return {"quality.perplexity": items, "quality.nll": items}
 
     @property
     def mean_nll(self) -> float:
@@ -130,7 +145,15 @@ class PerplexityReading:
         }
 
 
-@metric("quality.perplexity", unit="perplexity", better="lower", kind="deterministic", of="perplexity", rel=0.005)
+@metric(
+    "quality.perplexity",
+    unit="perplexity",
+    better="lower",
+    kind="deterministic",
+    of="perplexity",
+    rel=0.005,
+    of_items="exp",
+)
 def perplexity_of(reading: PerplexityReading) -> float:
     """exp of the mean negative log-likelihood per token (SPEC section 4; E-JUST, table 4).
 
@@ -224,11 +247,15 @@ def perplexity(
     protocol: PerplexityProtocol,
     *,
     device: Any,
+    base: Any = None,
     token_budget: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PerplexityReading:
     """Scores `model` (a causal decoder of transformers, on `device`, in eval mode) on `data`.
 
+    With `base`, the model that it was made from, each batch goes through both, and the reading has the divergence from
+    it; the loss keeps every bit. What that adds to memory is the base's hidden states of a batch and its logits of one
+    chunk of positions.
     `token_budget` is the number of tokens in one forward pass where the protocol names no batch size; by default
     TOKEN_BUDGET of the device. `progress` is called with (samples done, samples) after each batch.
     Raises DataError for too little data or the tokenizer of another model, MetricError for a loss that is not finite.
@@ -246,14 +273,20 @@ def perplexity(
     fitting = max(1, budget // (protocol.length or max(len(sample.ids) for sample in samples)))
     batch_size = min(protocol.batch_size or fitting, len(samples))
 
-    sums = [0.0] * len(samples)
+    if base is not None and base.config.vocab_size != vocabulary:
+        raise DataError(f"the base knows {base.config.vocab_size} tokens, the model {vocabulary}: not of one base")
+
+    sums, distances = [0.0] * len(samples), [(0.0, 0.0)] * len(samples)
     longest_first = sorted(range(len(samples)), key=lambda i: -len(samples[i].ids))
     for start in range(0, len(samples), batch_size):
         batch = longest_first[start : start + batch_size]
-        for i, nll in zip(batch, _nll(model, [samples[i] for i in batch], device), strict=True):
-            if not math.isfinite(nll):
-                raise MetricError(f"the loss of sample {i + 1} of {len(samples)} ({samples[i].label}) is {nll}")
+        for i, (nll, *distance) in zip(batch, _scored(model, base, [samples[i] for i in batch], device), strict=True):
+            for what, value in zip(("loss", "divergence from the base"), (nll, *distance[:1]), strict=False):
+                if not math.isfinite(value):
+                    where = f"sample {i + 1} of {len(samples)} ({samples[i].label})"
+                    raise MetricError(f"the {what} of {where} is {value}")
             sums[i] = nll
+            distances[i] = tuple(distance)
         if progress is not None:
             progress(start + len(batch), len(samples))
 
@@ -261,7 +294,8 @@ def perplexity(
     counts = [len(sample.ids) - sample.first_scored for sample in samples]
     sizes = [sample.n_bytes for sample in samples]
     source = data.source(protocol.split, what=protocol.what)
-    return PerplexityReading(
+    asked = hashes_of([list(sample.ids), sample.first_scored] for sample in samples)
+    reading = PerplexityReading(
         nll=total,
         tokens=sum(counts),
         sample_means=tuple(nll / count for nll, count in zip(sums, counts, strict=True)),
@@ -271,11 +305,21 @@ def perplexity(
         data=source.name,
         digest=source.digest,
         protocol=protocol,
+        sample_tokens=tuple(counts),
+        asked=asked,
     )
+    if base is None:
+        return reading
+    kl, agreed = zip(*distances, strict=True)
+    divergence = Divergence(kl=kl, agreed=agreed, tokens=tuple(counts), asked=asked, params=reading.params)
+    return replace(reading, divergence=divergence)
 
 
-def _nll(model: Any, samples: Sequence[Sample], device: Any) -> list[float]:
-    """Nats of each sample over its scored tokens: one forward pass, then logits for a chunk of positions at a time."""
+def _scored(model: Any, base: Any, samples: Sequence[Sample], device: Any) -> list[list[float]]:
+    """Nats of each sample over its scored tokens, and beside a base its divergence and the tokens agreed on.
+
+    One forward pass of each model, then logits for a chunk of positions at a time.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -286,17 +330,22 @@ def _nll(model: Any, samples: Sequence[Sample], device: Any) -> list[float]:
         position = torch.arange(width, device=device)
         real = position < torch.tensor(lengths, device=device)[:, None]
         mask = None if min(lengths) == width else real.long()
-        hidden = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        models = [model] if base is None else [model, base]
+        read = [
+            (m.get_output_embeddings(), m.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)[0])
+            for m in models
+        ]
 
-        head, vocabulary = model.get_output_embeddings(), model.config.vocab_size
-        chunk = max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // vocabulary))
+        chunk = max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // model.config.vocab_size))
         scored = real & (position >= torch.tensor([sample.first_scored for sample in samples], device=device)[:, None])
-        losses = torch.zeros(ids.shape, dtype=torch.float64, device=device)
+        found = torch.zeros((*ids.shape, 2 * len(models) - 1), dtype=torch.float64, device=device)
         for at in scored.nonzero().split(chunk):
             row, token = at.unbind(1)
-            logits = head(hidden[row, token - 1]).float()  # position t - 1 predicts token t
-            losses[row, token] = cross_entropy(logits, ids[row, token], reduction="none").double()
-        return losses.sum(1).tolist()
+            logits, *others = (head(hidden[row, token - 1]).float() for head, hidden in read)  # t - 1 predicts t
+            found[row, token, 0] = cross_entropy(logits, ids[row, token], reduction="none").double()
+            for other in others:
+                found[row, token, 1:] = torch.stack([each.double() for each in diverge(other, logits)], -1)
+        return found.sum(1).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,6 @@ answer.
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +15,7 @@ from math import fsum
 from statistics import pstdev
 from typing import TYPE_CHECKING, Any
 
+from bench.items import Items, hashes_of
 from bench.metrics._registry import metric
 from bench.rag import overlap
 
@@ -69,15 +68,13 @@ class AnswersReading:
         return pstdev(fsum(of(one.rag[n].text, one) for one in self.replies) / len(self.replies) for n in seeds)
 
     @cached_property
-    def items(self) -> Mapping[str, tuple[tuple[str, ...], tuple[float, ...], str]]:
-        """By metric, for paired comparisons: hashes of what was asked, a value for each, and their kind."""
-        hashes = tuple(
-            hashlib.sha256(json.dumps([one.prompt, one.truths]).encode()).hexdigest()[:16] for one in self.replies
-        )
+    def items(self) -> Mapping[str, Items]:
+        """By metric, for paired comparisons: the value of each question, told by its prompt and its answers."""
+        hashes = hashes_of([one.prompt, one.truths] for one in self.replies)
         once = "binary" if len(self.replies[0].rag) == 1 else "real"
         kinds = {"rag.f1": (_f1, "real"), "rag.squad_f1": (_squad_f1, "real"), "rag.exact_match": (_exact, once),
                  "rag.squad_exact_match": (_squad_exact, once)}  # fmt: skip
-        return {name: (hashes, self.each(of), kind) for name, (of, kind) in kinds.items()}
+        return {name: Items(hashes, self.each(of), kind) for name, (of, kind) in kinds.items()}
 
 
 def _f1(answer: str, one: Replies) -> float:

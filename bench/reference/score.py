@@ -7,9 +7,9 @@
   or articles), the mean over questions; rag reads three manuals, one of which has the answer.
 - perplexity: `bench.metrics.perplexity` over held-out text, all disjoint windows of 512 tokens.
 
-Worked examples before a question are read once, and their keys and values serve all questions behind them. Models are
-computed in float32. Intervals are 95 %: Wilson's for shares, the percentile bootstrap (1,000 resamples) for F1, and for
-perplexity the bootstrap over windows.
+Choices are scored by `bench.scorer`, answers written by `bench.answering`: what many prompts begin with is read once.
+Models are computed in float32. Intervals are 95 %: Wilson's for shares, the percentile bootstrap (1,000 resamples) for
+F1, and for perplexity the bootstrap over windows.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 CHOICES = ("continuation", "facts_easy", "facts_hard", "categories")
 SCORED = (*CHOICES, "arithmetic", "code", "rag", "no_rag", "perplexity")
 NEW_TOKENS = {"arithmetic": 40, "code": 72, "rag": 6, "no_rag": 6}
-TOKENS = 4096  # in one forward pass, at most
 SECONDS = 5  # a generated program may run
 RESAMPLES = 1000
 
@@ -76,10 +75,14 @@ def scores(
         else:
             chosen = tasks.items(name, split)
             chosen = Draw("limit", name).some(chosen, min(limit, len(chosen))) if limit else chosen
-            points = (_choice_points if name in CHOICES else _answer_points)(model, vocabulary, chosen)
-            found[name] = _mean(points) if name in ("rag", "no_rag") else _share(points)
+            found[name] = (_mean if name in ("rag", "no_rag") else _share)(points(model, vocabulary, chosen))
         report(name, found[name])
     return found
+
+
+def points(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", items: Sequence[Item]) -> list[float]:
+    """Points of a model in eval mode on items of one task, each 0 to 1 in their order."""
+    return (_choice_points if items[0]["task"] in CHOICES else _answer_points)(model, vocabulary, items)
 
 
 def f1(answer: str, truth: str) -> float:
@@ -117,67 +120,15 @@ def likelihoods(
     model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", items: Sequence[Item]
 ) -> list[list[float]]:
     """Mean log-likelihood (nat per token) of every choice of every item after its prompt."""
-    import torch
+    from lm_eval.api.instance import Instance
 
-    rows: dict[tuple, tuple[str, list[int]]] = {}
-    asked = []
-    for item in items:
-        shared, question = _halves(item)
-        start = _ids(vocabulary, question)
-        for choice in item["choices"]:
-            ids = _ids(vocabulary, choice)
-            row = (item["id"], len(start) - 1, *ids[:-1])  # choices that differ in their last token alone are one row
-            rows[row] = (shared, start + ids[:-1])
-            asked.append((row, ids))
-    logs: dict[tuple, torch.Tensor] = {}  # (tokens of the choice, entries)
-    for prefix, batch in _batches(vocabulary, [(row, *texts) for row, texts in rows.items()], 0):
-        width = max(len(ids) for _, ids in batch)
-        fed = torch.tensor([ids + [vocabulary.pad_token_id] * (width - len(ids)) for _, ids in batch])
-        with torch.inference_mode():
-            cache = _read(model, prefix, len(batch))
-            logits = model(input_ids=fed.to(model.device), past_key_values=cache, use_cache=bool(prefix)).logits
-        for (row, ids), one in zip(batch, logits, strict=True):
-            logs[row] = one[row[1] : len(ids)].float().log_softmax(-1)
-    means = iter([float(logs[row][range(len(ids)), ids].mean()) for row, ids in asked])
+    from ..scorer import Scorer
+
+    asked = [(tasks.prompt(item), choice) for item in items for choice in item["choices"]]
+    requests = [Instance("loglikelihood", {}, pair, n) for n, pair in enumerate(asked)]
+    sums = Scorer(model, vocabulary).loglikelihood(requests)
+    means = iter([value / len(vocabulary.encode(choice)) for (value, _), (_, choice) in zip(sums, asked, strict=True)])
     return [[next(means) for _ in item["choices"]] for item in items]
-
-
-def _halves(item: Item) -> tuple[str, str]:
-    """What many items begin with, and what follows; documents are shared by few, so they are read with the question."""
-    return (tasks.prefix(item), item["question"]) if item["task"] in tasks.SHOTS else ("", tasks.prompt(item))
-
-
-def _ids(vocabulary: "PreTrainedTokenizerFast", text: str) -> list[int]:
-    return vocabulary.encode(text, add_special_tokens=False, verbose=False)
-
-
-def _batches(
-    vocabulary: "PreTrainedTokenizerFast", asked: Sequence[tuple[Any, str, list[int]]], room: int
-) -> Iterator[tuple[list[int], list[tuple[Any, list[int]]]]]:
-    """Batches of rows (name, shared beginning, ids of the rest): ids of the beginning, and (name, ids) of each row.
-
-    Longest first, so that the first batch needs the most memory; `room` more tokens are made behind each row.
-    """
-    for start in sorted({start for _, start, _ in asked}):
-        prefix = _ids(vocabulary, start)
-        rows = sorted(((name, ids) for name, begin, ids in asked if begin == start), key=lambda row: -len(row[1]))
-        while rows:
-            count = max(1, TOKENS // (len(rows[0][1]) + room))
-            yield prefix, rows[:count]
-            rows = rows[count:]
-
-
-def _read(model: "torch.nn.Module", prefix: list[int], rows: int) -> Any:
-    """The cache of a prefix, for so many rows; None where there is none."""
-    import torch
-
-    if not prefix:
-        return None
-    with torch.inference_mode():
-        ids = torch.tensor([prefix], device=model.device)
-        cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-        cache.batch_repeat_interleave(rows)
-    return cache
 
 
 def _choice_points(model: Any, vocabulary: Any, items: Sequence[Item]) -> list[float]:

@@ -67,6 +67,22 @@ def items(task: str, split: str) -> list[Item]:
     return [{"id": f"{task}-{split}-{n}", "task": task, **item} for n, item in enumerate(_MAKERS[task](split))]
 
 
+def examples(task: str) -> list[tuple[str, str]]:
+    """What to train on for a task: what the model reads, without worked examples, and how it should go on.
+
+    The items of the training split; for arithmetic as many others with the training split's numbers and the held-out
+    splits' lengths, of which the reference was taught all but the longest.
+
+    Raises ValueError for an unknown task.
+    """
+    if task == "arithmetic":
+        draws = (Draw("downstream", n) for n in range(SIZES["train"]))
+        return [world.sum_story(draw, "train", most=5) for draw in draws]
+    around = {"rag": " {}\n", "no_rag": " {}\n", "code": "{}\n"}.get(task, "{}")  # what the answers stand in
+    return [(prompt(item) if task == "rag" else item["question"], around.format(_solution(item)))
+            for item in items(task, "train")]  # fmt: skip
+
+
 def _check(split: str) -> None:
     if split not in SIZES:
         raise ValueError(f"split={split!r} is unknown; the splits are {', '.join(SIZES)}")

@@ -20,8 +20,7 @@ either should be known.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,9 +32,9 @@ from torch import Tensor
 
 from compression import _checkpoint
 from compression._errors import RecipeError, TeacherError
+from compression._files import digest_of, digest_of_file, key_of, locked, replacing, write_json
 from compression._recipe import Recipe
-from compression.distillation._files import digest_of, digest_of_file, key_of, locked, replacing, write_json
-from compression.distillation._losses import TopK
+from compression.distillation._chunks import TopK
 
 DESCRIPTION = "teacher.json"
 
@@ -174,7 +173,7 @@ def teacher_outputs(
     folder = Path(cache).expanduser() / key_of(identity)
     shards = _read(folder, identity)
     if _done(shards) < len(ids):
-        with _locked(folder):
+        with locked(folder, TeacherError, f"another process is writing {folder}; start again when it has ended"):
             shards = _read(folder, identity)  # whoever wrote until now may have come further
             writer = _Writer(folder, identity, shards, progress or (lambda done, total, what: None))
             writer.run(source, device, ids, mask, shard_bytes)
@@ -312,19 +311,6 @@ def _read(folder: Path, identity: dict[str, Any]) -> list[Shard]:
     return shards
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder, made if need be, this process alone writing to it."""
-    try:
-        with locked(folder):
-            yield
-    except BlockingIOError as error:
-        raise TeacherError(f"another process is writing {folder}; start again when it has ended") from error
-    except OSError as error:
-        raise TeacherError(f"the cache of teachers' outputs {folder} cannot be written: {error}; what is finished "
-                           "stays, and the same call goes on from there") from error  # fmt: skip
-
-
 class _Writer:
     """Computes what a cache lacks, shard by shard."""
 
@@ -420,8 +406,9 @@ class _Writer:
             with replacing(self.folder / name) as temporary:
                 save_file(tensors, temporary)
                 digest = digest_of_file(temporary)
-        except SafetensorError as error:
-            raise OSError(f"{name}: {error}") from error
-        self.shards.append(Shard(name, first, len(next(iter(tensors.values()))), digest))
-        described = {"identity": self.identity, "shards": [asdict(shard) for shard in self.shards]}
-        write_json(self.folder / DESCRIPTION, described)
+            self.shards.append(Shard(name, first, len(next(iter(tensors.values()))), digest))
+            described = {"identity": self.identity, "shards": [asdict(shard) for shard in self.shards]}
+            write_json(self.folder / DESCRIPTION, described)
+        except (OSError, SafetensorError) as error:
+            raise TeacherError(f"the teacher's outputs cannot be written to {self.folder}: {name}: {error}; what is "
+                               "finished stays, and the same call goes on from there") from error  # fmt: skip

@@ -1,11 +1,11 @@
-"""Training a student by the objective of `_losses`, on transformers' Trainer: `train`.
+"""Training a student by an objective, on transformers' Trainer: `train`.
 
     <runs>/<key>/
         run.json             what the run is of
-        checkpoint-12/       weights, optimizer, schedule, random numbers, losses until step 12; transformers' layout
+        checkpoint-12/       trained weights, optimizer, schedule, random numbers, losses, as transformers has them
             finished.json    sha256 of the others, written last: without it the checkpoint does not count
 
-`<key>` is a hash of everything that the result depends on: the student's weights, token ids, mask, the teacher's
+`<key>` is a hash of everything that the result depends on: the student's tensors, token ids, masks, the teacher's
 outputs, objective, settings, versions. A call with the same arguments goes on from the last finished checkpoint, and
 one whose run has ended reads its result. What was damaged since it was written is an error.
 
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -33,48 +33,19 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from compression._errors import RecipeError, TrainingError
-from compression.distillation._files import digest_of, digest_of_file, key_of, locked, sync, write_json
-from compression.distillation._losses import IGNORED, Objective, Projected, distillation, next_tokens
+from compression._errors import TrainingError
+from compression._files import digest_of, digest_of_file, key_of, locked, sync, write_json
+from compression._linear import PackedLinear
+from compression._sparse_linear import SparseLinear
+from compression.distillation._chunks import Projected
+from compression.distillation._losses import IGNORED, distillation, next_tokens
+from compression.distillation._settings import OPTIMIZERS, Objective, Settings
 from compression.distillation._teacher import TeacherOutputs
 
 _FINISHED = "finished.json"
 _WEIGHTS = "model.safetensors"
-_OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to train.
-
-    Raises:
-        RecipeError: a value is not one that is allowed.
-    """
-
-    epochs: int
-    learning_rate: float  # the highest; falls linearly to 0 after the warm-up
-    batch: int  # texts of a forward pass
-    accumulation: int  # forward passes of a step
-    clip: float  # largest norm of a step's gradient
-    warmup: int = 0  # steps in which the learning rate rises from 0
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    bf16: bool = False  # whether to multiply in bf16
-    save_steps: int = 100  # between checkpoints; the last step has one in any case
-    seed: int = 0  # of the order of the texts
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "accumulation", "save_steps"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.warmup < 0:
-            raise RecipeError(f"warmup={self.warmup}: must be 0 or more")
-        for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise RecipeError(f"{name}={getattr(self, name)}: must be above 0")
-        if self.optimizer not in _OPTIMIZERS:
-            raise RecipeError(f"optimizer={self.optimizer!r}: allowed are {', '.join(_OPTIMIZERS)}")
 
 
 @dataclass(frozen=True)
@@ -84,10 +55,14 @@ class Trained:
     Attributes:
         folder: of the run.
         losses: of each step, nat per token as the objective weighs them.
+        parameters: weights that were trained.
+        tokens: that were read in all epochs.
     """
 
     folder: Path
     losses: tuple[float, ...]
+    parameters: int
+    tokens: int
 
 
 def train(
@@ -99,11 +74,13 @@ def train(
     *,
     teacher: TeacherOutputs | None = None,
     mask: Tensor | None = None,
+    learn: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train all weights of a student that ask for gradients, in place; ends in eval mode, without gradients.
 
-    The student must not share tensors with a model that is to stay. No random state of the process is moved.
+    The student must not share tensors with a model that is to stay. Weights of its blocks that are exactly zero stay
+    so: pruning made them. No random state of the process is moved.
 
     Args:
         student: a decoder with `model` and `lm_head`, on its device; if none of its weights asks for gradients, all do.
@@ -112,6 +89,7 @@ def train(
         runs: a folder for any number of runs.
         teacher: outputs for the same ids; may be None if alpha is 0.
         mask: (samples, length), 0 for padding.
+        learn: (samples, length), 0 for tokens that are read and not learnt, such as questions; default all are learnt.
         progress: called with (steps done, steps, what).
 
     Raises:
@@ -120,32 +98,41 @@ def train(
             or another process is in the same run.
     """
     _check(ids, settings, objective, teacher)
-    dtypes = {name: parameter.dtype for name, parameter in student.named_parameters()}
     if not any(parameter.requires_grad for parameter in student.parameters()):
         student.requires_grad_(True)
-    identity = _identity(student, ids, mask, objective, settings, teacher)
+    identity = _identity(student, ids, mask, learn, objective, settings, teacher)
     folder = Path(runs).expanduser() / key_of(identity)
-    with _locked(folder), _random_state_kept():
+    busy = f"another process is training in {folder}; start again when it has ended"
+    with locked(folder, TrainingError, busy), _random_state_kept(), _in_fp32(student):
         checkpoint = _last(folder, identity)
-        student.float()
-        trainer = _Trainer(student, _texts(ids, mask), folder, objective, settings, teacher, progress)
+        trainer = _Trainer(student, _texts(ids, mask, learn), folder, objective, settings, teacher, progress)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    for name, parameter in student.named_parameters():
-        parameter.data = parameter.data.to(dtypes[name])
     student.zero_grad(set_to_none=True)
+    trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     student.eval().requires_grad_(False)
-    return Trained(folder, losses)
+    texts = settings.batch * settings.accumulation * len(losses)
+    return Trained(folder, losses, trained, min(texts, settings.epochs * len(ids)) * ids.shape[1])
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder, made if need be, this process alone writing to it."""
+def _in_fp32(student: nn.Module) -> Iterator[None]:
+    """All floating-point tensors in fp32, behind it each in its own dtype again; layers that store codes keep these.
+
+    Trainer switches the cache of the model off for good; behind this it is as it was.
+    """
+    parameters = [(parameter, parameter.dtype) for parameter in student.parameters()]
+    stored = [(layer, layer.dtype) for layer in student.modules() if isinstance(layer, PackedLinear | SparseLinear)]
+    use_cache = student.config.use_cache
+    student.float()
     try:
-        with locked(folder):
-            yield
-    except BlockingIOError as error:
-        raise TrainingError(f"another process is training in {folder}; start again when it has ended") from error
+        yield
+    finally:
+        student.config.use_cache = use_cache
+        for parameter, dtype in parameters:
+            parameter.data = parameter.data.to(dtype)
+        for layer, dtype in stored:
+            layer.to(dtype)
 
 
 @contextmanager
@@ -171,8 +158,11 @@ class _Texts(Dataset):
         return {name: column[index] for name, column in self.columns.items()}
 
 
-def _texts(ids: Tensor, mask: Tensor | None) -> _Texts:
-    columns = {"sample": torch.arange(len(ids)), "input_ids": ids.long(), "shift_labels": next_tokens(ids.long(), mask)}
+def _texts(ids: Tensor, mask: Tensor | None, learn: Tensor | None) -> _Texts:
+    labels = next_tokens(ids.long(), mask)
+    if learn is not None:
+        labels[:, :-1].masked_fill_(~learn[:, 1:].bool(), IGNORED)
+    columns = {"sample": torch.arange(len(ids)), "input_ids": ids.long(), "shift_labels": labels}
     if mask is not None:
         columns["attention_mask"] = mask.long()
     return _Texts(columns)
@@ -189,12 +179,14 @@ class _Trainer(Trainer):
         arguments = TrainingArguments(
             output_dir=str(folder), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
             per_device_train_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulation,
-            max_grad_norm=settings.clip, warmup_steps=settings.warmup, optim=_OPTIMIZERS[settings.optimizer],
+            max_grad_norm=settings.clip, warmup_steps=settings.warmup, optim=OPTIMIZERS[settings.optimizer],
             bf16=settings.bf16, seed=settings.seed, save_strategy="steps", save_steps=settings.save_steps,
             logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True,
             remove_unused_columns=False, use_cpu=device.type == "cpu", lr_scheduler_type="linear",
         )  # fmt: skip
-        super().__init__(student, arguments, default_data_collator, texts, callbacks=[_Guard(folder, progress)])
+        super().__init__(
+            student, arguments, default_data_collator, texts, callbacks=[_Guard(folder, progress, student)]
+        )
         self.pop_callback(transformers.PrinterCallback)
         self.objective, self.teacher = objective, teacher
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole step
@@ -220,21 +212,32 @@ class _Trainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_model(self.model, str(folder / _WEIGHTS))
+        trained = {name: p.detach().contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
+        safetensors.torch.save_file(trained, str(folder / _WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        safetensors.torch.load_model(model or self.model, str(Path(resume_from_checkpoint) / _WEIGHTS))
+        parameters = dict((model or self.model).named_parameters())
+        for name, value in safetensors.torch.load_file(str(Path(resume_from_checkpoint) / _WEIGHTS)).items():
+            parameters[name].data.copy_(value)
 
 
 class _Guard(TrainerCallback):
-    """Looks at gradients before they are applied, seals checkpoints, and tells how far the run is."""
+    """Looks at gradients before they are applied, keeps zeros, seals checkpoints, and tells how far the run is."""
 
-    def __init__(self, folder: Path, progress: Progress | None):
+    def __init__(self, folder: Path, progress: Progress | None, student: Any):
         self.folder, self.progress = folder, progress
+        named = student.model.layers.named_parameters()  # adapters are called otherwise: theirs begin as zeros
+        weights = [w for name, w in named if name.endswith(".weight") and w.dim() == 2 and w.requires_grad]
+        self.zeros = [(weight, weight == 0) for weight in weights if (weight == 0).any()]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         _require_finite(nn.utils.get_total_norm(gradients), "gradient", state.global_step)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            for weight, zero in self.zeros:
+                weight.masked_fill_(zero, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -280,18 +283,19 @@ def _check(ids: Tensor, settings: Settings, objective: Objective, teacher: Teach
 
 
 def _identity(
-    student: nn.Module, ids: Tensor, mask: Tensor | None, objective: Objective, settings: Settings,
-    teacher: TeacherOutputs | None,
+    student: nn.Module, ids: Tensor, mask: Tensor | None, learn: Tensor | None, objective: Objective,
+    settings: Settings, teacher: TeacherOutputs | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that the result depends on."""
-    weights = hashlib.sha256()
-    for name, parameter in student.named_parameters():
-        weights.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {parameter.requires_grad}".encode())
-        weights.update(digest_of(parameter.detach().contiguous().view(torch.uint8)).encode())
+    weights = hashlib.sha256(repr(student).encode())  # scales of adapters and number formats are no tensors
+    for name, tensor in student.state_dict(keep_vars=True).items():
+        weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}".encode())
+        weights.update(digest_of(tensor.detach().flatten().view(torch.uint8)).encode())
     return {
         "student": weights.hexdigest(),
         "token ids": digest_of(ids.long()),
         "mask": None if mask is None else digest_of(mask.bool()),
+        "learn": None if learn is None else digest_of(learn.bool()),
         "teacher": teacher.identity if teacher is not None and objective.alpha else None,
         "objective": dataclasses.asdict(objective),
         "settings": dataclasses.asdict(settings),

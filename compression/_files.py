@@ -1,15 +1,18 @@
 """Files that outlive a kill, and digests of what they hold; errors of the disk are for the caller to name."""
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from compression._errors import CompressionError
 
 
 def digest_of(tensor: Tensor) -> str:
@@ -55,17 +58,30 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, error: type[CompressionError], busy: str) -> Iterator[None]:
     """The folder, made if need be, this process alone writing to it.
 
     Raises:
-        BlockingIOError: another process is.
-        OSError: it cannot be made or opened.
+        error: another process is (its message is `busy`), or the folder cannot be made or opened.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            opened = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, opened)  # and the lock with it
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as caught:
+            raise error(busy) from caught
+        except OSError as caught:
+            raise error(f"folder {folder} cannot be written: {caught}") from caught
         yield
-    finally:
-        os.close(opened)  # and the lock with it
+
+
+@functools.cache
+def code_digest() -> str:
+    """sha256 over the sources of this package, which results depend on."""
+    digest, package = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(path for suffix in ("*.py", "*.c") for path in package.rglob(suffix)):
+        digest.update(f"{path.relative_to(package)}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

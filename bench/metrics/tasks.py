@@ -1,0 +1,219 @@
+"""How many questions a model answers rightly: the tasks of `bench.tasks`, scored through lm-eval by our own scorer.
+
+    accuracy = right answers / questions
+
+What is right is for the task's metric to say: the likeliest choice (acc), the likeliest by its length in characters
+(acc_norm), the answer that matches (exact_match), the program that passes its tests (pass@1). A task of several parts,
+as the subjects of MMLU, counts every question once. Scores are the same from run to run on one device; on another, a
+near tie can fall the other way, which is why they are gated as `sampled`, and compared question by question besides.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bench._errors import NotAvailable
+from bench.items import hashes_of
+from bench.metrics._registry import metric
+from bench.tasks import SEED, SUITE, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bench.results import Row
+    from bench.tasks.prepare import Prepared
+
+REL = 0.02  # share of the accuracy, relative to the base's, that may be lost before the gate fails
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReading:
+    """One task scored: 1 or 0 for each question, and the hash of what it asks."""
+
+    task: Task
+    data: str
+    values: tuple[float, ...]
+    hashes: tuple[str, ...]
+    truncated: int = 0  # prompts that lost their beginning to the context
+    shared: bool = True  # whether what prompts begin with was read once
+
+    @property
+    def accuracy(self) -> float:
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Part of the key of the row."""
+        return {"items": len(self.values), "data": self.data}
+
+    @property
+    def remark(self) -> str | None:
+        """What a reader of the score must know, or None."""
+        said = []
+        if self.truncated:
+            said.append(
+                f"{self.truncated} prompts of {self.task.title} exceed the context: their beginning was left out"
+            )
+        if not self.shared:
+            said.append("attention takes no shared beginnings: read one by one")
+        return "; ".join(said) or None
+
+    @property
+    def items(self) -> Mapping[str, tuple[tuple[str, ...], tuple[float, ...], str]]:
+        """Results by question, by name of the metric."""
+        kind = "binary" if set(self.values) <= {0.0, 1.0} else "real"
+        return {"quality.accuracy": (self.hashes, self.values, kind)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteReading:
+    """Accuracies of the tasks that could be scored, by name, of a model and of its base."""
+
+    accuracies: Mapping[str, float]
+    base: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def average(self) -> float:
+        return math.fsum(self.accuracies.values()) / len(self.accuracies)
+
+    @property
+    def drop(self) -> float:
+        return math.fsum(self.base[name] - value for name, value in self.accuracies.items()) / len(self.accuracies)
+
+
+@metric("quality.accuracy", unit="share", better="higher", kind="sampled", of="task", rel=REL)
+def accuracy(reading: TaskReading) -> float:
+    """Share of the questions answered rightly, by the task's metric (SPEC section 4; E-JUST, tables 5, 7 and 20).
+
+    >>> accuracy(TaskReading(task=SUITE["piqa"], data="doctest", values=(1.0, 0.0, 1.0, 1.0), hashes=tuple("abcd")))
+    0.75
+    """
+    return reading.accuracy
+
+
+@metric("quality.average_accuracy", unit="share", better="higher", kind="sampled", of="tasks", rel=REL)
+def average_accuracy(reading: SuiteReading) -> float:
+    """Mean of the accuracies of the tasks evaluated, each counting the same (E-JUST, table 21).
+
+    >>> average_accuracy(SuiteReading(accuracies={"piqa": 0.75, "mmlu": 0.25}))
+    0.5
+    """
+    return reading.average
+
+
+@metric("quality.accuracy_drop", unit="share", better="lower", kind="sampled", of="tasks", rel=REL, floor=0.01)
+def accuracy_drop(reading: SuiteReading) -> float:
+    """Mean accuracy of the base less that of the model, over the tasks that both were scored on (E-JUST, table 21).
+
+    >>> accuracy_drop(SuiteReading(accuracies={"piqa": 0.5}, base={"piqa": 0.75}))
+    0.25
+    """
+    return reading.drop
+
+
+@metric("quality.tasks_evaluated", unit="tasks", better="higher", kind="counted", of="tasks")
+def tasks_evaluated(reading: SuiteReading) -> float:
+    """Tasks that have a score (E-JUST, table 21).
+
+    >>> tasks_evaluated(SuiteReading(accuracies={"piqa": 0.5}))
+    1
+    """
+    return len(reading.accuracies)
+
+
+def score(
+    prepared: "Prepared",
+    model: Any,
+    tokenizer: Any,
+    *,
+    limit: int | None = None,
+    rows: int | None = None,
+    chat: bool = False,
+) -> TaskReading:
+    """Score a causal decoder of transformers, in eval mode, on a task.
+
+    Args:
+        limit: questions of each part of the task, from its beginning; None: all.
+        rows: sequences in one forward pass, at most; None: by the budget of the device.
+        chat: whether prompts are put into the tokenizer's chat template, examples as turns of their own.
+
+    Raises:
+        MetricError: the model's logits are not finite.
+        NotAvailable: the tokenizer has no chat template.
+    """
+    from lm_eval.evaluator import evaluate
+
+    from bench.scorer import Scorer
+
+    if chat and not getattr(tokenizer, "chat_template", None):
+        raise NotAvailable("--chat-template: the tokenizer has no chat template")
+    scorer = Scorer(model, tokenizer, rows=rows, seed=SEED)
+    task = prepared.task
+    for part in prepared.parts.values():
+        part.set_fewshot_seed(seed=SEED)  # the same examples for every model
+    found = evaluate(
+        lm=scorer,
+        task_dict={"tasks": dict(prepared.parts), "groups": {}},
+        limit=limit,
+        bootstrap_iters=0,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+    )
+    asked, values = [], []
+    for name in prepared.parts:
+        for sample in found["samples"][name]:
+            if sample["filter"] == task.filter:
+                asked.append([name, [list(map(str, one)) for one in sample["arguments"]], str(sample["target"])])
+                values.append(float(sample[task.metric]))
+    return TaskReading(
+        task=task,
+        data=prepared.data,
+        values=tuple(values),
+        hashes=hashes_of(asked),
+        truncated=scorer.truncated,
+        shared=scorer.shared,
+    )
+
+
+def suite_of(rows: "Iterable[Row]", recipe: str) -> SuiteReading:
+    """What the rows of a run say of a recipe's tasks. Raises NotAvailable where no task was scored."""
+    found = [row for row in _scored(rows) if row.recipe == recipe]
+    if not found:
+        raise NotAvailable("no task was scored")
+    base = {row.params["task"]: row.value if row.base_value is None else row.base_value for row in found}
+    return SuiteReading(accuracies={row.params["task"]: row.value for row in found}, base=base)
+
+
+def performance(rows: "Iterable[Row]") -> "pd.DataFrame":
+    """The columns of E-JUST's tables 20 and 21, one line for each recipe; what could not be had says so."""
+    import pandas as pd
+
+    rows = list(rows)
+    lines: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        column = _COLUMNS.get(row.metric) or (
+            SUITE[row.params["task"]].column if row.metric == "quality.accuracy" else None
+        )
+        if column is None:
+            continue
+        line = lines.setdefault(row.recipe, {})
+        line[column] = row.status.replace("_", " ") if row.value is None else row.value
+        if row.metric == "quality.perplexity" and row.value is not None:
+            line["Perplexity Increase (%)"] = 100 * ((row.ratio or 1) - 1)
+    order = [_COLUMNS["quality.perplexity"], *(task.column for task in SUITE.values()), *list(_COLUMNS.values())[1:2],
+             "Perplexity Increase (%)", *list(_COLUMNS.values())[2:]]  # fmt: skip
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    return frame.reindex(columns=[column for column in order if column in frame.columns]).rename_axis("Method")
+
+
+_COLUMNS = {
+    "quality.perplexity": "Perplexity",
+    "quality.average_accuracy": "Average Accuracy",
+    "quality.accuracy_drop": "Accuracy Drop",
+    "quality.tasks_evaluated": "Tasks Evaluated",
+}
+
+
+def _scored(rows: "Iterable[Row]") -> "list[Row]":
+    return [row for row in rows if row.metric == "quality.accuracy" and row.value is not None]

@@ -1,0 +1,148 @@
+"""From a task and a source of data to tasks of lm-eval that can be scored: everything that can be refused is, here."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench._errors import DataError, NotAvailable
+from bench.data import Data, Embedded, Folder
+from bench.tasks import Task, code, folder
+
+Configuration = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task with its data.
+
+    Attributes:
+        parts: tasks of lm-eval, by name; scored as one.
+        data: what was read, with the start of its digest: the same text is the same questions.
+    """
+
+    task: Task
+    parts: dict[str, Any]
+    data: str
+
+
+def prepare(task: Task, data: Data, *, run_code: bool = False) -> Prepared:
+    """Read the data of a task and make it a task of lm-eval.
+
+    Raises:
+        NotAvailable: it cannot be had from this source, or needs code to be run; the row of the task says so.
+        DataError: the data is malformed, or an example that is shown is also asked.
+    """
+    if task.runs_code and not run_code:
+        raise NotAvailable(f"{task.title}: what the model writes is run only with --allow-code-execution")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from lm_eval.api.task import ConfigurableTask
+
+    configurations, source = _SOURCES.get(type(data), _hub)(task, data)
+    parts = {}
+    for configuration in configurations:
+        try:
+            part = ConfigurableTask(config=_with_settings(configuration, task))
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            where = f"{configuration.get('dataset_path')} cannot be loaded"
+            raise NotAvailable(f"{task.title}: {where} ({type(error).__name__}: {str(error)[:200]})") from error
+        _check_examples(part, task)
+        parts[configuration["task"]] = part
+    return Prepared(task, parts, source)
+
+
+def _embedded(task: Task, data: Data) -> tuple[list[Configuration], str]:
+    if task.stand_in is None:
+        raise NotAvailable(f"{task.title}: the embedded reference has nothing that stands in for it; "
+                           "give --data hub or a folder")  # fmt: skip
+    from bench.reference import tasks as reference
+    from bench.tasks import stand_ins
+
+    text = json.dumps(reference.items(task.stand_in, "test"), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return stand_ins.configurations(task.stand_in), f"{task.stand_in}@{digest[:8]}"
+
+
+def _from_folder(task: Task, data: Data) -> tuple[list[Configuration], str]:
+    assert isinstance(data, Folder)
+    found = []
+    digest, notes = hashlib.sha256(), []
+    for configuration in _bundled(task):
+        splits = folder.read(data.folder, task, configuration)
+        digest.update(splits.digest.encode())
+        notes += [splits.note] if splits.note and splits.note not in notes else []
+        there = {key: configuration.get(key) for key in _SPLITS}
+        found.append(
+            configuration
+            | {key: split if split in splits.rows else None for key, split in there.items()}
+            | {"custom_dataset": _maker(splits.rows), "dataset_kwargs": None}
+            | splits.changes
+        )
+    return found, f"{task.name}@{digest.hexdigest()[:8]}{''.join(f' {note}' for note in notes)}"
+
+
+def _hub(task: Task, data: Data) -> tuple[list[Configuration], str]:
+    configurations = _bundled(task)
+    return configurations, f"hub:{configurations[0]['dataset_path']}"
+
+
+_SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+_SOURCES: dict[type, Callable[[Task, Data], tuple[list[Configuration], str]]] = {
+    Embedded: _embedded,
+    Folder: _from_folder,
+}
+
+
+def _bundled(task: Task) -> list[Configuration]:
+    """The configurations of a task, as lm-eval's package brings them or as ours."""
+    if task.name in code.CONFIGURATIONS:
+        return [dict(code.CONFIGURATIONS[task.name])]
+    if not task.members:
+        raise NotAvailable(f"{task.title}: {task.note}")
+    import lm_eval
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    root = Path(lm_eval.__file__).parent / "tasks"
+    paths = sorted({path for member in task.members for path in root.glob(member) if not path.name.startswith("_")})
+    try:
+        return [configuration for path in paths if (configuration := load_yaml(path))["task"] not in task.leaves_out]
+    except ImportError as error:
+        raise NotAvailable(f"{task.title}: its configuration wants more libraries: {str(error)[:200]}") from error
+
+
+def _with_settings(configuration: Configuration, task: Task) -> Configuration:
+    """With the shots and votes of our table; without what only an index of tasks reads."""
+    changed = {key: value for key, value in configuration.items() if key not in ("tag", "group", "task_list")}
+    changed["num_fewshot"] = task.shots
+    if task.votes > 1:
+        changed["repeats"] = task.votes
+    if changed.get("filter_list") is not None:
+        changed["filter_list"] = [each for each in changed["filter_list"] if each["name"] == task.filter]
+    return changed
+
+
+def _maker(rows: dict[str, list[dict[str, Any]]]) -> Callable[..., Any]:
+    def make(**metadata: Any) -> Any:
+        from datasets import Dataset
+
+        return {split: Dataset.from_list(of) for split, of in rows.items()}
+
+    return make
+
+
+def _check_examples(part: Any, task: Task) -> None:
+    """Raise DataError if a question that is asked is also a row of the split that examples are taken from."""
+    config, shown = part.config, part.fewshot_cfg.split
+    asked = config.test_split if config.test_split is not None else config.validation_split
+    if not task.shots or shown in (None, asked):  # lm-eval never shows a question of the same split its own answer
+        return
+    rows = {json.dumps(doc, sort_keys=True): place for place, doc in enumerate(part.dataset[shown], 1)}
+    for place, doc in enumerate(part.dataset[asked], 1):
+        if (text := json.dumps(doc, sort_keys=True)) in rows:
+            raise DataError(
+                f"{config.task}: row {place} of its {asked} split is also row {rows[text]} of the {shown} split, from "
+                f"which examples with their answers are shown: {text[:100]}; remove one"
+            )

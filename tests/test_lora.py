@@ -1,0 +1,344 @@
+"""Adapters: the identity at first, the same function merged, nothing else trained; against peft."""
+
+import pytest
+import torch
+from checkpoints import transformers_model
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import gaussian, seeds
+from torch import nn
+
+import compression
+from compression import LayerError, RecipeError, _blocks
+from compression._artefact import stored_bytes
+from compression._grids import AffineGrid, Int8RowGrid, NF4Grid
+from compression._linear import PackedLinear
+from compression._lora_linear import LoraLinear
+from compression._sparse_linear import SparseLinear
+from compression.distillation._lora import adapted_layers, attach, detach, merge
+from compression.distillation._losses import Objective
+from compression.distillation._settings import LINEARS, LoraSettings
+from compression.distillation._training import Settings, train
+
+ROWS, COLS = 64, 128
+ALL = LoraSettings(rank=4, alpha=8, dropout=0.0, targets=LINEARS)
+IDS = torch.randint(48, (8, 10), generator=torch.Generator().manual_seed(0))
+ONCE = Settings(epochs=3, learning_rate=1e-2, batch=8, accumulation=1, clip=1.0)
+PLAIN = Objective(alpha=0, temperature=1)
+
+
+def dense(weight, bias=None):
+    linear = nn.Linear(COLS, ROWS, bias=bias is not None)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+def pruned(weight):
+    return weight * (weight.abs() >= weight.abs().median())
+
+
+def two_of_four(weight):
+    groups = weight.view(ROWS, -1, 4)
+    return groups.masked_fill(groups.abs().argsort(-1).argsort(-1) < 2, 0).view(ROWS, COLS)
+
+
+BASES = {
+    "dense": dense,
+    "pruned": lambda w: dense(pruned(w)),
+    "bitmask": lambda w: SparseLinear.from_weight(pruned(w), None),
+    "2:4": lambda w: SparseLinear.from_weight(two_of_four(w), None, (2, 4)),
+    "nf4": lambda w: PackedLinear.from_weight(w, None, NF4Grid()),
+    "rtn": lambda w: PackedLinear.from_weight(w, None, AffineGrid(bits=3, group_size=32, symmetric=False)),
+    "int8": lambda w: PackedLinear.from_weight(w, None, Int8RowGrid(), threshold=6.0),
+    "int8-torch": lambda w: PackedLinear.from_weight(w, None, AffineGrid(bits=8, group_size=-1, symmetric=False)),
+}
+bases = pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+
+
+def weight_of(layer):
+    return layer.dequantize(torch.float32) if isinstance(layer, PackedLinear) else layer.weight
+
+
+def adapted(base, seed=0, dtype=torch.float32):
+    """An adapter that has been trained, held at zero where the base of floats is zero."""
+    floats = not isinstance(base, PackedLinear) and bool((base.weight == 0).any())
+    layer = LoraLinear(base, 4, 0.5, mask=base.weight != 0 if floats else None, dtype=dtype)
+    layer.lora_a.data, layer.lora_b.data = gaussian(4, COLS, seed=seed, std=1), gaussian(ROWS, 4, seed=seed + 1, std=1)
+    return layer
+
+
+def in_a_model(layer):
+    """A model whose first q_proj is the layer."""
+    model = transformers_model("LlamaForCausalLM", hidden_size=COLS, intermediate_size=COLS)
+    model.model.layers[0].self_attn.set_submodule("q_proj", layer)
+    return model
+
+
+# --- Layers -----------------------------------------------------------------------------------------------------------
+
+
+@bases
+def test_at_first_it_is_the_identity_bit_for_bit(base):
+    layer, x = LoraLinear(base(gaussian(ROWS, COLS)), 8, 2.0), gaussian(5, COLS, std=1)
+    layer.reset(torch.Generator().manual_seed(0))
+
+    assert torch.equal(layer.base(x), layer(x))
+    assert layer.lora_a.abs().max() > 0
+
+
+@bases
+def test_its_output_and_gradients_are_those_of_the_equation(base):
+    layer, x = adapted(base(gaussian(ROWS, COLS))), gaussian(40, COLS, std=1).requires_grad_(True)
+    theirs = x.detach().clone().requires_grad_(True)
+    a, b = (p.detach().clone().requires_grad_(True) for p in (layer.lora_a, layer.lora_b))
+    mask = torch.ones(ROWS, COLS) if layer.mask is None else layer.mask
+
+    y = layer(x)
+    want = theirs @ (weight_of(layer.base) + 0.5 * mask * (b @ a)).t()
+    seen = gaussian(40, ROWS, seed=7, std=1)
+    (y * seen).sum().backward()
+    (want * seen).sum().backward()
+
+    low = isinstance(layer.base, PackedLinear) and layer.base.threshold is not None  # rounds x to 8 bits
+    torch.testing.assert_close(y, want, rtol=2e-2 if low else 1e-4, atol=5e-2 if low else 1e-4)
+    torch.testing.assert_close((a.grad, b.grad), (layer.lora_a.grad, layer.lora_b.grad), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("base", [BASES[name] for name in ("bitmask", "nf4", "rtn")], ids=["bitmask", "nf4", "rtn"])
+def test_dense_weights_are_not_kept_for_the_way_back(base):
+    layer, kept = base(gaussian(ROWS, COLS)), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        layer(gaussian(40, COLS, std=1).requires_grad_(True)).sum().backward()
+
+    assert ROWS * COLS not in kept
+
+
+@given(seeds, st.sampled_from(["dense", "pruned", "bitmask", "2:4"]))
+def test_merged_into_floats_it_computes_the_same_and_zeros_stay(seed, name):
+    layer, x = adapted(BASES[name](gaussian(ROWS, COLS, seed=seed)), seed), gaussian(5, COLS, seed=seed, std=1)
+    model, before = in_a_model(layer), weight_of(layer.base)
+    want, zeros = layer(x), before == 0
+
+    lost = merge(model)
+    found = model.model.layers[0].self_attn.q_proj
+
+    torch.testing.assert_close(want, found(x), rtol=1e-5, atol=1e-4)
+    assert type(layer.base) is type(found)
+    assert (found.weight[zeros] == 0).all() and not torch.equal(before, found.weight)
+    assert list(lost) == ["model.layers.0.self_attn.q_proj"] and max(lost.values()) < 1e-5
+
+
+def test_an_adapter_that_is_not_held_at_zeros_fills_them():
+    layer = adapted(dense(pruned(gaussian(ROWS, COLS))))
+    layer.mask = None
+
+    assert (layer.to_linear().weight == 0).sum() < (layer.base.weight == 0).sum()
+
+
+@pytest.mark.parametrize("base", [BASES[name] for name in ("nf4", "rtn", "int8")], ids=["nf4", "rtn", "int8"])
+def test_packed_codes_keep_their_adapter_and_merging_into_them_says_what_it_loses(base):
+    layer = adapted(base(gaussian(ROWS, COLS, std=1)))
+    codes, wanted = layer.base.state_dict()["codes"].clone(), layer.to_linear().weight
+    model = in_a_model(layer)
+
+    assert {"model.layers.0.self_attn.q_proj": 0.0} == merge(model)
+    assert model.model.layers[0].self_attn.q_proj is layer
+    assert torch.equal(codes, layer.base.state_dict()["codes"])
+
+    (lost,) = merge(model, packed=True).values()
+    found = model.model.layers[0].self_attn.q_proj
+    error = (found.dequantize(torch.float32) - wanted).norm() / layer.product().detach().norm()
+    assert isinstance(found, PackedLinear) and found.grid == layer.base.grid
+    assert float(error) == pytest.approx(lost, rel=1e-4)
+    assert 0 < lost < 1
+
+
+def test_in_bf16_the_sum_is_rounded_once():
+    layer = adapted(dense(gaussian(ROWS, COLS, dtype=torch.bfloat16)))
+    exact = layer.base.weight.float() + layer.product()
+
+    assert torch.equal(exact.bfloat16(), layer.to_linear().weight)
+
+
+@bases
+def test_against_peft(base):
+    """On a dense layer of the same weight, which is what peft knows."""
+    peft = pytest.importorskip("peft")
+    layer, x = adapted(base(gaussian(ROWS, COLS))), gaussian(6, COLS, seed=5, std=1).requires_grad_(True)
+    if layer.mask is not None:
+        layer.mask = torch.ones(ROWS, COLS, dtype=torch.bool)  # peft has none
+    model = nn.ModuleDict({"q": dense(weight_of(layer.base).detach().clone())})
+    config = peft.LoraConfig(r=4, lora_alpha=2, lora_dropout=0.0, target_modules=["q"], bias="none")
+    theirs = peft.inject_adapter_in_model(config, model)["q"]
+    theirs.lora_A["default"].weight.data.copy_(layer.lora_a.data)
+    theirs.lora_B["default"].weight.data.copy_(layer.lora_b.data)
+    other = x.detach().clone().requires_grad_(True)
+
+    ours, wanted = layer(x), theirs(other)
+    ours.square().sum().backward()
+    wanted.square().sum().backward()
+
+    low = isinstance(layer.base, PackedLinear) and layer.base.threshold is not None
+    close = {"rtol": 5e-2, "atol": 5e-2 * float(wanted.detach().abs().max())} if low else {"rtol": 1e-4, "atol": 1e-3}
+    torch.testing.assert_close(ours, wanted, **close)
+    if not low:
+        torch.testing.assert_close(layer.lora_a.grad, theirs.lora_A["default"].weight.grad, **close)
+        torch.testing.assert_close(layer.lora_b.grad, theirs.lora_B["default"].weight.grad, **close)
+        torch.testing.assert_close(x.grad, other.grad, rtol=1e-3, atol=1e-2)
+    theirs.merge()
+    torch.testing.assert_close(layer.to_linear().weight, theirs.base_layer.weight, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_pass_through_layers_of_bitsandbytes():
+    bnb = pytest.importorskip("bitsandbytes")
+    weight = gaussian(ROWS, COLS)
+    theirs = bnb.nn.Linear4bit(COLS, ROWS, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    theirs.weight = bnb.nn.Params4bit(weight.clone(), requires_grad=False, quant_type="nf4", blocksize=64)
+    theirs.to("cpu")
+    theirs(gaussian(1, COLS))  # quantizes
+    model, x = in_a_model(theirs), gaussian(40, COLS, seed=3, std=1).requires_grad_(True)
+    before = theirs.weight.data.clone()
+
+    layer = attach(model, ALL)["model.layers.0.self_attn.q_proj"]
+    layer.lora_b.data.normal_(generator=torch.Generator().manual_seed(0))
+    layer(x).sum().backward()
+
+    dequantized = bnb.functional.dequantize_4bit(theirs.weight.data, theirs.weight.quant_state).float()
+    want = (dequantized + layer.product()).sum(0).expand_as(x)
+    torch.testing.assert_close(x.grad, want, rtol=1e-2, atol=1e-2)
+    assert layer.lora_a.grad is not None and theirs.weight.grad is None
+    merge(model)
+    assert layer.base is theirs and torch.equal(before, theirs.weight.data)
+
+
+# --- Models -----------------------------------------------------------------------------------------------------------
+
+
+def compressed(recipe, saved):
+    return compression.compress(str(saved), recipe, calibration=IDS)
+
+
+def tensors(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+RECIPES = ("fp16", "nf4(group_size=32)", "rtn(group_size=32)", "magnitude(store=bitmask)", "magnitude")
+recipes = pytest.mark.parametrize("text", RECIPES)
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), LINEARS], ids=["qv", "all"])
+@recipes
+def test_only_adapters_are_trained_and_detaching_gives_back_what_was(text, targets, saved, tmp_path):
+    model = _blocks.copy_sharing_tensors(compressed(text, saved).model)
+    before = tensors(model)
+    adapters = attach(model, LoraSettings(rank=4, alpha=8, dropout=0.0, targets=targets))
+    asking = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    found = train(model, IDS, PLAIN, ONCE, tmp_path / "runs")
+
+    assert len(adapters) == 2 * len(targets)
+    assert asking == {f"{name}.lora_{which}" for name in adapters for which in "ab"}
+    assert found.losses[-1] < found.losses[0]
+    assert all(layer.lora_b.abs().max() > 0 for layer in adapters.values())
+    detach(model)
+    assert before.keys() == model.state_dict().keys()
+    assert [] == [name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)]
+
+
+@recipes
+def test_a_checkpoint_holds_the_adapters_alone_and_a_finished_run_is_read(text, saved, tmp_path):
+    from safetensors import safe_open
+
+    models = [_blocks.copy_sharing_tensors(compressed(text, saved).model) for _ in range(2)]
+    adapters = [attach(model, ALL) for model in models]
+    first, second = (train(model, IDS, PLAIN, ONCE, tmp_path / "runs") for model in models)
+
+    assert first == second
+    for name, layer in adapters[0].items():
+        assert torch.equal(layer.lora_b, adapters[1][name].lora_b)
+    (path,) = first.folder.glob("checkpoint-*/model.safetensors")
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == {f"{name}.lora_{which}" for name in adapters[0] for which in "ab"}
+
+
+def test_codes_grids_and_scales_of_adapters_are_part_of_what_a_run_is_of(saved, tmp_path):
+    def folder(text, settings=ALL):
+        model = _blocks.copy_sharing_tensors(compressed(text, saved).model)
+        attach(model, settings)
+        return train(model, IDS, PLAIN, ONCE, tmp_path / "runs").folder
+
+    others = (
+        folder("rtn(group_size=32)"), folder("rtn(group_size=32,symmetric=true)"), folder("fp16"),
+        folder("fp16", LoraSettings(rank=4, alpha=4, dropout=0.0, targets=LINEARS)),
+        folder("fp16", LoraSettings(rank=4, alpha=8, dropout=0.5, targets=LINEARS)),
+        folder("fp16", LoraSettings(rank=4, alpha=8, dropout=0.0, targets=LINEARS, seed=1)),
+    )  # fmt: skip
+
+    assert len(others) == len(set(others))
+
+
+def test_training_gives_every_tensor_its_dtype_back(tmp_path):
+    model = transformers_model("Qwen2ForCausalLM", dtype=torch.bfloat16)  # has biases
+    affine = AffineGrid(bits=4, group_size=32, symmetric=True)
+    for name, grid in (("q_proj", NF4Grid(group_size=32)), ("k_proj", affine)):
+        for layer in model.model.layers:
+            linear = layer.self_attn.get_submodule(name)
+            layer.self_attn.set_submodule(name, PackedLinear.from_weight(linear.weight, linear.bias, grid))
+    for layer in model.model.layers:
+        layer.mlp.up_proj = SparseLinear.from_weight(layer.mlp.up_proj.weight, None)
+    model.requires_grad_(False)
+    before, size = {name: t.dtype for name, t in tensors(model).items()}, stored_bytes(model)
+    attach(model, ALL)
+    train(model, IDS, PLAIN, ONCE, tmp_path / "runs")
+    detach(model)
+
+    assert before == {name: t.dtype for name, t in tensors(model).items()}
+    assert size == stored_bytes(model)
+    assert {torch.bfloat16} == {layer.dtype for layer in _blocks.stored_layers(model).values()}
+
+
+def test_a_second_adapter_on_a_layer_is_refused_and_nothing_changes():
+    model = transformers_model("LlamaForCausalLM")
+    attach(model, LoraSettings(rank=2, targets=("v_proj",)))
+    before = list(adapted_layers(model))
+
+    with pytest.raises(LayerError, match=r"model\.layers\.0\.self_attn\.v_proj: it has an adapter already"):
+        attach(model, ALL)
+    assert before == list(adapted_layers(model))
+
+
+def test_adapters_of_one_seed_are_the_same_and_those_of_layers_are_not():
+    first, second, other = (
+        attach(transformers_model("LlamaForCausalLM"), settings)
+        for settings in (ALL, ALL, LoraSettings(rank=4, seed=1))
+    )
+    name, below = (f"model.layers.{i}.self_attn.q_proj" for i in (0, 1))
+
+    assert torch.equal(first[name].lora_a, second[name].lora_a)
+    assert not torch.equal(first[name].lora_a, first[below].lora_a)
+    assert not torch.equal(first[name].lora_a, other[name].lora_a)
+
+
+def test_dropout_acts_in_training_alone():
+    layer, x = LoraLinear(dense(gaussian(ROWS, COLS)), 4, 1.0, dropout=0.5), gaussian(5, COLS, std=1)
+    layer.reset(torch.Generator().manual_seed(0))
+    layer.lora_b.data.fill_(1.0)
+
+    assert torch.equal(layer.eval()(x), layer(x))
+    assert not torch.equal(layer.train()(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rank": 0}, "rank=0: must be at least 1"),
+        ({"alpha": 0.0}, r"alpha=0\.0: must be above 0"),
+        ({"dropout": 1.0}, r"dropout=1\.0: allowed are 0 to below 1"),
+        ({"targets": ("q",)}, r"targets=\('q',\): allowed are some of q_proj, "),
+        ({"targets": ()}, r"targets=\(\): allowed are"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change, words):
+    with pytest.raises(RecipeError, match=words):
+        LoraSettings(**change)

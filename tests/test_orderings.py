@@ -1,0 +1,115 @@
+"""The table of orders: made-up results whose comparison is known, and a run of the command on a checkpoint."""
+
+import math
+import random
+import re
+
+import pytest
+from healthy_results import healthy_row
+
+from bench import orderings
+from bench._errors import JournalError
+from bench.items import Items, hashes_of
+from bench.orderings import ORDERS, RECIPES
+
+HASHES = hashes_of(range(40))
+
+
+def rows_of(losses, *, size=1 << 20, noise=0.01):
+    """Rows of size and perplexity for each recipe: windows of text are easy or hard for all, and differ by noise."""
+    draw = random.Random(0)
+    windows = [draw.uniform(0, 2) for _ in HASHES]
+    found = []
+    for recipe, loss in losses.items():
+        values = [window + loss + draw.gauss(0, noise) for window in windows]
+        off = loss + sum(windows) / len(windows) - sum(values) / len(values)
+        items = Items(HASHES, tuple(value + off for value in values), "real")
+        found.append(healthy_row("quality.perplexity", recipe=recipe, value=math.exp(items.mean), items=items))
+        found.append(
+            healthy_row("efficiency.stored_bytes", recipe=recipe, value=2 * size if recipe == "fp16" else size)
+        )
+    return found
+
+
+LOSSES = {"fp16": 0.5, "p": 0.6, "kd": 0.4, "nf4": 0.55} | dict(
+    zip(ORDERS, (0.50, 0.52, 0.51, 0.70, 0.72, 0.71), strict=True)
+)
+
+
+def test_the_recipes_are_the_base_each_step_each_pair_and_each_order():
+    assert 16 == len(set(RECIPES))
+    assert {frozenset(("p", "kd", "nf4"))} == {frozenset(order.split("-")) for order in ORDERS}
+    assert {"-".join(order.split("-")[:n]) for order in ORDERS for n in (1, 2, 3)} == set(RECIPES) - {"fp16"}
+
+
+def test_orders_stand_with_the_best_first_and_what_each_step_did():
+    rows = rows_of({**LOSSES, "p-kd": 0.45})
+
+    (family,) = orderings.families(rows)
+    found = orderings.table(rows, family)
+
+    assert ("kd", "nf4", "p") == family
+    assert ["fp16", *family, *sorted(ORDERS, key=LOSSES.get)] == list(found.index)
+    perplexity = {row.recipe: f"{row.value:.4g}" for row in rows if row.metric == "quality.perplexity"}
+    assert [perplexity[each] for each in ("p", "p-kd", ORDERS[0])] == (
+        found.loc[ORDERS[0], "after each step"].split(" → ")
+    )
+    assert "not measured" == found.loc["kd-p-nf4", "after each step"].split(" → ")[1]
+    assert ("2", "1") == (found.loc[ORDERS[0], "ratio"], found.loc["fp16", "ratio"])
+
+
+def test_differences_to_the_best_order_are_paired_by_window():
+    """Windows differ by 0.6 nat, orders by 0.02 with noise of 0.01: unpaired nothing would be seen."""
+    found = orderings.table(rows_of(LOSSES), ("kd", "nf4", "p"))["above the best (nat)"]
+
+    assert "the best" == found[ORDERS[0]]
+    for order in ORDERS[1:]:
+        middle, low, high, p = map(float, re.findall(r"[+-]?\d+\.?\d*(?:e-\d+)?", found[order]))
+        assert middle == pytest.approx(LOSSES[order] - 0.5, abs=1e-3)
+        assert 0 < low < middle < high
+        assert p < 0.05
+
+
+def test_p_values_are_those_of_holm():
+    """By hand: 0.001 x 3, then 0.02 x 2, then 0.03 x 1 raised to what stands before it."""
+
+    class Found:
+        difference = low = high = 0.0
+
+        def __init__(self, p):
+            self.p = p
+
+    shown = orderings._holm({"a": Found(0.03), "b": Found(0.001), "c": Found(0.02)})
+
+    assert ["p 0.04", "p 0.003", "p 0.04"] == [shown[name].partition("], ")[2] for name in "abc"]
+
+
+def test_findings_of_the_paper_that_hold_are_said_to_hold():
+    best, early = orderings.findings(rows_of(LOSSES))
+
+    assert "it is; the next, kd-p-nf4, is +0.0100 nat" in best
+    assert "Here it does: the mean of kd-nf4-p, nf4-p-kd, nf4-kd-p is +0.2000 nat" in early
+
+
+def test_findings_of_the_paper_that_do_not_hold_are_said_not_to():
+    turned = {**LOSSES, **dict(zip(ORDERS, (0.70, 0.72, 0.71, 0.50, 0.52, 0.51), strict=True))}
+    alike = {**LOSSES, **dict.fromkeys(ORDERS, 0.5)}
+
+    best, early = orderings.findings(rows_of(turned))
+    assert "kd-nf4-p is, and p-kd-nf4 +0.2000 nat" in best
+    assert "Here it does not" in early
+    assert "no difference is seen" in orderings.findings(rows_of(alike))[1]
+
+
+def test_nothing_is_found_where_an_order_is_missing():
+    losses = dict(list(LOSSES.items())[:-1])
+
+    assert [] == orderings.findings(rows_of(losses))
+    assert [] == orderings.families(rows_of({"p-kd": 0.5, "kd-p": 0.5, "p-kd-nf4": 0.5}))
+
+
+def test_rows_without_results_per_window_are_refused():
+    rows = [healthy_row("quality.perplexity", recipe=order, value=2.0) for order in ORDERS]
+
+    with pytest.raises(JournalError, match="has no results per window"):
+        orderings.table(rows, ("kd", "nf4", "p"))
