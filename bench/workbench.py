@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,11 +263,12 @@ class Workbench:
 
     @functools.cached_property
     def collection(self) -> "Collection":
-        """The questions of RAG and the documents they are about."""
+        """The questions of RAG and the documents they are about; only the reference is asked as it was trained."""
         from bench.rag.readers import open_collection
 
         assert self.options.rag is not None
-        return open_collection(self.options.rag.dataset, self.options.rag.documents)
+        found = open_collection(self.options.rag.dataset, self.options.rag.documents)
+        return found if self.options.base in ("reference", "reference-teacher") else replace(found, form="plain")
 
     @functools.cached_property
     def retrieved(self) -> "Retrieved":

@@ -12,7 +12,8 @@ which copies them, `hnsw` the graph that `--index faiss` makes.
 Each contender runs in a process of its own. `memory` is the most that the process held while building and searching,
 beyond what it held with texts and vectors made. What was found is checked off the clock: `first` is the share of
 queries whose chunk came first, `same` the share of the first ten that are also among the reference's (`bm25`, `exact`),
-in the same places for `faiss`. BM25s differ in their form of IDF, and so in some places.
+in the same places for `faiss`. BM25s differ in their form of IDF, and so in some places. Times are of the processor, so
+that a shared machine hardly shows in them; set OMP_NUM_THREADS=1, or threads of FAISS and BLAS are added up.
 """
 
 import argparse
@@ -97,11 +98,11 @@ def run(name: str, chunks: int, queries: int) -> dict[str, Any]:
     read, _ = anonymous_memory()
     before = read()
     with Peak(read) as peak:
-        begin = time.perf_counter()
+        begin = time.process_time()
         index = make(things)
-        built = time.perf_counter()
+        built = time.process_time()
         found = [[hit[0] for hit in index.search(query, TOP)] for query in asked]
-        done = time.perf_counter()
+        done = time.process_time()
     first = [places[:1] == [n * (chunks // queries)] for n, places in enumerate(found)]
     return {"index_s": built - begin, "query_ms": 1e3 * (done - built) / len(asked),
             "memory_mib": (peak.bytes - before) / 2**20, "first": sum(first) / len(first), "found": found}  # fmt: skip
