@@ -225,6 +225,14 @@ def test_qdrant_ranks_as_the_exact_index_does_and_outlives_its_process(qdrant, t
     again.close()
 
 
+def test_a_database_that_goes_away_is_an_error_of_the_question(qdrant, tmp_path):
+    database = Qdrant(unit(3), str(tmp_path), "chunks-1")
+    database.close()
+
+    with pytest.raises(DataError, match=says(str(tmp_path), "does not answer")):
+        database.search(unit(1)[0], 2)
+
+
 def test_a_collection_that_was_cut_short_is_refused(qdrant, tmp_path):
     Qdrant(unit(3), str(tmp_path), "chunks-1").close()
 
