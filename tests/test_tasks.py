@@ -185,6 +185,16 @@ def test_scores_on_public_data_are_those_of_hflm(student, shared, name):
         assert [value for value, _ in expected] == pytest.approx([value for value, _ in found], abs=TOLERANCE)
 
 
+def test_every_model_is_shown_the_same_examples(shared):
+    prepared = prepare(SUITE["gsm8k"], shared)
+
+    first, again = ([request.args[0] for request in built(prepared, 3)] for _ in range(2))
+
+    assert first == again
+    assert 8 == first[0].count("\n\nQuestion:")
+    assert first[0].partition("\n\n")[0] != first[1].partition("\n\n")[0]  # drawn for each question anew
+
+
 @pytest.mark.parametrize(
     ("name", "parts", "items"),
     [("hellaswag", 1, 1000), ("arc_easy", 1, 2376), ("arc_challenge", 1, 1172), ("gsm8k", 1, 1319), ("boolq", 1, 3270),
