@@ -27,6 +27,7 @@ _FAILING = pytest.StashKey[list[str]]()
 MARKERS = {
     "efficiency": "size, speed, memory, energy and cost of compression",
     "quality": "perplexity and tasks",
+    "rag": "answers from retrieved text",
     "recovery": "a downstream task before and after training on it",
     "ordering": "size and perplexity of pruning, distillation and quantization in every order",
 }
@@ -71,6 +72,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--samples", type=int, default=100, help="perplexity samples; default 100")
     add("--length", type=int, help="tokens per perplexity sample; default 512")
     add("--stride", type=int, help="step of a sliding perplexity window; default none: disjoint windows")
+    add("--dataset-path", metavar="PATH", help="questions for RAG: a SQuAD file, a JSON list of question and answer, "
+        "or a folder with Cranfield; default the embedded manuals")  # fmt: skip
+    add("--documents", metavar="PATH", help="text file or folder that a list of questions is about")
+    add("--num-questions", type=int, help="questions asked; default 64, or as many as there are")
+    add("--retriever", default="bm25", help="bm25, dense or hybrid; the last two need --encoder")
+    add("--encoder", metavar="MODEL", help="folder or hub id of a sentence-transformers model")
+    add("--index", default="exact", help="of vectors: exact, faiss, qdrant:FOLDER or qdrant:http://HOST:PORT")
+    add("--top-k", type=int, default=3, help="chunks retrieved for a question; default 3")
+    add("--similarity-threshold", type=float, help="least score of a chunk; default 0.3 for dense, none for bm25")
+    add("--chunking", help="tokens, sentences, headings or documents; default tokens, sentences for the embedded set")
+    add("--chunk-size", type=int, help="tokens of a chunk, at most; default 512, 40 for the embedded set")
+    add("--chunk-overlap", type=int, help="tokens that two chunks share; default 50, 0 for the embedded set")
+    add("--compare-no-rag", choices=("yes", "no"), default="yes", help="also answer without a context; default yes")
+    add("--rag-seeds", type=int, default=3, help="samples of each answer, beside the greedy one; default 3")
+    add("--save-detailed-responses", type=Path, metavar="FILE", help="append every answer as a line of JSON")
+    add("--bertscore-encoder", metavar="MODEL", help="folder or hub id of the encoder of BERTScore")
     add("--tasks", default="core", help="core, full, none, or names separated by commas; see METHODOLOGY.md")
     add("--limit", type=int, help="questions of each task (of MMLU: of each subject); default all")
     add("--task-rows", type=int, help="sequences that tasks read in one forward pass; default by tokens")
@@ -152,10 +169,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
             protocol = PerplexityProtocol(**options.protocol)
             workbench.data.source(protocol.split, what=protocol.what)  # data that is not there is said now
+        if "rag" in marked:
+            workbench.collection  # noqa: B018 - and so are questions that cannot be asked
             for task in options.tasks:
                 with suppress(NotAvailable):  # of which the rows speak
                     workbench.task(task)
         workbench.base  # noqa: B018 - and so is a checkpoint that does not fit
+        if "rag" in marked:
+            workbench.retrieved  # noqa: B018 - and so is a retriever that cannot be had, or a chunk that is too long
         config.stash[_WORKBENCH] = workbench
     except (BenchError, CompressionError) as error:
         raise pytest.UsageError(str(error)) from error
@@ -240,6 +261,7 @@ def options_of(config: pytest.Config) -> "Options":
         tdp=get("--tdp"),
         protocol={"name": get("--protocol"), "samples": get("--samples"), "length": get("--length"),
                   "stride": get("--stride")},
+        rag=_rag(config),
         tasks=tuple(_tasks(config)),
         limit=get("--limit"),
         task_rows=get("--task-rows"),
@@ -250,6 +272,30 @@ def options_of(config: pytest.Config) -> "Options":
     for size in options.batch_sizes:
         options.load(size)
     return options
+
+
+def _rag(config: pytest.Config) -> Any:
+    from bench.rag.chunking import Chunking
+    from bench.rag.pipeline import Setup
+
+    get = config.getoption
+    chunking = {"by": get("--chunking"), "size": get("--chunk-size"), "overlap": get("--chunk-overlap")}
+    given = {name: value for name, value in chunking.items() if value is not None}
+    return Setup(
+        dataset=get("--dataset-path"),
+        documents=get("--documents"),
+        questions=get("--num-questions"),
+        retriever=get("--retriever"),
+        encoder=get("--encoder"),
+        index=get("--index"),
+        top_k=get("--top-k"),
+        threshold=get("--similarity-threshold"),
+        chunking=Chunking(**given) if given else None,
+        compare=get("--compare-no-rag") == "yes",
+        seeds=get("--rag-seeds"),
+        responses=get("--save-detailed-responses"),
+        bertscore=get("--bertscore-encoder"),
+    )
 
 
 def _recipes(config: pytest.Config) -> list[Any]:

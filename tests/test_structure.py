@@ -19,7 +19,7 @@ from compression import CalibrationError, LayerError, Recipe, RecipeError
 from compression._artefact import stored_bytes
 from compression._blocks import Inputs, decoder_blocks
 from compression._checkpoint import build, byte_tokenizer
-from compression._compress import check
+from compression._checks import check
 from compression._grids import AffineGrid, Int8RowGrid, NF4Grid, quantize
 from compression._linear import PackedLinear
 from compression._shapes import SHAPES

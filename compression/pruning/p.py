@@ -133,7 +133,7 @@ class P(Method):
         settings = dataclasses.replace(_FINETUNING, seed=context.seed)
         trained = train(
             student, texts, Objective(alpha=0, temperature=1), settings, context.folder / "training",
-            progress=context.progress,
+            keep_zeros=context.pruned, progress=context.progress,
         )  # fmt: skip
         context.trained.append(trained)
         words = f"{len(trained.losses)} steps over {trained.tokens} tokens"
