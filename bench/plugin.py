@@ -27,6 +27,7 @@ _FAILING = pytest.StashKey[list[str]]()
 MARKERS = {
     "efficiency": "size, speed, memory, energy and cost of compression",
     "quality": "perplexity and tasks",
+    "rag": "answers from retrieved text",
     "recovery": "a downstream task before and after training on it",
     "ordering": "size and perplexity of pruning, distillation and quantization in every order",
 }
@@ -71,6 +72,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--samples", type=int, default=100, help="perplexity samples; default 100")
     add("--length", type=int, help="tokens per perplexity sample; default 512")
     add("--stride", type=int, help="step of a sliding perplexity window; default none: disjoint windows")
+    add("--dataset-path", metavar="PATH", help="questions for RAG: a SQuAD file, a JSON list of question and answer, "
+        "or a folder with Cranfield; default the embedded manuals")  # fmt: skip
+    add("--documents", metavar="PATH", help="text file or folder that a list of questions is about")
+    add("--num-questions", type=int, help="questions asked; default 64, or as many as there are")
+    add("--retriever", default="bm25", help="bm25, dense or hybrid; the last two need --encoder")
+    add("--encoder", metavar="MODEL", help="folder or hub id of a sentence-transformers model")
+    add("--index", default="exact", help="of vectors: exact, faiss, qdrant:FOLDER or qdrant:http://HOST:PORT")
+    add("--top-k", type=int, default=3, help="chunks retrieved for a question; default 3")
+    add("--similarity-threshold", type=float, help="least score of a chunk; default 0.3 for dense, none for bm25")
+    add("--chunking", help="tokens, sentences, headings or documents; default tokens, sentences for the embedded set")
+    add("--chunk-size", type=int, help="tokens of a chunk, at most; default 512, 40 for the embedded set")
+    add("--chunk-overlap", type=int, help="tokens that two chunks share; default 50, 0 for the embedded set")
+    add("--compare-no-rag", choices=("yes", "no"), default="yes", help="also answer without a context; default yes")
+    add("--rag-seeds", type=int, default=3, help="samples of each answer, beside the greedy one; default 3")
+    add("--save-detailed-responses", type=Path, metavar="FILE", help="append every answer as a line of JSON")
+    add("--bertscore-encoder", metavar="MODEL", help="folder or hub id of the encoder of BERTScore")
     add("--tasks", default="core", help="core, full, none, or names separated by commas; see METHODOLOGY.md")
     add("--limit", type=int, help="questions of each task (of MMLU: of each subject); default all")
     add("--task-rows", type=int, help="sequences that tasks read in one forward pass; default by tokens")
@@ -105,8 +122,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize("mode", ("eager", "graph") if _may_have_cuda(metafunc.config) else ("eager",))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """All measurements of a recipe follow each other, so that it is compressed once; other tests keep their places."""
+    if config.getoption("--tasks") == "none":
+        unasked = [item for item in items if {"recipe", "task", "tasks"} & set(getattr(item, "fixturenames", ()))
+                   > {"recipe"}]  # fmt: skip
+        config.hook.pytest_deselected(items=unasked)
+        items[:] = [item for item in items if item not in unasked]
     ours = [i for i, item in enumerate(items) if "recipe" in getattr(getattr(item, "callspec", None), "params", {})]
     order: dict[Any, int] = {}
     for i in ours:
@@ -152,10 +174,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
             protocol = PerplexityProtocol(**options.protocol)
             workbench.data.source(protocol.split, what=protocol.what)  # data that is not there is said now
-            for task in options.tasks:
+            for task in dict.fromkeys(filter(None, map(_task_of, session.items))):
                 with suppress(NotAvailable):  # of which the rows speak
                     workbench.task(task)
+        if "rag" in marked:
+            workbench.collection  # noqa: B018 - and so are questions that cannot be asked
         workbench.base  # noqa: B018 - and so is a checkpoint that does not fit
+        if "rag" in marked:
+            workbench.retrieved  # noqa: B018 - and so is a retriever that cannot be had, or a chunk that is too long
         config.stash[_WORKBENCH] = workbench
     except (BenchError, CompressionError) as error:
         raise pytest.UsageError(str(error)) from error
@@ -240,6 +266,7 @@ def options_of(config: pytest.Config) -> "Options":
         tdp=get("--tdp"),
         protocol={"name": get("--protocol"), "samples": get("--samples"), "length": get("--length"),
                   "stride": get("--stride")},
+        rag=_rag(config),
         tasks=tuple(_tasks(config)),
         limit=get("--limit"),
         task_rows=get("--task-rows"),
@@ -250,6 +277,30 @@ def options_of(config: pytest.Config) -> "Options":
     for size in options.batch_sizes:
         options.load(size)
     return options
+
+
+def _rag(config: pytest.Config) -> Any:
+    from bench.rag.chunking import Chunking
+    from bench.rag.pipeline import Setup
+
+    get = config.getoption
+    chunking = {"by": get("--chunking"), "size": get("--chunk-size"), "overlap": get("--chunk-overlap")}
+    given = {name: value for name, value in chunking.items() if value is not None}
+    return Setup(
+        dataset=get("--dataset-path"),
+        documents=get("--documents"),
+        questions=get("--num-questions"),
+        retriever=get("--retriever"),
+        encoder=get("--encoder"),
+        index=get("--index"),
+        top_k=get("--top-k"),
+        threshold=get("--similarity-threshold"),
+        chunking=Chunking(**given) if given else None,
+        compare=get("--compare-no-rag") == "yes",
+        seeds=get("--rag-seeds"),
+        responses=get("--save-detailed-responses"),
+        bertscore=get("--bertscore-encoder"),
+    )
 
 
 def _recipes(config: pytest.Config) -> list[Any]:
@@ -281,6 +332,10 @@ def _parametrize_tasks(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("task", chosen, ids=[task.name for task in chosen])
     else:
         metafunc.parametrize("tasks", [metafunc.config.getoption("--tasks")] if chosen else [])
+
+
+def _task_of(item: pytest.Item) -> Any:
+    return getattr(getattr(item, "callspec", None), "params", {}).get("task")
 
 
 def _batch_sizes(config: pytest.Config) -> list[int]:

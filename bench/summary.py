@@ -46,6 +46,11 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     quality = performance(rows)
     if len(quality.columns) > 1:
         yield quality.to_string(float_format=number, na_rep="not measured")
+    if any(row.metric.startswith("rag.") for row in rows):
+        from bench.rag.tables import tables
+
+        for title, frame in tables(rows).items():
+            yield f"{title}\n{frame.to_string()}"
     yield from dict.fromkeys(f"{r.recipe}: {r.metric} {r.status}: {r.reason}" for r in rows if r.reason)
     kernels = {recipe: str(kernels) for recipe, kernels in workbench.kernels.items() if kernels}
     if kernels:

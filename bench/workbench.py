@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ from compression._recipe import UNCOMPRESSED
 if TYPE_CHECKING:
     from bench.data import Data
     from bench.gate import Baseline, Verdict
+    from bench.rag.collection import Collection
+    from bench.rag.pipeline import Retrieved, Setup
     from bench.sandbox import Forbidden
     from compression import Base, Compressed
     from compression._cache import StepCache
@@ -62,6 +64,7 @@ class Options:
     warmup: int = 3
     tdp: float | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    rag: "Setup | None" = None
     tasks: tuple[Any, ...] = ()  # bench.tasks.Task
     limit: int | None = None
     task_rows: int | None = None
@@ -271,6 +274,29 @@ class Workbench:
         from bench.sandbox import forbidden
 
         return forbidden()
+
+    @functools.cached_property
+    def collection(self) -> "Collection":
+        """The questions of RAG and the documents they are about; only the reference is asked as it was trained."""
+        from bench.rag.readers import open_collection
+
+        assert self.options.rag is not None
+        found = open_collection(self.options.rag.dataset, self.options.rag.documents)
+        return found if self.options.base in ("reference", "reference-teacher") else replace(found, form="plain")
+
+    @functools.cached_property
+    def retrieved(self) -> "Retrieved":
+        """What was found for each question, the same for all recipes; indexes are kept beside the journal."""
+        from bench.rag.answers import check_lengths
+        from bench.rag.pipeline import retrieve
+
+        assert self.options.rag is not None
+        tokenizer, device = self.base.tokenizer, self.options.device
+        cache = self.options.journal.parent / "retrieval"
+        found = retrieve(self.options.rag, tokenizer, device=device, cache=cache, collection=self.collection)
+        if tokenizer is not None and found.collection.answered:
+            check_lengths(found, tokenizer, self.source.config.get("max_position_embeddings"), self.options.new_tokens)
+        return found
 
     def task(self, task: Any) -> Any:
         """A task with its data (`bench.tasks.prepare.Prepared`), read once.

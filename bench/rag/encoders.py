@@ -1,0 +1,87 @@
+"""Texts to vectors of length 1, by sentence-transformers; kept on disk by content.
+
+There is no encoder of the embedded reference: its own token embeddings, weighted by inverse document frequency, found
+the right manual first for 0.994 of its questions, where BM25 found all.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench._errors import OptionError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Encoder:
+    """A model of sentence-transformers: a local folder or a hub id.
+
+    Its own prompts for queries and documents are used where it has some.
+
+    Args:
+        cache: folder where vectors of documents are kept, named by the model and the texts; None keeps none.
+
+    Raises:
+        OptionError: the library is not installed, or there is no such model.
+    """
+
+    def __init__(self, name: str, *, device: str = "cpu", cache: Path | None = None):
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise OptionError(
+                f"--encoder {name} needs sentence-transformers: pip install 'compression-bench[rag]'"
+            ) from error
+        self.name, self._cache = name, cache
+        local = Path(name).expanduser()
+        try:
+            self._model = SentenceTransformer(str(local) if local.is_dir() else name, device=device)
+        except (OSError, ValueError) as error:
+            raise OptionError(
+                f"--encoder {name} cannot be loaded ({type(error).__name__}: {error}); give a folder with a model of "
+                "sentence-transformers, or a hub id that can be reached"
+            ) from error
+        self.digest = _digest_of(local) if local.is_dir() else name
+
+    def documents(self, texts: Sequence[str]) -> "np.ndarray":
+        """(texts, size), float32; from the cache if they were encoded before."""
+        import numpy as np
+
+        path = self._cache / f"{content_name('vectors', self.digest, *texts)}.npy" if self._cache else None
+        if path and path.exists():
+            return np.load(path)
+        vectors = self._model.encode_document(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        vectors = np.asarray(vectors, np.float32)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part.npy")
+            np.save(part, vectors)
+            part.replace(path)
+        return vectors
+
+    def queries(self, texts: Sequence[str]) -> "np.ndarray":
+        """(texts, size), float32."""
+        import numpy as np
+
+        vectors = self._model.encode_query(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(vectors, np.float32)
+
+
+def content_name(what: str, *parts: str) -> str:
+    """A name for what is made of these texts: equal exactly where all of them are.
+
+    >>> content_name("x", "ab", "c") == content_name("x", "a", "bc")
+    False
+    """
+    return f"{what}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
+
+
+def _digest_of(folder: Path) -> str:
+    """SHA-256 of all files of a model, with their names."""
+    found = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        found.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()

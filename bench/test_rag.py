@@ -1,0 +1,113 @@
+"""RAG: whether a compressed model still answers from what was retrieved."""
+
+import pytest
+
+from bench._errors import DataError
+from bench.rag import readings, robustness
+from bench.rag.answers import DECODING
+from compression._recipe import UNCOMPRESSED
+
+pytestmark = pytest.mark.rag
+
+
+def test_context(workbench, recipe):
+    found = workbench.retrieved
+    measure(workbench, "rag_context", recipe, lambda: (readings.contexts(found), None))
+    measure(workbench, "rag_judged_context", recipe, lambda: (readings.judged_contexts(found), None))
+
+
+@pytest.mark.parametrize("relevance", ["judged", "tokens"])
+def test_ranking(workbench, recipe, relevance):
+    reading = readings.rankings
+    measure(workbench, "rag_ranking", recipe, lambda: (reading(workbench.retrieved, relevance), None),
+            relevance=relevance)  # fmt: skip
+
+
+@pytest.mark.parametrize("decoding", DECODING)
+def test_answers(workbench, recipe, decoding):
+    found = workbench.retrieved
+    taken = {}  # the answers are read by several measurements
+
+    def of(model, name):
+        note = {"run": workbench.journal.run, "base": workbench.source.label, "recipe": name}
+        return readings.replies(found, reader(workbench, model), decoding, note)
+
+    def both():
+        if not taken:
+            base = workbench.base_reading(("rag_answers", decoding), lambda: of(workbench.base, UNCOMPRESSED))
+            plain = recipe.text == UNCOMPRESSED
+            taken["both"] = (base, None) if plain else (of(workbench.compressed(recipe), recipe.text), base)
+        return taken["both"]
+
+    def each(make):
+        return lambda: tuple(None if reading is None else make(reading) for reading in both())
+
+    device = workbench.options.device
+    ways = {"rag_answers": lambda r: r, "rag_comparison": lambda r: readings.compared(found, r)}
+    if decoding == "sampled":
+        ways["rag_spread"] = lambda r: r
+    else:
+        ways["rag_bertscore"] = lambda r: readings.similarities(found, r, device)
+    seeds = found.setup.seeds if decoding == "sampled" else None
+    for of_what, make in ways.items():
+        new_tokens = workbench.options.new_tokens
+        measure(workbench, of_what, recipe, each(make), decoding=decoding, seeds=seeds, new_tokens=new_tokens)
+
+
+def test_speed(workbench, recipe):
+    workbench.refuse_shared_device()
+    found, taken = workbench.retrieved, []
+
+    def take():
+        models = [workbench.base] if recipe.text == UNCOMPRESSED else [workbench.base, workbench.compressed(recipe)]
+        *base, reading = readings.timed(found, [reader(workbench, model) for model in models], workbench.options.runs)
+        taken[:] = [reading, base[0] if base else None]
+        return taken
+
+    def without_context():
+        pair = list(taken or take())
+        taken.clear()  # another look at a regression is another measurement
+        return [None if reading is None else readings.compared_speed(found, reading) for reading in pair]
+
+    asked = {"again": True, "each": lambda r: r.each(), "new_tokens": workbench.options.new_tokens}
+    measure(workbench, "rag_speed", recipe, take, **asked)
+    measure(workbench, "no_rag_speed", recipe, without_context, **asked)
+
+
+@pytest.mark.parametrize(("distractors", "gold"), robustness.GRID)
+def test_distractors(workbench, recipe, distractors, gold):
+    def of(model):
+        return robustness.distracted(workbench.retrieved, reader(workbench, model), distractors, gold)
+
+    against_base(workbench, "rag_distracted", recipe, of, distractors=distractors, gold=gold)
+
+
+def test_unanswerable(workbench, recipe):
+    against_base(
+        workbench,
+        "rag_unanswerable",
+        recipe,
+        lambda model: robustness.unanswerable(workbench.retrieved, reader(workbench, model)),
+    )
+
+
+def reader(workbench, model):
+    tokenizer = workbench.base.tokenizer
+    if tokenizer is None:
+        raise DataError(f"base {workbench.source.text} has no tokenizer: RAG needs tokenizer.json beside it")
+    options = workbench.options
+    return readings.Reader(model=model.model, tokenizer=tokenizer, device=options.device, new_tokens=options.new_tokens)
+
+
+def against_base(workbench, of, recipe, read, **params):
+    def take():
+        base = workbench.base_reading((of, *params.values()), lambda: read(workbench.base))
+        return (base, None) if recipe.text == UNCOMPRESSED else (read(workbench.compressed(recipe)), base)
+
+    measure(workbench, of, recipe, take, **params)
+
+
+def measure(workbench, of, recipe, take, *, each=None, again=False, **params):
+    found = workbench.retrieved
+    workbench.note_data(of, found.collection.digest)
+    workbench.measure(of, recipe, take, {**found.params, **params}, each=each, again=again)
