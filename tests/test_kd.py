@@ -1,16 +1,12 @@
 """Distillation as a step of recipes: what it learns from, what is kept for other recipes, and kills."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import says, transformers_model
+from killing import killed_at
 
 import compression
 from compression import CheckpointError, Recipe, RecipeError, _cache, _checkpoint, _checks, _compress
@@ -220,7 +216,6 @@ def test_a_cache_that_cannot_be_written_is_said(run, tmp_path):
 
 CHILD = """
 import sys
-sys.path.insert(0, sys.argv[1])
 import compression
 from test_kd import IDS
 def progress(done, total, what):
@@ -228,24 +223,14 @@ def progress(done, total, what):
         print(done, flush=True)
         if done == 4:
             sys.stdin.read()  # until killed: step 3 is done and step 4 not saved yet
-_, _, recipe, student, teacher, cache = sys.argv
+_, recipe, student, teacher, cache = sys.argv
 compression.compress(student, recipe, calibration=IDS, teacher=teacher, cache=cache, progress=progress)
 """
 
 
 def test_a_killed_order_goes_on_and_ends_as_if_nothing_had_been(run, bases, tmp_path):
-    root = Path(compression.__file__).parents[1]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     recipe = f"{Q}-{KD}-{P}"
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(Path(__file__).parent), recipe, *bases, str(tmp_path / "cache")],
-        env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with child:
-        while int(child.stdout.readline()) < 4:
-            pass
-        child.send_signal(signal.SIGKILL)
-        assert -signal.SIGKILL == child.wait(timeout=30)
+    killed_at(4, CHILD, recipe, *bases, tmp_path / "cache")
     steps = []
 
     resumed = run(recipe, progress=lambda done, total, what: what.startswith("loss") and steps.append(done))

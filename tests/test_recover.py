@@ -1,15 +1,11 @@
 """Recovery: adapters on compressed models, what is read of a task, what is stored, and what is refused."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import says, transformers_model
+from killing import killed_at
 from safetensors import safe_open
 
 import compression
@@ -221,7 +217,6 @@ def test_it_learns_the_task(base, tmp_path):
 
 CHILD = """
 import sys
-sys.path.insert(0, sys.argv[1])
 import compression
 from test_recover import PAIRS, SMALL
 def progress(done, total, what):
@@ -229,24 +224,14 @@ def progress(done, total, what):
         print(done, flush=True)
         if done == 3:
             sys.stdin.read()  # until killed
-compression.compress(sys.argv[2], "nf4-" + SMALL[:-1] + ",save_steps=1)", downstream=PAIRS, cache=sys.argv[3],
+compression.compress(sys.argv[1], "nf4-" + SMALL[:-1] + ",save_steps=1)", downstream=PAIRS, cache=sys.argv[2],
                      progress=progress)
 """
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(base, tmp_path):
-    root = Path(compression.__file__).parents[1]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     recipe = f"nf4-{SMALL[:-1]},save_steps=1)"
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(base.source.folder), str(tmp_path / "cache")],
-        env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with child:
-        while int(child.stdout.readline()) < 3:
-            pass
-        child.send_signal(signal.SIGKILL)
-        assert -signal.SIGKILL == child.wait(timeout=30)
+    killed_at(3, CHILD, base.source.folder, tmp_path / "cache")
     steps = []
 
     resumed = recovered(base, recipe, tmp_path, progress=lambda done, total, what: steps.append((done, what)))

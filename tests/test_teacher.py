@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import change_tensors, rewrite, transformers_model
+from killing import killed_at
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import compression
@@ -207,17 +205,7 @@ teacher_outputs(cache, teacher, ids, k=4, batch=2, shard_bytes=1, progress=progr
 
 def test_a_killed_run_goes_on_behind_the_last_finished_shard_and_ends_the_same(teacher, tmp_path):
     ids = torch.arange(400).view(40, 10) * 7 % 48
-    path = os.pathsep.join([str(Path(compression.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tmp_path / "killed"), teacher], env=os.environ | {"PYTHONPATH": path},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with child:
-        done = 0
-        while done < 6:
-            done = int(child.stdout.readline())
-        child.send_signal(signal.SIGKILL)
-        assert -signal.SIGKILL == child.wait(timeout=30)
+    killed_at(6, CHILD, tmp_path / "killed", teacher)
     half = only(tmp_path / "killed")
     (half / ".outputs-00003.safetensors.part").write_bytes(b"torn")  # what a kill while writing leaves
     (half / "outputs-00003.safetensors").write_bytes(b"not named yet")

@@ -1,17 +1,13 @@
 """Training by the objective: against plain loops, stopped, killed, and gone on with."""
 
 import dataclasses
-import os
 import random
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import transformers_model
+from killing import killed_at
 from torch.nn import functional
 
 import compression
@@ -113,33 +109,21 @@ def test_alpha_0_is_the_training_of_transformers(tmp_path):
 
 CHILD = """
 import sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
 from compression.distillation._teacher import teacher_outputs
 from compression.distillation._training import train
 from test_training import IDS, KD, PARTS, student
-outputs = teacher_outputs(sys.argv[2], sys.argv[3], IDS)
+outputs = teacher_outputs(sys.argv[1], sys.argv[2], IDS)
 def progress(done, total, what):
     print(done, flush=True)
     if done == 4:
         sys.stdin.read()  # until killed: step 3 is done and step 4 not saved yet
-train(student(), IDS, KD, PARTS, sys.argv[4], teacher=outputs, progress=progress)
+train(student(), IDS, KD, PARTS, sys.argv[3], teacher=outputs, progress=progress)
 """
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(teacher, outputs, tmp_path):
-    root = Path(compression.__file__).parents[1]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    here, runs = str(Path(__file__).parent), tmp_path / "runs"
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, here, str(tmp_path / "teachers"), teacher, str(runs)],
-        env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with child:
-        while int(child.stdout.readline()) < 4:
-            pass
-        child.send_signal(signal.SIGKILL)
-        assert -signal.SIGKILL == child.wait(timeout=30)
+    runs = tmp_path / "runs"
+    killed_at(4, CHILD, tmp_path / "teachers", teacher, runs)
     steps, resumed, whole = [], student(), student()
 
     again = train(resumed, IDS, KD, PARTS, runs, teacher=outputs, progress=lambda *step: steps.append(step[:2]))
