@@ -5,8 +5,9 @@
 
 HFLM runs at the fastest of the batch sizes 1, 4, 16 and 64, found on a tenth of the requests (at least 8). Both get the
 same requests, built by lm-eval from the folder, tokenised within the clock; --equal has HFLM take them one at a time,
-and its time says nothing. A row gives the seconds of each and their ratio, the largest difference of a log-likelihood
-(or how many answers are the same text), how many greedy flags differ, and the accuracy by either.
+and its time says nothing. A row gives the seconds of each and their ratio, on the clock and of the processor (which a
+machine that does other work besides leaves comparable), the largest difference of a log-likelihood (or how many answers
+are the same text), how many greedy flags differ, and the accuracy by either.
 
 A base with random weights has one token to a byte; here it gets byte-pair tokens learnt from the questions instead
 (8,192 entries, three to four bytes each), so that prompts have about the tokens they would have with its own tokenizer.
@@ -49,16 +50,16 @@ def byte_pairs(folder: Path, entries: int = 8192) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
 
 
-def ask(lm: Any, prepared: Prepared, limit: int) -> tuple[float, list[Any], float]:
-    """Seconds, responses in order of the requests, and accuracy."""
+def ask(lm: Any, prepared: Prepared, limit: int) -> tuple[tuple[float, float], list[Any], float]:
+    """Seconds and seconds of processor, responses in order of the requests, and accuracy."""
     parts = list(prepared.parts.values())
     for part in parts:
         part.set_fewshot_seed(seed=SEED)
         part.build_all_requests(limit=limit, rank=0, world_size=1)
     requests = [instance for part in parts for instance in part.instances]
-    begin = time.perf_counter()
+    begin = time.perf_counter(), time.process_time()
     found = getattr(lm, requests[0].request_type)(requests, disable_tqdm=True)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
     for instance, response in zip(requests, found, strict=True):
         instance.resps = [response]
     right, count, task = 0.0, 0, prepared.task
@@ -82,16 +83,16 @@ def best_batch(model: Any, tokenizer: Any, prepared: Prepared, limit: int) -> in
         if batch > len(few) and batch > 8:
             continue
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
-        begin = time.perf_counter()
+        begin = time.process_time()
         getattr(lm, few[0].request_type)(few, disable_tqdm=True)
-        times[batch] = time.perf_counter() - begin
+        times[batch] = time.process_time() - begin
     return min(times, key=times.__getitem__)
 
 
 def row(model: Any, tokenizer: Any, prepared: Prepared, limit: int, equal: bool) -> str:
     batch = 1 if equal else best_batch(model, tokenizer, prepared, limit)
-    ours, found, right = ask(Scorer(model, tokenizer), prepared, limit)
-    theirs, expected, also = ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch), prepared, limit)
+    (ours, work), found, right = ask(Scorer(model, tokenizer), prepared, limit)
+    (theirs, more), expected, also = ask(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch), prepared, limit)
     if isinstance(found[0], str):
         same = sum(a == b for a, b in zip(found, expected, strict=True))
         what = f"{same} of {len(found)} answers the same"
@@ -99,7 +100,8 @@ def row(model: Any, tokenizer: Any, prepared: Prepared, limit: int, equal: bool)
         off = max(abs(a[0] - b[0]) for a, b in zip(found, expected, strict=True))
         flags = sum(a[1] != b[1] for a, b in zip(found, expected, strict=True))
         what = f"log-likelihoods within {off:.1e} nat, {flags} greedy flags differ"
-    return (f"{prepared.task.name:14} HFLM (batch {batch}) {theirs:7.1f} s, ours {ours:7.1f} s, {theirs / ours:5.2f}x; "
+    return (f"{prepared.task.name:14} HFLM (batch {batch}) {theirs:.1f} s, ours {ours:.1f} s, {theirs / ours:.2f}x; "
+            f"of processor {more:.1f} and {work:.1f} s, {more / work:.2f}x; "
             f"{len(found)} requests, {what}; accuracy {also:.4f} and {right:.4f}")  # fmt: skip
 
 

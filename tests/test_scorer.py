@@ -141,7 +141,7 @@ class TestLikelihoods:
     @pytest.mark.parametrize("text", ["nf4", "magnitude(store=bitmask)", "structured", "rtn(bits=3)"])
     def test_compressed_models_score_alike_however_much_is_read_at_once(self, text, choices):
         model, tokenizer = score.load("student", text)
-        requests = instances("loglikelihood", choices[::4])
+        requests = instances("loglikelihood", choices[::10])
 
         one, many = (Scorer(model, tokenizer, rows=rows) for rows in (1, 32))
 

@@ -108,8 +108,7 @@ def choose(text: str) -> list[Task]:
     for name in names:
         if name not in SUITE:
             near = difflib.get_close_matches(name.lower(), [*SUITE, *SETS], n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise OptionError(f"--tasks {name!r} is no task{hint} There are {', '.join(SETS)}, and {', '.join(SUITE)}"
-                              if hint else f"--tasks {name!r} is no task; there are {', '.join(SETS)}, and "
-                              f"{', '.join(SUITE)}")  # fmt: skip
+            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+            there = ", ".join([*SETS, *SUITE])
+            raise OptionError(f"--tasks {name!r} is no task{hint}; there are {there}")
     return [SUITE[name] for name in dict.fromkeys(names)]
