@@ -15,7 +15,7 @@ from safetensors import safe_open
 import compression
 from compression import LayerError, Recipe, RecipeError, _blocks, _checkpoint
 from compression._artefact import stored_bytes
-from compression._compress import check
+from compression._checks import check
 from compression._downstream import Downstream, open_downstream
 from compression._errors import TrainingError
 from compression._linear import PackedLinear
