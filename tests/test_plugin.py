@@ -64,6 +64,7 @@ def _imported():
     import bench.summary
     import bench.workbench  # noqa: F401
     import compression._compress
+    import compression.distillation._training
     from bench.metrics import all_metrics
 
     all_metrics()
@@ -130,7 +131,8 @@ def test_a_run_with_update_does_not_touch_what_it_did_not_measure(run, pytester,
 
 
 def test_losses_and_divergence_are_recorded_by_window_and_gated_by_them(run, pytester, text_folder):
-    settings = (FILES / "test_quality.py", "--model", RTN, "--data", text_folder, "--length", 32)
+    divergence = f"{FILES / 'test_quality.py'}::test_divergence"
+    settings = (QUALITY, divergence, "--model", RTN, "--data", text_folder, "--length", 32)
     recorded = run(*settings, "--update-baselines")
     recorded.assert_outcomes(passed=2)
     recorded.stdout.re_match_lines(
@@ -264,7 +266,7 @@ def test_each_recipe_is_compressed_once_and_its_measurements_follow_each_other(r
     )  # fmt: skip
     collected = [line for line in result.stdout.lines if "::test_" in line]
     changes = sum(("fp16" in a) != ("fp16" in b) for a, b in pairwise(collected))
-    assert len(collected) == 18
+    assert len(collected) == 20
     assert changes == 1
 
 

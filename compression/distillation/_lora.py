@@ -66,8 +66,8 @@ def merge(model: nn.Module, *, packed: bool = False) -> dict[str, float]:
     nearest on the grid that they are on (fitted anew), which loses part of what was learnt.
 
     Returns:
-        For each adapted layer by its full name |W' - (W + s B A)| / |s B A| (Frobenius): the share of the adapter's
-        work that is lost to rounding; 0.0 for one that is kept beside.
+        For each adapted layer by its full name |W' - (W + s B A)| / |s B A| (Frobenius): rounding beside what was
+        learnt, 1 where it is as large; 0.0 for one that is kept beside.
     """
     lost = {}
     for name, layer in adapted_layers(model).items():

@@ -120,6 +120,6 @@ class Recover(Method):
                 elif layer is adapters[name]:
                     context.report.append(LayerReport(name, "replaced", f"{learnt}; beside the weights, which stay"))
                 else:
-                    share = f"; of its norm {lost[name]:.3g} are lost to rounding"
+                    share = f", and rounding moved that by {lost[name]:.3g} of the adapter's norm"
                     context.report.append(LayerReport(name, "replaced", f"{learnt}; merged{share}"))
         return model
