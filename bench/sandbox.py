@@ -3,7 +3,7 @@
 Each program has limits of time, memory, processes and file size, an empty folder to write in, no environment, no
 network, no sight of other processes and of files but Python's standard library; it and all that it started are killed
 at its end. What of that this system can forbid is tried out, not assumed: `forbidden` runs a program that attempts each
-thing and says how it went. The layers (`bench._jail`):
+thing and says how it went. The layers (`bench._jail`; `bench._warden` watches from outside):
 
 - Linux as root, or where users may make namespaces: a root of its own that is read-only but for /tmp in memory, without
   network, processes or System V memory of others; as root also another user. Killing its first process kills all.
@@ -38,7 +38,7 @@ MEMORY = 2**30  # bytes of address space, of each process
 FILE_BYTES = 2**24  # of each file, and with namespaces of all together
 PROCESSES = 16  # and threads
 GRACE = 20.0  # seconds until a warden that does not answer is killed
-JAIL = Path(__file__).with_name("_jail.py")
+WARDEN = Path(__file__).with_name("_warden.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class _Jailer:
     """A process that jails one program after another, started anew where one broke it."""
 
     def __init__(self, python: str, limits: Mapping[str, Any]) -> None:
-        self._command, self._limits = [python, "-I", "-S", str(JAIL)], limits
+        self._command, self._limits = [python, "-I", "-S", str(WARDEN)], limits
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, program: str) -> Outcome:
@@ -209,7 +209,7 @@ def forbidden(*, python: str = sys.executable, without: tuple[str, ...] = ()) ->
         os.chmod(open_to_all, 0o777)
         facts = {
             "memory": MEMORY, "file_bytes": FILE_BYTES, "processes": PROCESSES, "file": readable.name,
-            "places": [open_to_all, "/", os.path.expanduser("~"), str(JAIL.parent), "/var/tmp", "/dev/shm"],
+            "places": [open_to_all, "/", os.path.expanduser("~"), str(WARDEN.parent), "/var/tmp", "/dev/shm"],
             "port": server.getsockname()[1], "victim": os.getpid(),
         }  # fmt: skip
         programs = [program.format(**facts) for program in ATTEMPTS.values()]

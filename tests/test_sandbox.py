@@ -1,5 +1,7 @@
 """Generated programs that misbehave for real: contained, counted as failed, and the run goes on."""
 
+import gzip
+import json
 import os
 import secrets
 import shutil
@@ -212,6 +214,18 @@ def test_nothing_is_left_of_programs_whose_run_was_killed(name):
 def test_a_jail_that_does_not_come_up_is_no_failure_of_the_program():
     with pytest.raises(NotAvailable, match="the jail does not come up"):
         run(FINE, python="/bin/false")
+
+
+def test_every_solution_of_humaneval_passes():
+    if "BENCH_DATA" not in os.environ:
+        pytest.skip("BENCH_DATA is not set: point it at a folder that holds humaneval/HumanEval.jsonl.gz")
+    with gzip.open(Path(os.environ["BENCH_DATA"]) / "humaneval" / "HumanEval.jsonl.gz", "rt") as lines:
+        problems = [json.loads(line) for line in lines]
+    parts = ("prompt", "canonical_solution", "test")
+    programs = ["".join(each[part] for part in parts) + f"\ncheck({each['entry_point']})" for each in problems]
+
+    assert 164 == sum(outcome.passed for outcome in run_all(programs, seconds=20))
+    assert not run(programs[0].replace("return False", "return True")).passed
 
 
 # --- what can be forbidden here ---------------------------------------------------------------------------------------

@@ -145,6 +145,7 @@ def score(
     from lm_eval.evaluator import evaluate
 
     from bench.scorer import Scorer
+    from bench.tasks.code import passes
 
     if chat and not getattr(tokenizer, "chat_template", None):
         raise NotAvailable("--chat-template: the tokenizer has no chat template")
@@ -165,11 +166,11 @@ def score(
         for sample in found["samples"][name]:
             if sample["filter"] == task.filter:
                 asked.append([name, [list(map(str, one)) for one in sample["arguments"]], str(sample["target"])])
-                values.append(float(sample[task.metric]))
+                values.append(sample[task.metric])
     return TaskReading(
         task=task,
         data=prepared.data,
-        values=tuple(values),
+        values=tuple(passes(values) if task.runs_code else map(float, values)),
         hashes=hashes_of(asked),
         truncated=scorer.truncated,
         shared=scorer.shared,

@@ -1,5 +1,7 @@
 """Tasks whose answers are programs: they are run through the tests of the item, in a sandbox (`bench.sandbox`).
 
+What lm-eval takes for the score of an item is the program; when all are written, `bench.metrics.tasks` runs them.
+
 HumanEval: arXiv 2107.03374; the completion of a signature with its docstring. MBPP: arXiv 2108.07732, whose prompt this
 is, with its tasks 2, 3 and 4 as the three worked examples, and tasks 11 to 510 as the test split.
 """
@@ -7,7 +9,7 @@ is, with its tasks 2, 3 and 4 as the three worked examples, and tasks 11 to 510 
 from collections.abc import Sequence
 from typing import Any
 
-_PASS = [{"metric": "pass@1", "aggregation": "mean", "higher_is_better": True}]
+PASS = [{"metric": "pass@1", "aggregation": len, "higher_is_better": True}]
 _MBPP = (
     "You are an expert Python programmer, and here is your task: {{text}} Your code should pass these tests:\n\n"
     "{{test_list | join('\n')}}\n[BEGIN]\n"
@@ -23,9 +25,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "generation_kwargs": {
             "until": ["\nclass", "\ndef", "\n#", "\nif", "\nprint"], "max_gen_toks": 512, "do_sample": False,
         },
-        "process_results": lambda doc, said: {"pass@1": passes(
+        "process_results": lambda doc, said: {"pass@1": program(
             doc["prompt"] + said[0], [doc["test"], f"check({doc['entry_point']})"])},
-        "metric_list": _PASS,
+        "metric_list": PASS,
     },
     "mbpp": {
         "task": "mbpp",
@@ -40,14 +42,19 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "doc_to_target": "{{code}}\n[DONE]",
         "target_delimiter": "",
         "generation_kwargs": {"until": ["[DONE]"], "max_gen_toks": 256, "do_sample": False},
-        "process_results": lambda doc, said: {"pass@1": passes(said[0], doc["test_list"])},
-        "metric_list": _PASS,
+        "process_results": lambda doc, said: {"pass@1": program(said[0], doc["test_list"])},
+        "metric_list": PASS,
     },
 }  # fmt: skip
 
 
-def passes(program: str, tests: Sequence[str]) -> float:
-    """1 if the program runs through its tests in the sandbox, else 0."""
+def program(text: str, tests: Sequence[str]) -> str:
+    """What the model wrote, followed by the tests."""
+    return "\n".join([text, *tests])
+
+
+def passes(programs: Sequence[str]) -> list[float]:
+    """1 for each that runs through its tests in the sandbox, else 0."""
     from bench import sandbox
 
-    return float(sandbox.run("\n".join([program, *tests])).passed)
+    return [float(outcome.passed) for outcome in sandbox.run_all(programs)]
