@@ -165,11 +165,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
             protocol = PerplexityProtocol(**options.protocol)
             workbench.data.source(protocol.split, what=protocol.what)  # data that is not there is said now
-        if "rag" in marked:
-            workbench.collection  # noqa: B018 - and so are questions that cannot be asked
             for task in options.tasks:
                 with suppress(NotAvailable):  # of which the rows speak
                     workbench.task(task)
+        if "rag" in marked:
+            workbench.collection  # noqa: B018 - and so are questions that cannot be asked
         workbench.base  # noqa: B018 - and so is a checkpoint that does not fit
         if "rag" in marked:
             workbench.retrieved  # noqa: B018 - and so is a retriever that cannot be had, or a chunk that is too long
