@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -210,7 +211,19 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def shares(model: Any) -> bool:
-    """Whether a model's logits after three short sequences with a common beginning, read as a tree, are those alone."""
+    """Whether a model's logits after three short sequences with a common beginning, read as a tree, are those alone.
+
+    Found out once for each model.
+    """
+    if model not in _SHARES:
+        _SHARES[model] = _agrees(model)
+    return _SHARES[model]
+
+
+_SHARES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def _agrees(model: Any) -> bool:
     vocabulary = model.config.vocab_size
     start = [(7 * n + 3) % vocabulary for n in range(8)]
     requests = [Request((*start, *((5 * n + k) % vocabulary for n in range(8))), 8) for k in (1, 2, 4)]

@@ -4,7 +4,8 @@ Prompts are grouped by what they begin with (`SHARED` tokens in common or more):
 is read once and its keys and values copied to the rows, which are batched by the length of their rest and padded on the
 left. Positions count real tokens alone, so that an answer does not depend on what shares its batch but for the last
 bits of its sums; a row that is done leaves the batch when half of the rows are. Stops are looked for in new text only:
-each token is decoded once, with the few before it that its characters may depend on.
+each token is decoded once, with the few before it that its characters may depend on. A model whose attention takes no
+cache with a mask (`bench._tree.shares`) reads each prompt by itself, from its beginning for every token.
 
 A sampled token comes from the distribution that transformers' processors make, in their order: repetition penalty,
 temperature, top-p (Keskar et al., arXiv 1909.05858, section 4.1; Holtzman et al., arXiv 1904.09751), by inversion of
@@ -90,6 +91,8 @@ def answer(
     """
     import torch
 
+    from bench._tree import shares
+
     if new_tokens < 1:
         raise OptionError(f"new_tokens={new_tokens} is not allowed: at least 1")
     if "" in stops:
@@ -98,12 +101,13 @@ def answer(
     _check(ids, new_tokens, model.config)
     ends = _ends(model, tokenizer, stops)
     found: dict[int, Answer] = {}
+    cached = not ids or shares(model)
     with torch.inference_mode():
-        for places, shared in _groups(ids, new_tokens):
+        for places, shared in _groups(ids, new_tokens) if cached else (([place], 0) for place in range(len(ids))):
             if _slides(model.config, max(len(ids[place]) for place in places) + new_tokens):
                 shared = 0  # a window counts the padding behind what is shared
             rows = [_Row(place, ids[place], tokenizer, stops) for place in places]
-            _write(model, rows, shared, ends, new_tokens, sampling, seed)
+            _write(model, rows, shared, ends, new_tokens, sampling, seed, cached)
             found.update({row.place: row.answer(ends) for row in rows})
     return [found[place] for place in range(len(ids))]
 
@@ -231,6 +235,7 @@ def _write(
     new_tokens: int,
     sampling: Sampling | None,
     seed: int,
+    cached: bool,
 ) -> None:
     """Write the answers of one batch, whose prompts have their first `shared` tokens in common."""
     import torch
@@ -245,7 +250,7 @@ def _write(
             seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
             for row, marks in zip(rows, seen, strict=True):
                 marks[row.prompt] = True
-    cache = _cache.new_cache(model)
+    cache = _cache.new_cache(model) if cached else None
     if shared:
         _cache.read(model, rows[0].prompt[:shared], cache)
         cache = _cache.take(cache, [0] * len(rows), max(len(row.prompt) for row in rows) - shared + new_tokens)
@@ -258,7 +263,12 @@ def _write(
     for step in range(new_tokens):
         at = (mask.cumsum(1) - 1)[:, -fed.shape[1] :].clamp(min=0)
         out = model(
-            input_ids=fed, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=fed,
+            attention_mask=mask,
+            position_ids=at,
+            past_key_values=cache,
+            use_cache=cached,
+            logits_to_keep=1,
         )
         logits = out.logits[:, -1].float()
         if not bool(logits.amax(-1).isfinite().all()):
@@ -276,9 +286,10 @@ def _write(
         going = [n for n, row in enumerate(rows) if not row.done]
         if not going:
             return
-        fed, mask = chosen[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        fed = chosen[:, None] if cached else torch.cat([fed, chosen[:, None]], 1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         if seen is not None:
-            seen.scatter_(1, fed, True)
+            seen.scatter_(1, chosen[:, None], True)
         if 2 * len(going) <= len(rows):
             rows, fed, mask = [rows[n] for n in going], fed[going], mask[going]
             cache = _cache.take(cache, going, new_tokens - step)

@@ -19,12 +19,8 @@ the recorded number, in the worse direction. Where neither direction is better, 
 regression, and nothing else is. No difference up to the metric's `floor` is a change.
 """
 
-import functools
-import math
-import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, NamedTuple
 
 from bench import paired
@@ -43,6 +39,7 @@ from bench._baseline import (
     update,
 )
 from bench._errors import OptionError
+from bench._spread import spread
 from bench.metrics import Metric, all_metrics
 from bench.results import Row
 
@@ -55,9 +52,6 @@ ELSEWHERE = 1e-3  # relative: what another device or version of torch may change
 LEVEL = 0.01  # of the paired test, two-sided: an unchanged model raises an alarm, or looks better, at most so often
 ELSEWHERE_PAIRED = 1e-4  # relative: what another device moved in no measurement; see METHODOLOGY
 FEWEST = 8  # reals: the signs of 7 differences are alike by chance in 2 of 128 cases
-SAMPLES = 5  # of each side, at least, for an interval
-RESAMPLES = 1000
-TAIL = 25  # resamples left out at each end: 95 % of 1000 remain
 
 _ALWAYS = frozenset({"regressed", "missing", "invalid"})
 MODES = {  # what fails
@@ -286,11 +280,11 @@ def _paired(row: Row, entry: Entry, metric: Metric) -> tuple[paired.Difference, 
 
 def _compare_timed(row: Row, entry: Entry, metric: Metric) -> Finding:
     difference = row.value - entry.value
-    value_spread = _spread((row.samples, entry.samples))
+    value_spread = spread((row.samples, entry.samples))
     checks = []
     if row.ratio is not None and entry.ratio is not None:
-        spread = _spread((row.samples, entry.samples), (entry.base_samples, row.base_samples))
-        checks.append(_check(f"ratio to {BASE} ", entry.ratio, row.ratio, "", metric.rel, difference, metric, spread))
+        factors = spread((row.samples, entry.samples), (entry.base_samples, row.base_samples))
+        checks.append(_check(f"ratio to {BASE} ", entry.ratio, row.ratio, "", metric.rel, difference, metric, factors))
     elif metric.rel_absolute is None:
         checks.append(_check("", entry.value, row.value, row.unit, metric.rel, difference, metric, value_spread))
     if metric.rel_absolute is not None:
@@ -349,41 +343,3 @@ def _moved(row: Row, entry: Entry) -> str:
         f"; {row.recipe} {shown(entry.value, row.value, row.unit)}, "
         f"{BASE} {shown(entry.base_value, row.base_value, row.unit)}: {mover} moved"
     )
-
-
-def _spread(*quotients: tuple[tuple[float, ...], tuple[float, ...]]) -> tuple[float, float] | None:
-    """Where the product of quotients of medians lies with 95 % confidence, as factors of the observed product.
-
-    The percentile bootstrap of `RESAMPLES` seeded resamples of each side; None where a side has too few samples, or
-    some that are not positive, next to its largest.
-    """
-    sides = [side for quotient in quotients for side in quotient]
-    if any(len(side) < SAMPLES or min(side) <= 1e-9 * max(side) for side in sides):
-        return None
-    products = [1.0] * RESAMPLES
-    for number, side in enumerate(sides):
-        ordered, middle = sorted(side), median(side)
-        factors = [(ordered[i] + ordered[j]) / 2 / middle for i, j in _median_places(len(side), number)]
-        combine = float.__truediv__ if number % 2 else float.__mul__
-        products = list(map(combine, products, factors))
-    products.sort()
-    return products[TAIL], products[-1 - TAIL]
-
-
-@functools.lru_cache(maxsize=64)
-def _median_places(count: int, seed: int) -> list[tuple[int, int]]:
-    """For each resample of `count` sorted values with replacement: the two places between which its median lies.
-
-    A resample picks the values at `floor(count * u)` for uniform u, so its median is picked by the middle order
-    statistics of `count` uniform numbers. These are drawn directly, at most two numbers instead of `count`: the lower
-    from Beta(k, count + 1 - k), the upper as the least of the count - k that lie above it.
-    """
-    numbers = random.Random(seed)
-    lower = (count + 1) // 2
-    places = []
-    for _ in range(RESAMPLES):
-        u = v = numbers.betavariate(lower, count + 1 - lower)
-        if count % 2 == 0:
-            v = u + (1 - u) * (1 - (1 - numbers.random()) ** (1 / (count - lower)))
-        places.append((min(math.floor(count * u), count - 1), min(math.floor(count * v), count - 1)))
-    return places

@@ -28,7 +28,7 @@ def plan(options: "Options") -> str:
     from bench import machine
     from compression import _checkpoint, _weights
     from compression._artefact import stored_bytes
-    from compression._compress import check, check_source
+    from compression._checks import check, check_source
 
     source = _checkpoint.locate(options.base)
     download = _download_bytes(source)

@@ -92,7 +92,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--limit", type=int, help="questions of each task (of MMLU: of each subject); default all")
     add("--task-rows", type=int, help="sequences that tasks read in one forward pass; default by tokens")
     add("--chat-template", action="store_true", help="put the tasks' prompts into the tokenizer's chat template")
-    add("--allow-code-execution", action="store_true", help="run the programs that the model writes for code tasks")
+    add(
+        "--allow-code-execution",
+        action="store_true",
+        help="run programs that models write (code tasks), each in a sandbox; without it such tasks are not scored",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -118,8 +122,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize("mode", ("eager", "graph") if _may_have_cuda(metafunc.config) else ("eager",))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """All measurements of a recipe follow each other, so that it is compressed once; other tests keep their places."""
+    if config.getoption("--tasks") == "none":
+        unasked = [item for item in items if {"recipe", "task", "tasks"} & set(getattr(item, "fixturenames", ()))
+                   > {"recipe"}]  # fmt: skip
+        config.hook.pytest_deselected(items=unasked)
+        items[:] = [item for item in items if item not in unasked]
     ours = [i for i, item in enumerate(items) if "recipe" in getattr(getattr(item, "callspec", None), "params", {})]
     order: dict[Any, int] = {}
     for i in ours:
@@ -165,7 +174,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
             protocol = PerplexityProtocol(**options.protocol)
             workbench.data.source(protocol.split, what=protocol.what)  # data that is not there is said now
-            for task in options.tasks:
+            for task in dict.fromkeys(filter(None, map(_task_of, session.items))):
                 with suppress(NotAvailable):  # of which the rows speak
                     workbench.task(task)
         if "rag" in marked:
@@ -323,6 +332,10 @@ def _parametrize_tasks(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("task", chosen, ids=[task.name for task in chosen])
     else:
         metafunc.parametrize("tasks", [metafunc.config.getoption("--tasks")] if chosen else [])
+
+
+def _task_of(item: pytest.Item) -> Any:
+    return getattr(getattr(item, "callspec", None), "params", {}).get("task")
 
 
 def _batch_sizes(config: pytest.Config) -> list[int]:

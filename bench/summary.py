@@ -55,6 +55,8 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     kernels = {recipe: str(kernels) for recipe, kernels in workbench.kernels.items() if kernels}
     if kernels:
         yield "kernels: " + "; ".join(f"{recipe} {what}" for recipe, what in kernels.items())
+    if "sandbox" in vars(workbench):
+        yield f"sandbox: {workbench.sandbox}"
     for recipe, steps in workbench.steps.items():
         if len(steps) > 1:
             yield f"{recipe}: " + ", ".join(f"{what} {number(round(seconds, 1))} s" for what, seconds in steps)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bench.gate import Baseline, Verdict
     from bench.rag.collection import Collection
     from bench.rag.pipeline import Retrieved, Setup
+    from bench.sandbox import Forbidden
     from compression import Base, Compressed
     from compression._cache import StepCache
 
@@ -93,7 +94,7 @@ class Workbench:
 
     def __init__(self, options: Options, progress: Callable[[int, int, str], None] | None = None):
         from bench import machine
-        from compression._compress import check_source
+        from compression._checks import check_source
 
         self.options, self._progress = options, progress
         if options.gate not in gates.MODES:
@@ -210,7 +211,7 @@ class Workbench:
     def _steps(self) -> "StepCache":
         """Keeps what recipes that train come to, and what other recipes begin with as they do."""
         from compression._cache import StepCache, default_folder
-        from compression._compress import make_schedule
+        from compression._schedule import make_schedule
 
         beginnings: list[tuple[str, ...]] = []
         recipes = dict.fromkeys((*self.options.recipes, *self.options.derived))
@@ -262,6 +263,19 @@ class Workbench:
         return open_data(self.options.data, base=self.options.base)
 
     @functools.cached_property
+    def sandbox(self) -> "Forbidden":
+        """What the programs that models write cannot do here; to be asked for before one is run (`bench.sandbox`).
+
+        Raises:
+            NotAvailable: they may not be run, or cannot be run apart.
+        """
+        if not self.options.allow_code_execution:
+            raise NotAvailable("programs written by models are run only with --allow-code-execution")
+        from bench.sandbox import forbidden
+
+        return forbidden()
+
+    @functools.cached_property
     def collection(self) -> "Collection":
         """The questions of RAG and the documents they are about; only the reference is asked as it was trained."""
         from bench.rag.readers import open_collection
@@ -295,6 +309,8 @@ class Workbench:
 
         if task.name not in self._tasks:
             try:
+                if task.runs_code and self.options.allow_code_execution:
+                    self.sandbox  # noqa: B018 - what cannot be contained is refused, or said, before
                 self._tasks[task.name] = prepare(task, self.data, run_code=self.options.allow_code_execution)
             except NotAvailable as error:
                 self._tasks[task.name] = error

@@ -36,21 +36,13 @@ from torch import Tensor, nn
 from compression import _blocks, _checkpoint, _kernels, _weights
 from compression._artefact import STATE, Compressed, LayerReport, check_writable, describe, write_beside
 from compression._checkpoint import INDEX, MANIFEST, BaseSource
-from compression._compress import (
-    Pass,
-    Progress,
-    check_source,
-    find_calibration,
-    full_report,
-    is_whole,
-    make_contexts,
-    make_passes,
-    make_schedule,
-)
+from compression._checks import check_source, find_calibration
+from compression._compress import Pass, Progress, full_report, make_contexts, make_passes
 from compression._cost import Cost, CostMeter
 from compression._errors import CheckpointError, RecipeError
 from compression._files import code_digest, digest_of, digest_of_file, locked, replacing, sync
 from compression._recipe import Recipe
+from compression._schedule import is_whole, make_schedule
 from compression._weights import Weights
 
 

@@ -35,6 +35,7 @@ from saboteurs import (
 
 from bench import gate
 from bench._errors import OptionError
+from bench._spread import _median_places, spread
 from bench.gate import Verdict, judge, missing, verdicts
 from bench.items import Items, hashes_of
 from bench.results import Row
@@ -108,6 +109,7 @@ def test_a_loss_that_the_tolerance_misses_is_seen_item_by_item_and_not_without_i
     assert "item by item" in seen[0].words and "95 % interval" in seen[0].words
     bare = [[replace(row, items=None) for row in rows] for rows in (after, before)]
     assert not any(each.fails for each in gated(*bare, context=ELSEWHERE))
+    assert not any(each.fails for each in gated(before, before, context=ELSEWHERE, mode="strict"))
     improved = [each.outcome for each in gated(before, after, context=ELSEWHERE, mode="strict") if each.fails]
     assert ["improved"] == improved
 
@@ -386,23 +388,23 @@ def test_the_interval_agrees_with_resampling_the_plain_way(count):
         return median(numbers.choices(samples, k=count)) / median(samples)
 
     plain = sorted(resampled(now) / resampled(then) * resampled(base_then) / resampled(base_now) for _ in range(20_000))
-    low, high = gate._spread((tuple(now), tuple(then)), (tuple(base_then), tuple(base_now)))
+    low, high = spread((tuple(now), tuple(then)), (tuple(base_then), tuple(base_now)))
 
     assert plain[500] == pytest.approx(low, abs=0.02)
     assert plain[-500] == pytest.approx(high, abs=0.02)
 
 
 def test_the_interval_is_the_same_every_time():
-    gate._median_places.cache_clear()
-    first = gate._spread((timed_row().samples, timed_row(seed=1).samples))
-    gate._median_places.cache_clear()
+    _median_places.cache_clear()
+    first = spread((timed_row().samples, timed_row(seed=1).samples))
+    _median_places.cache_clear()
 
-    assert first == gate._spread((timed_row().samples, timed_row(seed=1).samples))
+    assert first == spread((timed_row().samples, timed_row(seed=1).samples))
 
 
 @pytest.mark.parametrize("samples", [(1.0,) * 4, (1.0, 1.0, 1.0, 1.0, 0.0), (-1.0,) * 5, (5e-324, *(1e308,) * 5)])
 def test_too_few_samples_or_some_that_are_not_positive_give_no_interval(samples):
-    assert gate._spread((samples, (1.0,) * 5)) is None
+    assert spread((samples, (1.0,) * 5)) is None
 
 
 def test_judging_a_row_takes_a_few_milliseconds():

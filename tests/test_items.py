@@ -191,6 +191,28 @@ def test_damaged_items_are_refused_by_file_and_way_out(tmp_path, damage, words):
         Baseline.load(path)
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("baselines")
+    return recorded([ROW]).save(folder)
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_no_flipped_bit_and_no_cut_of_the_files_passes_for_what_was_recorded(sound, data):
+    path = data.draw(st.sampled_from(sorted((sound.parent / "items").iterdir())))
+    before = path.read_bytes()
+    place = data.draw(st.integers(0, len(before) - 1))
+    flipped = before[:place] + bytes([before[place] ^ 1 << data.draw(st.integers(0, 7))]) + before[place + 1 :]
+    path.write_bytes(data.draw(st.sampled_from([flipped, before[:place]])))
+    try:
+        assert Baseline.load(sound).sections[""].rows["rag.f1"].items == F1
+    except BaselineError as error:
+        assert "items" in str(error)
+    finally:
+        path.write_bytes(before)
+
+
 def test_importing_items_imports_neither_numpy_nor_torch():
     code = "import sys, bench.items, bench.results; print(sorted(set(sys.modules) & {'torch', 'numpy'}))"
 

@@ -13,7 +13,7 @@ import torch
 from checkpoints import says, transformers_model
 
 import compression
-from compression import CheckpointError, Recipe, RecipeError, _cache, _checkpoint, _compress
+from compression import CheckpointError, Recipe, RecipeError, _cache, _checkpoint, _checks, _compress
 from compression._cache import StepCache
 from compression._errors import TeacherError
 from compression._registry import resolve
@@ -104,6 +104,16 @@ def test_what_pruning_set_to_zero_stays_zero(run):
         if name in zeros:
             assert torch.equal(zeros[name], weight == 0), name
             assert not torch.equal(weight, pruned.model.state_dict()[name]), name
+
+
+def test_zeros_that_are_a_level_of_a_grid_are_trained(run):
+    packed, taught = run(f"{Q}"), run(f"{Q}-{KD.replace('learning_rate=0.003', 'learning_rate=0.02')}")
+
+    name = "model.layers.0.mlp.up_proj"
+    before, after = (result.model.get_submodule(name).dequantize() for result in (packed, taught))
+    zeros = before == 0
+    assert 0.02 < zeros.float().mean() < 0.5
+    assert (after[zeros] != 0).float().mean() > 0.2
 
 
 def test_every_order_runs_with_what_had_to_be_inserted_and_all_store_the_same_bytes(run, tmp_path):
@@ -250,23 +260,23 @@ def test_a_killed_order_goes_on_and_ends_as_if_nothing_had_been(run, bases, tmp_
 
 def test_a_base_that_brings_no_teacher_asks_for_one(bases):
     with pytest.raises(TeacherError, match=says("kd needs a teacher", "'student' brings none", "--teacher", "self")):
-        _compress.check_source([Recipe.parse("kd")], compression.locate(bases[0]), IDS)
+        _checks.check_source([Recipe.parse("kd")], compression.locate(bases[0]), IDS)
 
 
 def test_the_reference_brings_its_own_teacher_and_labels_alone_need_none(bases):
     reference, student = compression.locate("reference"), compression.locate(bases[0])
 
-    assert "reference-teacher" == _compress.find_teacher([Recipe.parse("kd")], reference, None).text
-    assert None is _compress.find_teacher([Recipe.parse("kd(alpha=0)"), Recipe.parse("nf4")], student, None)
-    assert student is _compress.find_teacher([Recipe.parse("kd")], student, "self")
+    assert "reference-teacher" == _checks.find_teacher([Recipe.parse("kd")], reference, None).text
+    assert None is _checks.find_teacher([Recipe.parse("kd(alpha=0)"), Recipe.parse("nf4")], student, None)
+    assert student is _checks.find_teacher([Recipe.parse("kd")], student, "self")
 
 
 def test_a_teacher_of_another_tokenizer_is_refused_unless_that_is_allowed(bases):
     student = compression.locate(bases[0])
 
     with pytest.raises(TeacherError, match=says("different tokenizers", "id 0 is", "allow_vocab_mismatch=true")):
-        _compress.check_source([Recipe.parse("kd")], student, IDS, "reference")
-    skeleton = _compress.check_source([Recipe.parse("kd(allow_vocab_mismatch=true)")], student, IDS, "reference")
+        _checks.check_source([Recipe.parse("kd")], student, IDS, "reference")
+    skeleton = _checks.check_source([Recipe.parse("kd(allow_vocab_mismatch=true)")], student, IDS, "reference")
     assert 48 == skeleton.config.vocab_size
 
 

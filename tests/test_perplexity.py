@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from bench._errors import DataError, MetricError, OptionError
 from bench.data import open_data
 from bench.metrics import perplexity as module
-from bench.metrics.perplexity import PerplexityProtocol, perplexity, samples_of, spread, windows
+from bench.metrics._samples import samples_of, spread, windows
+from bench.metrics.perplexity import PerplexityProtocol, perplexity
 
 VOCABULARY = 258  # 256 bytes, <s>, </s>
 TEXTS = [f"Row {i} says: " + "the quick brown fox jumps over the lazy dog. " * (1 + i % 5) for i in range(40)]

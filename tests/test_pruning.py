@@ -16,10 +16,10 @@ import compression
 from compression import LayerError, Recipe, RecipeError
 from compression import _sparsity as sparsity
 from compression._blocks import STACKS, Inputs, decoder_blocks
-from compression._compress import make_schedule
 from compression._linear import PackedLinear
 from compression._registry import METHODS, Method, method
 from compression._rounding import Hessian, relative_error
+from compression._schedule import make_schedule
 from compression._shapes import SHAPES
 from compression._sparse_linear import SparseLinear
 from compression.pruning.magnitude import Magnitude

@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from strategies import recipe_texts, recipes
 
 from compression import Recipe, RecipeError, Step, methods, split_recipes
-from compression._compress import make_schedule
 from compression._recipe import slug
 from compression._registry import _ALIASES, METHODS, LayerwiseMethod, Method, method
+from compression._schedule import make_schedule
 from compression.quantization.llm_int8 import LLMInt8
 from compression.quantization.nf4 import NF4
 from compression.quantization.rtn import RTN

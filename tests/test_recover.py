@@ -13,7 +13,9 @@ from checkpoints import says, transformers_model
 from safetensors import safe_open
 
 import compression
-from compression import Recipe, RecipeError, _blocks, _checkpoint
+from compression import LayerError, Recipe, RecipeError, _blocks, _checkpoint
+from compression._artefact import stored_bytes
+from compression._checks import check
 from compression._downstream import Downstream, open_downstream
 from compression._errors import TrainingError
 from compression._linear import PackedLinear
@@ -67,10 +69,11 @@ def test_examples_stand_one_behind_the_other_and_answers_alone_are_learnt():
 def test_the_order_is_that_of_the_seed_and_samples_are_the_first_of_it():
     task = Downstream("sums", lambda: PAIRS)
     whole, again, other = (task.texts(TOKENIZER, samples=None, length=512, seed=seed).ids for seed in (0, 0, 1))
-    few = task.texts(TOKENIZER, samples=3, length=512, seed=0)
+    few, all_of_them = (task.texts(TOKENIZER, samples=samples, length=512, seed=0) for samples in (3, 37))
 
     assert torch.equal(whole, again) and not torch.equal(whole, other)
     assert torch.equal(whole[0, : int(few.mask.sum())], few.ids[few.mask])
+    assert (3, 36) == (few.examples, all_of_them.examples)
 
 
 def test_an_answer_without_an_end_gets_a_blank_line_which_is_learnt():
@@ -253,6 +256,11 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(base, tmp_path):
     torch.testing.assert_close(bits(whole.model), bits(resumed.model), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("steps", [f"nf4-{SMALL}", f"rtn(group_size=32)-{SMALL[:-1]},targets=qv)", SMALL])
+def test_what_is_stored_is_known_before_any_work(base, steps, tmp_path):
+    assert recovered(base, steps, tmp_path).stored_bytes == stored_bytes(check(Recipe.parse(steps), base.model))
+
+
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 
@@ -296,7 +304,7 @@ def test_a_folder_that_cannot_be_read_is_refused(base, name, text, words, tmp_pa
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
-        ("recover(samples=37)", "has 36 examples, and samples=37 asks for more"),
+        ("recover(samples=2)", "one step takes 2 x 1 = 2 texts, and there are 1"),
         ("recover(sequence_length=8)", r"has \d+ tokens, and a text 8; give sequence_length="),
         ("recover(batch=64)", "one step takes 64 x 1 = 64 texts, and there are 1"),
         ("recover(learning_rate=1e36,sequence_length=64,clip=1e30)", "has no parameter"),
@@ -325,6 +333,28 @@ def test_training_that_cannot_be_is_refused(base, steps, words, tmp_path):
 def test_parameters_that_cannot_be_are_refused(text, words):
     with pytest.raises(RecipeError, match=words):
         Recipe.parse(text)
+
+
+def test_a_second_adapter_on_packed_codes_is_refused_before_any_work(base, tmp_path):
+    with pytest.raises(LayerError, match=r"model\.layers\.0\.self_attn\.q_proj: it has an adapter already"):
+        recovered(base, f"nf4-{SMALL}-{SMALL}", tmp_path)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_published_format_has_no_place_for_adapters(base, tmp_path):
+    result = recovered(base, f"rtn(group_size=32)-{SMALL}", tmp_path)
+
+    assert () == result.published_formats
+    with pytest.raises(LayerError, match="it has an adapter beside its codes; recover with merge=all"):
+        result.save(tmp_path / "saved", "gptq")
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused(tmp_path):
+    folder = tmp_path / "small"
+    transformers_model("LlamaForCausalLM").save_pretrained(folder)  # of 48 tokens
+    TOKENIZER.save_pretrained(folder)
+    with pytest.raises(TrainingError, match=r"task given holds token id \d+; the base has a vocabulary of 48"):
+        compression.compress(str(folder), SMALL, downstream=PAIRS, cache=tmp_path / "cache")
 
 
 def test_sparse_layers_are_stored_as_before(base, tmp_path):

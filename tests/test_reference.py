@@ -193,26 +193,6 @@ class TestMeasures:
         assert 0 <= found.low <= found.value <= found.high <= 1
         assert found.high - found.low > 0
 
-    @pytest.mark.parametrize(
-        ("body", "expected"),
-        [
-            ("return x", True),
-            ("return []", False),
-            ("return y", False),
-            ("while True: pass", False),
-            ("return (", False),
-        ],
-    )
-    def test_a_program_passes_if_it_runs_through_its_tests_in_time(self, body, expected, monkeypatch):
-        monkeypatch.setattr(score, "SECONDS", 0.5)
-
-        assert expected == score.passes(f"def solve(x):\n    {body}\n", ["assert solve([1]) == [1]"])
-
-    def test_a_program_sees_no_environment(self, monkeypatch):
-        monkeypatch.setenv("SECRET", "1")
-
-        assert score.passes("import os", ["assert 'SECRET' not in os.environ"])
-
     def test_kurtosis_is_zero_for_a_gaussian_and_large_with_an_outlier(self):
         import torch
 

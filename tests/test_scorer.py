@@ -48,6 +48,19 @@ def alone(model, request):
     return float(logs[range(len(wanted)), wanted].sum()), bool((logs.argmax(-1) == wanted).all())
 
 
+def maskless_model():
+    """A model whose attention takes no mask: causal, and nothing else."""
+    model = transformers_model("LlamaForCausalLM", vocab_size=258, max_position_embeddings=512).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(5)  # or attention says next to nothing
+    for layer in model.model.layers:
+        forward = layer.self_attn.forward
+        layer.self_attn.forward = lambda *a, forward=forward, attention_mask=None, **k: forward(
+            *a, attention_mask=None, **k
+        )
+    return model
+
+
 class TestLikelihoods:
     @pytest.mark.parametrize("options", [{}, {"rows": 1}, {"rows": 32}, {"tokens": 64}, {"tokens": 4096}], ids=str)
     def test_scores_and_greedy_flags_are_those_of_hflm(self, student, choices, options):
@@ -104,16 +117,8 @@ class TestLikelihoods:
 
         assert [alone(model, one)[0] for one in requests] == pytest.approx([value for value, _ in found], abs=1e-4)
 
-    def test_an_attention_that_ignores_the_mask_is_found_out_and_scored_right(self, choices):
-        model = transformers_model("LlamaForCausalLM", vocab_size=258, max_position_embeddings=512).eval()
-        for parameter in model.parameters():
-            parameter.data.mul_(5)  # or attention says next to nothing
-        assert shares(model)
-        for layer in model.model.layers:
-            forward = layer.self_attn.forward
-            layer.self_attn.forward = lambda *a, forward=forward, attention_mask=None, **k: forward(
-                *a, attention_mask=None, **k
-            )
+    def test_an_attention_that_ignores_the_mask_is_found_out_and_scored_right(self):
+        model = maskless_model()
         requests = [Request((*range(20), end, 5), 18) for end in (30, 31, 32)]
 
         scorer = Scorer(model, byte_tokenizer())
@@ -124,6 +129,7 @@ class TestLikelihoods:
         assert expected != pytest.approx([v for v, _ in Tree(model, tokens=512).score(requests)], abs=1e-2)
 
     def test_an_eager_attention_shares_too(self):
+        assert shares(transformers_model("LlamaForCausalLM").eval())
         model = transformers_model("LlamaForCausalLM").eval()
         model.set_attn_implementation("eager")
         requests = [Request((1, 2, 3, end), 2) for end in (4, 5)]
@@ -188,6 +194,16 @@ class TestAnswers:
         expected = HFLM(pretrained=student[0], tokenizer=student[1], batch_size=1).generate_until(requests, True)
 
         assert expected == Scorer(*student).generate_until(requests)
+
+    def test_a_model_without_masks_answers_as_generate_does_one_by_one(self):
+        model, tokenizer = maskless_model(), byte_tokenizer()
+        model.generation_config = GenerationConfig(eos_token_id=257)
+        settings = {"until": [], "max_gen_toks": 8, "do_sample": False}
+        requests = instances("generate_until", [(text, settings) for text in ("one", "another one", "a third")])
+
+        expected = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).generate_until(requests, True)
+
+        assert expected == Scorer(model, tokenizer).generate_until(requests)
 
     def test_a_prompt_that_leaves_no_room_loses_its_beginning(self):
         model, tokenizer = transformers_model("LlamaForCausalLM", vocab_size=258).eval(), byte_tokenizer()

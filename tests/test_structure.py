@@ -19,7 +19,7 @@ from compression import CalibrationError, LayerError, Recipe, RecipeError
 from compression._artefact import stored_bytes
 from compression._blocks import Inputs, decoder_blocks
 from compression._checkpoint import build, byte_tokenizer
-from compression._compress import check
+from compression._checks import check
 from compression._grids import AffineGrid, Int8RowGrid, NF4Grid, quantize
 from compression._linear import PackedLinear
 from compression._shapes import SHAPES
@@ -583,6 +583,41 @@ def test_a_step_that_edits_packed_weights_is_no_quantizer_and_cut_models_are_qua
     assert 21 == sum(result.kernels().values())
 
 
+# --- Fine-tuning ------------------------------------------------------------------------------------------------------
+
+CUT = "p(round_to=32,samples=4)"
+TUNED = "p(round_to=32,samples=4,finetune_samples=16)"
+
+
+def test_fine_tuning_trains_all_that_is_left_on_the_loss_of_the_text(tmp_path):
+    from compression.distillation._settings import Objective, Settings
+    from compression.distillation._training import train
+
+    ids, base = torch.randint(300, (20, 12), generator=torch.Generator().manual_seed(3)), opened()
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    wanted = copy.deepcopy(compression.compress(base, CUT, calibration=ids).model)
+    result = compression.compress(base, TUNED, calibration=ids, cache=tmp_path / "cache")
+
+    settings = Settings(epochs=2, learning_rate=5e-5, batch=2, accumulation=4, clip=1.0)
+    cut = {name: tensor.clone() for name, tensor in wanted.state_dict().items()}
+    train(wanted, ids[:16], Objective(alpha=0, temperature=1), settings, tmp_path / "runs")
+    found = result.model.state_dict()
+    torch.testing.assert_close(wanted.state_dict(), found, rtol=0, atol=0)
+    assert {name for name in cut if not torch.equal(cut[name], found[name])} == cut.keys()
+    torch.testing.assert_close(before, base.model.state_dict(), rtol=0, atol=0)
+    assert 2 * 16 * 12 == result.cost.trained_tokens
+    assert {"replaced"} == {entry.outcome for entry in result.report}
+    assert all("4 steps over 384 tokens" in entry.detail for entry in result.report)
+
+
+def test_packed_weights_are_not_fine_tuned_which_is_said_before_any_work():
+    with pytest.raises(
+        LayerError, match=r"trains all weights, and those of model\.layers\.0\.self_attn\.q_proj are pack"
+    ):
+        check(Recipe.parse(f"{NF4}-{TUNED}"), opened().model)
+    check(Recipe.parse(f"{TUNED}-{NF4}"), opened().model)
+
+
 # --- Before any work --------------------------------------------------------------------------------------------------
 
 
@@ -601,7 +636,7 @@ def test_a_step_that_edits_packed_weights_is_no_quantizer_and_cut_models_are_qua
         ("p(ratio=1.0)", "p(ratio=1.0): allowed are 0 to below 1"),
         ("p(ratio=-0.1)", "p(ratio=-0.1): allowed are 0 to below 1"),
         ("p(round_to=0)", "p(round_to=0): must be at least 1"),
-        ("p(finetune_samples=1500)", "p(finetune_samples=1500): fine-tuning is not built yet; allowed is 0"),
+        ("p(finetune_samples=7)", "p(finetune_samples=7): one step takes 8 texts; allowed are 0 and 8 or more"),
         ("p(sequence_length=0)", "p(sequence_length=0): must be at least 1"),
     ],
 )
@@ -656,7 +691,8 @@ def test_a_weight_that_is_not_finite_is_refused_naming_the_layer():
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [("structured", 0), ("structured(choose=similarity)", 32 * 256), ("structured(heads=importance,samples=2)", 512),
-     ("structured(choose=similarity,keep_layers=none)", 0), ("p(samples=3)", 3 * 512), ("p(ratio=0)", 0)],
+     ("structured(choose=similarity,keep_layers=none)", 0), ("p(samples=3)", 3 * 512), ("p(ratio=0)", 0),
+     ("p(samples=3,finetune_samples=1500)", 1500 * 512), ("p(ratio=0,finetune_samples=8)", 8 * 512)],
 )  # fmt: skip
 def test_calibration_is_asked_for_where_something_is_measured(text, tokens):
     (step,) = Recipe.parse(text).steps

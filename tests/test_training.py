@@ -309,3 +309,50 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_made(outputs, tmp_
 def test_settings_that_cannot_be_are_refused(change, words):
     with pytest.raises(RecipeError, match=words):
         Settings(**{"epochs": 1, "learning_rate": 1e-3, "batch": 4, "accumulation": 1, "clip": 1.0} | change)
+
+
+# --- Texts held out ---------------------------------------------------------------------------------------------------
+
+MANY = torch.randint(48, (24, 10), generator=torch.Generator().manual_seed(1))
+STOPPING = Settings(epochs=12, learning_rate=0.03, batch=4, accumulation=1, clip=1.0, patience=2)
+
+
+def held_out_loss(model):
+    """The plain loss of the texts that are held out, the last four."""
+    with torch.no_grad():
+        logits = model(MANY[-4:]).logits
+    return float(functional.cross_entropy(logits[:, :-1].flatten(0, 1), MANY[-4:, 1:].flatten()))
+
+
+def test_training_stops_where_texts_held_out_get_no_better_and_keeps_the_best_weights(tmp_path):
+    """Twenty random texts are learnt by heart, which does others no good."""
+    stopped, whole, losses = student(), student(), []
+
+    def at_the_end_of_epochs(done, total, what):
+        if done % 5 == 0:
+            losses.append(held_out_loss(whole))
+
+    train(whole, MANY[:-4], PLAIN, dataclasses.replace(STOPPING, patience=0), tmp_path / "other",
+          progress=at_the_end_of_epochs)  # fmt: skip
+    found = train(stopped, MANY, PLAIN, STOPPING, tmp_path / "runs")
+
+    best = losses.index(min(losses))
+    assert 12 == len(losses)
+    assert 5 * (best + 1 + 2) == len(found.losses) < 60
+    assert held_out_loss(stopped) == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_a_run_that_stopped_early_is_read_and_not_trained_again(tmp_path):
+    first, second, steps = student(), student(), []
+    before = train(first, MANY, PLAIN, STOPPING, tmp_path / "runs")
+    after = train(second, MANY, PLAIN, STOPPING, tmp_path / "runs", progress=lambda *step: steps.append(step))
+
+    assert (before, []) == (after, steps)
+    torch.testing.assert_close(weights(first), weights(second), rtol=0, atol=0)
+
+
+def test_texts_held_out_leave_enough_for_a_step():
+    settings = dataclasses.replace(STOPPING, accumulation=2)
+
+    with pytest.raises(TrainingError, match="4 x 2 = 8 texts, and there are 8, 4 of them held out"):
+        train(student(), IDS, PLAIN, settings, "nowhere")

@@ -18,29 +18,21 @@ Departure from the published code: a sample that fails is an error, not skipped.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from bench._errors import DataError, MetricError, OptionError
-from bench.data import CONVERSATIONS, LANGUAGE, Data, Message, plain
+from bench.data import CONVERSATIONS, LANGUAGE, Data
 from bench.items import Items, hashes_of
 from bench.metrics._registry import metric
+from bench.metrics._samples import Sample, samples_of
 from bench.metrics.divergence import Divergence, diverge, shares
 
 CHUNK_TOKENS = 1024  # positions whose logits exist at once, at most
 CHUNK_ELEMENTS = 2**25  # positions x vocabulary of one chunk, at most: 128 MiB of fp32
 TOKEN_BUDGET = {"cpu": 2_048, "cuda": 16_384}  # tokens in one forward pass, padding included
 PROTOCOLS = ("default", "e", "o")
-BLANK = 10  # characters; protocol "e" drops rows of no more
-
-
-class Window(NamedTuple):
-    """Tokens `begin:end` are fed; of them `first_scored:end` are scored. All are positions in the whole text."""
-
-    begin: int
-    end: int
-    first_scored: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +67,6 @@ class PerplexityProtocol:
     def what(self) -> str:
         """The kind of rows it reads."""
         return CONVERSATIONS if self.name == "o" else LANGUAGE
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Token ids fed to the model, of which `ids[first_scored:]` are scored."""
-
-    ids: Sequence[int]
-    first_scored: int
-    n_bytes: int | None  # of the scored text in UTF-8; None if that cannot be told exactly
-    label: str  # where it is in the data, for messages
-    cut: bool = False  # the text goes on, but is not scored further
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,67 +158,6 @@ def nll_of(reading: PerplexityReading) -> float:
     2.0794
     """
     return reading.mean_nll
-
-
-def windows(n_tokens: int, length: int, stride: int | None = None) -> list[Window]:
-    """Windows over a text of `n_tokens` tokens. The last one may be shorter; one with nothing to score is left out.
-
-    Disjoint (stride None or equal to length): all tokens but the first of each window are scored once. With a smaller
-    stride all but token 0 are scored once, and from the second window on with at least length - stride tokens before.
-    Raises OptionError for a stride outside 1..length, which would leave tokens out.
-
-    >>> windows(10, 4, 2)[:2]
-    [Window(begin=0, end=4, first_scored=1), Window(begin=2, end=6, first_scored=4)]
-    """
-    stride = length if stride is None else stride
-    if not 1 <= stride <= length:
-        raise OptionError(f"stride={stride} must be between 1 and the length of a window, {length}")
-    found, scored_to = [], 0
-    for begin in range(0, n_tokens, stride):
-        window = Window(begin, min(begin + length, n_tokens), max(scored_to, begin + 1))
-        if window.first_scored < window.end:
-            found.append(window)
-        scored_to = window.end
-        if window.end == n_tokens:
-            break
-    return found
-
-
-def spread(count: int, samples: int) -> list[int]:
-    """`samples` positions evenly over `count`, both ends included; all of them where there are no more.
-
-    >>> spread(4358, 100)[:3], spread(4358, 100)[-1], spread(3, 100)
-    ([0, 44, 88], 4357, [0, 1, 2])
-    """
-    if samples >= count:
-        return list(range(count))
-    return [i * (count - 1) // max(samples - 1, 1) for i in range(samples)]
-
-
-def samples_of(tokenizer: Any, data: Data, protocol: PerplexityProtocol, *, context: int) -> list[Sample]:
-    """What the protocol scores, as token ids; `context` is the longest sequence the model takes, in tokens.
-
-    Raises DataError where there is less text than one sample needs, OptionError where `length` exceeds the context.
-    """
-    length = protocol.length or context
-    if length > context:
-        raise OptionError(f"perplexity length={length} exceeds the {context} positions of the model; give less")
-    what = data.describe(protocol.split, what=protocol.what)
-    if protocol.name == "default":
-        whole = _encode(tokenizer, "\n\n".join(data.texts(protocol.split)), special=False)
-        if len(whole.ids) < length:
-            raise DataError(f"{what}, has {len(whole.ids)} tokens; one window needs {length}: give more text")
-        parts = windows(len(whole.ids), length, protocol.stride)[: protocol.samples]
-        return [whole.sample(part, f"tokens {part.begin}:{part.end}") for part in parts]
-
-    found = []
-    for label, row in _rows(tokenizer, data, protocol):
-        parts = windows(len(row.ids), length, protocol.stride)
-        kept = parts if protocol.stride else parts[:1]
-        found += [row.sample(part, label, cut=kept[-1].end < len(row.ids)) for part in kept]
-    if not found:
-        raise DataError(f"{what}, has no row of 2 tokens among the {protocol.samples} looked at; perplexity needs one")
-    return found
 
 
 def perplexity(
@@ -346,53 +266,3 @@ def _scored(model: Any, base: Any, samples: Sequence[Sample], device: Any) -> li
             for other in others:
                 found[row, token, 1:] = torch.stack([each.double() for each in diverge(other, logits)], -1)
         return found.sum(1).tolist()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tokens:
-    """A text as token ids, with the characters that each stands for where the tokenizer can tell."""
-
-    text: str
-    ids: list[int]
-    spans: list[tuple[int, int]] | None
-
-    def sample(self, window: Window, label: str, *, cut: bool = False) -> Sample:
-        begin, end, first = window
-        ids, n_bytes = self.ids[begin:end], self._bytes(first, end)
-        return Sample(ids=ids, first_scored=first - begin, n_bytes=n_bytes, label=label, cut=cut)
-
-    def _bytes(self, first: int, end: int) -> int | None:
-        """Bytes of UTF-8 in tokens first:end; None unless both cuts fall between two characters."""
-        if self.spans is None:
-            return None
-        start, stop = self.spans[first][0], self.spans[end - 1][1]
-        clean = all(self.spans[at - 1][1] == self.spans[at][0] for at in (first, end) if at < len(self.ids))
-        return len(self.text[start:stop].encode()) if clean and start < stop else None
-
-
-def _encode(tokenizer: Any, text: str, *, special: bool) -> _Tokens:
-    fast = getattr(tokenizer, "is_fast", False)
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=fast, verbose=False)
-    return _Tokens(text=text, ids=encoded["input_ids"], spans=encoded["offset_mapping"] if fast else None)
-
-
-def _rows(tokenizer: Any, data: Data, protocol: PerplexityProtocol) -> Iterator[tuple[str, _Tokens]]:
-    """(where, tokens) of the rows that "e", or the conversations that "o" scores."""
-    rows = data.source(protocol.split, what=protocol.what).rows
-    for i in spread(len(rows), protocol.samples):
-        if protocol.name == "o":
-            yield f"conversation {i}", _encode_chat(tokenizer, rows[i], i)
-        elif len(text := rows[i].strip()) > BLANK:
-            yield f"row {i}", _encode(tokenizer, text, special=True)
-
-
-def _encode_chat(tokenizer: Any, conversation: list[Message], number: int) -> _Tokens:
-    if not getattr(tokenizer, "chat_template", None):
-        return _encode(tokenizer, plain(conversation), special=True)
-    from jinja2 import TemplateError
-
-    try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False)
-    except TemplateError as error:
-        raise DataError(f"conversation {number} does not fit the tokenizer's chat template: {error}") from error
-    return _encode(tokenizer, text, special=False)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench._errors import NotAvailable, OptionError
+from bench._errors import DataError, NotAvailable, OptionError
 from bench.items import Items, hashes_of
 from bench.metrics._registry import metric
 from compression._recipe import Recipe
@@ -120,9 +120,14 @@ def recipes_of(recipe: Recipe) -> tuple[Recipe, Recipe, Recipe]:
 
 
 def points(model: Any, tokenizer: Any, task: str) -> Items:
-    """Points of a model, as it is, on the held-out items of a task of the embedded reference."""
+    """Points of a model, as it is, on the held-out items of a task of the embedded reference.
+
+    Raises DataError: there is no tokenizer.
+    """
     from bench.reference import score, tasks
 
+    if tokenizer is None:
+        raise DataError(f"the base has no tokenizer: the task {task} needs tokenizer.json beside it")
     asked = tasks.items(task, "test")
     kind = "real" if task in ("rag", "no_rag") else "binary"
     return Items(hashes_of(map(_asks, asked)), tuple(score.points(model, tokenizer, asked)), kind)

@@ -2,7 +2,7 @@
 
 - Choice tasks: the share of items whose right choice has the highest mean log-likelihood per token after the prompt.
 - arithmetic: greedy decoding, exact match of what follows `####`.
-- code: greedy decoding; the share of functions that pass all their tests, each run in a process of its own.
+- code: greedy decoding; the share of functions that pass all their tests, each run in a sandbox (`bench.sandbox`).
 - rag, no_rag: greedy decoding to the end of the line, token F1 with SQuAD's normalisation (lower case, no punctuation
   or articles), the mean over questions; rag reads three manuals, one of which has the answer.
 - perplexity: `bench.metrics.perplexity` over held-out text, all disjoint windows of 512 tokens.
@@ -17,15 +17,13 @@ import json
 import math
 import re
 import string
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .. import sandbox
 from .._errors import OptionError
 from ..answering import answer
 from . import NAMES, tasks
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 CHOICES = ("continuation", "facts_easy", "facts_hard", "categories")
 SCORED = (*CHOICES, "arithmetic", "code", "rag", "no_rag", "perplexity")
 NEW_TOKENS = {"arithmetic": 40, "code": 72, "rag": 6, "no_rag": 6}
-SECONDS = 5  # a generated program may run
 RESAMPLES = 1000
 
 
@@ -104,18 +101,6 @@ def _normalised(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
-def passes(program: str, tests: Sequence[str]) -> bool:
-    """Whether the program runs through its tests in SECONDS, in a process without this one's environment or files."""
-    code = "\n".join([program, *tests])
-    with tempfile.TemporaryDirectory() as empty:
-        command = [sys.executable, "-I", "-S", "-c", code]
-        try:
-            done = subprocess.run(command, cwd=empty, env={}, capture_output=True, timeout=SECONDS)
-        except (subprocess.TimeoutExpired, ValueError):  # ValueError: a null byte in the program
-            return False
-    return done.returncode == 0
-
-
 def likelihoods(
     model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", items: Sequence[Item]
 ) -> list[list[float]]:
@@ -145,9 +130,9 @@ def _answer_points(model: Any, vocabulary: Any, items: Sequence[Item]) -> list[f
         finals = [text.rpartition("####")[2].strip() for text in said]
         return [float(final == item["final"]) for final, item in zip(finals, items, strict=True)]
     if task == "code":
-        programs = [item["question"] + text for item, text in zip(items, said, strict=True)]
-        with ThreadPoolExecutor(2) as pool:
-            return [float(p) for p in pool.map(passes, programs, [item["tests"] for item in items])]
+        written = [item["question"] + text for item, text in zip(items, said, strict=True)]
+        programs = ["\n".join([text, *item["tests"]]) for item, text in zip(items, written, strict=True)]
+        return [float(outcome.passed) for outcome in sandbox.run_all(programs)]
     return [f1(text, item["answer"]) for text, item in zip(said, items, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Tasks whose answers are programs: they are run through the tests of the item, in a process of their own.
+"""Tasks whose answers are programs: they are run through the tests of the item, in a sandbox (`bench.sandbox`).
 
 HumanEval: arXiv 2107.03374; the completion of a signature with its docstring. MBPP: arXiv 2108.07732, whose prompt this
 is, with its tasks 2, 3 and 4 as the three worked examples, and tasks 11 to 510 as the test split.
@@ -47,7 +47,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 def passes(program: str, tests: Sequence[str]) -> float:
-    """1 if the program runs through its tests, else 0."""
-    from bench.reference import score
+    """1 if the program runs through its tests in the sandbox, else 0."""
+    from bench import sandbox
 
-    return float(score.passes(program, tests))
+    return float(sandbox.run("\n".join([program, *tests])).passed)

@@ -4,6 +4,7 @@ from collections import defaultdict
 from typing import Any
 
 from bench.reference import score, tasks
+from bench.tasks.code import passes
 
 
 def configurations(name: str) -> list[dict[str, Any]]:
@@ -63,7 +64,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "output_type": "generate_until",
         "doc_to_target": "{{answer}}",
         "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": score.NEW_TOKENS["code"], "do_sample": False},
-        "process_results": lambda doc, said: {"pass@1": float(score.passes(doc["question"] + said[0], doc["tests"]))},
+        "process_results": lambda doc, said: {"pass@1": passes(doc["question"] + said[0], doc["tests"])},
         "metric_list": [{"metric": "pass@1", "aggregation": "mean", "higher_is_better": True}],
     },
 }  # fmt: skip

@@ -16,6 +16,7 @@ from compression._formats import BITS, GROUP_SIZES, VERSIONS, Published
 from compression._formats._layer import StoredLayer
 from compression._grids import AffineGrid
 from compression._linear import PackedLinear
+from compression._lora_linear import LoraLinear
 from compression._recipe import Recipe, Step
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -209,8 +210,10 @@ def _describe(model: nn.Module, quant_method: str) -> Published:
     return published
 
 
-def _obstacle(layer: nn.Linear | PackedLinear, quant_method: str) -> str | None:
+def _obstacle(layer: nn.Linear | PackedLinear | LoraLinear, quant_method: str) -> str | None:
     """Why the format has no place for such a layer, or None."""
+    if isinstance(layer, LoraLinear):
+        return "it has an adapter beside its codes; recover with merge=all"
     if not isinstance(layer, PackedLinear):
         return "it is not quantized, and readers take every linear layer of the blocks for quantized"
     if not isinstance(layer.grid, AffineGrid):

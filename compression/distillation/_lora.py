@@ -1,8 +1,8 @@
 """Low-rank adapters on a decoder: put in place, trained by `_training.train`, merged into the weights or taken out.
 
 What `attach` leaves asks for gradients in the adapters alone, so `train` trains these. Layers may be dense, packed,
-sparse, or those of bitsandbytes. A floating-point weight that has zeros (pruning leaves them) keeps them: its product
-is held at zero there, in training as in merging.
+sparse, or those of bitsandbytes. With `keep_zeros`, as after pruning, the product is held at zero where a
+floating-point weight is zero, in training as in merging.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from compression._sparse_linear import SparseLinear
 from compression.distillation._settings import LoraSettings
 
 
-def attach(model: nn.Module, settings: LoraSettings) -> dict[str, LoraLinear]:
+def attach(model: nn.Module, settings: LoraSettings, *, keep_zeros: bool = True) -> dict[str, LoraLinear]:
     """Put adapters on the linear layers of all blocks that the settings name; they compute what they did before.
 
     The adapters are fp32 and ask for gradients, everything else does not. Other parameters become objects of the
@@ -35,8 +35,9 @@ def attach(model: nn.Module, settings: LoraSettings) -> dict[str, LoraLinear]:
     adapted = {}
     for _, name, layer in found:
         try:
+            mask = _mask(layer) if keep_zeros else None
             adapted[name] = LoraLinear(
-                layer, settings.rank, settings.alpha / settings.rank, dropout=settings.dropout, mask=_mask(layer),
+                layer, settings.rank, settings.alpha / settings.rank, dropout=settings.dropout, mask=mask,
                 device=_device(layer),
             )  # fmt: skip
         except LayerError as error:

@@ -56,13 +56,21 @@ class Settings:
     bf16: bool = False  # whether to multiply in bf16
     save_steps: int = 100  # between checkpoints; the last step has one in any case
     seed: int = 0  # of the order of the texts
+    patience: int = (
+        0  # epochs without a lower loss on texts held out, behind which training stops; 0: none are held out
+    )
+
+    def held_out(self, texts: int) -> int:
+        """How many of so many texts, the last ones, are not trained on: a tenth, at least a batch, with `patience`."""
+        return max(self.batch, texts // 10) if self.patience else 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "accumulation", "save_steps"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.warmup < 0:
-            raise RecipeError(f"warmup={self.warmup}: must be 0 or more")
+        for name in ("warmup", "patience"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name}={getattr(self, name)}: must be 0 or more")
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise RecipeError(f"{name}={getattr(self, name)}: must be above 0")

@@ -9,6 +9,9 @@
 outputs, objective, settings, versions. A call with the same arguments goes on from the last finished checkpoint, and
 one whose run has ended reads its result. What was damaged since it was written is an error.
 
+With `patience` the loss on texts held out is taken after each epoch; training ends once it has not fallen for so many,
+and the weights are those of the lowest (`best.json` names their checkpoint, once the run has ended).
+
 The student is trained in fp32, under autocast where `bf16` asks for it, and gets back the dtype that it came in.
 Departure: batches with few tokens that count weigh less than full ones: the loss of a step is the mean over all tokens
 of its batches (Trainer's own rule), not the mean of their means.
@@ -31,7 +34,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from compression._errors import TrainingError
 from compression._files import digest_of, digest_of_file, key_of, locked, sync, write_json
@@ -43,6 +46,7 @@ from compression.distillation._settings import OPTIMIZERS, Objective, Settings
 from compression.distillation._teacher import TeacherOutputs
 
 _FINISHED = "finished.json"
+_BEST = "best.json"
 _WEIGHTS = "model.safetensors"
 
 Progress = Callable[[int, int, str], None]
@@ -75,12 +79,12 @@ def train(
     teacher: TeacherOutputs | None = None,
     mask: Tensor | None = None,
     learn: Tensor | None = None,
+    keep_zeros: bool = False,
     progress: Progress | None = None,
 ) -> Trained:
     """Train all weights of a student that ask for gradients, in place; ends in eval mode, without gradients.
 
-    The student must not share tensors with a model that is to stay. Weights of its blocks that are exactly zero stay
-    so: pruning made them. No random state of the process is moved.
+    The student must not share tensors with a model that is to stay. No random state of the process is moved.
 
     Args:
         student: a decoder with `model` and `lm_head`, on its device; if none of its weights asks for gradients, all do.
@@ -90,6 +94,7 @@ def train(
         teacher: outputs for the same ids; may be None if alpha is 0.
         mask: (samples, length), 0 for padding.
         learn: (samples, length), 0 for tokens that are read and not learnt, such as questions; default all are learnt.
+        keep_zeros: whether weights of the blocks that are exactly zero stay so, as after pruning.
         progress: called with (steps done, steps, what).
 
     Raises:
@@ -100,19 +105,28 @@ def train(
     _check(ids, settings, objective, teacher)
     if not any(parameter.requires_grad for parameter in student.parameters()):
         student.requires_grad_(True)
-    identity = _identity(student, ids, mask, learn, objective, settings, teacher)
+    identity = {**_identity(student, ids, mask, learn, objective, settings, teacher), "keep zeros": keep_zeros}
     folder = Path(runs).expanduser() / key_of(identity)
     busy = f"another process is training in {folder}; start again when it has ended"
     with locked(folder, TrainingError, busy), _random_state_kept(), _in_fp32(student):
         checkpoint = _last(folder, identity)
-        trainer = _Trainer(student, _texts(ids, mask, learn), folder, objective, settings, teacher, progress)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+        guard = _Guard(folder, progress, _zeros(student) if keep_zeros else [])
+        trainer = _Trainer(student, _texts(ids, mask, learn), folder, objective, settings, teacher, guard)
+        if (folder / _BEST).exists():
+            best = json.loads((folder / _BEST).read_text())
+            trainer._load_from_checkpoint(str(folder / best["checkpoint"]))
+            losses = tuple(best["losses"])
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+            if settings.patience:
+                write_json(folder / _BEST, {"checkpoint": Path(trainer.best).name, "losses": losses})
     student.zero_grad(set_to_none=True)
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     student.eval().requires_grad_(False)
     texts = settings.batch * settings.accumulation * len(losses)
-    return Trained(folder, losses, trained, min(texts, settings.epochs * len(ids)) * ids.shape[1])
+    read = min(texts, settings.epochs * (len(ids) - settings.held_out(len(ids))))
+    return Trained(folder, losses, trained, read * ids.shape[1])
 
 
 @contextmanager
@@ -157,6 +171,9 @@ class _Texts(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: column[index] for name, column in self.columns.items()}
 
+    def some(self, first: int, end: int) -> "_Texts":
+        return _Texts({name: column[first:end] for name, column in self.columns.items()})
+
 
 def _texts(ids: Tensor, mask: Tensor | None, learn: Tensor | None) -> _Texts:
     labels = next_tokens(ids.long(), mask)
@@ -173,20 +190,28 @@ class _Trainer(Trainer):
 
     def __init__(
         self, student: nn.Module, texts: _Texts, folder: Path, objective: Objective, settings: Settings,
-        teacher: TeacherOutputs | None, progress: Progress | None,
+        teacher: TeacherOutputs | None, guard: "_Guard",
     ) -> None:  # fmt: skip
-        device = next(student.parameters()).device
+        device, held = next(student.parameters()).device, settings.held_out(len(texts))
+        evaluated: dict[str, Any] = {"save_strategy": "steps", "save_steps": settings.save_steps}
+        if held:
+            evaluated = {
+                "save_strategy": "epoch", "eval_strategy": "epoch", "per_device_eval_batch_size": settings.batch,
+                "load_best_model_at_end": True, "metric_for_best_model": "loss", "label_names": ["shift_labels"],
+            }  # fmt: skip
         arguments = TrainingArguments(
             output_dir=str(folder), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
             per_device_train_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulation,
             max_grad_norm=settings.clip, warmup_steps=settings.warmup, optim=OPTIMIZERS[settings.optimizer],
-            bf16=settings.bf16, seed=settings.seed, save_strategy="steps", save_steps=settings.save_steps,
+            bf16=settings.bf16, seed=settings.seed, **evaluated,
             logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True,
             remove_unused_columns=False, use_cpu=device.type == "cpu", lr_scheduler_type="linear",
         )  # fmt: skip
+        stop = [EarlyStoppingCallback(settings.patience)] if held else []
         super().__init__(
-            student, arguments, default_data_collator, texts, callbacks=[_Guard(folder, progress, student)]
-        )
+            student, arguments, default_data_collator, texts.some(0, len(texts) - held),
+            texts.some(len(texts) - held, len(texts)) if held else None, callbacks=[guard, *stop],
+        )  # fmt: skip
         self.pop_callback(transformers.PrinterCallback)
         self.objective, self.teacher = objective, teacher
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole step
@@ -209,6 +234,18 @@ class _Trainer(Trainer):
         _require_finite(loss.detach(), "loss", self.state.global_step)
         return loss
 
+    def prediction_step(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
+        with torch.no_grad():
+            return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+
+    @property
+    def best(self) -> str:
+        """The checkpoint of the lowest loss on texts held out."""
+        return self.state.best_model_checkpoint
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.best)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -224,11 +261,8 @@ class _Trainer(Trainer):
 class _Guard(TrainerCallback):
     """Looks at gradients before they are applied, keeps zeros, seals checkpoints, and tells how far the run is."""
 
-    def __init__(self, folder: Path, progress: Progress | None, student: Any):
-        self.folder, self.progress = folder, progress
-        named = student.model.layers.named_parameters()  # adapters are called otherwise: theirs begin as zeros
-        weights = [w for name, w in named if name.endswith(".weight") and w.dim() == 2 and w.requires_grad]
-        self.zeros = [(weight, weight == 0) for weight in weights if (weight == 0).any()]
+    def __init__(self, folder: Path, progress: Progress | None, zeros: list[tuple[Tensor, Tensor]]):
+        self.folder, self.progress, self.zeros = folder, progress, zeros
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
@@ -255,8 +289,15 @@ class _Guard(TrainerCallback):
             digests[path.name] = digest_of_file(path)
         write_json(done / _FINISHED, digests)
         for other in self.folder.glob("checkpoint-*"):
-            if other != done:
+            if other.name not in (done.name, Path(state.best_model_checkpoint or done).name):
                 shutil.rmtree(other)
+
+
+def _zeros(student: Any) -> list[tuple[Tensor, Tensor]]:
+    """Weights of the blocks that are trained and have zeros, and where these are; adapters are called otherwise."""
+    named = student.model.layers.named_parameters()
+    weights = [w for name, w in named if name.endswith(".weight") and w.dim() == 2 and w.requires_grad]
+    return [(weight, weight == 0) for weight in weights if (weight == 0).any()]
 
 
 def _require_finite(value: Tensor, what: str, step: int) -> None:
@@ -272,10 +313,11 @@ def _check(ids: Tensor, settings: Settings, objective: Objective, teacher: Teach
         raise TrainingError(f"token ids must be integers (samples, length), not {tuple(ids.shape)} of {ids.dtype}")
     if ids.shape[1] < 2:
         raise TrainingError(f"texts of {ids.shape[1]} tokens have no next token to learn; give longer ones")
-    texts = settings.batch * settings.accumulation
-    if len(ids) < texts:
+    texts, held = settings.batch * settings.accumulation, settings.held_out(len(ids))
+    if len(ids) - held < texts:
+        held_out = f", {held} of them held out" if held else ""
         raise TrainingError(f"one step takes {settings.batch} x {settings.accumulation} = {texts} texts, and there are "
-                            f"{len(ids)}; give more text, or lower batch or accumulation")  # fmt: skip
+                            f"{len(ids)}{held_out}; give more text, or lower batch or accumulation")  # fmt: skip
     if objective.alpha and teacher is None:
         raise TrainingError(f"alpha={objective.alpha} needs a teacher's outputs; give them, or alpha=0")
     if teacher is not None and teacher.identity["token ids"] != digest_of(ids.long()):

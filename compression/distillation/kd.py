@@ -52,6 +52,7 @@ class KD(Method):
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     bf16: bool = False
     save_steps: int = 100
+    patience: int = 0  # epochs without a lower loss on a tenth of the texts held out, behind which it stops; 0: never
 
     def __post_init__(self) -> None:
         """Raises RecipeError: a value is not allowed, or a step takes more texts than there are."""
@@ -85,7 +86,7 @@ class KD(Method):
         return Settings(
             epochs=self.epochs, learning_rate=self.learning_rate, batch=self.batch, accumulation=self.accumulation,
             clip=self.clip, warmup=self.warmup, optimizer=self.optimizer, bf16=self.bf16, save_steps=self.save_steps,
-            seed=seed,
+            patience=self.patience, seed=seed,
         )  # fmt: skip
 
     def student(self, model: "nn.Module", context: "Context") -> "nn.Module":
@@ -113,7 +114,7 @@ class KD(Method):
             )  # fmt: skip
         trained = train(
             student, context.ids.cpu(), self.objective(), self.settings(seed=context.seed),
-            context.folder / "training", teacher=outputs, progress=context.progress,
+            context.folder / "training", teacher=outputs, keep_zeros=context.pruned, progress=context.progress,
         )  # fmt: skip
         context.trained.append(trained)
         taught = "labels alone" if outputs is None else f"labels and {source.label} after {self.teacher_recipe}"  # type: ignore[union-attr]
@@ -166,5 +167,5 @@ class Distilled(KD):
     def student(self, model: "nn.Module", context: "Context") -> "nn.Module":
         from compression.distillation import _lora
 
-        _lora.attach(model, self.adapters(seed=context.seed))
+        _lora.attach(model, self.adapters(seed=context.seed), keep_zeros=context.pruned)
         return model

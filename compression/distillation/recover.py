@@ -14,7 +14,7 @@ what works on the embedded reference. The learning rate falls linearly (QLoRA ke
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from compression._errors import RecipeError
+from compression._errors import LayerError, RecipeError, TrainingError
 from compression._registry import Method, method, spell
 from compression.distillation._settings import LINEARS, QV, LoraSettings, Objective, Settings
 
@@ -33,16 +33,17 @@ class Recover(Method):
     alpha: float = 32.0  # the adapters' product is scaled by alpha / rank
     targets: Literal["all", "qv"] = "all"
     dropout: float = 0.0
-    samples: int | None = None  # examples of the task; none: all that there are
+    samples: int | None = None  # examples of the task, at most; none: all that there are
     sequence_length: int = 512  # tokens of a text
-    epochs: int = 2
+    epochs: int = 1
     learning_rate: float = 1e-3
     warmup: int = 5  # steps
-    batch: int = 4  # texts of a forward pass
+    batch: int = 2  # texts of a forward pass
     accumulation: int = 1
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     bf16: bool = False  # whether to multiply in bf16
     save_steps: int = 100
+    patience: int = 0  # epochs without a lower loss on a tenth of the texts held out, behind which it stops; 0: never
     merge: Literal["exact", "all"] = "exact"
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class Recover(Method):
         return Settings(
             epochs=self.epochs, learning_rate=self.learning_rate, batch=self.batch, accumulation=self.accumulation,
             clip=1.0, warmup=self.warmup, optimizer=self.optimizer, bf16=self.bf16, save_steps=self.save_steps,
-            seed=seed,
+            patience=self.patience, seed=seed,
         )  # fmt: skip
 
     def adapters(self, *, seed: int) -> LoraSettings:
@@ -68,6 +69,24 @@ class Recover(Method):
     @property
     def downstream(self) -> bool:
         return True
+
+    def reshape(self, model: "nn.Module") -> "nn.Module":
+        """Raises LayerError: a packed layer has an adapter already."""
+        from compression import _blocks
+        from compression._linear import PackedLinear
+        from compression._lora_linear import LoraLinear
+
+        settings = self.adapters(seed=0)
+        for block in _blocks.decoder_blocks(model):
+            for name, layer in block.linears():
+                if isinstance(layer, PackedLinear | LoraLinear) and name.rsplit(".", 1)[-1] in settings.targets:
+                    try:
+                        adapted = LoraLinear(layer, self.rank, self.alpha / self.rank, dtype=layer.dtype, device="meta")
+                    except LayerError as error:
+                        raise LayerError(f"{name}: {error}") from error
+                    if self.merge == "exact":
+                        block.replace(name, adapted)
+        return model
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """Raises TrainingError: there are too few examples for a step, one is too long, or the loss is not finite."""
@@ -81,7 +100,10 @@ class Recover(Method):
         texts = context.downstream.texts(
             context.tokenizer, samples=self.samples, length=self.sequence_length, seed=context.seed
         )
-        adapters = _lora.attach(model, self.adapters(seed=context.seed))
+        if (highest := int(texts.ids.max())) >= model.config.vocab_size:  # type: ignore[union-attr, operator]
+            raise TrainingError(f"the downstream task {context.downstream.name} holds token id {highest}; the base has "
+                                f"a vocabulary of {model.config.vocab_size}")  # fmt: skip
+        adapters = _lora.attach(model, self.adapters(seed=context.seed), keep_zeros=context.pruned)
         trained = train(
             model, texts.ids, Objective(alpha=0, temperature=1), self.settings(seed=context.seed),
             context.folder / "training", mask=texts.mask, learn=texts.learn, progress=context.progress,

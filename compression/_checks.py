@@ -1,0 +1,164 @@
+"""What is refused before any work: by shapes, by what recipes need, and by what they would undo."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from compression import _blocks, _checkpoint, _downstream, _registry
+from compression._calibration import WAYS_OUT, Calibration, open_calibration
+from compression._downstream import Downstream, open_downstream
+from compression._errors import CalibrationError, LayerError, RecipeError, TeacherError, TrainingError
+from compression._linear import PackedLinear
+from compression._recipe import Recipe, Step
+from compression._registry import CalibratedMethod, LayerwiseMethod
+from compression._schedule import is_whole, make_schedule
+
+
+def _check_zeros(recipe: Recipe) -> None:
+    """Refuse a step that would lose the zeros of one before it."""
+    pruning = None
+    for step, _ in make_schedule(recipe.steps):
+        if step is None:
+            continue
+        if pruning is not None and not step.method.info.keeps_zeros:
+            keeping = [name for name, cls in _registry.discover().items()
+                       if cls.info.leaves == "packed" and cls.info.keeps_zeros]  # fmt: skip
+            raise RecipeError(f"{recipe.text}: {step} would lose the zeros that {pruning} makes, because zero is not "
+                              f"among its levels; quantizers that keep them: {', '.join(keeping)}")  # fmt: skip
+        pruning = {"sparse": step, "dense": None}.get(step.method.info.leaves, pruning)
+
+
+def check(recipe: Recipe, model: nn.Module) -> nn.Module:
+    """Refuse what shapes already forbid, those that earlier steps leave included, layers that ask for calibration of
+    their own, and zeros that would be lost.
+
+    Returns the model that the recipe makes, without weights, as far as shapes tell what it stores.
+
+    Raises:
+        RecipeError, LayerError: as `compress`.
+    """
+    _check_zeros(recipe)
+    model = _blocks.without_weights(model)
+    for step, _ in make_schedule(recipe.steps):
+        if step is None:
+            _blocks.make_dense(model)
+        else:
+            if is_whole(step):
+                model = step.method.reshape(model)
+            _check_layers(step, model)
+            _pack(step, model)
+    return model
+
+
+def _check_layers(step: Step, model: nn.Module) -> None:
+    if isinstance(step.method, CalibratedMethod):
+        for pattern, override in step.layers:
+            if override is not None and override.calibration != step.method.calibration:
+                raise RecipeError(f"{step}: {pattern!r} cannot have samples or sequence_length of its own")
+    if not isinstance(step.method, LayerwiseMethod):
+        return
+    names = []
+    for block in _blocks.decoder_blocks(model):
+        for name, linear in block.linears():
+            names.append(name)
+            method = step.for_layer(name)
+            if method is not None:
+                try:
+                    method.check_layer(linear.in_features, linear.out_features)  # type: ignore[attr-defined]
+                except LayerError as error:
+                    raise LayerError(f"{step} cannot take {name}: {error}") from error
+    for pattern, override in step.layers:
+        if not any(Step(step.method, ((pattern, override),)).for_layer(n) is override for n in names):
+            raise RecipeError(f"{step}: no layer matches {pattern!r}; layers are called e.g. {names[0]}, {names[-1]}")
+
+
+def _pack(step: Step, model: nn.Module) -> None:
+    """Puts layers without weights where a step packs some."""
+    for block in _blocks.decoder_blocks(model):
+        for name, linear in block.linears():
+            grid = getattr(step.for_layer(name), "grid", None)
+            if grid is not None and isinstance(linear, nn.Linear):
+                bias, dtype = linear.bias is not None, linear.weight.dtype
+                block.replace(name, PackedLinear(
+                    grid(), linear.in_features, linear.out_features, bias=bias, dtype=dtype, device="meta"
+                ))  # fmt: skip
+
+
+def find_calibration(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: Any) -> Calibration | None:
+    """The calibration that the recipes get on a base.
+
+    Raises:
+        CalibrationError: one of them needs some and there is none, or nothing is called as what was given.
+    """
+    found = open_calibration(given, source)
+    needing = [recipe.text for recipe in recipes if any(s.method.calibration for s in recipe.steps)]
+    if needing and found is None:
+        raise CalibrationError(f"{needing[0]} needs calibration text, and {source.label!r} brings none; {WAYS_OUT}")
+    return found
+
+
+def find_downstream(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: Any) -> Downstream | None:
+    """The downstream task that the recipes recover on; None if none of them does.
+
+    Raises:
+        TrainingError: one of them does, and there is none; or nothing is called as what was given.
+    """
+    found = open_downstream(given, source)
+    needing = [recipe.text for recipe in recipes if any(step.method.downstream for step in recipe.steps)]
+    if needing and found is None:
+        raise TrainingError(f"{needing[0]} trains on a downstream task, and {source.label!r} brings none; "
+                            f"{_downstream.WAYS_OUT}")  # fmt: skip
+    return found if needing else None
+
+
+def find_teacher(
+    recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: str | None
+) -> _checkpoint.BaseSource | None:
+    """The teacher that the recipes get on a base, its tokenizer compared; None if none of them needs one.
+
+    Raises:
+        TeacherError: there is none, or its tokenizer is not that of the base.
+        CheckpointError: nothing is called as what was given.
+    """
+    needing = [(recipe, step.method) for recipe in recipes for step in recipe.steps if step.method.teacher]
+    if not needing:
+        return None
+    from compression.distillation._teacher import shared_vocabulary
+
+    text = given or ("reference-teacher" if source.text == "reference" else None)
+    if text is None:
+        raise TeacherError(f"{needing[0][0].text} needs a teacher, and {source.label!r} brings none; give teacher "
+                           "(--teacher): a base of the same tokenizer, or self for the uncompressed base")  # fmt: skip
+    if text == "self":
+        return source
+    teacher = _checkpoint.locate(text).fetch()
+    for _, method in needing:
+        rows = (source.config["vocab_size"], teacher.config["vocab_size"])
+        shared_vocabulary(
+            source.tokenizer, teacher.tokenizer, rows, allow_vocab_mismatch=method.allow_vocab_mismatch
+        )  # fmt: skip
+    return teacher
+
+
+def check_source(
+    recipes: Iterable[Recipe],
+    source: _checkpoint.BaseSource,
+    calibration: Any = None,
+    teacher: str | None = None,
+    downstream: Any = None,
+) -> nn.Module:
+    """The same before any weight of a base is read; returns its model without weights.
+
+    Raises:
+        CheckpointError, RecipeError, LayerError, CalibrationError, TeacherError, TrainingError: as `compress`.
+    """
+    recipes = list(recipes)
+    find_calibration(recipes, source, calibration)
+    find_teacher(recipes, source, teacher)
+    find_downstream(recipes, source, downstream)
+    skeleton = _checkpoint.build(source.config, torch.bfloat16, device="meta")
+    for recipe in recipes:
+        check(recipe, skeleton)
+    return skeleton

@@ -1,0 +1,281 @@
+"""Generated programs that misbehave for real: contained, counted as failed, and the run goes on."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from checkpoints import says
+
+from bench import sandbox
+from bench._errors import NotAvailable
+from bench.sandbox import forbidden, run, run_all
+
+SYSTEM = shutil.which("python3", path="/usr/bin:/usr/local/bin")  # one that other users can read, too
+FINE = "assert sorted([2, 1]) == [1, 2]"
+
+ROUTES = {  # with namespaces where the system has them; as in a container that has none
+    "namespaces": {},
+    "no-namespaces": {"without": ("namespaces",), "python": SYSTEM or sys.executable},
+}
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the layers of the sandbox are Linux's")
+
+
+@pytest.fixture(params=ROUTES.values(), ids=ROUTES)
+def route(request):
+    return request.param
+
+
+@pytest.fixture
+def name():
+    """A name for processes, to look for those that are left over."""
+    return f"sbx{secrets.token_hex(5)}"
+
+
+def called(name):
+    """Code by which a process takes that name."""
+    return f"import ctypes, os\nctypes.CDLL(None).prctl(15, b'{name}', 0, 0, 0)\n"
+
+
+def processes(name):
+    """Living processes of that name."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        try:
+            if (each / "comm").read_text().strip() == name and ") Z " not in (each / "stat").read_text():
+                found.append(each.name)
+        except OSError:
+            continue
+    return found
+
+
+def contained(program, route, **limits):
+    """The outcome of a bad program, after which the same jailer runs a good one."""
+    bad, good = run_all([program, FINE], **{"seconds": 1.0, "workers": 1} | limits | route)
+    return bad, good.passed
+
+
+def test_a_program_passes_by_coming_to_its_end(route):
+    outcomes = run_all([FINE, "assert False, 'no'", "import math, re, random, collections, typing, threading"], **route)
+
+    assert [True, False, True] == [each.passed for each in outcomes]
+    assert ["passed", "AssertionError: no", "passed"] == [each.reason for each in outcomes]
+
+
+@pytest.mark.parametrize(
+    "program", ["import os; os._exit(0)", "raise SystemExit(0)", "import sys; sys.exit()", "quit()"]
+)
+def test_leaving_early_is_failing_though_the_exit_code_is_zero(program):
+    assert not run(program + f"\n{FINE}").passed
+
+
+@pytest.mark.parametrize("program", ["x = '\0'", "def (", "x = '\ud800'", "raise BaseException", "\n" * 10**6 + "1/0"])
+def test_what_does_not_even_compile_or_end_fails_with_a_reason(program):
+    found = run(program)
+
+    assert not found.passed and len(found.reason) > 5
+
+
+def test_a_program_that_loops_is_stopped(route):
+    started = time.monotonic()
+    bad, good = contained("while True: pass", route, seconds=0.5)
+
+    assert (bad.passed, bad.reason, good) == (False, "not done after 0.5 s", True)
+    assert time.monotonic() - started < 0.5 + sandbox.GRACE
+
+
+def test_a_program_that_forks_without_end_is_stopped_with_all_its_processes(route, name):
+    bad, good = contained(called(name) + "while True:\n    try: os.fork()\n    except OSError: pass", route)
+
+    assert (bad.passed, good) == (False, True)
+    assert [] == processes(name)
+
+
+def test_a_grandchild_in_a_session_of_its_own_does_not_outlive_its_program(route, name):
+    program = called(name) + "if not os.fork():\n    os.setsid()\n    if not os.fork():\n        while True: pass\n"
+    (bad,) = run_all([program + "    os._exit(0)\nos.wait()\nassert False"], seconds=2.0, **route)
+
+    assert not bad.passed
+    assert [] == processes(name)
+
+
+def test_a_program_that_fills_the_memory_is_stopped(route):
+    bad, good = contained("x = []\nwhile True: x.append(b'x' * 2**24)", route, seconds=5.0, memory=2**28)
+
+    assert (bad.passed, good) == (False, True)
+    assert "MemoryError" in bad.reason or "killed" in bad.reason or "left" in bad.reason
+    assert run("x = b'x' * 2**28", memory=2**29, **route).passed, "the limit is where it was set"
+
+
+def test_a_program_that_fills_the_disk_is_stopped(route):
+    one_file = "with open('x', 'wb') as f:\n    while True: f.write(b'x' * 2**20)"
+    bad, good = contained(one_file, route, file_bytes=2**22)
+
+    assert (bad.passed, good) == (False, True)
+    assert run("open('x', 'wb').write(b'x' * 2**21)\nassert len(open('x', 'rb').read()) == 2**21", **route).passed
+
+
+def test_a_program_that_writes_outside_its_folder_changes_nothing(route, tmp_path):
+    tmp_path.chmod(0o777)
+    (mine := tmp_path / "mine.txt").write_text("mine")
+    mine.chmod(0o666)
+    programs = [
+        f"open({str(tmp_path / 'new.txt')!r}, 'w').write('x')",
+        f"open({str(mine)!r}, 'w').write('x')",
+        f"import os; os.unlink({str(mine)!r})",
+        f"import shutil; shutil.rmtree({str(tmp_path)!r})",
+        f"open({str(Path(sandbox.__file__).with_name('new.txt'))!r}, 'w')",
+        "open('/new.txt', 'w')",
+    ]
+    outcomes = run_all([*programs, FINE], **route)
+
+    assert [*[False] * len(programs), True] == [each.passed for each in outcomes]
+    assert (["mine.txt"], "mine") == ([each.name for each in tmp_path.iterdir()], mine.read_text())
+
+
+def test_a_program_that_opens_a_socket_reaches_nobody(route):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        port = server.getsockname()[1]
+        programs = [f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)",
+                    "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 53))",
+                    "import socket; socket.socket(socket.AF_UNIX)"]  # fmt: skip
+        outcomes = run_all([*programs, FINE], **route)
+
+        assert [False, False, False, True] == [each.passed for each in outcomes]
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_a_program_that_kills_its_parent_kills_nobody(route):
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        for program in (
+            "import os; os.kill(os.getppid(), 9); assert False",
+            f"import os; os.kill({bystander.pid}, 9)",
+            f"import os; os.kill({os.getpid()}, 9)",
+            "import os; os.kill(-1, 9); assert False",
+            "import os; os.killpg(0, 9); assert False",
+        ):
+            assert (False, True) == ((found := contained(program, route))[0].passed, found[1])
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_program_sees_no_environment_and_no_output_of_it_is_ours(route, monkeypatch, capfd):
+    monkeypatch.setenv("SECRET", "1")
+    assert run("import os; assert not os.environ; assert not os.listdir()", **route).passed
+    assert run("import os\nfor _ in range(10**4): os.write(1, b'x' * 100); os.write(2, b'x' * 100)", **route).passed
+    assert ("", "") == capfd.readouterr()
+
+
+def test_a_program_that_writes_rubbish_where_its_end_is_reported_has_failed(route):
+    for program in (
+        "import os; os.write(3, b'x' * 10**6)",
+        "import os; os.write(3, b'{}\\n'); 1/0",
+        "import os; os.close(3)",
+    ):
+        assert (False, True) == ((found := contained(program, route))[0].passed, found[1])
+
+
+def test_programs_run_side_by_side_each_alone_in_order():
+    programs = [f"import os; assert not os.path.exists('x'); open('x', 'w'); assert {k} % 3" for k in range(40)]
+
+    assert [k % 3 > 0 for k in range(40)] == [each.passed for each in run_all(programs)]
+    assert [] == run_all([])
+
+
+def test_nothing_is_left_of_programs_whose_run_was_killed(name):
+    program = called(name) + "while True: pass"
+    code = f"from bench import sandbox; sandbox.run({program!r}, seconds=60)"
+    harness = subprocess.Popen([sys.executable, "-c", code])
+    until = time.monotonic() + 20
+    while not processes(name) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert processes(name)
+    harness.kill()
+    harness.wait()
+    while processes(name) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert [] == processes(name)
+
+
+def test_a_jail_that_does_not_come_up_is_no_failure_of_the_program():
+    with pytest.raises(NotAvailable, match="the jail does not come up"):
+        run(FINE, python="/bin/false")
+
+
+# --- what can be forbidden here ---------------------------------------------------------------------------------------
+
+
+def test_everything_that_the_layers_here_can_forbid_is_forbidden():
+    found, layers = forbidden(), run(FINE).layers
+
+    assert {"run longer than they may", "fill the memory", "write large files"} <= set(found.forbidden)
+    assert set(sandbox.ATTEMPTS) == {*found.forbidden, *found.possible}
+    if layers["namespaces"] is True and layers["root"] is True:
+        assert () == found.possible
+    else:
+        assert found.missing and "they CAN" in str(found)
+
+
+def test_what_could_not_be_forbidden_is_said_with_the_reason():
+    """Negative control: the attempts succeed where nothing stands in their way."""
+    found = forbidden(python=SYSTEM or sys.executable, without=("namespaces", "landlock", "seccomp"))
+
+    assert {"write outside their folder", "read other files", "open sockets"} <= set(found.possible)
+    assert "they CAN write outside their folder, read other files" in str(found)
+    assert "landlock: left out" in str(found)
+
+
+USERS = {  # as a plain user, and as root of a container
+    "plain-user": ["--reuid=65534", "--regid=65534", "--clear-groups"],
+    "root-without-sys-admin": ["--bounding-set=-sys_admin", "--inh-caps=-all"],
+    "root-without-capabilities": ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"],
+}
+
+
+@pytest.mark.parametrize("without", [(), ("namespaces",)], ids=["namespaces", "no-namespaces"])
+@pytest.mark.parametrize("user", USERS.values(), ids=USERS)
+def test_as_much_is_forbidden_whoever_runs_them(user, without):
+    if os.getuid() != 0 or SYSTEM is None or not shutil.which("setpriv"):
+        pytest.skip("only root can become others, by setpriv, and they need a Python that everybody can read")
+    code = f"from bench.sandbox import forbidden; print(*forbidden(without={without!r}).possible, sep=', ')"
+    done = subprocess.run(
+        ["setpriv", *user, SYSTEM, "-c", code], capture_output=True, text=True, cwd="/",
+        env={"PYTHONPATH": str(Path(sandbox.__file__).parents[1]), "HOME": "/nonexistent"},
+    )  # fmt: skip
+    if "No module named 'bench'" in done.stderr:
+        pytest.skip("this checkout is closed to other users")
+
+    assert "" == done.stderr
+    assert done.stdout in ("\n", "be root\n")  # one without capabilities, where it can be nobody else
+
+
+def test_code_is_run_only_where_it_was_allowed():
+    from bench.workbench import Options, Workbench
+
+    ask = Workbench.sandbox.func
+    with pytest.raises(NotAvailable, match=says("only with --allow-code-execution")):
+        ask(SimpleNamespace(options=Options()))
+    assert forbidden() == ask(SimpleNamespace(options=Options(allow_code_execution=True)))
+
+
+def test_threads_of_the_harness_may_run_programs_at_once():
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(run(FINE).passed)) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+
+    assert [True] * 4 == found
