@@ -48,9 +48,9 @@ def test_answers(workbench, recipe, decoding):
         device = workbench.options.device
         return tuple(reading and readings.similarities(found, reading, device) for reading in both())
 
-    more = {"rag_spread": both} if decoding == "sampled" else {"rag_bertscore": encoded}
     seeds = found.setup.seeds if decoding == "sampled" else None
-    for of_what, take in {"rag_answers": both, "rag_comparison": compared, **more}.items():
+    takes = {"rag_answers": both, "rag_comparison": compared, "rag_bertscore": encoded}
+    for of_what, take in (takes | ({"rag_spread": both} if seeds else {})).items():
         new_tokens = workbench.options.new_tokens
         measure(workbench, of_what, recipe, take, decoding=decoding, seeds=seeds, new_tokens=new_tokens)
 

@@ -161,8 +161,8 @@ def similarities(found: Retrieved, reading: AnswersReading, device: str) -> Simi
         raise OptionError(
             f"--bertscore-encoder {name} cannot be loaded: {error}; give a folder with an encoder"
         ) from error
-    said = [one.rag[0].text for one in reading.replies]
-    _, _, f1 = scorer.score(said, [one.truths[0] for one in reading.replies])
+    pairs = [(said.text, one.truths[0]) for one in reading.replies for said in one.rag]
+    _, _, f1 = scorer.score(*(list(side) for side in zip(*pairs, strict=True)))
     return SimilarityReading(tuple(f1.tolist()))
 
 
