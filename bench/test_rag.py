@@ -50,7 +50,7 @@ def test_answers(workbench, recipe, decoding):
 
     seeds = found.setup.seeds if decoding == "sampled" else None
     takes = {"rag_answers": both, "rag_comparison": compared, "rag_bertscore": encoded}
-    for of_what, take in (takes | ({"rag_spread": both} if seeds else {})).items():
+    for of_what, take in (takes | ({"rag_spread": both} if decoding == "sampled" else {})).items():
         new_tokens = workbench.options.new_tokens
         measure(workbench, of_what, recipe, take, decoding=decoding, seeds=seeds, new_tokens=new_tokens)
 
