@@ -39,19 +39,20 @@ def test_answers(workbench, recipe, decoding):
             taken["both"] = (base, None) if plain else (of(workbench.compressed(recipe), recipe.text), base)
         return taken["both"]
 
-    def each(make):
-        return lambda: tuple(None if reading is None else make(reading) for reading in both())
+    def compared():
+        readings.comparing(found)
+        return both()
 
-    device = workbench.options.device
-    ways = {"rag_answers": lambda r: r, "rag_comparison": lambda r: readings.compared(found, r)}
-    if decoding == "sampled":
-        ways["rag_spread"] = lambda r: r
-    else:
-        ways["rag_bertscore"] = lambda r: readings.similarities(found, r, device)
+    def encoded():
+        readings.encoding(found)
+        device = workbench.options.device
+        return tuple(reading and readings.similarities(found, reading, device) for reading in both())
+
     seeds = found.setup.seeds if decoding == "sampled" else None
-    for of_what, make in ways.items():
+    takes = {"rag_answers": both, "rag_comparison": compared, "rag_bertscore": encoded}
+    for of_what, take in (takes | ({"rag_spread": both} if decoding == "sampled" else {})).items():
         new_tokens = workbench.options.new_tokens
-        measure(workbench, of_what, recipe, each(make), decoding=decoding, seeds=seeds, new_tokens=new_tokens)
+        measure(workbench, of_what, recipe, take, decoding=decoding, seeds=seeds, new_tokens=new_tokens)
 
 
 def test_speed(workbench, recipe):
@@ -65,9 +66,10 @@ def test_speed(workbench, recipe):
         return taken
 
     def without_context():
+        readings.comparing(found)
         pair = list(taken or take())
         taken.clear()  # another look at a regression is another measurement
-        return [None if reading is None else readings.compared_speed(found, reading) for reading in pair]
+        return pair
 
     asked = {"again": True, "each": lambda r: r.each(), "new_tokens": workbench.options.new_tokens}
     measure(workbench, "rag_speed", recipe, take, **asked)

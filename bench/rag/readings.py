@@ -123,10 +123,16 @@ def replies(found: Retrieved, reader: Reader, decoding: str, note: dict[str, Any
     return reading
 
 
-def compared(found: Retrieved, reading: AnswersReading) -> AnswersReading:
-    """The answers, where there are some without context. Raises NotAvailable where that is off."""
-    _comparing(found)
-    return reading
+def comparing(found: Retrieved) -> None:
+    """Raises NotAvailable where questions are not asked without a context too."""
+    if not found.setup.compare:
+        raise NotAvailable("--compare-no-rag no: nothing was answered without a context")
+
+
+def encoding(found: Retrieved) -> None:
+    """Raises NotAvailable where no encoder for BERTScore was given."""
+    if found.setup.bertscore is None:
+        raise NotAvailable("no encoder was given: --bertscore-encoder FOLDER (or a hub id) measures it")
 
 
 def similarities(found: Retrieved, reading: AnswersReading, device: str) -> SimilarityReading:
@@ -138,9 +144,8 @@ def similarities(found: Retrieved, reading: AnswersReading, device: str) -> Simi
         NotAvailable: no encoder was given.
         OptionError: the library is not installed, or there is no such encoder.
     """
+    encoding(found)
     name = found.setup.bertscore
-    if name is None:
-        raise NotAvailable("no encoder was given: --bertscore-encoder FOLDER (or a hub id) measures it")
     try:
         from bert_score import BERTScorer
         from bert_score.utils import model2layers
@@ -156,8 +161,8 @@ def similarities(found: Retrieved, reading: AnswersReading, device: str) -> Simi
         raise OptionError(
             f"--bertscore-encoder {name} cannot be loaded: {error}; give a folder with an encoder"
         ) from error
-    said = [one.rag[0].text for one in reading.replies]
-    _, _, f1 = scorer.score(said, [one.truths[0] for one in reading.replies])
+    pairs = [(said.text, one.truths[0]) for one in reading.replies for said in one.rag]
+    _, _, f1 = scorer.score(*(list(side) for side in zip(*pairs, strict=True)))
     return SimilarityReading(tuple(f1.tolist()))
 
 
@@ -180,12 +185,6 @@ def timed(found: Retrieved, readers: Sequence[Reader], count: int) -> list[Speed
     return [SpeedReading(questions=tuple(each)) for each in taken]
 
 
-def compared_speed(found: Retrieved, reading: SpeedReading) -> SpeedReading:
-    """The times, where some are without context. Raises NotAvailable where that is off."""
-    _comparing(found)
-    return reading
-
-
 def _timed(found: Retrieved, reader: Reader, asked: Asked, *, rag: bool) -> tuple[float, Said]:
     from bench import machine
 
@@ -204,11 +203,6 @@ def _answered(found: Retrieved) -> None:
 def _judged(found: Retrieved) -> None:
     if not found.collection.judged:
         raise NotAvailable(f"{found.collection.name} does not say which documents are relevant")
-
-
-def _comparing(found: Retrieved) -> None:
-    if not found.setup.compare:
-        raise NotAvailable("--compare-no-rag no: nothing was answered without a context")
 
 
 def _save(path: Path, found: Retrieved, reading: AnswersReading, note: dict[str, Any]) -> None:
