@@ -5,35 +5,29 @@ in memory at any time. Every row is in the journal before the next measurement s
 """
 
 import functools
-import gc
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bench.gate as gates
 from bench import paired
 from bench._errors import BenchError, MetricError, NotAvailable, OptionError
-from bench.generation import Decoder, Interleaved, Load
+from bench._inputs import Inputs
+from bench._models import Models
+from bench.generation import Load
 from bench.items import Items
 from bench.metrics import Metric, metrics_of
 from bench.results import Journal, Row, resume
 from compression import Recipe, locate
-from compression._recipe import UNCOMPRESSED
 
 if TYPE_CHECKING:
-    from bench.data import Data
     from bench.gate import Baseline, Verdict
-    from bench.rag.collection import Collection
-    from bench.rag.pipeline import Retrieved, Setup
-    from bench.sandbox import Forbidden
-    from compression import Base, Compressed
-    from compression._cache import StepCache
+    from bench.rag.pipeline import Setup
+    from compression import Compressed
 
 Reading = Any
 
@@ -84,7 +78,7 @@ class Failure(Exception):
     """A measurement that could not be made; its rows are recorded already."""
 
 
-class Workbench:
+class Workbench(Models, Inputs):
     """See the module. Made before anything expensive: reads the baselines and claims the journal.
 
     Raises:
@@ -96,7 +90,6 @@ class Workbench:
         from bench import machine
         from compression._checks import check_source
 
-        self.options, self._progress = options, progress
         if options.gate not in gates.MODES:
             raise OptionError(f"--gate {options.gate}: allowed are {', '.join(gates.MODES)}")
         if options.device.startswith("cuda"):
@@ -106,7 +99,7 @@ class Workbench:
                 machine.device_of(options.device)
             )  # events and graphs are those of the current device
         self.fingerprint = machine.fingerprint(options.device)
-        self.source = locate(options.base).fetch()
+        super().__init__(options, locate(options.base).fetch(), progress)
         if self.source.published is None:
             recipes = (*options.recipes, *options.derived)
             check_source(recipes, self.source, options.calibration, options.teacher, options.downstream)
@@ -133,14 +126,8 @@ class Workbench:
         self.rows: dict[tuple[str, str], Row] = {}
         self.verdicts: dict[tuple[str, str], Verdict] = {}
         self.changes: list[str] = []
-        self.kernels: dict[str, dict[str, int]] = {}
-        self.steps: dict[str, tuple[tuple[str, float], ...]] = {}  # what was executed, and its seconds
-        self._base: Base | None = None
-        self._compressed: tuple[Recipe, Compressed | BaseException] | None = None
-        self._folder: Path | None = None
         self._base_readings: dict[Any, Reading] = {}
         self._readings: dict[Any, Reading] = {}
-        self._tasks: dict[str, Any] = {}
         self._started = False
 
     def _check_resumed(self, context: Mapping[str, Any]) -> None:
@@ -156,171 +143,6 @@ class Workbench:
                     f"--resume: the unfinished run in {self.options.journal} had {name} {context[name]!r}, now it is "
                     f"{now[name]!r}; start anew without --resume"
                 )
-
-    # --- models -------------------------------------------------------------------------------------------------------
-
-    @property
-    def base(self) -> "Base":
-        """The uncompressed model, opened at its first use and kept; that of a published checkpoint is dequantized."""
-        if self._base is None:
-            import compression
-
-            self._base = compression.open_base(
-                self.options.base, self.options.device, seed=self.options.seed, dequantize=True
-            )
-        return self._base
-
-    def compressed(self, recipe: Recipe) -> "Compressed":
-        """The base under a recipe, or a published checkpoint as it is; the one before it is let go first.
-
-        Raises:
-            Exception: whatever compressing raised, again for each measurement of the recipe.
-        """
-        if self._compressed is None or self._compressed[0] != recipe:
-            import compression
-
-            self._release()
-            base = self.base
-            try:
-                if self.source.published is not None and recipe.steps:
-                    assert self.source.folder is not None
-                    backend = getattr(recipe.steps[0].method, "backend", None)
-                    result = compression.load(self.source.folder, self.options.device, backend=backend)
-                else:
-                    result = compression.compress(
-                        base,
-                        recipe,
-                        seed=self.options.seed,
-                        calibration=self.options.calibration,
-                        teacher=self.options.teacher,
-                        downstream=self.options.downstream,
-                        cache=self._steps,
-                        progress=self._progress,
-                    )
-            except Exception as error:
-                self._compressed = (recipe, error)
-                raise
-            self._compressed = (recipe, result)
-            self.kernels[recipe.text] = result.kernels()
-            self.steps[recipe.text] = tuple(zip(result.executed, result.seconds, strict=False))
-        if isinstance(self._compressed[1], BaseException):
-            raise self._compressed[1]
-        return self._compressed[1]
-
-    @functools.cached_property
-    def _steps(self) -> "StepCache":
-        """Keeps what recipes that train come to, and what other recipes begin with as they do."""
-        from compression._cache import StepCache, default_folder
-        from compression._schedule import make_schedule
-
-        beginnings: list[tuple[str, ...]] = []
-        recipes = dict.fromkeys((*self.options.recipes, *self.options.derived))
-        for recipe in recipes:
-            texts = tuple(what for _, what in make_schedule(recipe.steps))
-            if any(step.method.trains for step in recipe.steps):
-                beginnings += [texts[: i + 1] for i in range(len(texts))]
-        whole = {tuple(what for _, what in make_schedule(recipe.steps)) for recipe in recipes}
-        shared = {texts for texts in beginnings if beginnings.count(texts) + (texts in whole) > 1}
-        folder = self.options.cache or default_folder()
-        return StepCache(folder, keep=lambda texts: tuple(texts) in shared)
-
-    @functools.cached_property
-    def downstream(self) -> str:
-        """The task that recovery is measured on."""
-        from bench.metrics.recovery import check_task
-
-        return check_task(self.options.downstream, self.source)
-
-    def artefact_folder(self, recipe: Recipe) -> Path:
-        """Where the compressed model lies on disk, for processes that open it by themselves; gone with the model."""
-        model = self.compressed(recipe)  # lets go of the folder of another recipe
-        if self._folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="bench-"))
-            try:
-                model.save(folder / "artefact")
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            self._folder = folder
-        return self._folder / "artefact"
-
-    def _release(self) -> None:
-        self._compressed = None
-        self._readings = {}
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-        gc.collect()
-        if self.options.device.startswith("cuda"):
-            import torch
-
-            torch.cuda.empty_cache()
-
-    @functools.cached_property
-    def data(self) -> "Data":
-        from bench.data import open_data
-
-        return open_data(self.options.data, base=self.options.base)
-
-    @functools.cached_property
-    def sandbox(self) -> "Forbidden":
-        """What the programs that models write cannot do here; to be asked for before one is run (`bench.sandbox`).
-
-        Raises:
-            NotAvailable: they may not be run, or cannot be run apart.
-        """
-        if not self.options.allow_code_execution:
-            raise NotAvailable("programs written by models are run only with --allow-code-execution")
-        from bench.sandbox import forbidden
-
-        return forbidden()
-
-    @functools.cached_property
-    def collection(self) -> "Collection":
-        """The questions of RAG and the documents they are about; only the reference is asked as it was trained."""
-        from bench.rag.readers import open_collection
-
-        assert self.options.rag is not None
-        found = open_collection(self.options.rag.dataset, self.options.rag.documents)
-        return found if self.options.base in ("reference", "reference-teacher") else replace(found, form="plain")
-
-    @functools.cached_property
-    def retrieved(self) -> "Retrieved":
-        """What was found for each question, the same for all recipes; indexes are kept beside the journal."""
-        from bench.rag.answers import check_lengths
-        from bench.rag.pipeline import retrieve
-
-        assert self.options.rag is not None
-        tokenizer, device = self.base.tokenizer, self.options.device
-        cache = self.options.journal.parent / "retrieval"
-        found = retrieve(self.options.rag, tokenizer, device=device, cache=cache, collection=self.collection)
-        if tokenizer is not None and found.collection.answered:
-            check_lengths(found, tokenizer, self.source.config.get("max_position_embeddings"), self.options.new_tokens)
-        return found
-
-    def task(self, task: Any) -> Any:
-        """A task with its data (`bench.tasks.prepare.Prepared`), read once.
-
-        Raises:
-            NotAvailable: it cannot be had, again at every call.
-            DataError: its data is malformed.
-        """
-        from bench.tasks.prepare import prepare
-
-        if task.name not in self._tasks:
-            try:
-                if task.runs_code and self.options.allow_code_execution:
-                    self.sandbox  # noqa: B018 - what cannot be contained is refused, or said, before
-                self._tasks[task.name] = prepare(task, self.data, run_code=self.options.allow_code_execution)
-            except NotAvailable as error:
-                self._tasks[task.name] = error
-        if isinstance(found := self._tasks[task.name], NotAvailable):
-            raise found
-        return found
-
-    def decoder(self, model: "Compressed | Base", load: Load, mode: str = "eager") -> Decoder:
-        cache_factory = getattr(model, "cache_factory", None)
-        return Decoder(model.model, load, mode=mode, seed=self.options.seed, cache_factory=cache_factory)
 
     def refuse_shared_device(self) -> None:
         """Timings of a device that other pytest-xdist workers use at the same time mean nothing.
@@ -395,11 +217,6 @@ class Workbench:
         if key not in self._readings:
             self._readings[key] = take(model)
         return self._readings[key]
-
-    def interleaved(self, recipe: Recipe, load: Load, mode: str) -> Interleaved:
-        """The base and the compressed model, ready to generate in turn; for fp16 the base alone."""
-        models = [self.base] if recipe.text == UNCOMPRESSED else [self.base, self.compressed(recipe)]
-        return Interleaved([self.decoder(model, load, mode) for model in models])
 
     def _rows(
         self,
@@ -563,8 +380,12 @@ class Workbench:
             self.journal.end("interrupted" if interrupted else "passed" if passed and not failing else "failed")
         return failing
 
+    def release(self) -> None:
+        super().release()
+        self._readings = {}
+
     def close(self) -> None:
-        self._release()
+        self.release()
         self._base = None
         self.journal.close()
 
