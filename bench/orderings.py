@@ -77,7 +77,8 @@ def table(rows: Iterable[Row], family: Sequence[str]) -> "pd.DataFrame":
 def findings(rows: Iterable[Row]) -> list[str]:
     """Whether what [O] found holds here: p-kd-nf4 is the best order, and those that quantize before pruning are worst.
 
-    Empty where its orders were not all measured.
+    And whether quantizing before distilling is what costs, which [O] does not tell apart. Empty where these orders were
+    not all measured.
     """
     rows = list(rows)
     if not set(ORDERS) <= {row.recipe for row in rows if row.metric == _PERPLEXITY and row.items is not None}:
@@ -90,17 +91,22 @@ def findings(rows: Iterable[Row]) -> list[str]:
         said += f"it is; the next, {others[0]}, is {_words(apart)} above it"
     else:
         said += f"{best} is, and {theirs} {_words(compare(_items(rows, theirs), _items(rows, best)))} above it"
-    early = [order for order in ORDERS if _steps(order).index("nf4") < _steps(order).index("p")]
-    late = [order for order in ORDERS if order not in early]
-    apart = compare(_mean(rows, early), _mean(rows, late))
-    holds = "it does" if apart.p < _LEVEL and apart.difference > 0 else "it does not"
-    if apart.p >= _LEVEL:
-        holds = "no difference is seen"
     return [
         said,
-        f"[O]: quantizing before pruning loses most. Here {holds}: the mean of {', '.join(early)} is {_words(apart)} "
-        f"above that of {', '.join(late)}",
+        f"[O]: quantizing before pruning loses most. Here {_early(rows, 'p')}",
+        f"Quantizing before distilling: {_early(rows, 'kd')}",
     ]
+
+
+def _early(rows: Sequence[Row], step: str) -> str:
+    """Whether orders that quantize before a step lose more than the others, on average."""
+    early = [order for order in ORDERS if _steps(order).index("nf4") < _steps(order).index(step)]
+    late = [order for order in ORDERS if order not in early]
+    apart = compare(_mean(rows, early), _mean(rows, late))
+    seen = "it loses more" if apart.difference > 0 else "it loses less"
+    if apart.p >= _LEVEL:
+        seen = "no difference is seen"
+    return f"{seen}: the mean of {', '.join(early)} is {_words(apart)} above that of {', '.join(late)}"
 
 
 def lines(rows: Iterable[Row]) -> Iterator[str]:

@@ -201,7 +201,10 @@ class NF4Grid:
         return _table(NF4_LEVELS, str(device))
 
     def fit(self, weight: Tensor) -> Params:
-        absmax = _grouped(weight, self.group_size).abs().amax(-1).flatten()
+        return self.store(_grouped(weight, self.group_size).abs().amax(-1).flatten())
+
+    def store(self, absmax: Tensor) -> Params:
+        """What is stored of the absmax of all groups (groups,), fp32."""
         if not self.double_quant:
             return {"absmax": absmax}
         offset = absmax.mean()
@@ -211,7 +214,7 @@ class NF4Grid:
         blocks = blocks.view(-1, DOUBLE_QUANT_BLOCK)
         scales = blocks.abs().amax(-1)
         unit = blocks * (1 / scales.clamp(min=SMALLEST_ABSMAX))[:, None]
-        codes = _nearest(unit, dynamic_levels(str(weight.device)))
+        codes = _nearest(unit, dynamic_levels(str(absmax.device)))
         return {
             "absmax_codes": codes.flatten()[: absmax.numel()].clone(),
             "absmax_scales": scales,

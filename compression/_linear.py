@@ -155,6 +155,13 @@ class PackedLinear(nn.Module):
         codes = _packing.unpack(self._canonical_codes()[rows], self.grid.bits, self.in_features)
         return self._with(codes, *params, None if self.bias is None else self.bias[rows], self.permutation)
 
+    def with_double_quant(self) -> "PackedLinear":
+        """The layer, on the grid of NF4 with its scales in fp32, with them stored in 8 bits; codes stay."""
+        grid = dataclasses.replace(self.grid, double_quant=True)  # type: ignore[call-arg, type-var]
+        codes = _packing.unpack(self._canonical_codes(), self.grid.bits, self.in_features)
+        params = grid.store(self.stored_parameters()["absmax"])  # type: ignore[attr-defined]
+        return self._with(codes, grid, params, self.bias, self.permutation)
+
     def take_columns(self, columns: Tensor) -> tuple["PackedLinear", float]:
         """The layer with these inputs alone, int64 (kept,) ascending on the CPU, and how far its weight is from theirs.
 

@@ -128,6 +128,24 @@ def test_every_order_runs_with_what_had_to_be_inserted_and_all_store_the_same_by
         assert sum(result.seconds) == pytest.approx(result.cost.seconds)
 
 
+def test_pruning_packed_or_dense_weights_stores_the_same_bytes(tmp_path):
+    """A row has 2 scales and 256 are stored together, so neurons that stay come out of several such blocks."""
+    model = transformers_model("LlamaForCausalLM", hidden_size=64, intermediate_size=512)
+    model.save_pretrained(tmp_path / "base")
+    p = "p(samples=8,sequence_length=10)"
+
+    before, after = (
+        compression.compress(str(tmp_path / "base"), recipe, calibration=IDS) for recipe in (f"{p}-{Q}", f"{Q}-{p}")
+    )
+
+    name = "model.layers.0.mlp.up_proj"
+    told = [entry.detail for entry in after.report if entry.name == name][-1]
+    assert before.stored_bytes == after.stored_bytes
+    assert after.model.get_submodule(name).grid.double_quant
+    moved = float(told.partition("moved its weights by ")[2].partition(" ")[0])
+    assert 0 < moved < 0.02
+
+
 def test_steps_that_recipes_share_are_taken_once_and_change_no_bit(run, taken, tmp_path):
     alone = {order: run(order, cache=tmp_path / f"alone {n}") for n, order in enumerate(ORDERS) if n in (1, 5)}
     assert ["p", "kd", "kd", "p"] == taken

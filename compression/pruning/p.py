@@ -9,8 +9,9 @@ takes 100 samples and the gate's output before the activation; built is what the
 (1500 in [O]) all weights are then trained on the language-model loss of as many texts, as the authors' code does: 2
 epochs, learning rate 5e-5, batches of 2 x 4, AdamW. They take new text for it; here the scores are of its first
 `samples`.
-Limits: on a packed model gate and up keep their bits; down_proj, whose columns go one by one, is packed again by
-rounding to nearest, and there is no fine-tuning.
+Limits: on a packed model gate and up keep their codes, and their scales unless these are themselves stored in 8 bits,
+which is done again for what is left; down_proj, whose columns go one by one, is packed again by rounding to nearest.
+There is no fine-tuning of packed models.
 """
 
 from dataclasses import dataclass
@@ -111,7 +112,9 @@ class P(Method):
                 inputs.advance(block, seen.see)
                 if count < there:
                     kept = _importance.neuron_score(block, seen.mean()).argsort(descending=True, stable=True)[:count]
+                    before = dict(block.linears())
                     changes = _structure.keep_neurons(block, torch.sort(kept).values)
+                    changes = {name: words + _same_scales(block, name, before[name]) for name, words in changes.items()}
             for name, _ in block.linears():
                 if name in changes:
                     context.report.append(LayerReport(name, "replaced", what + changes[name]))
@@ -147,3 +150,19 @@ class P(Method):
             return self.keep(block.module.mlp.gate_proj.out_features)
         except LayerError as error:
             raise LayerError(f"{block.name}.mlp: {error}") from error
+
+
+def _same_scales(block: "Block", name: str, before: "nn.Module") -> str:
+    """Stores the scales of a layer in 8 bits again where they were before it was cut; what that did, in words."""
+    from compression._linear import PackedLinear
+
+    after = dict(block.linears())[name]
+    if not isinstance(after, PackedLinear) or not isinstance(before, PackedLinear):
+        return ""
+    if getattr(before.grid, "double_quant", False) == getattr(after.grid, "double_quant", False):
+        return ""
+    again = after.with_double_quant()
+    was = after.dequantize()
+    moved = float((again.dequantize() - was).norm() / was.norm())
+    block.replace(name, again)
+    return f", then in 8 bits again, which moved its weights by {moved:.3g} of their norm"
