@@ -72,7 +72,8 @@ def test_task(workbench, recipe, task):
 
     filtered = None if task.filter == "none" else task.filter
     asked = {"task": task.name, "shots": task.shots, "score": task.metric, "filter": filtered, "limit": options.limit,
-             "rows": options.task_rows, "chat": options.chat_template or None}  # fmt: skip
+             "rows": options.task_rows, "chat": options.chat_template or None,
+             "programs": _programs(options, [task])}  # fmt: skip
     workbench.measure("task", recipe, take, asked, notes=lambda reading: ("ok", reading.remark, None))
 
 
@@ -82,9 +83,15 @@ def test_average(workbench, recipe, tasks):
         base = type(reading)(accuracies=reading.base, base=reading.base)
         return (reading, None) if recipe.text == UNCOMPRESSED else (reading, base)
 
-    asked = {"tasks": tasks, "limit": workbench.options.limit, "rows": workbench.options.task_rows,
-             "chat": workbench.options.chat_template or None}  # fmt: skip
+    options = workbench.options
+    asked = {"tasks": tasks, "limit": options.limit, "rows": options.task_rows, "chat": options.chat_template or None,
+             "programs": _programs(options, options.tasks)}  # fmt: skip
     workbench.measure("tasks", recipe, take, asked)
+
+
+def _programs(options, tasks):
+    """Part of the key where programs had to be run and were not: another row than that of a run that may run them."""
+    return None if options.allow_code_execution or not any(task.runs_code for task in tasks) else "not run"
 
 
 def _tokenizer(workbench):

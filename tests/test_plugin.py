@@ -149,6 +149,18 @@ def test_losses_and_divergence_are_recorded_by_window_and_gated_by_them(run, pyt
     damaged.stderr.fnmatch_lines([f"*items*{path.name}*restore it from version control*"])
 
 
+def test_programs_that_may_not_be_run_do_not_fail_against_a_baseline_of_a_run_that_ran_them(run):
+    scores = [f"{FILES / 'test_quality.py'}::{name}" for name in ("test_task", "test_average")]
+    settings = (*scores, "--model", "fp16", "--data", "embedded", "--tasks", "humaneval,hellaswag", "--limit", 2)
+    run(*settings, "--allow-code-execution", "--update-baselines", base="reference").assert_outcomes(passed=3)
+
+    unasked = run(*settings, base="reference")
+
+    unasked.assert_outcomes(passed=3)
+    unasked.stdout.re_match_lines([r".*task=humaneval.*--allow-code-execution"])
+    run(*settings, "--allow-code-execution", "--gate", "strict", base="reference").assert_outcomes(passed=3)
+
+
 def test_a_failed_run_records_nothing(run, pytester):
     pytester.makepyfile(test_other="def test_fails():\n    assert False")
     result = run(SIZE, "test_other.py", "--model", RTN, "--update-baselines")
