@@ -58,10 +58,15 @@ def text_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def _imported():
     """pytester forgets what is first imported within a run: two copies of a class would not know each other."""
+    import lm_eval.api.task
+    import lm_eval.evaluator
+    import lm_eval.tasks._yaml_loader  # noqa: F401
     import pandas  # noqa: F401
 
     import bench.plan
+    import bench.scorer
     import bench.summary
+    import bench.tasks.prepare
     import bench.workbench  # noqa: F401
     import compression._compress
     import compression.distillation._training
