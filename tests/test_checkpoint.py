@@ -254,9 +254,10 @@ def test_a_quantized_checkpoint_is_refused(folder, method):
 
 
 def test_a_quantization_that_is_null_is_none(folder):
+    plain = logits(open_base(str(folder)).model)
     rewrite(folder / "config.json", quantization_config=None)
 
-    open_base(str(folder))
+    assert torch.equal(plain, logits(open_base(str(folder)).model))
 
 
 def test_a_tokenizer_that_is_damaged_is_refused_when_it_is_asked_for(folder):

@@ -291,7 +291,7 @@ def logits(draws, count=2):
 EXAMPLE = [draw(3, 7, seed=seed, scale=3, dtype=torch.float64) for seed in (1, 2)]
 
 
-def law_of_signs(divergence, z, t):
+def assert_law_of_signs(divergence, z, t):
     """At least 0, and 0 with a gradient of 0 where both are equal."""
     assert float(divergence(z, t)) >= -1e-12
     value, by_z = gradient(lambda z: divergence(z, t), t)
@@ -299,7 +299,7 @@ def law_of_signs(divergence, z, t):
     assert float(by_z.abs().max()) <= 1e-12
 
 
-def law_of_shifts(divergence, z, t):
+def assert_law_of_shifts(divergence, z, t):
     """What is added to all logits of a token changes neither value nor gradient."""
     shift = torch.linspace(-30, 50, len(z), dtype=z.dtype)[:, None]
     torch.testing.assert_close(
@@ -308,7 +308,7 @@ def law_of_shifts(divergence, z, t):
     )  # fmt: skip
 
 
-def law_of_masks(divergence, z, t):
+def assert_law_of_masks(divergence, z, t):
     """Masked positions change nothing, also where they hold NaN, and get a gradient of 0."""
     holes = torch.full_like(z[:1], math.nan)
     mask = torch.tensor([False] + [True] * len(z) + [False])
@@ -318,7 +318,7 @@ def law_of_masks(divergence, z, t):
     assert torch.equal(by_wide, torch.cat([0 * by_z[:1], by_z, 0 * by_z[:1]]))
 
 
-def law_of_temperature(loss, z, t):
+def assert_law_of_temperature(loss, z, t):
     """The gradient neither vanishes nor grows with T: it tends to (z - t) / V, both less their mean, as 1 / T."""
     z, t = z / z.abs().max(), t / t.abs().max()  # then the next term of the series is at most 2 / T of the size
     limit = ((z - z.mean(-1, keepdim=True)) - (t - t.mean(-1, keepdim=True))) / z.shape[-1] / len(z)
@@ -327,7 +327,7 @@ def law_of_temperature(loss, z, t):
         assert float((found - limit).abs().max()) <= 4 / temperature / z.shape[-1] / len(z)
 
 
-def law_of_alpha(loss, z, t):
+def assert_law_of_alpha(loss, z, t):
     """alpha 0 is training on labels alone, to the last bit; with alpha 1 it makes no difference what they say."""
     labels = torch.arange(len(z)) % z.shape[-1]
     plain = gradient(lambda z: cross_entropy(z, labels), z)
@@ -358,30 +358,30 @@ def pure(divergence="forward_kl"):
 @each_divergence
 @given(logits())
 def test_divergences_are_not_negative_and_0_for_equal_logits(divergence, pair):
-    law_of_signs(divergence, *pair)
+    assert_law_of_signs(divergence, *pair)
 
 
 @each_divergence
 @given(logits())
 def test_divergences_do_not_see_what_is_added_to_all_logits(divergence, pair):
-    law_of_shifts(divergence, *pair)
+    assert_law_of_shifts(divergence, *pair)
 
 
 @each_divergence
 @given(logits())
 def test_masked_positions_change_nothing_even_if_they_hold_nan(divergence, pair):
-    law_of_masks(divergence, *pair)
+    assert_law_of_masks(divergence, *pair)
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
 @given(logits())
 def test_the_square_of_the_temperature_keeps_the_size_of_the_gradient(divergence, pair):
-    law_of_temperature(pure(divergence), *pair)
+    assert_law_of_temperature(pure(divergence), *pair)
 
 
 @given(logits())
 def test_alpha_goes_from_plain_training_to_pure_distillation(pair):
-    law_of_alpha(combined, *pair)
+    assert_law_of_alpha(combined, *pair)
 
 
 @given(logits(), st.sampled_from((1, 2, 5)))
@@ -389,9 +389,9 @@ def test_the_laws_hold_for_the_top_k_too(pair, k):
     def lumped(z, t, mask=None):
         return forward_kl(z, TopK.of(t, min(k, t.shape[-1])), mask, temperature=2)
 
-    law_of_signs(lumped, *pair)
-    law_of_shifts(lumped, *pair)
-    law_of_masks(lumped, *pair)
+    assert_law_of_signs(lumped, *pair)
+    assert_law_of_shifts(lumped, *pair)
+    assert_law_of_masks(lumped, *pair)
 
 
 def soft_labels(z, t, mask=None):
@@ -436,15 +436,15 @@ def alpha_on_the_other_side(z, t, labels, objective):
 @pytest.mark.parametrize(
     ("law", "broken"),
     [
-        (law_of_signs, soft_labels),
-        (law_of_signs, raw_logits),
-        (law_of_signs, upside_down),
-        (law_of_shifts, raw_logits),
-        (law_of_masks, over_all_positions),
-        (law_of_masks, times_the_mask),
-        (law_of_temperature, without_the_square),
-        (law_of_temperature, with_the_fourth_power),
-        (law_of_alpha, alpha_on_the_other_side),
+        (assert_law_of_signs, soft_labels),
+        (assert_law_of_signs, raw_logits),
+        (assert_law_of_signs, upside_down),
+        (assert_law_of_shifts, raw_logits),
+        (assert_law_of_masks, over_all_positions),
+        (assert_law_of_masks, times_the_mask),
+        (assert_law_of_temperature, without_the_square),
+        (assert_law_of_temperature, with_the_fourth_power),
+        (assert_law_of_alpha, alpha_on_the_other_side),
     ],
     ids=lambda each: each.__name__,
 )

@@ -79,7 +79,7 @@ def logits(model):
         return model(IDS, use_cache=False).logits
 
 
-def close(actual, expected):
+def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -157,7 +157,7 @@ def test_a_cut_model_is_the_whole_one_without_the_parts_that_went(family):
     base = opened(family)
     cut = compressed(family, "structured(keep_layers=3)").model
 
-    close(logits(cut), logits(without(base.model, layers=[1, 2], heads=[3])))
+    assert_close(logits(cut), logits(without(base.model, layers=[1, 2], heads=[3])))
     for other in ({}, {"layers": [1, 2]}, {"heads": [3]}, {"layers": [2, 3], "heads": [3]}):  # it matters what went
         assert (logits(cut) - logits(without(base.model, **other))).abs().max() > 0.05
 
@@ -168,7 +168,7 @@ def test_query_heads_go_with_the_head_of_keys_that_they_attend_to(kept):
     for block in decoder_blocks(model):
         keep_heads(block, torch.tensor(kept))
 
-    close(logits(model), logits(without(base.model, heads=[h for h in range(4) if h not in kept])))
+    assert_close(logits(model), logits(without(base.model, heads=[h for h in range(4) if h not in kept])))
 
 
 def test_heads_cut_as_the_paper_lists_them_cannot_run():
@@ -195,7 +195,7 @@ def test_neurons_of_zeros_are_the_ones_that_go_and_no_logit_changes(family):
     result = compression.compress(base, f"p(ratio={4.5 / 96},round_to=1)", calibration=IDS)
 
     assert 92 == result.model.config.intermediate_size
-    close(logits(result.model), logits(base.model))
+    assert_close(logits(result.model), logits(base.model))
     kept = [i for i in range(96) if i not in dead]
     down = [model.model.layers[4].mlp.down_proj.weight for model in (base.model, result.model)]
     assert torch.equal(down[0][:, kept], down[1])
@@ -218,7 +218,7 @@ def test_a_head_that_o_proj_does_not_read_is_the_one_that_goes_and_no_logit_chan
     result = compression.compress(base, f"{HEADS},heads=importance)", calibration=IDS)
 
     assert (6, 3) == (result.model.config.num_attention_heads, result.model.config.num_key_value_heads)
-    close(logits(result.model), logits(base.model))
+    assert_close(logits(result.model), logits(base.model))
     assert (logits(compressed(family, f"{HEADS})").model) - logits(base.model)).abs().max() > 0.05
 
 
@@ -399,7 +399,7 @@ def test_what_is_saved_opens_in_plain_transformers(family, text, tmp_path):
     model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
 
     assert [set()] * 3 == [set(told[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")]
-    close(logits(model.eval()), logits(result.model))
+    assert_close(logits(model.eval()), logits(result.model))
     assert torch.equal(logits(compression.load(folder).model), logits(result.model))
     assert torch.equal(logits(compression.open_base(str(folder)).model), logits(result.model))
     config, attention = model.config, model.model.layers[0].self_attn
@@ -438,7 +438,7 @@ def test_layers_of_different_attention_keep_their_kinds():
     cut = compression.compress(base, "structured(keep_layers=3)").model
 
     assert ["full_attention", "sliding_attention", "sliding_attention"] == cut.config.layer_types
-    close(logits(cut), logits(without(model, layers=[1, 2], heads=[3])))
+    assert_close(logits(cut), logits(without(model, layers=[1, 2], heads=[3])))
     assert greedy(cut, "none") == greedy(cut, "dynamic")
 
 
@@ -570,7 +570,7 @@ def test_a_packed_model_is_cut_and_stays_packed(text, tmp_path):
     exact = not any("rounded again" in entry.detail for entry in result.report)
     assert exact == (CUTS[0] in text and "act_order" not in text)
     if exact:
-        close(logits(result.model), logits(without(whole, layers=[1, 2], heads=[3])))
+        assert_close(logits(result.model), logits(without(whole, layers=[1, 2], heads=[3])))
     opened_again = compression.load(result.save(tmp_path / "cut"))
     assert torch.equal(logits(opened_again.model), logits(result.model))
     assert result.stored_bytes == opened_again.stored_bytes
