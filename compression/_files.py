@@ -8,14 +8,15 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from compression._errors import CompressionError
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def digest_of(tensor: Tensor) -> str:
+
+def digest_of(tensor: "Tensor") -> str:
     """sha256 of its numbers; not of its shape."""
     return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
 
