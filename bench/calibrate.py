@@ -1,9 +1,14 @@
 """How much this machine's timings scatter, and what the gate can see on it: the same measurement over and over (A/A).
 
 Each rerun has a compressed model, decoders and caches of its own and takes rounds of base and compressed model in turn
-for `--seconds` at most, and five in any case. It is judged against the one before it as a run is against its baseline,
-by the real gate: with the usual rounds, then with more (`gate.MORE`) where it would ask for them, as far as they were
-taken. Nothing has changed, so every alarm is a false one.
+for `--seconds` at most, and five in any case. `--processes` share the reruns, one after the other: where a process
+finds its memory decides over some percent of its times for as long as it lives, and a run and its baseline are two.
+
+A rerun is judged against the one before it, and against the one half the series away, in another process, as a run is
+against its baseline, by the real gate: with the usual rounds, then with more (`gate.MORE`) where it would ask for them,
+as far as they were taken. Nothing has changed, so every alarm is a false one. What pairs differ by beyond what their
+rounds tell is the tolerance that is proposed; `--write` records it for this device (`bench.tolerances`). Reruns of
+another hour, with the same journal and more `--reruns`, are added to those that are there.
 
 All metrics of a generation share their rounds: their alarms are not independent, and a rerun is not a run of
 `--rows` rows; its rows are judged at the level that they would have in one.
@@ -14,20 +19,24 @@ import json
 import math
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import gate
+from bench import _repository as repository
+from bench import gate, tolerances
 from bench._baseline import Entry, Section
 from bench._errors import BenchError, OptionError
 from bench._shift import SAMPLES, quantile, shift
-from bench.metrics import Metric, metrics_of
+from bench.metrics import Metric, all_metrics, metrics_of
 from bench.results import Row
 
 FOUND = 0.95  # share of runs in which a change of the reported size is found
+FEWEST = 20  # reruns whose tolerances may be recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +102,18 @@ def judged(now: Rerun, then: Rerun, metrics: Sequence[Metric], runs: int, level:
     return {metric.name: verdict.outcome for metric, verdict in zip(metrics, found, strict=True)}
 
 
+def paired(reruns: Sequence[Rerun]) -> list[tuple[Rerun, Rerun]]:
+    """A later and an earlier rerun: each with the one before, and with the one half the series before."""
+    half = len(reruns) // 2
+    return [(reruns[i], reruns[i - apart]) for apart in sorted({1, half}) for i in range(apart, len(reruns))]
+
+
 def noise(reruns: Sequence[Rerun], metrics: Sequence[Metric], *, runs: int, rows: int) -> list[Noise]:
-    """What neighbouring reruns tell of each metric. Raises OptionError for fewer than three."""
+    """What pairs of reruns tell of each metric. Raises OptionError for fewer than three."""
     if len(reruns) < 3:
-        raise OptionError(f"{len(reruns)} reruns tell nothing of noise: at least 3, better 20")
+        raise OptionError(f"{len(reruns)} reruns tell nothing of noise: at least 3, better {FEWEST}")
     level = gate.LEVEL / 2 / rows
-    pairs = list(zip(reruns[1:], reruns, strict=False))
+    pairs = paired(reruns)
     outcomes = [judged(now, then, metrics, runs, level, "here") for now, then in pairs]
     found = []
     for metric in metrics:
@@ -159,10 +174,10 @@ def report(found: Iterable[Noise], *, rows: int) -> str:
     alarms, judgements = sum(each.alarms for each in found), sum(each.pairs for each in found)
     lines += [
         "",
-        f"{alarms} false alarms in {judgements} rows ({found[0].pairs} reruns, each against the one before), judged "
-        f"as rows of a run of {rows}. `visible` is the slowdown that is found in {100 * FOUND:.0f} % of such runs "
-        "with the present tolerance and the rounds taken here; the proposed tolerance is what reruns differ by beyond "
-        "what their rounds tell. Other days and other neighbours on the machine can differ by more.",
+        f"{alarms} false alarms in {judgements} rows ({found[0].pairs} pairs of reruns, neighbours and half the series "
+        f"apart), judged as rows of a run of {rows}. `visible` is the slowdown that is found in {100 * FOUND:.0f} % of "
+        "such runs with the present tolerance and the rounds taken here; the proposed tolerance is what reruns differ "
+        "by beyond what their rounds tell. Other days and other neighbours on the machine can differ by more.",
     ]
     return "\n".join(lines)
 
@@ -229,30 +244,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--model", default="nf4", help="a recipe; default nf4")
     add("--device", default="cpu")
     add("--reruns", type=int, default=20, help="how many in all; default 20. Those in the journal are not made again")
+    add("--processes", type=int, default=4, help="that share the reruns, one after the other; default 4")
     add("--seconds", type=float, default=10.0, help="of one rerun, at most; default 10")
     add("--rows", type=int, default=100, help="of the run that the gate's level is for; default 100")
     add("--runs", type=int, default=10, help="rounds at the first look; default 10")
     add("--prompt-tokens", type=int, default=16)
     add("--max-new-tokens", type=int, default=16)
     add("--journal", type=Path, default=Path(".bench/calibration.jsonl"))
+    add("--write", action="store_true", help="record the proposed tolerances, by which the gate then compares here")
+    add("--baselines", type=Path, default=Path("baselines"), metavar="DIR", help="where they are recorded")
     given = parser.parse_args(arguments)
-    for name, least in (("reruns", 3), ("rows", 1), ("runs", SAMPLES)):
+    for name, least in (("reruns", FEWEST if given.write else 3), ("rows", 1), ("runs", SAMPLES), ("processes", 1)):
         if getattr(given, name) < least:
             parser.error(f"--{name} {getattr(given, name)} is not allowed: at least {least}")
     try:
-        print(report(noise(_taken(given), timed(), runs=given.runs, rows=given.rows), rows=given.rows))
+        facts = _facts(given)
+        device = facts["fingerprint"]
+        own = {each.name for each in timed()}
+        metrics = [
+            each for each in tolerances.held(all_metrics(), given.baselines, device).values() if each.name in own
+        ]
+        reruns = _taken(given, facts)
+        found = noise(reruns, metrics, runs=given.runs, rows=given.rows)
+        print(report(found, rows=given.rows))
+        if given.write:
+            context = facts | {"reruns": len(reruns), "commit": repository.commit(given.baselines)}
+            path = tolerances.record(
+                given.baselines, device, {each.metric.name: each.proposed for each in found}, context
+            )
+            print(f"recorded in {path}")
     except BenchError as error:
         raise SystemExit(f"python -m bench calibrate-gate: {error}") from None
 
 
-def _taken(given: argparse.Namespace) -> list[Rerun]:
+def _facts(given: argparse.Namespace) -> dict[str, Any]:
+    """What all reruns of a journal share."""
     import torch
 
     import compression
     from bench import machine
-    from bench.generation import Load
 
-    facts = {
+    return {
         "base": given.base,
         "model": compression.Recipe.parse(given.model).text,
         "fingerprint": machine.fingerprint(given.device),
@@ -260,7 +292,32 @@ def _taken(given: argparse.Namespace) -> list[Rerun]:
         "prompt_tokens": given.prompt_tokens,
         "new_tokens": given.max_new_tokens,
     }
+
+
+def _taken(given: argparse.Namespace, facts: dict[str, Any]) -> list[Rerun]:
+    """The journal's reruns, completed to as many as are asked for, by processes one after the other."""
     reruns = kept(given.journal, facts)
+    missing = given.reruns - len(reruns)
+    if missing <= 0 or given.processes == 1:
+        return _completed(given, facts, reruns)
+    least = 3  # that a process can report of
+    for up_to in sorted(
+        {max(least, given.reruns - missing * part // given.processes) for part in range(given.processes)}
+    ):
+        command = [sys.executable, "-m", "bench", "calibrate-gate", "--processes", "1", "--reruns", str(up_to)]
+        for name in ("base", "model", "device", "seconds", "runs", "prompt_tokens", "max_new_tokens", "journal"):
+            command += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise BenchError(f"a process that measures ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return kept(given.journal, facts)
+
+
+def _completed(given: argparse.Namespace, facts: dict[str, Any], reruns: list[Rerun]) -> list[Rerun]:
+    """As `_taken`, in this process."""
+    import compression
+    from bench.generation import Load
+
     if len(reruns) >= given.reruns:
         return reruns
     base = compression.open_base(given.base, given.device, dequantize=True)
@@ -283,6 +340,7 @@ def _taken(given: argparse.Namespace) -> list[Rerun]:
             begun = time.time()
             one = rerun(base, recipe, load, seconds=given.seconds, most=most)
             took = time.time() - begun
-            append({"kind": "rerun", "at": round(begun), "seconds": round(took, 2), "own": one.own, "base": one.base})
+            append({"kind": "rerun", "at": round(begun), "process": os.getpid(), "seconds": round(took, 2),
+                    "own": one.own, "base": one.base})  # fmt: skip
             reruns.append(one)
     return reruns

@@ -1,4 +1,4 @@
-"""The digest of a baseline, and `python -m bench sign`, which accepts baselines that were edited by hand.
+"""The digest of a baseline, and `python -m bench sign`, which accepts what was edited by hand.
 
 The digest is of what a file says and not of its bytes: it may be laid out anew, but no number, name or condition in it
 may change. An edit by hand is refused until it was signed, so that it is somebody's decision and seen in review.
@@ -52,6 +52,7 @@ def sign(path: Path) -> str | None:
 
     Only the digest changes. Raises BaselineError where the file is no sound baseline but for its digest.
     """
+    from bench import tolerances
     from bench._baseline import Baseline
     from bench.results import strict_json
 
@@ -74,7 +75,10 @@ def sign(path: Path) -> str | None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         beside.write_text(text, encoding="utf-8")
-        Baseline.load(beside, items=path.stem)
+        if path.name == tolerances.NAME:
+            tolerances.load(beside)
+        else:
+            Baseline.load(beside, items=path.stem)
         os.replace(beside, path)
     except BaselineError as error:
         raise BaselineError(str(error).replace(str(beside), str(path))) from None
@@ -88,7 +92,9 @@ def sign(path: Path) -> str | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Accept baselines that were edited by hand: write the digest of what they say now."""
     parser = argparse.ArgumentParser(prog="python -m bench sign", description=main.__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="baselines/<base>/<recipe>.json")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="baselines/<base>/<recipe>.json, baselines/tolerances.json"
+    )
     options = parser.parse_args(arguments)
     try:
         for path in options.files:

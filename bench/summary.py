@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import tolerances
 from bench._baseline import fallback
 from bench._errors import JournalError
 from bench.metrics import all_metrics
@@ -55,6 +56,8 @@ def lines(workbench: "Workbench") -> Iterable[str]:
         yield from filter(
             None, (fallback(each, workbench.fingerprint) for each in workbench.baselines.values() if each)
         )
+        if said := tolerances.words(options.baselines, workbench.fingerprint):
+            yield said
         for outcome in ("improved", "inconclusive", "not_comparable"):
             yield from grouped.get(outcome, [])[:8]
     if workbench.changes:

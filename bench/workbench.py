@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import bench.gate as gates
 from bench import _repository as repository
-from bench import paired
+from bench import paired, tolerances
 from bench._errors import BenchError, JournalError, MetricError, NotAvailable, OptionError
 from bench._inputs import Inputs
 from bench._models import Models
 from bench.generation import Load
 from bench.items import Items
-from bench.metrics import Metric, metrics_of
+from bench.metrics import Metric, all_metrics, metrics_of
 from bench.results import MEASURED, REFUSED, Journal, Row, matches, read, resume
 from compression import Recipe, locate
 
@@ -124,6 +124,7 @@ class Workbench(Models, Inputs):
                 f"--prompt-tokens {options.prompt_tokens} and --max-new-tokens {options.new_tokens} exceed the "
                 f"{positions} positions of {self.source.label}"
             )
+        self._metrics = tolerances.held(all_metrics(), options.baselines, self.fingerprint)
         self.baselines: dict[str, Baseline | None] = {
             recipe.text: gates.Baseline.find(options.baselines, self.source.label, recipe.text)
             for recipe in options.recipes
@@ -345,7 +346,7 @@ class Workbench(Models, Inputs):
             gates.judge(
                 row, None if _is_refused(row) else self.baselines.get(row.recipe), mode=mode,
                 fingerprint=self.fingerprint, context=self.context, command=self.options.record_command,
-                shares=self._shares,
+                shares=self._shares, metrics=self._metrics,
             )
             for row in rows
         ]  # fmt: skip

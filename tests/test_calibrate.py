@@ -2,11 +2,12 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
 from checkpoints import says
 
-from bench import calibrate, gate
+from bench import calibrate, gate, tolerances
 from bench._errors import BenchError, OptionError
 from bench.calibrate import Rerun, judged, kept, noise, report
 from bench.metrics import METRICS, all_metrics
@@ -34,8 +35,8 @@ def test_reruns_of_nothing_new_raise_no_alarm_and_the_last_one_that_is_slower_do
     (calm,) = noise(reruns(12), [decode()], runs=10, rows=100)
     (slower,) = noise(reruns(12, slower=1.1), [decode()], runs=10, rows=100)
 
-    assert (calm.alarms, calm.pairs) == (0, 11)
-    assert (slower.alarms, slower.outcomes["regressed"]) == (1, 1)
+    assert (calm.alarms, calm.pairs) == (0, 11 + 6)  # each with the one before, and with the sixth before
+    assert (slower.alarms, slower.outcomes["regressed"]) == (2, 2)
 
 
 def test_what_is_visible_is_found_and_half_of_it_is_not():
@@ -59,7 +60,7 @@ def test_what_reruns_differ_by_beyond_their_rounds_is_proposed_as_tolerance():
 def test_the_report_counts_alarms_and_says_of_what():
     text = report(noise(reruns(4, slower=1.5), [decode()], runs=10, rows=100), rows=100)
 
-    assert "1 false alarms in 3 rows (3 reruns" in text
+    assert "2 false alarms in 5 rows (5 pairs of reruns" in text
     assert "| efficiency.decode_ms |" in text
 
 
@@ -86,7 +87,7 @@ def test_a_journal_is_read_without_the_line_that_a_kill_cut_off_and_refused_for_
 def test_the_command_measures_what_is_missing_and_no_more(tmp_path, capsys):
     journal = tmp_path / "calibration.jsonl"
     command = ["--reruns", "3", "--seconds", "0.1", "--runs", "5", "--prompt-tokens", "4", "--max-new-tokens", "3"]
-    command += ["--journal", str(journal)]
+    command += ["--journal", str(journal), "--processes", "1"]
     calibrate.main(command)
     first = journal.read_text(encoding="utf-8")
     journal.write_text(first[:-40], encoding="utf-8")
@@ -97,3 +98,56 @@ def test_the_command_measures_what_is_missing_and_no_more(tmp_path, capsys):
     assert again.startswith(first[:-40] + "\n")
     assert 3 == sum('"rerun"' in line and line.endswith("}}") for line in again.splitlines())
     assert "false alarms in" in capsys.readouterr().out
+
+
+def test_processes_share_the_reruns(tmp_path):
+    journal = tmp_path / "calibration.jsonl"
+    few = ["--seconds", "0.1", "--runs", "5", "--prompt-tokens", "4", "--max-new-tokens", "3"]
+
+    calibrate.main([*few, "--journal", str(journal), "--reruns", "6", "--processes", "2"])
+
+    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()][1:]
+    assert [3, 3] == sorted(Counter(each["process"] for each in lines).values())
+
+
+@pytest.fixture
+def calibrated(tmp_path, monkeypatch):
+    """A command that finds so many reruns in its journal, of processes that differ by so much."""
+    facts = FACTS | {"fingerprint": "cpu-here-1t"}
+    monkeypatch.setattr(calibrate, "_facts", lambda given: facts)
+    monkeypatch.setattr(calibrate, "timed", lambda: [decode()])
+
+    def command(count, between, *options):
+        found = [{"kind": "rerun", "own": each.own, "base": each.base} for each in reruns(count, between=between)]
+        journal = tmp_path / "calibration.jsonl"
+        journal.write_text("\n".join(map(json.dumps, [{"kind": "calibration", **facts}, *found])), encoding="utf-8")
+        calibrate.main(["--journal", str(journal), "--baselines", str(tmp_path), "--reruns", str(count), *options])
+
+    return command
+
+
+def test_proposed_tolerances_are_recorded_where_that_is_asked_for(tmp_path, calibrated, capsys):
+    calibrated(20, 0.01)
+    assert {} == tolerances.read(tmp_path)
+
+    calibrated(20, 0.01, "--write")
+
+    facts = tolerances.read(tmp_path)["cpu-here-1t"]
+    (expected,) = noise(reruns(20, between=0.01), [decode()], runs=10, rows=100)
+    assert {"efficiency.decode_ms": expected.proposed} == facts["rel"]
+    assert 0.01 < expected.proposed < 0.1
+    assert 20 == facts["context"]["reruns"]
+    capsys.readouterr()
+    calibrated(20, 0.01)  # and are what the next one compares with
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "efficiency.decode_ms" in line]
+    assert f"{100 * expected.proposed:.3g} %" == line.split("|")[8].strip()
+
+
+@pytest.mark.parametrize(("count", "between", "words"), [(19, 0.0, "--reruns 19 is not allowed: at least 20"),
+                                                         (20, 0.3, "no tolerance may be above 25 %")])  # fmt: skip
+def test_few_reruns_and_noisy_ones_are_not_recorded(tmp_path, calibrated, capsys, count, between, words):
+    with pytest.raises(SystemExit) as refused:
+        calibrated(count, between, "--write")
+
+    assert words in f"{refused.value}{capsys.readouterr().err}"
+    assert {} == tolerances.read(tmp_path)
