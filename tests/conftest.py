@@ -81,6 +81,20 @@ def folder(saved, tmp_path):
     return copied
 
 
+@pytest.fixture(scope="module")
+def tiny_shapes():
+    """Bases by the names of `tiny_models`, such as `random:tiny-llama`."""
+    from tiny_models import TINY, fresh_base
+
+    from compression._shapes import SHAPES
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, config in TINY.items():
+            patch.setitem(SHAPES, name, config)
+        yield
+    fresh_base.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def shared():
     """A folder of published data sets."""

@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 from checkpoints import logits, transformers_model
+from formats import dequantized
 from published import random_layer
 from strategies import gaussian
-from test_formats import dequantized
 
 import compression
 from compression import BackendError, _blocks, _packing

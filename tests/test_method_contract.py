@@ -1,184 +1,27 @@
-"""The contract of every method: one row for each recipe, and the same checks for all of them.
-
-A new method adds its row to ROWS; without one, `test_every_registered_method_has_a_row` fails.
-"""
+"""The contract of every method: the same checks for each recipe of `method_rows`, which broken methods fail."""
 
 import functools
 import json
-import math
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from method_rows import ROWS, Row, rtn_bytes
 from saboteurs import BROKEN_METHODS
 from safetensors import safe_open
 from strategies import gaussian
+from tiny_models import fresh_base, linears, logits
 
 import compression
-from compression import LayerError, Recipe, RecipeError, Step
-from compression._blocks import copy_sharing_tensors, decoder_blocks
+from compression import LayerError, Recipe, Step
+from compression._blocks import copy_sharing_tensors
 from compression._downstream import Downstream, Texts
 from compression._linear import PackedLinear
 from compression._registry import METHODS, CalibratedMethod, CalibratedQuantizer, method
-from compression._shapes import SHAPES
 
-COMMON = {
-    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
-}  # fmt: skip
-TINY = {
-    "tiny-llama": COMMON | {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "dtype": "bfloat16",
-    },
-    "tiny-qwen2": COMMON | {
-        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True, "dtype": "float32",
-    },
-    "tiny-odd": COMMON | {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "dtype": "float32",
-        "hidden_size": 104, "intermediate_size": 200,
-    },
-}  # fmt: skip
-TOKENS = torch.arange(24).view(2, 12) * 7 % 64
-
-
-def rtn_bytes(bits, group, *, zeros=True):
-    """Codes, one scale and one zero point to a group; every row rounded up to whole bytes."""
-
-    def count(rows, cols, itemsize):
-        groups = 1 if group == -1 else cols // group
-        return rows * (math.ceil(cols * bits / 8) + groups * itemsize + zeros * math.ceil(groups * bits / 8))
-
-    return count
-
-
-def hqq_bytes(bits, group):
-    """Zero points are real numbers, as large as scales."""
-
-    def count(rows, cols, itemsize):
-        groups = 1 if group == -1 else cols // group
-        return rtn_bytes(bits, group, zeros=False)(rows, cols, itemsize) + rows * groups * itemsize
-
-    return count
-
-
-def act_order_bytes(bits, group):
-    """The same without zero points, and 4 bytes to a column for its place."""
-    return lambda rows, cols, itemsize: rtn_bytes(bits, group, zeros=False)(rows, cols, itemsize) + 4 * cols
-
-
-def nf4_bytes(group, *, double=True):
-    """Half a byte to a weight; absmax in 8 bits, with one fp32 scale to 256 of them and one mean, or in fp32."""
-
-    def count(rows, cols, itemsize):
-        n = rows * cols // group
-        return rows * cols // 2 + (n + 4 * math.ceil(n / 256) + 4 if double else 4 * n)
-
-    return count
-
-
-def dense_bytes(rows, cols, itemsize):
-    return rows * cols * itemsize
-
-
-def half(rows, cols):
-    return rows * cols // 2
-
-
-def thirds_of_rows(rows, cols):
-    """0.3 of each row."""
-    return rows * (cols * 3 // 10)
-
-
-def bitmask_bytes(zeros):
-    """A bit to a weight, rows rounded up to whole bytes, and the values that are not zero."""
-    return lambda rows, cols, itemsize: rows * math.ceil(cols / 8) + itemsize * (rows * cols - zeros(rows, cols))
-
-
-def nm_bytes(n, m, bits):
-    """n values of m, and the place of each in `bits` bits."""
-    return lambda rows, cols, itemsize: rows * (itemsize * cols * n // m + math.ceil(cols * n // m * bits / 8))
-
-
-@dataclass(frozen=True)
-class Row:
-    """A recipe, the relative error of outputs and weights that a Gaussian layer may have under it, and its size.
-
-    Attributes:
-        error: |y - y_dense| / |y_dense|, Frobenius, for Gaussian weights and inputs. (Calibrated methods are worse on
-            these than rounding to nearest: they trade them for the inputs that they have seen. `awq` scales weights
-            besides, which counts as error here; `test_scaling.py` compares what the whole block computes.)
-        stored: bytes of a layer without its bias, from (rows, cols, bytes of the base's dtype).
-        zeros: how many weights of a layer are zero, from (rows, cols); None where nothing is promised of one layer.
-        cuts: whether layers, or rows and columns of them, are taken out; what is left keeps its bits.
-    """
-
-    recipe: str
-    error: float
-    stored: Callable[[int, int, int], int]
-    zeros: Callable[[int, int], int] | None = None
-    cuts: bool = False
-
-    def __str__(self):
-        return self.recipe
-
-
-ROWS = (
-    Row("nf4", 0.11, nf4_bytes(64)),
-    Row("nf4(double_quant=false,group_size=32)", 0.10, nf4_bytes(32, double=False)),
-    Row("nf4(compute_dtype=bfloat16)", 0.11, nf4_bytes(64)),
-    Row("nf4(compute_dtype=float16,backend=bitsandbytes)", 0.11, nf4_bytes(64)),
-    Row("llm_int8", 0.02, lambda rows, cols, itemsize: rows * cols + 4 * rows),
-    Row("rtn(bits=8)", 0.012, rtn_bytes(8, 128)),
-    Row("rtn(bits=8,group_size=-1,symmetric=true)", 0.015, rtn_bytes(8, -1, zeros=False)),
-    Row("rtn", 0.12, rtn_bytes(4, 128)),
-    Row("rtn(group_size=32,symmetric=true,backend=torch)", 0.11, rtn_bytes(4, 32, zeros=False)),
-    Row("rtn(bits=3,group_size=64)", 0.25, rtn_bytes(3, 64)),
-    Row("rtn(bits=2,group_size=8)", 0.35, rtn_bytes(2, 8)),
-    Row("rtn(bits=2)", 0.65, rtn_bytes(2, 128)),
-    Row("hqq", 0.11, hqq_bytes(4, 64)),
-    Row("hqq(bits=3,group_size=32,backend=torch)", 0.25, hqq_bytes(3, 32)),
-    Row("hqq(bits=2,group_size=32)", 0.55, hqq_bytes(2, 32)),
-    Row("hqq(bits=8,group_size=-1)", 0.015, hqq_bytes(8, -1)),
-    Row("gptq(samples=8,sequence_length=32)", 0.22, rtn_bytes(4, 128, zeros=False)),
-    Row("gptq(bits=3,group_size=32,symmetric=false,samples=8,sequence_length=32)", 0.35, rtn_bytes(3, 32)),
-    Row("gptq(bits=8,group_size=-1,act_order=true,samples=8,sequence_length=32)", 0.02, act_order_bytes(8, -1)),
-    Row("gptq(group_size=32,act_order=true,samples=8,sequence_length=32)", 0.21, act_order_bytes(4, 32)),
-    Row(
-        "gptq(bits=2,group_size=32,act_order=true,static_groups=true,samples=8,sequence_length=32)",
-        1.0,
-        rtn_bytes(2, 32, zeros=False),
-    ),
-    Row("awq(n_grid=1,clip=false,samples=8,sequence_length=32)", 0.12, rtn_bytes(4, 128)),
-    Row("awq(samples=8,sequence_length=32)", 0.35, rtn_bytes(4, 128)),
-    Row("awq(bits=3,group_size=32,symmetric=true,duo_scaling=true,samples=8,sequence_length=32)", 0.5,
-        rtn_bytes(3, 32, zeros=False)),
-    Row("awq(bits=8,group_size=-1,rounding=gptq,samples=8,sequence_length=32)", 0.35, rtn_bytes(8, -1)),
-    Row("magnitude", 0.29, dense_bytes, half),
-    Row("magnitude(sparsity=0.3,scope=row,store=bitmask)", 0.15, bitmask_bytes(thirds_of_rows), thirds_of_rows),
-    Row("magnitude(sparsity=0.4,scope=global)", 0.29, dense_bytes),
-    Row("wanda(pattern=4:8,store=bitmask,samples=8,sequence_length=32)", 0.36, bitmask_bytes(half), half),
-    Row("sparsegpt(samples=8,sequence_length=32)", 0.8, dense_bytes, half),
-    Row("sparsegpt(pattern=2:4,store=nm,damp=1.0,samples=8,sequence_length=32)", 0.5, nm_bytes(2, 4, 2), half),
-    Row("structured", 0.0, dense_bytes, cuts=True),
-    Row("structured(keep_layers=none,keep_kv_heads=1,heads=importance,samples=4)", 0.0, dense_bytes, cuts=True),
-    Row("p(samples=8,sequence_length=32)", 0.0, dense_bytes, cuts=True),
-    Row("kd(samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2,learning_rate=0.001)", 0.06, dense_bytes),
-    Row("distilled(targets=all,samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2,warmup=0,learning_rate=0.005)",
-        0.06, dense_bytes),
-    Row("recover(rank=4,learning_rate=0.003,warmup=0)", 0.3, dense_bytes),
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_shapes():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, config in TINY.items():
-            patch.setitem(SHAPES, name, config)
-        yield
-    fresh_base.cache_clear()
+pytestmark = pytest.mark.usefixtures("tiny_shapes")
 
 
 class Numbered(Downstream):
@@ -191,24 +34,6 @@ class Numbered(Downstream):
 
 
 TASK = Numbered("numbered", lambda: [("numbers", "numbers")])
-
-
-@functools.cache
-def fresh_base(shape):
-    base = compression.open_base(f"random:{shape}")
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in base.model.named_parameters():
-        if name.endswith("bias"):
-            parameter.data.normal_(0, 0.02, generator=generator)
-    return base, {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
-
-
-def linears(model):
-    return dict(pair for block in decoder_blocks(model) for pair in block.linears())
-
-
-def logits(model):
-    return model(TOKENS, use_cache=False).logits
 
 
 def weight_of(layer):
@@ -457,47 +282,6 @@ def test_fewer_bits_are_stored_in_fewer_bytes(name):
 
     assert list(widths) == sorted(widths)
     assert sizes == sorted(set(sizes))
-
-
-def test_fp16_is_the_base_itself():
-    base, before = fresh_base("tiny-qwen2")
-
-    result = compression.compress(base, "fp16")
-
-    assert torch.equal(logits(base.model), logits(result.model))
-    assert {id(p) for p in base.model.parameters()} == {id(p) for p in result.model.parameters()}
-    assert ((), (), ("transformers",)) == (result.report, result.executed, result.portable)
-    assert sum(t.nbytes for n, t in before.items() if n != "lm_head.weight") == result.stored_bytes
-
-
-def test_layers_that_the_recipe_leaves_alone_or_sets_otherwise_are_reported_so():
-    base, _ = fresh_base("tiny-llama")
-
-    result = compression.compress(base, 'rtn(bits=3,layers={"model.layers.0.*":null,"*.down_proj":{"bits":8}})')
-
-    after = linears(result.model)
-    outcomes = {entry.name: (entry.outcome, entry.detail) for entry in result.report}
-    assert ("kept", "the recipe leaves this layer alone") == outcomes["model.layers.0.mlp.up_proj"]
-    assert after["model.layers.0.mlp.up_proj"].weight is linears(base.model)["model.layers.0.mlp.up_proj"].weight
-    assert 8 == after["model.layers.1.mlp.down_proj"].grid.bits
-    assert 3 == after["model.layers.1.mlp.up_proj"].grid.bits
-    assert outcomes["model.layers.1.mlp.down_proj"][1].startswith("rtn(bits=8)")
-
-
-def test_a_pattern_that_no_layer_matches_is_refused():
-    base, _ = fresh_base("tiny-llama")
-
-    with pytest.raises(RecipeError, match=r"no layer matches '\*.down'; layers are called e.g. model.layers.0"):
-        compression.compress(base, 'rtn(layers={"*.down":{"bits":8}})')
-
-
-def test_two_quantizers_in_a_row_are_run_with_a_dequantize_between_them():
-    base, _ = fresh_base("tiny-llama")
-
-    result = compression.compress(base, "rtn(bits=8)-nf4")
-
-    assert ("rtn(bits=8)", "dequantize", "nf4") == result.executed
-    assert {"nf4"} == {layer.grid.kind for layer in linears(result.model).values()}
 
 
 # --- Negative controls ------------------------------------------------------------------------------------------------

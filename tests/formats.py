@@ -1,0 +1,28 @@
+"""What the tests of the published formats share: descriptions as config.json holds them, and a layer dequantized."""
+
+import torch
+
+from compression import _packing
+from compression._formats import Published
+from compression._grids import AffineGrid
+from compression._linear import PackedLinear
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False,
+        "checkpoint_format": "gptq_v2"}  # fmt: skip
+SYMMETRIC = GPTQ | {"sym": True, "checkpoint_format": "gptq"}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "GEMM"}
+NAME = "model.layers.0.mlp.up_proj"
+
+
+def dequantized(stored, bits, group_size):
+    """fp16 weight of what a format read, through PackedLinear."""
+    grid = AffineGrid(bits=bits, group_size=group_size, symmetric=False)
+    codes = _packing.unpack(stored.codes, bits, stored.codes.shape[1] * 8 // bits)
+    params = {"scales": stored.scales, "zero_points": _packing.pack(stored.zeros, bits)}
+    return PackedLinear.from_codes(
+        codes, params, None, grid, dtype=torch.float16, permutation=stored.permutation
+    ).dequantize()
+
+
+def describe(bits, version):
+    return Published(quant_method="gptq", bits=bits, group_size=16, symmetric=False, version=version)

@@ -1,0 +1,44 @@
+"""Shapes of a few hundred thousand weights, of which the fixture `tiny_shapes` makes bases `random:NAME`."""
+
+import functools
+
+import torch
+
+import compression
+from compression._blocks import decoder_blocks
+
+COMMON = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+TINY = {
+    "tiny-llama": COMMON | {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "dtype": "bfloat16",
+    },
+    "tiny-qwen2": COMMON | {
+        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True, "dtype": "float32",
+    },
+    "tiny-odd": COMMON | {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "dtype": "float32",
+        "hidden_size": 104, "intermediate_size": 200,
+    },
+}  # fmt: skip
+TOKENS = torch.arange(24).view(2, 12) * 7 % 64
+
+
+@functools.cache
+def fresh_base(shape):
+    base = compression.open_base(f"random:{shape}")
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in base.model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_(0, 0.02, generator=generator)
+    return base, {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+
+
+def linears(model):
+    return dict(pair for block in decoder_blocks(model) for pair in block.linears())
+
+
+def logits(model):
+    return model(TOKENS, use_cache=False).logits
