@@ -123,12 +123,12 @@ def _missing_op(op: str, spec: LayerSpec) -> str | None:
     return None if has else f"this torch has no {op} on {spec.device}"
 
 
-# --- the project's own kernel for 4-bit tables on CPU -----------------------------------------------------------------
+# --- the project's own kernel for tables of up to 4 bits on CPU -------------------------------------------------------
 
 
 def _lut4_refuses(spec: LayerSpec) -> str | None:
-    if spec.device != "cpu" or spec.grid.bits != 4 or spec.threshold is not None:
-        return "4-bit weights on CPU only"
+    if spec.device != "cpu" or spec.grid.bits > 4 or spec.threshold is not None:
+        return "weights of at most 4 bits on CPU only"
     from compression import _native
 
     if not _native.available():
@@ -143,10 +143,13 @@ def _lut4_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
 
     scales, zeros = spec.grid.expand(params, spec.out_features, spec.in_features)
     zeros = None if zeros is None else zeros.contiguous()
-    return _native.bind(layout, spec.grid.table(), scales.contiguous(), zeros, spec.group)
+    table = torch.arange(16, dtype=torch.float32)  # levels that no code of fewer bits names go on as whole numbers do
+    table[: 2**spec.grid.bits] = spec.grid.table()
+    return _native.bind(layout, table, scales.contiguous(), zeros, spec.group)
 
 
 def _lut4_pack(codes: Tensor, spec: LayerSpec) -> Tensor:
+    """Codes of 2 and 3 bits take 4 each in memory: what is stored is canonical all the same."""
     from compression import _native
 
     return _native.pack(canonical(codes, spec))
@@ -155,7 +158,7 @@ def _lut4_pack(codes: Tensor, spec: LayerSpec) -> Tensor:
 def _lut4_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
     from compression import _native
 
-    return _packing.pack(_native.unpack(layout, spec.in_features), 4)
+    return _packing.pack(_native.unpack(layout, spec.in_features), spec.grid.bits)
 
 
 # --- int4 and int8 of core torch --------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def test_groups_that_do_not_tile_the_inputs_are_refused():
 
 
 REFUSED = [
-    ("native", affine(3, 64), 64, BF16, "4-bit weights on CPU only"),
+    ("native", affine(8, 64), 64, BF16, "weights of at most 4 bits on CPU only"),
     ("native", affine(4, 24), 96, BF16, "does not tile|native|compiler|processor|turned off"),
     ("bitsandbytes", affine(4, 64), 64, BF16, "NF4 weights only"),
     ("bitsandbytes", Int8RowGrid(), 64, BF16, r"LLM\.int8\(\) only"),

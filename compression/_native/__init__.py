@@ -1,4 +1,4 @@
-"""An optional CPU kernel for 4-bit weights and few rows of x, compiled on this machine at first use.
+"""An optional CPU kernel for weights of up to 4 bits and few rows of x, compiled on this machine at first use.
 
     W[n,k] = scales[n,g] * (table[codes[n,k]] - zeros[n,g]),   g = k // group_size,   y = x W^T
 
