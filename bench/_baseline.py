@@ -23,10 +23,11 @@ from typing import Any, Self
 from bench import items as stored
 from bench._errors import BaselineError
 from bench._migrations import SCHEMA, migrated
+from bench._strict import exact_fields, strict_json
 from bench.items import Items
 from bench.metrics import Metric
 from bench.metrics._registry import BETTER, KINDS, finite
-from bench.results import MEASURED, Param, Row, checked_params, exact_fields, key_of, strict_json
+from bench.rows import MEASURED, Param, Row, checked_params, key_of
 from bench.sign import check_digest, digest_of, without_digest
 from compression._recipe import slug
 

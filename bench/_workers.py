@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from bench._errors import BenchError, JournalError
-from bench.results import REFUSED, files_of, new_run, read, resume
+from bench.journal import files_of, new_run, read, resume
+from bench.rows import REFUSED
 
 if TYPE_CHECKING:
     from bench.workbench import Workbench

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench._errors import BaselineError, MetricError
+from bench._strict import exact_fields, strict_json
 
 KINDS = ("binary", "real")
 SCHEMA = 1
@@ -157,8 +158,6 @@ def save(folder: str | Path, name: str, rows: Mapping[str, Items]) -> None:
 
 def load(folder: str | Path, name: str) -> dict[str, Items]:
     """The items of a baseline's rows by key; empty where none are kept. Raises BaselineError naming file and row."""
-    from bench.results import exact_fields, strict_json  # late: rows of results hold items
-
     path = Path(folder) / f"{name}.json"
     if not path.exists():
         return {}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench._errors import JournalError
 from bench._lines import whole_in
-from bench.results import files_of, lines_of
+from bench.journal import files_of, lines_of
 
 
 def mend(path: str | Path) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._errors import BaselineError
+from bench._strict import strict_json
 
 DIGITS = 16  # hexadecimal
 
@@ -53,7 +54,6 @@ def sign(path: Path) -> str | None:
     Only the digest changes. Raises BaselineError where the file is no sound baseline but for its digest.
     """
     from bench._baseline import Baseline
-    from bench.results import strict_json
 
     try:
         text = path.read_text(encoding="utf-8")

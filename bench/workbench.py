@@ -19,8 +19,9 @@ from bench._inputs import Inputs
 from bench._models import Models
 from bench.generation import Load
 from bench.items import Items
+from bench.journal import Journal, matches, read, resume
 from bench.metrics import Metric, metrics_of
-from bench.results import MEASURED, REFUSED, Journal, Row, matches, read, resume
+from bench.rows import MEASURED, REFUSED, Row
 from compression import Recipe, locate
 
 if TYPE_CHECKING:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench._errors import BaselineError, JournalError, OptionError
+from bench.journal import Contents, read
 from bench.report import formats
 from bench.report.digest import digest, numbers
 from bench.report.page import page
 from bench.report.sources import recorded
 from bench.report.tables import Table, by_device, newest, tables
-from bench.results import Contents, Row, read
+from bench.rows import Row
 from compression import CompressionError
 
 if TYPE_CHECKING:
