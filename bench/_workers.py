@@ -143,7 +143,7 @@ class Controller:
             return None
         from xdist.scheduler import LoadGroupScheduling
 
-        from bench.plugin import asked_recipes
+        from bench._pytest_options import asked_recipes
 
         try:
             recipes = [recipe.text for recipe in asked_recipes(config)]
@@ -193,7 +193,7 @@ class Controller:
         """The whole run, out of the journal; None where no benchmarks were run. Raises as `Workbench` does."""
         if not (self._told or (self._lost and self._left_word())):
             return None
-        from bench.plugin import options_of
+        from bench._pytest_options import options_of
         from bench.workbench import Workbench
 
         workbench = Workbench(options_of(self._config, run=self._run))
