@@ -12,7 +12,7 @@ from bench import _workers as workers
 from bench._errors import OptionError
 
 if TYPE_CHECKING:
-    from bench.workbench import Options
+    from bench.options import Options
 
 _RECORDING = ("--update-baselines", "--force-update")
 
@@ -112,7 +112,7 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         OptionError: a value that is not allowed.
         RecipeError: a recipe that cannot be.
     """
-    from bench.workbench import Options
+    from bench.options import Options
 
     get = config.getoption
     for name in ("--limit", "--task-rows"):

@@ -458,7 +458,8 @@ def test_a_published_awq_checkpoint_is_called_awq_and_its_recipe_can_run(tmp_pat
 
 @pytest.mark.parametrize("steps", ["fp16", "rtn(group_size=32,symmetric=true)"])
 def test_a_checkpoint_is_measured_as_it_is_beside_its_dequantized_weights(half, tmp_path, steps):
-    from bench.workbench import Options, Workbench
+    from bench.options import Options
+    from bench.workbench import Workbench
 
     recipe = compression.Recipe.parse("rtn(group_size=32,symmetric=true)")
     result = compression.compress(half, recipe)
@@ -483,7 +484,8 @@ def test_a_checkpoint_is_measured_as_it_is_beside_its_dequantized_weights(half, 
 
 
 def test_a_published_checkpoint_is_multiplied_by_the_backend_that_is_asked_for(half, tmp_path):
-    from bench.workbench import Options, Workbench
+    from bench.options import Options
+    from bench.workbench import Workbench
 
     compression.compress(half, "rtn(group_size=32,symmetric=true)").save(tmp_path / "out", "gptq")
     asked = compression.Recipe.parse("gptq(group_size=32,backend=torch)")
