@@ -12,21 +12,21 @@ so in a `context` of its own, so that merging runs never makes a row claim what 
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from bench import items as stored
 from bench._errors import BaselineError
+from bench._files import write_whole
 from bench._migrations import SCHEMA, migrated
+from bench._strict import exact_fields, strict_json
 from bench.items import Items
 from bench.metrics import Metric
 from bench.metrics._registry import BETTER, KINDS, finite
-from bench.results import MEASURED, Param, Row, checked_params, exact_fields, key_of, strict_json
+from bench.rows import MEASURED, Param, Row, checked_params, key_of
 from bench.sign import check_digest, digest_of, without_digest
 from compression._recipe import slug
 
@@ -235,7 +235,6 @@ class Baseline:
         devices = {device: self.sections[device].to_json() for device in self.devices}
         table = {"schema": SCHEMA, "base": self.base, "recipe": self.recipe, **shared.to_json(), "devices": devices}
         table["digest"] = digest_of(table)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         kept = {key: entry.items for key, entry in shared.rows.items() if entry.items}
         if kept or (path.parent / ITEMS).exists():
             stored.save(path.parent / ITEMS, path.stem, kept)
@@ -243,14 +242,8 @@ class Baseline:
             text = json.dumps(table, indent=2, sort_keys=True, allow_nan=False)
             text = re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(beside, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
+            write_whole(path, (text + "\n").encode())
         except (OSError, TypeError, ValueError) as error:
-            with suppress(OSError):
-                beside.unlink()
             raise BaselineError(
                 f"baseline {path} cannot be written: {error}; --baselines DIR chooses another folder"
             ) from None

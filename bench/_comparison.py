@@ -7,7 +7,7 @@ from bench import paired
 from bench._baseline import Entry, arrow, percent, relative, shown
 from bench._shift import SAMPLES, shift
 from bench.metrics import Metric
-from bench.results import Row
+from bench.rows import Row
 
 BASE = "fp16"  # the recipe that ratios refer to
 EXACT = 1e-9  # relative: what printing and summing in another order may change

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from bench.judge.answers import Answered, Asked
     from bench.judge.asking import Judge
     from bench.judge.clarity import SmallModel
+    from bench.options import Options
     from bench.rag.collection import Collection
     from bench.rag.pipeline import Retrieved
     from bench.sandbox import Forbidden
-    from bench.workbench import Options
     from compression._checkpoint import BaseSource
 
 

@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bench._strict import exact_fields
 from bench.metrics import all_metrics
-from bench.results import Param, exact_fields
+from bench.rows import Param
 
 SCHEMA = 1
 

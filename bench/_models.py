@@ -14,7 +14,7 @@ from compression import Recipe
 from compression._recipe import UNCOMPRESSED
 
 if TYPE_CHECKING:
-    from bench.workbench import Options
+    from bench.options import Options
     from compression import Base, Compressed
     from compression._cache import StepCache
     from compression._checkpoint import BaseSource

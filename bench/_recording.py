@@ -28,7 +28,7 @@ from bench._baseline import (
 )
 from bench._errors import BaselineError
 from bench.metrics import Metric, all_metrics
-from bench.results import Row
+from bench.rows import Row
 
 _SAME = 1e-9  # relative: printing and summing in another order
 DIRECTIONS = ("worse", "better", "moved", "dropped", "new")  # in the order in which they are said

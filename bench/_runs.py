@@ -7,7 +7,8 @@ from typing import Any
 
 from bench._errors import JournalError
 from bench._repository import UNCLEAN
-from bench.results import Contents, Row, read
+from bench.journal import Contents, read
+from bench.rows import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Run:
 
 
 def runs_of(path: str | Path) -> list[Run]:
-    """The runs that have rows, oldest first. Raises JournalError as `bench.results.read` does."""
+    """The runs that have rows, oldest first. Raises JournalError as `bench.journal.read` does."""
     contents = read(path)
     return [_run(name, contents) for name in dict.fromkeys(each["run"] for each in contents.records if _is_row(each))]
 

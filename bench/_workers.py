@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from bench._errors import BenchError, JournalError
-from bench.results import REFUSED, files_of, new_run, read, resume
+from bench.journal import files_of, new_run, read, resume
+from bench.rows import REFUSED
 
 if TYPE_CHECKING:
     from bench.workbench import Workbench
@@ -142,7 +143,7 @@ class Controller:
             return None
         from xdist.scheduler import LoadGroupScheduling
 
-        from bench.plugin import asked_recipes
+        from bench._pytest_options import asked_recipes
 
         try:
             recipes = [recipe.text for recipe in asked_recipes(config)]
@@ -192,7 +193,7 @@ class Controller:
         """The whole run, out of the journal; None where no benchmarks were run. Raises as `Workbench` does."""
         if not (self._told or (self._lost and self._left_word())):
             return None
-        from bench.plugin import options_of
+        from bench._pytest_options import options_of
         from bench.workbench import Workbench
 
         workbench = Workbench(options_of(self._config, run=self._run))

@@ -23,8 +23,8 @@ from bench._errors import BaselineError, BenchError
 from bench._migrations import SCHEMA
 from bench._recording import Proposal, compared, merged, recorded, without, write
 from bench._runs import Run, last_run
+from bench._strict import strict_json
 from bench.metrics import all_metrics
-from bench.results import strict_json
 from compression import CompressionError, Recipe, split_recipes
 
 Key = tuple[str, str]  # base and recipe

@@ -33,7 +33,7 @@ from bench._baseline import Entry, Section
 from bench._errors import BenchError, OptionError
 from bench._shift import SAMPLES, quantile, shift
 from bench.metrics import Metric, all_metrics, metrics_of
-from bench.results import Row
+from bench.rows import Row
 
 FOUND = 0.95  # share of runs in which a change of the reported size is found
 FEWEST = 20  # reruns whose tolerances may be recorded

@@ -50,7 +50,7 @@ from bench._comparison import (
 from bench._errors import OptionError
 from bench._recording import update
 from bench.metrics import Metric, all_metrics
-from bench.results import Row
+from bench.rows import Row
 
 __all__ = [
     "LOOKS", "MODES", "MORE", "Baseline", "Verdict", "decided", "judge", "levels", "missing", "slug", "update",

@@ -23,7 +23,7 @@ from bench._runs import runs_of
 from bench._steps import cut, steps, strongest
 from bench.metrics import all_metrics
 from bench.metrics._registry import finite
-from bench.results import MEASURED
+from bench.rows import MEASURED
 from compression import CompressionError, Recipe, split_recipes
 
 LEVEL = 0.01  # the chance that any series is named where none moved

@@ -14,17 +14,17 @@ of another run, is refused.
 import base64
 import hashlib
 import json
-import os
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from math import fsum, isfinite
 from pathlib import Path
 from typing import Any, Self
 
 from bench._errors import BaselineError, MetricError
+from bench._files import write_whole
+from bench._strict import exact_fields, strict_json
 
 KINDS = ("binary", "real")
 SCHEMA = 1
@@ -157,8 +157,6 @@ def save(folder: str | Path, name: str, rows: Mapping[str, Items]) -> None:
 
 def load(folder: str | Path, name: str) -> dict[str, Items]:
     """The items of a baseline's rows by key; empty where none are kept. Raises BaselineError naming file and row."""
-    from bench.results import exact_fields, strict_json  # late: rows of results hold items
-
     path = Path(folder) / f"{name}.json"
     if not path.exists():
         return {}
@@ -197,19 +195,8 @@ def _list(folder: Path, digest: object) -> tuple[str, ...]:
 
 def _write(path: Path, data: bytes) -> None:
     """The file, whole or not at all; untouched where it holds just that."""
-    if path.exists() and path.read_bytes() == data:
-        return
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink()
-        raise
+    if not (path.exists() and path.read_bytes() == data):
+        write_whole(path, data)
 
 
 def _digest(data: bytes) -> str:

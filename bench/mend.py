@@ -8,12 +8,12 @@ import argparse
 import fcntl
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from bench._errors import JournalError
+from bench._files import write_whole
 from bench._lines import whole_in
-from bench.results import files_of, lines_of
+from bench.journal import files_of, lines_of
 
 
 def mend(path: str | Path) -> list[str]:
@@ -51,7 +51,7 @@ def _mend(file: Path, seen: set[bytes]) -> list[str]:
             words.append(f"{file}:{line.number}: {line.why}{rest}")
         if words:
             aside = _set_aside(file)
-            _replace(file, b"".join(each + b"\n" for each in kept))
+            write_whole(file, b"".join(each + b"\n" for each in kept))
             words.append(f"{file}: {len(kept)} records kept; as it was: {aside}")
         return words
 
@@ -66,20 +66,6 @@ def _set_aside(file: Path) -> Path:
             return aside
         except FileExistsError:
             number += 1
-
-
-def _replace(file: Path, data: bytes) -> None:
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as new:
-            new.write(data)
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(beside, file)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink()
-        raise
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

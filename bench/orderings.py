@@ -16,7 +16,7 @@ from itertools import permutations
 from bench._errors import JournalError
 from bench.items import Items
 from bench.paired import Difference, compare
-from bench.results import Row
+from bench.rows import Row
 from compression import Recipe
 from compression._recipe import UNCOMPRESSED
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from compression._errors import CheckpointError
 
 if TYPE_CHECKING:
-    from bench.workbench import Options
+    from bench.options import Options
 
 _OPEN_SECONDS = 8  # imports and warm-up of one process
 _ENERGY_SECONDS = 5

@@ -7,12 +7,13 @@ may change. An edit by hand is refused until it was signed, so that it is somebo
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench._errors import BaselineError
+from bench._files import replacing
+from bench._strict import strict_json
 
 DIGITS = 16  # hexadecimal
 
@@ -54,7 +55,6 @@ def sign(path: Path) -> str | None:
     """
     from bench import tolerances
     from bench._baseline import Baseline
-    from bench.results import strict_json
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -72,20 +72,17 @@ def sign(path: Path) -> str | None:
         text = text.replace(json.dumps(was), json.dumps(now))
     else:
         text = json.dumps(table | {"digest": now}, indent=2, sort_keys=True) + "\n"
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_text(text, encoding="utf-8")
-        if path.name == tolerances.NAME:
-            tolerances.load(beside)
-        else:
-            Baseline.load(beside, items=path.stem)
-        os.replace(beside, path)
+        with replacing(path) as beside:
+            beside.write_text(text, encoding="utf-8")
+            if path.name == tolerances.NAME:
+                tolerances.load(beside)
+            else:
+                Baseline.load(beside, items=path.stem)
     except BaselineError as error:
         raise BaselineError(str(error).replace(str(beside), str(path))) from None
     except OSError as error:
         raise BaselineError(f"baseline {path} cannot be written: {error.strerror or error}") from None
-    finally:
-        beside.unlink(missing_ok=True)
     return f"{path}: signed; the digest was {was!r}, is {now!r}"
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from bench import tolerances
 from bench._baseline import fallback
 from bench._errors import JournalError
+from bench.journal import read
 from bench.metrics import all_metrics
 from bench.report import formats
 from bench.report._cells import number
 from bench.report.tables import tables
-from bench.results import Row, read
+from bench.rows import Row
 from compression._recipe import UNCOMPRESSED
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import pytest
 
 from bench import gate
 from bench.metrics import compute, energy, memory, size, speed
-from bench.results import key_of
+from bench.rows import key_of
 from compression._recipe import UNCOMPRESSED
 
 pytestmark = pytest.mark.efficiency

@@ -7,17 +7,18 @@ The tolerance that stands beside a metric is for a machine of which nothing is k
 tell. It is recorded before anything is judged by it, committed and reviewed as baselines are, and has their digest.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench._errors import BaselineError
+from bench._files import write_whole
+from bench._strict import exact_fields, strict_json
 from bench.metrics import Metric
 from bench.metrics._registry import finite
-from bench.results import exact_fields, strict_json
 from bench.sign import check_digest, digest_of
-from compression._files import write_json
 
 NAME = "tolerances.json"
 SCHEMA = 1
@@ -83,7 +84,7 @@ def record(directory: str | Path, fingerprint: str, rel: Mapping[str, float], co
     table = {"schema": SCHEMA, "devices": dict(sorted(devices.items()))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, table | {"digest": digest_of(table)})
+        write_whole(path, (json.dumps(table | {"digest": digest_of(table)}, indent=2) + "\n").encode())
     except OSError as error:
         raise BaselineError(f"{path} cannot be written: {error.strerror or error}") from None
     return path

@@ -10,7 +10,7 @@ from bench._baseline import ANYWHERE, Entry, Section
 from bench.gate import Baseline, Verdict, judge
 from bench.items import KINDS, Items, hashes_of
 from bench.metrics import Metric
-from bench.results import MEASURED, STATUSES, Row
+from bench.rows import MEASURED, STATUSES, Row
 
 FINGERPRINT = "cpu-test-2t"
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from small_runs import make_base, measured, options
 
+from bench.journal import read, resume
 from bench.metrics import metrics_of
-from bench.results import read, resume
 from bench.workbench import Workbench
 
 RECIPES = ("fp16", "rtn(group_size=32)", "nf4(group_size=32)", "rtn(bits=8,group_size=32)")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from bench.items import Items, hashes_of
-from bench.results import Row
+from bench.rows import Row
 from compression._artefact import LayerReport
 from compression._linear import PackedLinear
 from compression._sparsity import choose, removed

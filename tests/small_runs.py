@@ -7,7 +7,8 @@ from checkpoints import TINY, transformers_model
 
 from bench import test_efficiency as efficiency
 from bench import test_quality as quality
-from bench.workbench import Failure, Options, Workbench
+from bench.options import Options
+from bench.workbench import Failure, Workbench
 from compression import Recipe
 from compression._checkpoint import byte_tokenizer
 

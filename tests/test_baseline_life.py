@@ -16,8 +16,9 @@ from bench._recording import update
 from bench._repository import changed, commit
 from bench.baselines import main, pruned
 from bench.items import Items, hashes_of
+from bench.journal import Journal
 from bench.metrics import all_metrics
-from bench.results import Journal, Row, key_of
+from bench.rows import Row, key_of
 from bench.sign import sign
 
 HERE, THERE = "cpu-here-avx2-1t", "cuda-there-16gib"

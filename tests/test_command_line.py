@@ -52,7 +52,8 @@ def test_bad_input_is_said_in_one_line_and_exits_with_2(arguments, words, tmp_pa
 
 
 def test_the_summary_prints_the_last_run_of_a_journal_as_markdown(tmp_path, capsys):
-    from bench.results import Journal, Row
+    from bench.journal import Journal
+    from bench.rows import Row
     from bench.summary import main as summary
 
     common = {"base": "b", "device": "d", "better": "lower", "seed": 0}

@@ -16,8 +16,8 @@ from bench._errors import BaselineError, JournalError
 from bench._lines import opened, sealed, whole_in
 from bench.gate import Baseline, update
 from bench.items import Items
+from bench.journal import Journal, read, resume
 from bench.mend import mend
-from bench.results import Journal, read, resume
 from bench.sign import sign
 
 DAMAGES = 1000

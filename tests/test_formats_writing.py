@@ -170,7 +170,8 @@ def test_a_format_is_chosen_on_the_command_line(half, tmp_path, capsys):
 
 @pytest.mark.parametrize("steps", ["fp16", "rtn(group_size=32,symmetric=true)"])
 def test_a_checkpoint_is_measured_as_it_is_beside_its_dequantized_weights(half, tmp_path, steps):
-    from bench.workbench import Options, Workbench
+    from bench.options import Options
+    from bench.workbench import Workbench
 
     recipe = compression.Recipe.parse("rtn(group_size=32,symmetric=true)")
     result = compression.compress(half, recipe)
@@ -195,7 +196,8 @@ def test_a_checkpoint_is_measured_as_it_is_beside_its_dequantized_weights(half, 
 
 
 def test_a_published_checkpoint_is_multiplied_by_the_backend_that_is_asked_for(half, tmp_path):
-    from bench.workbench import Options, Workbench
+    from bench.options import Options
+    from bench.workbench import Workbench
 
     compression.compress(half, "rtn(group_size=32,symmetric=true)").save(tmp_path / "out", "gptq")
     asked = compression.Recipe.parse("gptq(group_size=32,backend=torch)")

@@ -41,7 +41,7 @@ from bench._errors import OptionError
 from bench._shift import _weights, quantile, shift
 from bench.gate import Verdict, judge, missing, verdicts
 from bench.items import Items, hashes_of
-from bench.results import Row
+from bench.rows import Row
 
 
 def gated(rows: list[Row], before: list[Row], *, mode="auto", context=CONTEXT) -> list[Verdict]:

@@ -13,8 +13,9 @@ from scipy.stats import mannwhitneyu
 from bench._errors import JournalError
 from bench._steps import LEAST, WIDTHS, cut, steps, strongest
 from bench.history import LEVEL, Point, Series, main, moves, of_journal, of_storage
+from bench.journal import Journal
 from bench.metrics import all_metrics
-from bench.results import Journal, Row
+from bench.rows import Row
 
 NOISE = {
     "normal": lambda numbers, size: numbers.normal(1, 0.01, size),

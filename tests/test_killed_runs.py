@@ -13,7 +13,7 @@ from checkpoints import says
 from small_runs import MEASUREMENTS, make_base, one_run, options
 
 from bench._errors import JournalError
-from bench.results import read
+from bench.journal import read
 from bench.workbench import Failure, Workbench
 from compression import Recipe
 

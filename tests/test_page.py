@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_orderings import LOSSES, rows_of
 
+from bench.journal import Contents
 from bench.orderings import ORDERS
 from bench.report import charts, past
 from bench.report._cells import number
@@ -30,7 +31,6 @@ from bench.report.fronts import front
 from bench.report.overview import QUALITY, Overview
 from bench.report.page import page
 from bench.report.tables import by_device, newest, tables
-from bench.results import Contents
 
 _SPEC = importlib.util.spec_from_file_location(
     "report_page", Path(__file__).parents[1] / "benchmarks" / "report_page.py"

@@ -16,7 +16,7 @@ import pytest
 import bench
 from bench.__main__ import main as command
 from bench.history import of_storage
-from bench.results import read
+from bench.journal import read
 from bench.sign import sign
 
 pytest_plugins = ["pytester"]

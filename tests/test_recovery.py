@@ -12,7 +12,8 @@ from bench._errors import NotAvailable, OptionError
 from bench.items import Items, hashes_of
 from bench.metrics import recovery
 from bench.metrics.recovery import RecoveryReading, ShareReading, check_task, recipes_of
-from bench.workbench import Options, Workbench
+from bench.options import Options
+from bench.workbench import Workbench
 from compression import Recipe, locate
 
 RIGHT = st.lists(st.tuples(*[st.sampled_from([0.0, 1.0])] * 3), min_size=1, max_size=30)

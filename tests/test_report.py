@@ -17,6 +17,7 @@ import bench
 from bench.__main__ import main as command
 from bench._errors import BaselineError, JournalError, OptionError
 from bench.items import Items, hashes_of
+from bench.journal import Contents, Journal, read
 from bench.metrics import all_metrics
 from bench.orderings import BEGINNINGS, ORDERS
 from bench.paired import compare
@@ -30,7 +31,7 @@ from bench.report.recommend import Limits, Point, points_of, recommend, share
 from bench.report.sources import recorded
 from bench.report.tables import newest, tables
 from bench.report.write import chosen, writable, write
-from bench.results import Contents, Journal, Row, read
+from bench.rows import Row
 
 BASELINES = Path(bench.__file__).parents[1] / "baselines"
 SIZE, PERPLEXITY, ACCURACY = "efficiency.model_size_gb", "quality.perplexity", "quality.average_accuracy"

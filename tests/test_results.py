@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench._errors import JournalError
-from bench.results import ENDINGS, Journal, Row, key_of, read, resume, strict_json
+from bench._strict import strict_json
+from bench.journal import ENDINGS, Journal, read, resume
+from bench.rows import Row, key_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -330,7 +332,7 @@ WRITER = """
 import sys
 from dataclasses import replace
 sys.path[:0] = [{root!r}, {tests!r}]
-from bench.results import Journal
+from bench.journal import Journal
 from healthy_results import healthy_row, names, rows, texts
 path, run, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 journal = Journal(path, run=run)

@@ -276,7 +276,8 @@ def test_as_much_is_forbidden_whoever_runs_them(user, without):
 
 
 def test_code_is_run_only_where_it_was_allowed():
-    from bench.workbench import Options, Workbench
+    from bench.options import Options
+    from bench.workbench import Workbench
 
     ask = Workbench.sandbox.func
     with pytest.raises(NotAvailable, match=says("only with --allow-code-execution")):

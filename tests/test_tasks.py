@@ -18,7 +18,7 @@ from bench.data import open_data
 from bench.metrics.tasks import SuiteReading, accuracy_drop, average_accuracy, suite_of
 from bench.reference import tasks
 from bench.report.tables import tables
-from bench.results import Row
+from bench.rows import Row
 from bench.tasks import SUITE, choose
 from bench.tasks.prepare import prepare
 from compression._checkpoint import byte_tokenizer

@@ -14,8 +14,8 @@ import bench
 from bench import _workers as workers
 from bench._workers import Worker, placed
 from bench.gate import Baseline
+from bench.journal import Journal, read, resume
 from bench.metrics import all_metrics
-from bench.results import Journal, read, resume
 
 pytest.importorskip("xdist")
 

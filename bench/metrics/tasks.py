@@ -20,7 +20,7 @@ from bench.metrics._registry import metric
 from bench.tasks import SEED, Task
 
 if TYPE_CHECKING:
-    from bench.results import Row
+    from bench.rows import Row
     from bench.tasks.prepare import Prepared
 
 REL = 0.02  # share of the accuracy, relative to the base's, that may be lost before the gate fails

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench._errors import OptionError
+from bench._files import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,9 +59,8 @@ class Encoder:
         vectors = np.asarray(vectors, np.float32)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part.npy")
-            np.save(part, vectors)
-            part.replace(path)
+            with replacing(path) as beside, open(beside, "wb") as file:
+                np.save(file, vectors)
         return vectors
 
     def queries(self, texts: Sequence[str]) -> "np.ndarray":

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.metrics import all_metrics
 from bench.report._layout import Column
-from bench.results import MEASURED, Param, Row
+from bench.rows import MEASURED, Param, Row
 from compression._recipe import UNCOMPRESSED
 
 GIVEN = ("calibration", "teacher", "downstream")  # parameters that belong to a recipe, not to the measurement

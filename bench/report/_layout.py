@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.rag.robustness import GRID
-from bench.results import Param
+from bench.rows import Param
 from bench.tasks import SUITE
 from compression import Recipe
 from compression._recipe import UNCOMPRESSED

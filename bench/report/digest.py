@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bench._errors import JournalError
+from bench.journal import Contents, read
 from bench.report._cells import Notes, cell_of, choose, with_base
 from bench.report._layout import Column
 from bench.report.recipes import ALL
-from bench.results import Contents, Row, read
+from bench.rows import Row
 from compression._recipe import UNCOMPRESSED
 
 LIMIT = 65_536  # characters of a comment on GitHub

@@ -12,7 +12,7 @@ from bench.report._cells import choose, number
 from bench.report._layout import Column
 from bench.report.fronts import front
 from bench.report.overview import COSTS, QUALITY, Overview, family, spelled
-from bench.results import Row
+from bench.rows import Row
 
 _WITH, _WITHOUT = QUALITY[2], Column(head="F1 without", metric="rag.no_rag_f1", params=QUALITY[2].params)
 

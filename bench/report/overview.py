@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.report._cells import Notes, cell_of, choose, mark_best, number, with_base
 from bench.report._layout import FAMILIES, Column, family_of
-from bench.results import Param, Row
+from bench.rows import Param, Row
 from compression._recipe import UNCOMPRESSED
 
 BASE_FAMILY = "uncompressed"

@@ -19,11 +19,12 @@ from typing import Any, Self
 from markupsafe import Markup
 
 from bench import paired
+from bench.journal import Contents
 from bench.report import figures, past
 from bench.report._cells import number
 from bench.report.overview import FAMILY_NAMES, Overview, family, spelled
 from bench.report.tables import by_device, newest, tables
-from bench.results import Contents, Row
+from bench.rows import Row
 from compression._recipe import UNCOMPRESSED
 
 MARKS = {  # of verdicts, worst first: a sign, and a colour of the style sheet

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._errors import JournalError
-from bench.results import key_of
+from bench.rows import key_of
 
 DIGITS = 6  # significant ones that a value keeps
 

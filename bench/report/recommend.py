@@ -18,7 +18,7 @@ from bench.report._layout import Column
 from bench.report.fronts import front
 from bench.report.sources import recorded
 from bench.report.write import chosen, measured, sources
-from bench.results import Row
+from bench.rows import Row
 from compression._recipe import UNCOMPRESSED
 
 JOURNAL, BASELINES = Path(".bench/journal.jsonl"), Path("baselines")

@@ -7,7 +7,7 @@ from pathlib import Path
 from bench._baseline import ANYWHERE, Baseline, Entry
 from bench._errors import BaselineError
 from bench.paired import compare, mismatch
-from bench.results import Row
+from bench.rows import Row
 from compression._recipe import UNCOMPRESSED
 
 RECORDED = "baseline"  # the run of such rows

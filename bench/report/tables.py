@@ -16,7 +16,7 @@ from bench.report._cells import GIVEN, Cell, Chosen, Notes, Way, cell_of, choose
 from bench.report._layout import FAMILIES, JUDGED, ORDERED, Column, Layout, family_of, layouts
 from bench.report.papers import PAPERS, Paper
 from bench.report.recipes import ALL
-from bench.results import Param, Row
+from bench.rows import Param, Row
 from compression._recipe import UNCOMPRESSED, slug
 
 NOT_MEASURED = "not measured"

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench._errors import BaselineError, JournalError, OptionError
+from bench._files import write_whole
+from bench.journal import Contents, read
 from bench.report import formats
 from bench.report.digest import digest, numbers
 from bench.report.page import page
 from bench.report.sources import recorded
 from bench.report.tables import Table, by_device, newest, tables
-from bench.results import Contents, Row, read
+from bench.rows import Row
 from compression import CompressionError
 
 if TYPE_CHECKING:
@@ -82,9 +84,9 @@ def write(directory: Path, rows: Sequence[Row], contents: Contents | None = None
     writable(directory)
     try:
         for name, text in texts.items():
-            _replace(directory / name, text.encode())
-        _replace(directory / "results.csv", frame.to_csv(index=False).encode())
-        _replace(directory / "results.parquet", frame.to_parquet(index=False))
+            write_whole(directory / name, text.encode())
+        write_whole(directory / "results.csv", frame.to_csv(index=False).encode())
+        write_whole(directory / "results.parquet", frame.to_parquet(index=False))
     except OSError as error:
         raise OptionError(
             f"--report {directory}: the report cannot be written: {error.strerror or error}; choose another folder"
@@ -100,13 +102,6 @@ def writable(directory: Path) -> None:
             raise PermissionError(13, "it must not be written to")
     except OSError as error:
         raise OptionError(f"--report {directory}: {error.strerror or error}; choose another folder") from None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all: a reader may have the last one open."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_bytes(content)
-    os.replace(beside, path)
 
 
 def _plain(row: Row) -> dict[str, Any]:

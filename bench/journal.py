@@ -1,4 +1,4 @@
-"""Results: one row per finished measurement, appended to a journal at once.
+"""The journal: results on the disk, one row (`bench.rows`) per number, appended as soon as it is measured.
 
 A journal is a file of JSON lines: a "run" record when a run starts, a "begin" record before a measurement, a "row" per
 metric of it, "verdict" records and an "end" record when it finishes. Every record has `kind`, `run` and `time` (seconds
@@ -13,202 +13,25 @@ A "layers" record says what became of each layer under a recipe (`bench.layers`)
 import fcntl
 import json
 import logging
-import math
 import os
 import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from bench._errors import JournalError
 from bench._lines import is_sealed, opened, sealed, whole_in
-from bench.items import Items
-from bench.metrics._registry import BETTER, NAME, finite
+from bench._strict import exact_fields, finite_field, strict_json
+from bench.rows import MEASURED, Row, checked_params
 
-SCHEMA = 1
 KINDS = ("run", "begin", "row", "verdict", "layers", "end")
-STATUSES = ("ok", "estimated", "out_of_memory", "failed", "not_available")
-MEASURED = STATUSES[:2]  # with these there is a value
 ENDINGS = ("passed", "failed", "interrupted")
-REFUSED = "timings are refused"  # how the reason of a row begins that is not there because a device was shared
-
-Param = str | int | float | bool
 
 log = logging.getLogger(__name__)
-
-
-def key_of(metric: str, params: Mapping[str, Param]) -> str:
-    """The name of a row: the metric, and its parameters in order of their names.
-
-    >>> key_of("efficiency.decode_ms", {"new_tokens": 128, "batch": 1, "graph": False})
-    'efficiency.decode_ms[batch=1,graph=false,new_tokens=128]'
-
-    What would make two keys look alike is escaped in texts, as in URLs.
-    """
-    if not params:
-        return metric
-    return f"{metric}[{','.join(f'{name}={_shown(value)}' for name, value in sorted(params.items()))}]"
-
-
-def _shown(value: Param) -> str:
-    if isinstance(value, str):
-        return re.sub(r"[%,=\[\]\x00-\x1f]", lambda found: f"%{ord(found[0]):02x}", value)
-    return json.dumps(value)
-
-
-def checked_params(params: object) -> dict[str, Param]:
-    """Parameters of a row in order; those that are None do not apply and are left out. Raises ValueError in words."""
-    if not isinstance(params, Mapping):
-        raise ValueError(f"params {params!r} must be a table of names and values")
-    kept = {name: value for name, value in params.items() if value is not None}
-    for name, value in kept.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ValueError(f"parameter name {name!r} must be lower case with underscores")
-        if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"parameter {name}={value!r} must be a text, a finite number or a truth value")
-    return dict(sorted(kept.items()))
-
-
-def strict_json(text: str) -> Any:
-    """JSON without what other readers would refuse or lose: raises ValueError for NaN, infinity and repeated names."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
-        return table
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number that JSON knows")
-
-    try:
-        return json.loads(
-            text, object_pairs_hook=unique, parse_constant=refuse, parse_float=lambda digits: finite(float(digits))
-        )
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def exact_fields(table: object, wanted: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """`table`, which must be a dict with exactly these names; raises ValueError naming what is missing or unknown."""
-    if not isinstance(table, dict):
-        raise ValueError(f"{table!r} is not a table of names and values")
-    if missing := sorted(wanted - set(table)):
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    if unknown := sorted(set(table) - wanted - optional):
-        raise ValueError(f"it has the unknown {', '.join(unknown)}; known are {', '.join(sorted(wanted | optional))}")
-    return table
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One measured number and all that it needs to be understood. Raises JournalError for values that cannot be."""
-
-    run: str
-    base: str
-    recipe: str
-    device: str  # fingerprint of the machine and device
-    metric: str
-    value: float | None  # in `unit`; None unless the status is "ok" or "estimated"
-    unit: str
-    better: str  # "lower", "higher" or "neither"
-    ratio: float | None = None  # value / base_value
-    base_value: float | None = None  # the same metric of the uncompressed base, measured in the same run
-    samples: tuple[float, ...] = ()  # in `unit`, as measured
-    base_samples: tuple[float, ...] = ()
-    params: Mapping[str, Param] = field(default_factory=dict, hash=False)  # part of the key
-    seed: int
-    status: str = "ok"
-    reason: str | None = None  # in words; needed unless the status is "ok"
-    of: str  # the kind of measurement: "generation", "artefact" ...
-    source: Any = field(default=None, hash=False)  # a note that JSON can hold: counter of the energy, kernel ...
-    items: Items | None = None  # what the value is the mean of, or a function of that mean
-    paired: Mapping[str, float] | None = field(default=None, hash=False)  # `Paired` against the base of the same run
-    schema: int = SCHEMA
-
-    def __post_init__(self) -> None:
-        try:
-            self._check()
-        except ValueError as error:
-            raise JournalError(f"row {self.metric} of {self.recipe}: {error}") from None
-
-    def _check(self) -> None:
-        for name in ("run", "base", "recipe", "device", "metric", "unit", "of"):
-            if not isinstance(value := getattr(self, name), str) or not value:
-                raise ValueError(f"{name}={value!r} must be a text that is not empty")
-        if not NAME.fullmatch(self.metric):
-            raise ValueError(f"metric={self.metric!r} must be <group>.<name> in lower case")
-        for name, allowed in (("better", BETTER), ("status", STATUSES), ("schema", (SCHEMA,))):
-            if (value := getattr(self, name)) not in allowed or isinstance(value, bool):
-                raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, allowed))}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} must be a whole number of at least 0")
-        if self.reason is not None and (not isinstance(self.reason, str) or not self.reason):
-            raise ValueError(f"reason={self.reason!r} must be a text that is not empty, or None")
-        if self.status != "ok" and self.reason is None:
-            raise ValueError(f"status {self.status!r} needs a reason, in words")
-        if (self.value is not None) != (self.status in MEASURED):
-            raise ValueError(
-                f"value={self.value!r} with status {self.status!r}: there is a value exactly when the status is "
-                f"{' or '.join(MEASURED)}"
-            )
-        object.__setattr__(self, "params", checked_params(self.params))
-        for name in ("value", "ratio", "base_value"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, _named(name, getattr(self, name)))
-        for name in ("samples", "base_samples"):
-            if not isinstance(getattr(self, name), tuple | list):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a sequence of numbers")
-            object.__setattr__(self, name, tuple(_named(name, each) for each in getattr(self, name)))
-        if self.items is not None and not isinstance(self.items, Items):
-            raise ValueError(f"items={self.items!r} must be Items, or None")
-        if self.paired is not None:
-            if not isinstance(self.paired, Mapping):
-                raise ValueError(f"paired={self.paired!r} must be a table of names and numbers")
-            object.__setattr__(self, "paired", {name: _named(name, each) for name, each in self.paired.items()})
-        if self.ratio is not None and not (
-            self.value is not None
-            and self.base_value
-            and math.isclose(self.ratio, self.value / self.base_value, rel_tol=1e-6)
-        ):
-            raise ValueError(f"ratio={self.ratio!r} is not value / base_value = {self.value!r} / {self.base_value!r}")
-
-    @property
-    def key(self) -> str:
-        """Metric and parameters: what tells the rows of one recipe apart. See `key_of`."""
-        return key_of(self.metric, self.params)
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, in what JSON knows."""
-        table = {each.name: getattr(self, each.name) for each in fields(self)}
-        table |= {name: list(table[name]) for name in ("samples", "base_samples")} | {"params": dict(self.params)}
-        table |= {"items": self.items and self.items.to_json(), "paired": self.paired and dict(self.paired)}
-        return {name: value for name, value in table.items() if value is not None or name not in _OPTIONAL}
-
-    @classmethod
-    def from_json(cls, table: object) -> Self:
-        """The row that `to_json` gave; raises JournalError for a missing, an unknown or an impossible field."""
-        try:
-            values = exact_fields(table, {each.name for each in fields(cls)} - _OPTIONAL, _OPTIONAL)
-            items = values.get("items")
-            return cls(**values | {"items": None if items is None else Items.from_json(items)})
-        except ValueError as error:
-            raise JournalError(f"not a row: {error}") from None
-
-
-_OPTIONAL = frozenset({"items", "paired"})  # left out of a line where the row has none
-
-
-def _named(name: str, value: object) -> float:
-    try:
-        return finite(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
 
 
 def new_run() -> str:
@@ -331,7 +154,7 @@ def _record(line: bytes) -> dict[str, Any]:
     kind = record["kind"]
     if not isinstance(record.get("run"), str) or not record["run"]:
         raise ValueError(f"run={record.get('run')!r} must be a text that is not empty")
-    _named("time", record.get("time"))
+    finite_field("time", record.get("time"))
     if kind in _FIELDS:
         exact_fields(record, {"kind", "run", "time", *_FIELDS[kind]})
     if kind == "run" and not isinstance(record["context"], dict):
