@@ -127,14 +127,21 @@ class Findings:
 
     def _judge(self, rows: Sequence[Row]) -> "list[Verdict]":
         mode = "off" if self.options.update else self.options.gate
+        common = {"fingerprint": self.fingerprint, "context": self.context, "metrics": self._metrics}
         return [
-            gates.judge(
+            gates.judge_beside(row, sides=self._sides, mode=mode, **common)
+            if row.of == gates.AGAINST
+            else gates.judge(
                 row, None if _is_refused(row) else self.baselines.get(row.recipe), mode=mode,
-                fingerprint=self.fingerprint, context=self.context, command=self.options.record_command,
-                shares=self._shares, metrics=self._metrics,
+                command=self.options.record_command, shares=self._shares, **common,
             )
             for row in rows
         ]  # fmt: skip
+
+    @property
+    def _sides(self) -> int:
+        """How many rows of this run are compared with those of a commit, both modes counted."""
+        return len(self.options.recipes) * len(self.options.batch_sizes) * 2 * len(metrics_of(gates.AGAINST))
 
     @functools.cached_property
     def _shares(self) -> "gates.Levels":
@@ -261,7 +268,7 @@ class Findings:
             return row.of, row.recipe, row.key.removeprefix(row.metric)
 
         half = {measurement(row) for row in self.rows.values() if _is_refused(row)}
-        return [row for row in self.rows.values() if measurement(row) not in half]
+        return [row for row in self.rows.values() if measurement(row) not in half and row.of != gates.AGAINST]
 
 
 def _is_refused(row: Row) -> bool:

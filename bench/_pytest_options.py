@@ -42,6 +42,8 @@ def declare(parser: pytest.Parser) -> None:
         default="auto",
         help="auto: gate what has a baseline; strict: also fail without one, and on improvements; off: measure only",
     )
+    add("--against", metavar="COMMIT", help="generate beside the code of a commit, round by round in turn, and fail "
+        "where this code is slower; from a clone of the benchmarks' own repository")  # fmt: skip
     add("--baselines", type=Path, metavar="DIR", help="folder of baselines; default ./baselines")
     add("--update-baselines", action="store_true", help="record this run as the baseline, merged into what is there")
     add("--force-update", action="store_true", help="with --update-baselines: also from a tree with changed files, and "
@@ -142,6 +144,7 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         began=worker.began if worker else 0.0,
         seed=get("--seed"),
         gate=get("--gate"),
+        against=get("--against"),
         baselines=get("--baselines") or root / "baselines",
         update=get("--update-baselines"),
         force_update=get("--force-update"),

@@ -46,6 +46,20 @@ def changed(besides: str | Path | None = None) -> list[str]:
     return [name for name in paths if own is None or not (root / name).resolve().is_relative_to(own)]
 
 
+def resolved(revision: str, folder: str | Path) -> str:
+    """The first 12 digits of a commit of the repository that `folder` is in. Raises BaselineError where it has none."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short=12", "--verify", "--end-of-options", f"{revision}^{{commit}}"],
+            cwd=folder, env=_environment(), capture_output=True, text=True, check=True, timeout=30,
+        )  # fmt: skip
+    except subprocess.CalledProcessError as error:
+        raise BaselineError(f"git knows no commit {revision!r}: {error.stderr.strip()}") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BaselineError(f"git cannot be asked for {revision!r}: {error}") from None
+    return done.stdout.strip()
+
+
 def export(revision: str, folder: str | Path, into: str | Path) -> None:
     """Write `folder`, as it was at a commit, below `into`. Raises BaselineError where git does not know it."""
     folder = Path(folder)

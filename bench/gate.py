@@ -31,11 +31,11 @@ regression, and nothing else is. No difference up to the metric's `floor` is a c
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bench import paired
-from bench._baseline import ANYWHERE, Baseline, conditions, gone, slug, unusable
+from bench._baseline import ANYWHERE, Baseline, Entry, Section, conditions, gone, slug, unusable
 from bench._comparison import (
     ELSEWHERE,
     EXACT,
@@ -58,6 +58,7 @@ __all__ = [
 ]  # fmt: skip
 
 RECORD = "pytest bench --update-baselines"
+AGAINST = "against"  # the measurement whose rows are compared with those of a commit, taken beside them
 LEVEL = 0.01  # an unchanged run raises an alarm, or looks better, at most so often
 SECONDS = 120.0  # that timing with more rounds, and recording, may take for one measurement; the usual rounds any time
 
@@ -163,6 +164,27 @@ def judge(
     else:
         finding = _find(row, metric, baseline, fingerprint, context, command, shares)
     return _verdict(row.recipe, row.key, finding, mode)
+
+
+def judge_beside(
+    row: Row, *, sides: int, mode: str, fingerprint: str, context: Mapping[str, Any], metrics: Mapping[str, Metric]
+) -> Verdict:
+    """The verdict on a row of which the base is another state of the code, measured in turn: its samples are compared.
+
+    `sides` is the number of such rows in the run. An improvement fails in no mode: there is nothing to record.
+    """
+    then = None
+    if row.base_value is not None:
+        entry = replace(
+            row, value=row.base_value, samples=row.base_samples, ratio=None, base_value=None, base_samples=()
+        )
+        entry = Entry.of_row(entry, metrics[row.metric], context, fingerprint)
+        section = Section(context=dict(context) | {"fingerprint": fingerprint}, rows={row.key: entry})
+        then = Baseline(base=row.base, recipe=row.recipe, sections={fingerprint: section})
+    return judge(
+        row, then, mode="off" if mode == "off" else "auto", fingerprint=fingerprint, context=context, metrics=metrics,
+        shares=Levels(timed=LEVEL / 2 / max(1, sides), items=LEVEL),
+    )  # fmt: skip
 
 
 def levels(baselines: Iterable[Baseline | None], fingerprint: str, context: Mapping[str, Any]) -> Levels:

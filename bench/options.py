@@ -28,6 +28,7 @@ class Options:
     device: str = "cpu"
     seed: int = 0
     gate: str = "auto"
+    against: str | None = None  # a commit whose code generates beside this one's
     baselines: Path = Path("baselines")
     update: bool = False
     force_update: bool = False  # also of a failed run, or from a tree with changed files

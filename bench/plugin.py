@@ -24,6 +24,8 @@ _FAILING = pytest.StashKey[list[str]]()
 _REPORTED = pytest.StashKey[list[Path]]()
 _CONTROLLER = pytest.StashKey[workers.Controller]()
 
+_AGAINST = "against"  # the parameter of what is measured with --against alone
+
 MARKERS = {
     "efficiency": "size, speed, memory, energy and cost of compression",
     "quality": "perplexity and tasks",
@@ -69,6 +71,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             _parametrize_tasks(metafunc)
         if "batch_size" in metafunc.fixturenames:
             metafunc.parametrize("batch_size", batch_sizes, ids=[f"b{size}" for size in batch_sizes])
+        if _AGAINST in metafunc.fixturenames:
+            metafunc.parametrize(_AGAINST, [metafunc.config.getoption("--against")])
         if "mode" in metafunc.fixturenames:
             metafunc.parametrize("mode", ("eager", "graph") if may_have_cuda(metafunc.config) else ("eager",))
 
@@ -87,11 +91,12 @@ def _parametrize_tasks(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """All measurements of a recipe follow each other, so that it is compressed once; other tests keep their places."""
+    if not config.getoption("--against"):
+        _leave_out(config, items, [item for item in items if _AGAINST in getattr(item, "fixturenames", ())])
     if config.getoption("--tasks") == "none":
         unasked = [item for item in items if {"recipe", "task", "tasks"} & set(getattr(item, "fixturenames", ()))
                    > {"recipe"}]  # fmt: skip
-        config.hook.pytest_deselected(items=unasked)
-        items[:] = [item for item in items if item not in unasked]
+        _leave_out(config, items, unasked)
     if config.getoption("--model") == "report":
         _keep_what_tables_show(config, items)
     ours = [i for i, item in enumerate(items) if "recipe" in getattr(getattr(item, "callspec", None), "params", {})]
@@ -103,6 +108,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[i] = item
 
 
+def _leave_out(config: pytest.Config, items: list[pytest.Item], unasked: list[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=unasked)
+    items[:] = [item for item in items if item not in unasked]
+
+
 def _keep_what_tables_show(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of `--model report` what no table has a line for is not measured."""
     from bench.report.recipes import has_a_line
@@ -111,8 +121,7 @@ def _keep_what_tables_show(config: pytest.Config, items: list[pytest.Item]) -> N
         recipe = getattr(getattr(item, "callspec", None), "params", {}).get("recipe")
         return recipe is None or has_a_line(recipe.text, {mark.name for mark in item.iter_markers()})
 
-    config.hook.pytest_deselected(items=[item for item in items if not shown(item)])
-    items[:] = filter(shown, items)
+    _leave_out(config, items, [item for item in items if not shown(item)])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -75,6 +75,23 @@ def test_generation(workbench, recipe, batch_size, mode, request):
     workbench.measure("generation", recipe, take, _params(load, mode=mode), each=lambda r: r.each(), more=take)
 
 
+def test_against(workbench, recipe, batch_size, mode, against):
+    if mode == "graph" and not workbench.options.device.startswith("cuda"):
+        pytest.skip(f"CUDA graphs need CUDA; the device is {workbench.options.device}")
+    options, load = workbench.options, workbench.options.load(batch_size)
+    pair = None
+
+    def take(times=1):
+        nonlocal pair
+        if pair is None:
+            pair = workbench.beside(recipe, load, mode)
+        pair.run(times * options.runs, seconds=gate.SECONDS)
+        return tuple(speed.GenerationReading(rounds=tuple(r), flops=1, peak_flops_per_s=1.0) for r in pair.rounds)
+
+    params = _params(load, mode=mode, commit=workbench.against.name)
+    workbench.measure("against", recipe, take, params, each=lambda r: r.each(), more=take)
+
+
 def test_memory(workbench, recipe, batch_size):
     load = workbench.options.load(batch_size)
 

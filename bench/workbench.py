@@ -15,11 +15,14 @@ from bench._errors import BenchError, NotAvailable, OptionError
 from bench._findings import Findings
 from bench._inputs import Inputs
 from bench._models import Models
+from bench.beside import Beside, Commit, Job
+from bench.generation import Load
 from bench.items import Items
 from bench.metrics import metrics_of
 from bench.options import Options
 from bench.rows import Row
 from compression import Recipe, locate
+from compression._recipe import UNCOMPRESSED
 
 if TYPE_CHECKING:
     from bench.gate import Verdict
@@ -73,6 +76,7 @@ class Workbench(Models, Inputs, Findings):
                 f"--prompt-tokens {options.prompt_tokens} and --max-new-tokens {options.new_tokens} exceed the "
                 f"{positions} positions of {self.source.label}"
             )
+        self.against = Commit(options.against) if options.against else None
         Findings.__init__(self)
         self.lost_device = False
         self._base_readings: dict[Any, Reading] = {}
@@ -126,6 +130,21 @@ class Workbench(Models, Inputs, Findings):
                 found = self._judge(rows)
         self._record(rows, found)
         self._assert(found)
+
+    def beside(self, recipe: Recipe, load: Load, mode: str) -> Beside:
+        """Both sides of `--against`. What a recipe trained is this code's on both: the commit's would take as long."""
+        assert self.against is not None
+        own = theirs = None
+        if recipe.text != UNCOMPRESSED:
+            own = self.artefact_folder(recipe)
+            trains = any(step.method.trains for step in recipe.steps)
+            theirs = own if trains or self.source.published is not None else own.with_name(self.against.name)
+        options = self.options
+        job = Job(
+            base=options.base, recipe=None if own is None else recipe.text, folders=(own, theirs), mode=mode, load=load,
+            device=options.device, seed=options.seed, calibration=options.calibration, warmup=options.warmup,
+        )  # fmt: skip
+        return Beside(job, self.against)
 
     def _given(self, recipe: Recipe) -> dict[str, Any]:
         """Text and teacher that are not the base's own belong to the key of what they make."""
@@ -207,6 +226,8 @@ class Workbench(Models, Inputs, Findings):
 
     def close(self) -> None:
         self.release()
+        if self.against is not None:
+            self.against.close()
         self._base = None
         self.journal.close()
 
