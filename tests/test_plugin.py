@@ -9,11 +9,10 @@ import subprocess
 import sys
 import time
 from itertools import pairwise, permutations
-from pathlib import Path
 
 import pytest
+from commands import FILES, pytest_bench
 
-import bench
 from bench.__main__ import main as command
 from bench.history import of_storage
 from bench.results import read
@@ -21,13 +20,10 @@ from bench.sign import sign
 
 pytest_plugins = ["pytester"]
 
-FILES = Path(bench.__file__).parent
 SIZE = f"{FILES / 'test_efficiency.py'}::test_size"
 SPEED = f"{FILES / 'test_efficiency.py'}::test_generation"
 ENERGY = f"{FILES / 'test_efficiency.py'}::test_energy"
 QUALITY = f"{FILES / 'test_quality.py'}::test_perplexity"
-# the run shares this process, where the package is imported already: pytest warns that it cannot rewrite its asserts
-IN_PROCESS = ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 QUIETLY = ["-q", "-p", "bench.plugin", "-p", "no:cacheprovider"]
 QUICK = ("--runs", "2", "--warmup-runs", "0", "--prompt-tokens", "8", "--max-new-tokens", "4")
 
@@ -63,18 +59,9 @@ def run(pytester, checkpoint, imported):
     """Run the benchmarks in a repository of somebody else's."""
 
     def call(*arguments, base=None):
-        plugin = () if _installed() else ("-p", "bench.plugin")
-        return pytester.runpytest_inprocess(
-            *plugin, *IN_PROCESS, "--base", str(base or checkpoint), *map(str, arguments)
-        )
+        return pytest_bench(pytester, "--base", base or checkpoint, *arguments)
 
     return call
-
-
-def _installed():
-    from importlib.metadata import entry_points
-
-    return any(point.value == "bench.plugin" for point in entry_points(group="pytest11"))
 
 
 def _baseline(pytester, recipe="rtn-group-size-32"):
