@@ -116,3 +116,40 @@ def small_judge(tmp_path_factory):
     transformers_model("LlamaForCausalLM", vocab_size=300, max_position_embeddings=2048).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A Llama that this project did not write: transformers' own random weights, saved by transformers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from compression._checkpoint import byte_tokenizer
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "someones-llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=300, max_position_embeddings=256,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "test.txt").write_text("The quick brown fox jumps over the lazy dog, twice a day. " * 60)
+    return folder
+
+
+@pytest.fixture
+def run(pytester, checkpoint, imported):
+    """Run the benchmarks in a repository of somebody else's."""
+    from commands import pytest_bench
+
+    def call(*arguments, base=None):
+        return pytest_bench(pytester, "--base", base or checkpoint, *arguments)
+
+    return call

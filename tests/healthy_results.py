@@ -7,7 +7,7 @@ from statistics import median
 from hypothesis import strategies as st
 
 from bench._baseline import ANYWHERE, Entry, Section
-from bench.gate import Baseline, Verdict, judge
+from bench.gate import Baseline, Verdict, judge, verdicts
 from bench.items import KINDS, Items, hashes_of
 from bench.metrics import Metric
 from bench.rows import MEASURED, STATUSES, Row
@@ -121,6 +121,7 @@ ANSWERS, LOSSES = _results("binary", 2000), _results("real", 100)
 
 CONTEXT = {"base_hash": "b1", "data_hash": "d1", "seed": 0, "torch": "2.13.0", "commit": "abc"}
 OTHER_MACHINE = "cpu-other-64t"
+ELSEWHERE = CONTEXT | {"torch": "2.14.0"}  # where what is deterministic is no longer compared exactly
 
 positive = st.floats(1e-3, 1e9)
 texts = st.text(min_size=1, max_size=5)
@@ -189,6 +190,17 @@ def judged(
 ) -> Verdict:
     baseline = recorded([before], metrics=metrics) if isinstance(before, Row) else before
     return judge(row, baseline, mode=mode, fingerprint=row.device, context=context, metrics=metrics)
+
+
+def gated(rows: list[Row], before: list[Row], *, mode="auto", context=CONTEXT) -> list[Verdict]:
+    return verdicts(
+        rows,
+        {"nf4": recorded(before)},
+        mode=mode,
+        fingerprint=FINGERPRINT,
+        context=context,
+        metrics=HEALTHY_METRICS,
+    )
 
 
 @st.composite

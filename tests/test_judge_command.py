@@ -4,18 +4,17 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from commands import FILES, pytest_bench
 from judges import KEY, MISHAPS, Server, by_answer
 
-import bench
 from bench.metrics import all_metrics
 
 pytest_plugins = ["pytester"]
 
-TESTS = Path(bench.__file__).parent / "test_judge.py"
-ROOT = TESTS.parents[1]
+TESTS = FILES / "test_judge.py"
+ROOT = FILES.parent
 JUDGED = f"{TESTS}::test_judged"
 
 
@@ -23,19 +22,11 @@ JUDGED = f"{TESTS}::test_judged"
 def run(imported, pytester, monkeypatch):
     """Run the benchmarks of judging in a repository of somebody else's, with a key in the environment."""
     monkeypatch.setenv("BENCH_JUDGE_KEY", KEY)
-    plugin = () if _installed() else ("-p", "bench.plugin")
 
     def call(*arguments, tests=TESTS):
-        quiet = ("-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
-        return pytester.runpytest_inprocess(*plugin, *quiet, str(tests), *map(str, arguments))
+        return pytest_bench(pytester, tests, *arguments)
 
     return call
-
-
-def _installed():
-    from importlib.metadata import entry_points
-
-    return any(point.value == "bench.plugin" for point in entry_points(group="pytest11"))
 
 
 def asking(server, count=4):

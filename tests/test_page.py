@@ -446,15 +446,43 @@ class TestKeys:
         )
         assert {OTHER} == set(heads)
 
-    def test_a_card_is_opened_by_a_key(self, browser, keys):
-        browser.execute_script("document.querySelector('.card summary').focus()")
-        keys("ENTER")
-        settled(browser, "document.querySelector('.card[open] .inside').childElementCount")
+    def rows_in(self, card, results):
+        """Of the recipe of a card, the name of each row and its value, or why there is none."""
+        rows = list(by_device(newest(results[0])).values())[int(card.get_attribute("data-subject"))]
+        return [
+            f"{row.metric.split('.')[1].replace('_', ' ')} {row.status if row.value is None else number(row.value)}"
+            for row in rows
+            if row.recipe == card.get_attribute("data-recipe")
+        ]
 
-    def test_a_link_to_a_card_opens_it(self, browser, keys):
-        browser.execute_script("document.querySelector('.overview tbody a').focus()")
+    def test_a_card_is_opened_by_a_key(self, browser, keys, results):
+        card = browser.find_element("css selector", ".card")
+        inside, wanted = card.find_element("css selector", ".inside"), self.rows_in(card, results)
+        assert wanted
+        assert "" == inside.text
+
+        browser.execute_script("arguments[0].querySelector('summary').focus()", card)
         keys("ENTER")
-        settled(browser, "document.querySelector('.card[open] .inside').childElementCount")
+        settled(browser, "document.querySelector('.card .inside').childElementCount")
+        assert [] == [row for row in wanted if row not in inside.text]
+        keys("ENTER")
+        assert "" == inside.text
+
+    def test_a_link_to_a_card_opens_it(self, browser, keys, results):
+        link = browser.find_elements("css selector", ".overview tbody a")[-1]
+        card = browser.find_element("id", link.get_attribute("href").partition("#")[2])
+        inside, wanted = card.find_element("css selector", ".inside"), self.rows_in(card, results)
+        assert wanted
+        assert "" == inside.text
+
+        browser.execute_script("arguments[0].focus()", link)
+        keys("ENTER")
+        settled(browser, "document.querySelector('.card[open] .inside')?.childElementCount")
+        top = "document.querySelector('.card[open]').getBoundingClientRect().top"
+        settled(browser, f"{top} > -1 && {top} < innerHeight")  # the page moves there smoothly, to a whole pixel
+        assert [] == [row for row in wanted if row not in inside.text]
+        others = browser.find_elements("css selector", f".card:not([id='{card.get_attribute('id')}']) .inside")
+        assert {""} == {each.text for each in others}
 
 
 def test_every_part_has_a_name_that_is_read_aloud(browser, path):

@@ -3,12 +3,11 @@
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from checkpoints import says
+from commands import FILES, pytest_bench
 
-import bench
 from bench._errors import DataError, NotAvailable, OptionError
 from bench.rag import readings, robustness
 from bench.rag.answers import ask, check_lengths, prompt
@@ -20,7 +19,7 @@ from bench.sign import sign
 
 pytest_plugins = ["pytester"]
 
-TESTS = Path(bench.__file__).parent / "test_rag.py"
+TESTS = FILES / "test_rag.py"
 SQUAD = {"data": [{"title": "t", "paragraphs": [
     {"context": "The fox is red. It lives in a den.", "qas": [
         {"id": "1", "question": "Which colour has the fox?", "answers": [{"text": "red", "answer_start": 11}]},
@@ -345,19 +344,11 @@ QUICK = ("--num-questions", "4", "--rag-seeds", "2", "--max-new-tokens", "6", "-
 @pytest.fixture
 def run(imported, pytester):
     """Run the benchmarks of RAG in a repository of somebody else's."""
-    plugin = () if _installed() else ("-p", "bench.plugin")
 
     def call(*arguments, tests=TESTS):
-        quiet = ("-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
-        return pytester.runpytest_inprocess(*plugin, *quiet, str(tests), *map(str, arguments))
+        return pytest_bench(pytester, tests, *arguments)
 
     return call
-
-
-def _installed():
-    from importlib.metadata import entry_points
-
-    return any(point.value == "bench.plugin" for point in entry_points(group="pytest11"))
 
 
 def test_the_command_fills_the_tables_and_saves_every_answer(run, pytester):

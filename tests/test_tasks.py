@@ -3,10 +3,10 @@
 import json
 import random
 import shutil
-from pathlib import Path
 
 import pytest
 from checkpoints import says, transformers_model
+from commands import FILES, pytest_bench
 from task_requests import built
 
 import bench.scorer
@@ -25,7 +25,7 @@ from compression._checkpoint import byte_tokenizer
 
 pytest_plugins = ["pytester"]
 
-QUALITY = Path(__file__).parents[1] / "bench" / "test_quality.py"
+QUALITY = FILES / "test_quality.py"
 STAND_INS = {task.name: task.stand_in for task in SUITE.values() if task.stand_in}
 EMBEDDED = open_data("embedded", base="reference")
 
@@ -138,10 +138,7 @@ class TestCommand:
     @pytest.fixture
     def run(self, pytester):
         def call(*arguments):
-            return pytester.runpytest_inprocess(
-                "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", QUALITY, "--model",
-                "fp16,rtn(bits=2)", "--data", "embedded", *arguments,
-            )  # fmt: skip
+            return pytest_bench(pytester, QUALITY, "--model", "fp16,rtn(bits=2)", "--data", "embedded", *arguments)
 
         return call
 

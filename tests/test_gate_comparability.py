@@ -1,0 +1,174 @@
+"""What the gate compares with what: other data, machines and definitions, and what is new, missing or not available."""
+
+from dataclasses import replace
+
+import pytest
+from healthy_results import (
+    CONTEXT,
+    FINGERPRINT,
+    HEALTHY_METRICS,
+    OTHER_MACHINE,
+    gated,
+    healthy_row,
+    healthy_rows,
+    judged,
+    recorded,
+    timed_row,
+)
+
+from bench import gate
+from bench.gate import judge, missing
+
+
+@pytest.mark.parametrize("name", ["base_hash", "data_hash"])
+def test_a_changed_checkpoint_or_changed_data_fails_and_says_what_changed(name):
+    found = gated(healthy_rows(), healthy_rows(), context=CONTEXT | {name: "other"})
+
+    assert all(each.fails and each.outcome == "not_comparable" for each in found)
+    assert "was 'd1'" in found[0].words or "was 'b1'" in found[0].words
+    assert "is 'other'" in found[0].words
+
+
+@pytest.mark.parametrize(
+    ("torch", "machine", "factor", "outcome"),
+    [
+        ("2.13.0", FINGERPRINT, 1 + 1e-12, "pass"),
+        ("2.13.0", FINGERPRINT, 1.0001, "regressed"),
+        ("2.13.0", FINGERPRINT, 0.9999, "improved"),
+        ("2.14.0", FINGERPRINT, 1.0001, "pass"),
+        ("2.13.0", OTHER_MACHINE, 1.0001, "pass"),
+        ("2.13.0", OTHER_MACHINE, 1.002, "regressed"),
+    ],
+)
+def test_a_deterministic_number_is_exact_on_one_device_and_torch_and_to_a_thousandth_elsewhere(
+    torch, machine, factor, outcome
+):
+    before = healthy_row("quality.perplexity", value=13.0)
+    now = replace(before, value=13.0 * factor, device=machine)
+
+    assert outcome == judged(now, before, context=CONTEXT | {"torch": torch}).outcome
+
+
+def test_a_timing_of_another_device_is_not_compared_and_both_devices_are_named():
+    now = replace(timed_row(), device=OTHER_MACHINE)
+
+    auto, strict = (judged(now, timed_row(), mode=mode) for mode in ("auto", "strict"))
+
+    assert (auto.outcome, auto.fails, strict.fails) == ("not_comparable", False, True)
+    assert FINGERPRINT in auto.words
+    assert OTHER_MACHINE in auto.words
+
+
+def test_an_estimate_is_not_compared_with_a_measurement():
+    estimate = replace(timed_row(), status="estimated", reason="no counter on this machine")
+
+    verdict = judged(estimate, timed_row())
+
+    assert (verdict.outcome, verdict.fails) == ("not_comparable", False)
+    assert "no counter on this machine" in verdict.words
+
+
+@pytest.mark.parametrize(("mode", "fails"), [("auto", False), ("strict", True)])
+@pytest.mark.parametrize(
+    ("baseline", "outcome"),
+    [(None, "no_baseline"), (recorded([healthy_row("rag.f1", value=0.5)]), "new")],
+    ids=["no_baseline", "new"],
+)
+def test_what_is_not_recorded_names_the_command_that_records_it(mode, fails, baseline, outcome):
+    verdict = judge(
+        timed_row(),
+        baseline,
+        mode=mode,
+        fingerprint=FINGERPRINT,
+        context=CONTEXT,
+        command="pytest bench --model nf4 --update-baselines",
+        metrics=HEALTHY_METRICS,
+    )
+
+    assert (outcome, fails) == (verdict.outcome, fails)
+    assert "`pytest bench --model nf4 --update-baselines`" in verdict.words
+
+
+@pytest.mark.parametrize("changed", ["better", "unit", "kind"])
+def test_a_metric_that_was_redefined_since_the_baseline_fails(changed):
+    other = {"better": "higher", "unit": "s/token", "kind": "memory"}[changed]
+    metric = replace(HEALTHY_METRICS["efficiency.decode_ms"], **{changed: other})
+    row = healthy_row(**({changed: other} if changed != "kind" else {}))
+
+    verdict = judge(
+        row,
+        recorded([healthy_row()]),
+        mode="auto",
+        fingerprint=FINGERPRINT,
+        context=CONTEXT,
+        metrics={metric.name: metric},
+    )
+
+    assert (verdict.outcome, verdict.fails) == ("not_comparable", True)
+    assert other in verdict.words
+
+
+def test_a_vanished_metric_is_missing_but_other_parameters_or_measurements_are_not():
+    baseline = recorded(
+        [
+            timed_row(),
+            healthy_row("efficiency.throughput", value=9.0, params=timed_row().params),
+            healthy_row(params={"batch": 8}),
+            healthy_row("rag.f1", value=0.7),
+        ]
+    )
+
+    found = missing([timed_row()], baseline, FINGERPRINT)
+
+    assert [(each.outcome, each.fails) for each in found] == [("missing", True)]
+    assert found[0].key.startswith("efficiency.throughput[")
+    assert "--update-baselines" in found[0].words
+    assert missing([timed_row()], baseline, OTHER_MACHINE) == []
+    assert missing([replace(timed_row(), recipe="llm_int8")], baseline, FINGERPRINT) == []
+
+
+def test_data_hashes_may_be_a_table_by_kind_of_measurement():
+    table = CONTEXT | {"data_hash": {"perplexity": "p", "rag": "r"}}
+    before = [healthy_row("quality.perplexity"), healthy_row("rag.f1", value=0.5), timed_row()]
+    baseline = recorded(before, context=table)
+    changed = table | {"data_hash": {"perplexity": "p", "rag": "other"}}
+
+    outcomes = [judged(row, baseline, context=changed).outcome for row in before]
+
+    assert outcomes == ["pass", "not_comparable", "pass"]
+
+
+def unavailable(row):
+    return replace(
+        row, value=None, ratio=None, base_value=None, samples=(), base_samples=(), status="not_available", reason="no X"
+    )
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_what_cannot_be_had_here_says_so_and_passes_where_nothing_is_recorded(mode):
+    rows = healthy_rows()
+
+    found = gated([*rows[1:], unavailable(rows[0])], rows[1:], mode=mode)
+
+    (verdict,) = [each for each in found if each.key == rows[0].key]
+    assert (verdict.outcome, verdict.fails) == ("not_comparable", False)
+    assert "no X" in verdict.words
+
+
+def test_what_the_baseline_has_may_not_become_unavailable():
+    rows = healthy_rows()
+
+    (verdict,) = [each for each in gated([*rows[1:], unavailable(rows[0])], rows) if each.fails]
+
+    assert verdict.key == rows[0].key
+    assert "the baseline has it" in verdict.words
+
+
+def test_what_is_not_available_is_not_recorded(tmp_path):
+    rows = healthy_rows()
+
+    gate.update(tmp_path, [unavailable(rows[0]), *rows[1:]], CONTEXT, FINGERPRINT, metrics=HEALTHY_METRICS)
+
+    baseline = gate.Baseline.find(tmp_path, rows[0].base, rows[0].recipe)
+    kept = {key for section in baseline.sections.values() for key in section.rows}
+    assert kept == {row.key for row in rows[1:]}
