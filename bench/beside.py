@@ -36,13 +36,14 @@ class Commit:
     Attributes:
         name: the commit's first 12 digits.
         folder: what PYTHONPATH must name.
+        root: the same of this code.
 
     Raises:
         OptionError: this code is in no git repository, or that does not know the commit.
     """
 
-    def __init__(self, revision: str, root: Path = _ROOT):
-        self.root = root
+    def __init__(self, revision: str):
+        self.root = root = _ROOT
         self._held = ExitStack()
         try:
             self.name = repository.resolved(revision, root)

@@ -1,0 +1,174 @@
+"""This code beside that of a commit: real processes, a real repository, and what the gate makes of their rounds."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+import pytest
+import small_runs
+from checkpoints import says
+from healthy_results import CONTEXT, FINGERPRINT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import beside, gate
+from bench import test_efficiency as efficiency
+from bench._errors import BenchError, NotAvailable, OptionError
+from bench.beside import Beside, Commit, Job, Process
+from bench.generation import Load
+from bench.metrics import all_metrics
+from bench.rows import Row
+
+SLOW = """
+
+def _slow(self, x, forward=PackedLinear.forward):
+    import time
+
+    time.sleep(0.003)
+    return forward(self, x)
+
+
+PackedLinear.forward = _slow
+"""
+RTN = "rtn(group_size=32)"
+AGAINST = {"against": lambda workbench, recipe: efficiency.test_against(workbench, recipe, 1, "eager", "HEAD")}
+
+
+def git(folder, *arguments):
+    identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, env=os.environ | identity, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A repository of this code with one commit, and a tiny checkpoint beside it."""
+    root = tmp_path_factory.mktemp("clone")
+    for package in beside.CODE:
+        ignored = shutil.ignore_patterns("*.safetensors", "__pycache__")
+        shutil.copytree(beside._ROOT / package, root / package, ignore=ignored)
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "sound")
+    small_runs.make_base(root)
+    return root
+
+
+@pytest.fixture
+def here(clone, monkeypatch):
+    monkeypatch.setattr(beside, "_ROOT", clone)
+    return clone
+
+
+@pytest.fixture
+def commit(here):
+    """The code of the commit, gone behind the test."""
+    found = Commit("HEAD")
+    yield found
+    found.close()
+
+
+def job(folder, **given):
+    load = Load(prompt_tokens=8, new_tokens=4)
+    known = {"base": str(folder / "tiny"), "recipe": None, "folders": (None, None), "device": "cpu", "seed": 0,
+             "calibration": None, "load": load, "mode": "eager", "warmup": 0}  # fmt: skip
+    return Job(**known | given)
+
+
+def test_code_that_became_slower_than_its_commit_fails_and_is_recorded_nowhere(here, tmp_path):
+    linear = here / "compression" / "_linear.py"
+    sound = linear.read_text(encoding="utf-8")
+    linear.write_text(sound + SLOW, encoding="utf-8")
+    try:
+        done = small_runs.one_run(here, RTN, measurements=AGAINST, against="HEAD", runs=5, warmup=1)
+    finally:
+        linear.write_text(sound, encoding="utf-8")
+
+    commit = git(here, "rev-parse", "--short=12", "HEAD")
+    rows = {row.metric: row for row in done.rows.values()}
+    decode = rows["against.decode_ms"]
+    assert {"against.decode_ms", "against.latency_ms", "against.prefill_ms", "against.ttft_ms"} == set(rows)
+    assert commit == decode.params["commit"]
+    assert decode.value - decode.base_value > 3 * 7  # ms, slept in each of at least seven layers of a step
+    assert decode.ratio == decode.value / decode.base_value
+    assert len(decode.samples) == len(decode.base_samples) >= 20  # a change is believed at the second look
+    [words] = done.failing
+    assert re.search(says("against.decode_ms", commit, "regressed", "allowed +1 %"), words)
+
+
+def test_what_was_measured_beside_a_commit_is_no_baseline(here):
+    done = small_runs.one_run(here, RTN, measurements=AGAINST, against="HEAD", runs=1, warmup=0, update=True)
+
+    assert 4 == len(done.rows) and [] == done.failing
+    assert not list((here / "baselines").glob("*/*.json"))
+
+
+def test_both_sides_have_equal_rounds_also_behind_a_second_look(here, commit):
+    rounds = Beside(job(here), commit)
+    rounds.run(1, seconds=60)
+    rounds.run(3, seconds=0)  # over when the first of the further pairs is done
+
+    own, theirs = rounds.rounds
+    assert 2 == len(own) == len(theirs)
+    assert {4} == {each.tokens for each in (*own, *theirs)}
+
+
+def test_a_recipe_that_a_side_does_not_know_is_said_to_be_no_recipe_of_it(here, commit, tmp_path):
+    (commit.folder / "compression" / "quantization" / "rtn.py").unlink()
+    folders = (tmp_path / "own", tmp_path / "theirs")
+
+    with pytest.raises(NotAvailable, match=says(f"the code of {commit.name} cannot make it", "rtn")):
+        Beside(job(here, recipe=RTN, folders=folders), commit).run(1, seconds=60)
+    assert (tmp_path / "own").exists()
+
+
+def test_a_process_that_is_killed_is_told_with_its_ending(here):
+    process = Process(here, job(here).given(0)).ready()
+    process._process.send_signal(signal.SIGKILL)
+
+    with pytest.raises(BenchError, match=says("ended with -9")):
+        process.round(0)
+    process.close()
+
+
+def test_a_commit_that_git_does_not_know_and_a_folder_without_one_are_refused(here, tmp_path, monkeypatch):
+    with pytest.raises(OptionError, match=says("--against nowhere", "git knows no commit 'nowhere'")):
+        Commit("nowhere")
+    monkeypatch.setattr(beside, "_ROOT", tmp_path)
+    with pytest.raises(OptionError, match=says("--against HEAD", "run from a clone")):
+        Commit("HEAD")
+
+
+def test_nothing_is_left_of_the_commits_code(here):
+    commit = Commit("HEAD")
+    assert set(beside.CODE) == {each.name for each in commit.folder.iterdir()}
+    commit.close()
+
+    assert not commit.folder.exists()
+
+
+@given(st.floats(0.5, 2), st.integers(1, 200), st.sampled_from(["auto", "strict", "off"]))
+def test_the_gate_compares_with_the_other_side_and_with_no_baseline(slower, sides, mode):
+    then = tuple(4.0 + 0.001 * i for i in range(20))
+    row = Row(
+        run="r", base="reference", recipe="nf4", device=FINGERPRINT, metric="against.decode_ms", unit="ms/token",
+        better="lower", params={"commit": "0" * 12}, seed=0, of=gate.AGAINST, value=slower * 4.01, base_value=4.01,
+        ratio=slower, samples=tuple(slower * each for each in then), base_samples=then,
+    )  # fmt: skip
+
+    verdict = gate.judge_beside(
+        row, sides=sides, mode=mode, fingerprint=FINGERPRINT, context=CONTEXT, metrics=all_metrics()
+    )
+
+    if mode == "off":
+        assert ("not_comparable", False) == (verdict.outcome, verdict.fails)
+    elif slower > 1.02:
+        assert ("regressed", True) == (verdict.outcome, verdict.fails)
+    elif slower < 0.98:
+        assert ("improved", False) == (verdict.outcome, verdict.fails)
+    elif 0.992 < slower < 1.008:
+        assert ("pass", False) == (verdict.outcome, verdict.fails)
