@@ -129,7 +129,7 @@ class Findings:
         mode = "off" if self.options.update else self.options.gate
         common = {"fingerprint": self.fingerprint, "context": self.context, "metrics": self._metrics}
         return [
-            gates.judge_beside(row, sides=self._sides, mode=mode, **common)
+            gates.judge_beside(row, level=self._beside_level, mode=mode, **common)
             if row.of == gates.AGAINST
             else gates.judge(
                 row, None if _is_refused(row) else self.baselines.get(row.recipe), mode=mode,
@@ -139,9 +139,10 @@ class Findings:
         ]  # fmt: skip
 
     @property
-    def _sides(self) -> int:
-        """How many rows of this run are compared with those of a commit, both modes counted."""
-        return len(self.options.recipes) * len(self.options.batch_sizes) * 2 * len(metrics_of(gates.AGAINST))
+    def _beside_level(self) -> float:
+        """The share that each of this run's rows has that are compared with those of a commit, both modes counted."""
+        rows = len(self.options.recipes) * len(self.options.batch_sizes) * 2 * len(metrics_of(gates.AGAINST))
+        return gates.LEVEL / 2 / rows
 
     @functools.cached_property
     def _shares(self) -> "gates.Levels":

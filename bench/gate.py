@@ -167,11 +167,11 @@ def judge(
 
 
 def judge_beside(
-    row: Row, *, sides: int, mode: str, fingerprint: str, context: Mapping[str, Any], metrics: Mapping[str, Metric]
+    row: Row, *, level: float, mode: str, fingerprint: str, context: Mapping[str, Any], metrics: Mapping[str, Metric]
 ) -> Verdict:
     """The verdict on a row of which the base is another state of the code, measured in turn: its samples are compared.
 
-    `sides` is the number of such rows in the run. An improvement fails in no mode: there is nothing to record.
+    `level` is the chance of an alarm that it may take. An improvement fails in no mode: there is nothing to record.
     """
     then = None
     if row.base_value is not None:
@@ -183,7 +183,7 @@ def judge_beside(
         then = Baseline(base=row.base, recipe=row.recipe, sections={fingerprint: section})
     return judge(
         row, then, mode="off" if mode == "off" else "auto", fingerprint=fingerprint, context=context, metrics=metrics,
-        shares=Levels(timed=LEVEL / 2 / max(1, sides), items=LEVEL),
+        shares=Levels(timed=level, items=LEVEL),
     )  # fmt: skip
 
 

@@ -5,6 +5,10 @@ import re
 import shutil
 import signal
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+from unittest import mock
 
 import pytest
 import small_runs
@@ -17,7 +21,7 @@ from bench import beside, gate
 from bench import test_efficiency as efficiency
 from bench._errors import BenchError, NotAvailable, OptionError
 from bench.beside import Beside, Commit, Job, Process
-from bench.generation import Load
+from bench.generation import Load, Round
 from bench.metrics import all_metrics
 from bench.rows import Row
 
@@ -79,11 +83,12 @@ def job(folder, **given):
     return Job(**known | given)
 
 
-def test_code_that_became_slower_than_its_commit_fails_and_is_recorded_nowhere(here, tmp_path):
+def test_code_that_became_slower_than_its_commit_fails(here, monkeypatch):
     linear = here / "compression" / "_linear.py"
     sound = linear.read_text(encoding="utf-8")
     linear.write_text(sound + SLOW, encoding="utf-8")
     try:
+        monkeypatch.setattr(beside, "PAIRS", 1)
         done = small_runs.one_run(here, RTN, measurements=AGAINST, against="HEAD", runs=5, warmup=1)
     finally:
         linear.write_text(sound, encoding="utf-8")
@@ -100,21 +105,47 @@ def test_code_that_became_slower_than_its_commit_fails_and_is_recorded_nowhere(h
     assert re.search(says("against.decode_ms", commit, "regressed", "allowed +1 %"), words)
 
 
-def test_what_was_measured_beside_a_commit_is_no_baseline(here):
-    done = small_runs.one_run(here, RTN, measurements=AGAINST, against="HEAD", runs=1, warmup=0, update=True)
+class Quick:
+    """Stands where a process does, and has its rounds at once: their number is their time."""
+
+    started: ClassVar[list] = []
+
+    def __init__(self, code, given):
+        self.started.append((code, given["folder"]))
+
+    def ready(self):
+        return self
+
+    def round(self, number):
+        return Round(ttft_s=1.0, prefill_s=1.0, steps_s=(1.0 + number,), total_s=2.0, kv_bytes=1, tokens=2)
+
+    def close(self):
+        pass
+
+
+@given(st.integers(1, 12), st.integers(1, 30), st.booleans())
+def test_both_sides_have_equal_rounds_with_equal_prompts_at_equal_places(first, further, over):
+    code = SimpleNamespace(root=Path("here"), folder=Path("there"), name="0" * 12)
+    with mock.patch.object(beside, "Process", Quick), mock.patch.object(Quick, "started", []):
+        rounds = Beside(job(Path("."), folders=(Path("a"), Path("b"))), code)
+        rounds.run(first, seconds=0)
+        rounds.run(first + further, seconds=0 if over else 60)
+        started = Quick.started
+
+    own, theirs = ([each.steps_s[0] for each in side] for side in rounds.rounds)
+    assert own == theirs == [1.0 + number for number in range(len(own))]
+    pairs = min(further, beside.PAIRS)
+    assert len(own) == first + (further // pairs if over else further)  # what has begun is ended
+    assert started == [(code.root, "a"), (code.folder, "b")] * (1 + (1 if over else pairs))
+
+
+def test_what_was_measured_beside_a_commit_is_no_baseline(here, monkeypatch):
+    monkeypatch.setattr(beside, "Process", Quick)
+
+    done = small_runs.one_run(here, RTN, measurements=AGAINST, against="HEAD", runs=5, update=True)
 
     assert 4 == len(done.rows) and [] == done.failing
     assert not list((here / "baselines").glob("*/*.json"))
-
-
-def test_both_sides_have_equal_rounds_also_behind_a_second_look(here, commit):
-    rounds = Beside(job(here), commit)
-    rounds.run(1, seconds=60)
-    rounds.run(3, seconds=0)  # over when the first of the further pairs is done
-
-    own, theirs = rounds.rounds
-    assert 2 == len(own) == len(theirs)
-    assert {4} == {each.tokens for each in (*own, *theirs)}
 
 
 def test_a_recipe_that_a_side_does_not_know_is_said_to_be_no_recipe_of_it(here, commit, tmp_path):
@@ -152,7 +183,7 @@ def test_nothing_is_left_of_the_commits_code(here):
 
 
 @given(st.floats(0.5, 2), st.integers(1, 200), st.sampled_from(["auto", "strict", "off"]))
-def test_the_gate_compares_with_the_other_side_and_with_no_baseline(slower, sides, mode):
+def test_the_gate_compares_with_the_other_side_and_with_no_baseline(slower, rows, mode):
     then = tuple(4.0 + 0.001 * i for i in range(20))
     row = Row(
         run="r", base="reference", recipe="nf4", device=FINGERPRINT, metric="against.decode_ms", unit="ms/token",
@@ -161,7 +192,7 @@ def test_the_gate_compares_with_the_other_side_and_with_no_baseline(slower, side
     )  # fmt: skip
 
     verdict = gate.judge_beside(
-        row, sides=sides, mode=mode, fingerprint=FINGERPRINT, context=CONTEXT, metrics=all_metrics()
+        row, level=gate.LEVEL / 2 / rows, mode=mode, fingerprint=FINGERPRINT, context=CONTEXT, metrics=all_metrics()
     )
 
     if mode == "off":

@@ -9,8 +9,9 @@ from checkpoints import says
 
 from bench import calibrate, gate, tolerances
 from bench._errors import BenchError, OptionError
-from bench.calibrate import Rerun, judged, kept, noise, report
-from bench.metrics import METRICS, all_metrics
+from bench._reruns import Rerun, kept
+from bench.calibrate import judged, noise, report
+from bench.metrics import METRICS, all_metrics, metrics_of
 
 FACTS = {"model": "nf4", "torch": "2.13.0"}
 
@@ -115,7 +116,7 @@ def calibrated(tmp_path, monkeypatch):
     """A command that finds so many reruns in its journal, of processes that differ by so much."""
     facts = FACTS | {"fingerprint": "cpu-here-1t"}
     monkeypatch.setattr(calibrate, "_facts", lambda given: facts)
-    monkeypatch.setattr(calibrate, "timed", lambda: [decode()])
+    monkeypatch.setattr(calibrate, "timed", lambda beside: [decode()])
 
     def command(count, between, *options):
         found = [{"kind": "rerun", "own": each.own, "base": each.base} for each in reruns(count, between=between)]
@@ -151,3 +152,19 @@ def test_few_reruns_and_noisy_ones_are_not_recorded(tmp_path, calibrated, capsys
 
     assert words in f"{refused.value}{capsys.readouterr().err}"
     assert {} == tolerances.read(tmp_path)
+
+
+def test_two_copies_of_one_model_are_compared_with_each_other_and_a_slow_one_is_seen():
+    beside = {each.name: each for each in metrics_of(gate.AGAINST)}["against.decode_ms"]
+    copies = [
+        Rerun(own={beside.name: each.base["efficiency.decode_ms"][::-1]},
+              base={beside.name: each.base["efficiency.decode_ms"]})
+        for each in reruns(8, scatter=0.004, between=0.2)
+    ]  # fmt: skip
+    slow = Rerun(own={beside.name: [1.05 * each for each in copies[0].own[beside.name]]}, base=copies[0].base)
+
+    (equal,) = noise(copies, [beside], runs=10, rows=100)
+    (one,) = noise([*copies, slow], [beside], runs=10, rows=100)
+
+    assert (8, 0, 8) == (equal.pairs, equal.alarms, equal.outcomes["pass"])
+    assert (9, 1) == (one.pairs, one.outcomes["regressed"])
