@@ -8,6 +8,9 @@ models share: drift over a run, bursts, a clock of two speeds. Each row has nois
 to a tenth faster or slower than that of its baseline, and rows of a run that share their rounds would alarm together,
 that is less often. The rule is the gate's own code; `tests/test_gate_power.py` holds the two together.
 
+Conditions that begin with "beside" are of `--against`: rounds of two copies of one model, and no recorded times. Every
+process that takes part is off by a share of its own (PROCESSES).
+
 Beside it stands what `pytest-benchmark compare --benchmark-compare-fail=median:5%` says of the same rounds of the
 compressed model: the usual ten, the base not looked at.
 """
@@ -31,6 +34,8 @@ CHUNK = 10_000  # rows at once
 CONDITIONS = (  # recorded noise, and what is added to it
     "calm", "calm + strong drift", "calm + strong bursts", "calm + strong bimodal",
     "stalls", "stalls + drift", "stalls + bursts", "stalls + bimodal", "stalls + strong bimodal", "starved",
+    "beside", "beside + drift", "beside + bursts", "beside + bimodal",
+    "beside + strong drift", "beside + strong bursts", "beside + strong bimodal",
 )  # fmt: skip
 ADDED = {
     "drift": 0.05,  # up to 5 % over a run, either way
@@ -40,6 +45,8 @@ ADDED = {
     "bimodal": 0.1,  # a clock that is 10 % slower half of the time, in turns of 40 rounds on average
     "strong bimodal": 0.2,
 }
+PROCESSES = 0.003  # standard deviation between processes with equal code
+TURNS = (0, 10, 20, 30, 40, 60, 80, 100)  # rounds at which `bench.beside` starts new ones
 PEER = 0.05  # of pytest-benchmark
 OUTCOMES = ("pass", "inconclusive", "regressed", "improved")
 PASS, INCONCLUSIVE, REGRESSED, IMPROVED = range(4)
@@ -106,7 +113,8 @@ def verdicts(now: Rounds, then: Rounds, metric: Metric, level: float) -> tuple[n
     open_ = np.arange(rows)
     for times in (1, *gate.MORE):
         seen = [Rounds(*(side[open_] for side in run)) for run in (now, then)]
-        found = look(Rounds(*(side[:, : times * USUAL] for side in seen[0])), seen[1], metric, level)
+        so_far = [Rounds(*(side[:, : times * USUAL] for side in run)) for run in seen]
+        found = look(so_far[0], so_far[1] if metric.of == gate.AGAINST else seen[1], metric, level)
         outcome[open_], taken[open_] = found, times * USUAL
         decided = (found == PASS) | ((found != INCONCLUSIVE) & (found == before[open_]))
         before[open_] = found
@@ -115,10 +123,14 @@ def verdicts(now: Rounds, then: Rounds, metric: Metric, level: float) -> tuple[n
 
 
 def look(now: Rounds, then: Rounds, metric: Metric, level: float) -> np.ndarray:
-    """One look at rows of a metric of which less is better: the worse of ratio and value, as `gate` concludes."""
+    """One look at rows of a metric of which less is better: the worse of ratio and value, as `gate` concludes.
+
+    Of two states of the code the values alone, of which `rel` is then the tolerance.
+    """
     worst = np.zeros(len(now.own), dtype=int)
     middle = np.exp(np.median(then.own, 1))
-    for sides, allowed in ((2, metric.rel), (1, metric.rel_absolute)):
+    checks = ((1, metric.rel),) if metric.of == gate.AGAINST else ((2, metric.rel), (1, metric.rel_absolute))
+    for sides, allowed in checks:
         log, error, degrees = moved(now[:sides], then[:sides], metric.best)
         degrees = degrees.astype(int)
         reach = np.array([0, *(quantile(level / 2 / gate.LOOKS, each + 1) for each in range(degrees.max(initial=0)))])
@@ -149,13 +161,13 @@ class Shares(NamedTuple):
 
 def false_alarms(condition: str, runs: int, rows: int, *, recorded_rounds: int, seed: int = 0) -> Shares:
     """Shares of runs of so many unchanged rows with at least one such outcome."""
-    metric, level = _decode(), gate.LEVEL / 2 / rows
+    metric, level = _decode(condition), gate.LEVEL / 2 / rows
     counts, rounds = np.zeros(4), 0.0
     step = max(1, CHUNK // rows)
     for done, numbers in _chunks(runs, step, seed):
-        now, then = _pair(condition, done * rows, recorded_rounds, numbers)
+        now, then, earlier = _pair(condition, done * rows, recorded_rounds, numbers)
         outcome, taken = verdicts(now, then, metric, level)
-        runs_with = [outcome == REGRESSED, outcome == IMPROVED, outcome == INCONCLUSIVE, peer(now, then)]
+        runs_with = [outcome == REGRESSED, outcome == IMPROVED, outcome == INCONCLUSIVE, peer(now, earlier)]
         counts += [each.reshape(done, rows).any(1).sum() for each in runs_with]
         rounds += taken.sum()
     return Shares(*(counts / runs).tolist(), rounds / runs / rows)
@@ -163,22 +175,30 @@ def false_alarms(condition: str, runs: int, rows: int, *, recorded_rounds: int, 
 
 def found(condition: str, slower: float, runs: int, rows: int, *, recorded_rounds: int, seed: int = 1) -> Shares:
     """Shares of runs in which a decode that is slower by that share is said to be, at the level of a run of rows."""
-    metric, level = _decode(), gate.LEVEL / 2 / rows
+    metric, level = _decode(condition), gate.LEVEL / 2 / rows
     counts, rounds = np.zeros(4), 0.0
     for done, numbers in _chunks(runs, CHUNK, seed):
-        now, then = _pair(condition, done, recorded_rounds, numbers)
+        now, then, earlier = _pair(condition, done, recorded_rounds, numbers)
         now = now._replace(own=now.own + math.log1p(slower))
         outcome, taken = verdicts(now, then, metric, level)
         counts += [
             (each).sum()
-            for each in (outcome == REGRESSED, outcome == IMPROVED, outcome == INCONCLUSIVE, peer(now, then))
+            for each in (outcome == REGRESSED, outcome == IMPROVED, outcome == INCONCLUSIVE, peer(now, earlier))
         ]
         rounds += taken.sum()
     return Shares(*(counts / runs).tolist(), rounds / runs)
 
 
-def _pair(condition: str, rows: int, recorded_rounds: int, numbers: np.random.Generator) -> tuple[Rounds, Rounds]:
-    return draw(condition, rows, gate.MORE[-1] * USUAL, numbers), draw(condition, rows, recorded_rounds, numbers)
+def _pair(
+    condition: str, rows: int, recorded_rounds: int, numbers: np.random.Generator
+) -> tuple[Rounds, Rounds, Rounds]:
+    """This run, what it is compared with, and an earlier run, which is that where no other code runs beside it."""
+    now, earlier = (draw(condition, rows, rounds, numbers) for rounds in (gate.MORE[-1] * USUAL, recorded_rounds))
+    if not condition.startswith("beside"):
+        return now, earlier, earlier
+    lasts = np.diff(TURNS)
+    own, other = (side + np.repeat(numbers.normal(0, PROCESSES, (rows, len(lasts))), lasts, axis=1) for side in now)
+    return Rounds(own, other), Rounds(other, own), earlier
 
 
 def _chunks(total: int, step: int, seed: int) -> Iterator[tuple[int, np.random.Generator]]:
@@ -186,9 +206,9 @@ def _chunks(total: int, step: int, seed: int) -> Iterator[tuple[int, np.random.G
         yield min(step, total - start), np.random.default_rng([seed, number])
 
 
-def _decode() -> Metric:
+def _decode(condition: str) -> Metric:
     all_metrics()
-    return METRICS["efficiency.decode_ms"]
+    return METRICS["against.decode_ms" if condition.startswith("beside") else "efficiency.decode_ms"]
 
 
 def main() -> None:
