@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from bench._errors import BenchError, JournalError
-from bench.journal import files_of, new_run, read, resume
+from bench.journal import JOURNAL, files_of, new_run, read, resume
 from bench.rows import REFUSED
 
 if TYPE_CHECKING:
@@ -241,4 +241,4 @@ def refuse(session: pytest.Session, words: str) -> None:
 
 def journal_of(config: pytest.Config) -> Path:
     """The journal that the command line names."""
-    return config.getoption("--journal") or config.invocation_params.dir / ".bench" / "journal.jsonl"
+    return config.getoption("--journal") or config.invocation_params.dir / JOURNAL

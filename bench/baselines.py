@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import _repository as repository
+from bench._arguments import journal_option
 from bench._baseline import ANYWHERE, ITEMS, Baseline, Entry
 from bench._errors import BaselineError, BenchError
 from bench._migrations import SCHEMA
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     diff.add_argument("old", nargs="?", default="HEAD", metavar="OLD")
     diff.add_argument("new", nargs="?", metavar="NEW")
     updating = commands.add_parser("update", parents=[common, writing])
-    updating.add_argument("--journal", type=Path, default=Path(".bench/journal.jsonl"), metavar="FILE")
+    journal_option(updating)
     updating.add_argument("--run", help="name of the run; default the last")
     updating.add_argument("--force-update", action="store_true", help="also of a failed run, or of changed files")
     commands.add_parser("merge", parents=[common, writing]).add_argument("other", metavar="OTHER")

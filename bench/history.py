@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from bench import _repository as repository
+from bench._arguments import journal_option
 from bench._baseline import arrow, percent, relative
 from bench._errors import BenchError, JournalError
 from bench._runs import runs_of
@@ -211,7 +212,7 @@ def _named(series: Mapping[tuple[str, ...], tuple[dict[str, Any], list[Point]]])
 def main(arguments: Sequence[str] | None = None) -> None:
     """Name the commits at which metrics moved: `python -m bench history`."""
     parser = argparse.ArgumentParser(prog="python -m bench history", description=main.__doc__.partition(":")[0])
-    parser.add_argument("--journal", type=Path, default=Path(".bench/journal.jsonl"), metavar="FILE")
+    journal_option(parser)
     parser.add_argument("--storage", type=Path, default=Path(".benchmarks"), metavar="DIR", help="of pytest-benchmark")
     parser.add_argument(
         "--metric", help="names, with or without their group, separated by commas; also prints the runs"

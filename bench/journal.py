@@ -28,6 +28,7 @@ from bench._lines import is_sealed, opened, sealed, whole_in
 from bench._strict import exact_fields, finite_field, strict_json
 from bench.rows import MEASURED, Row, checked_params
 
+JOURNAL = Path(".bench/journal.jsonl")  # of runs that were not told another
 KINDS = ("run", "begin", "row", "verdict", "layers", "end")
 ENDINGS = ("passed", "failed", "interrupted")
 
@@ -206,6 +207,17 @@ class Contents:
                     found.pop(name, None)
                     found[name] = row
         return list(found.values())
+
+    def rows_of(self, run: str | None = None) -> list[Row]:
+        """The rows of one run, by default of that of the newest row. Raises JournalError where there are none."""
+        newest = (record["run"] for record in reversed(self.records) if record["kind"] == "row")
+        rows = self.rows(run or next(newest, ""))
+        if not rows:
+            raise JournalError(
+                f"the journal holds no results{f' of run {run}' if run else ''}; run pytest bench first, or give "
+                "--journal FILE"
+            )
+        return rows
 
 
 def read(path: str | Path) -> Contents:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench._arguments import journal_option
 from bench._errors import JournalError
 from bench._files import write_whole
 from bench._lines import whole_in
@@ -71,7 +72,7 @@ def _set_aside(file: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Move damaged lines of a journal aside and keep the rest."""
     parser = argparse.ArgumentParser(prog="python -m bench mend", description=main.__doc__)
-    parser.add_argument("--journal", type=Path, default=Path(".bench/journal.jsonl"))
+    journal_option(parser)
     options = parser.parse_args(arguments)
     try:
         words = mend(options.journal)

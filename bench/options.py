@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.generation import Load
+from bench.journal import JOURNAL
 from compression import Recipe
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Options:
     baselines: Path = Path("baselines")
     update: bool = False
     force_update: bool = False  # also of a failed run, or from a tree with changed files
-    journal: Path = Path(".bench/journal.jsonl")
+    journal: Path = JOURNAL
     resume: bool = False
     batch_sizes: tuple[int, ...] = (1,)
     prompt_tokens: int = 128

@@ -4,10 +4,10 @@ import argparse
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import tolerances
+from bench._arguments import journal_option
 from bench._baseline import fallback
 from bench._errors import JournalError
 from bench.journal import read
@@ -112,16 +112,13 @@ def _paired(row: Row) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the last run of a journal as a Markdown table: `python -m bench summary`."""
     parser = argparse.ArgumentParser(prog="python -m bench summary", description=main.__doc__.split(":")[0])
-    parser.add_argument("--journal", type=Path, default=Path(".bench/journal.jsonl"))
+    journal_option(parser)
     parser.add_argument("--metrics", help="names without their group, separated by commas; default all")
     options = parser.parse_args(arguments)
     try:
-        records = read(options.journal)
+        rows = read(options.journal).rows_of()
     except JournalError as error:
         parser.error(str(error))
-    if not records.rows():
-        parser.error(f"{options.journal} holds no results; run pytest bench first, or give --journal FILE")
-    rows = records.rows(records.rows()[-1].run)
     if options.metrics:
         wanted = options.metrics.split(",")
         rows = [row for row in rows if row.metric.partition(".")[2] in wanted]

@@ -6,9 +6,9 @@
 import argparse
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from bench._arguments import journal_option
 from bench._errors import JournalError
 from bench.journal import Contents, read
 from bench.report._cells import Notes, cell_of, choose, with_base
@@ -39,10 +39,7 @@ def digest(contents: Contents, run: str | None = None) -> str:
 
     Raises JournalError where there is no such run.
     """
-    runs = (record["run"] for record in reversed(contents.records) if record["kind"] == "row")
-    rows = contents.rows(run or next(runs, ""))
-    if not rows:
-        raise JournalError(f"the journal holds no results{f' of run {run}' if run else ''}; run pytest bench first")
+    rows = contents.rows_of(run)
     run = rows[-1].run
     records = [record for record in contents.records if record["run"] == run]
     verdicts = list({(each["recipe"], each["key"]): each for each in records if each["kind"] == "verdict"}.values())
@@ -131,7 +128,7 @@ def _unmeasured(rows: Iterable[Row]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a run of a journal in a few lines of Markdown: `python -m bench digest`."""
     parser = argparse.ArgumentParser(prog="python -m bench digest", description=main.__doc__.split(":")[0])
-    parser.add_argument("--journal", type=Path, default=Path(".bench/journal.jsonl"))
+    journal_option(parser)
     parser.add_argument("--run", help="its id; default the last one")
     options = parser.parse_args(arguments)
     try:

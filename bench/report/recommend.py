@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench._errors import BaselineError, JournalError, OptionError
+from bench.journal import JOURNAL
 from bench.report._cells import choose, number, with_base
 from bench.report._layout import Column
 from bench.report.fronts import front
@@ -21,7 +22,7 @@ from bench.report.write import chosen, measured, sources
 from bench.rows import Row
 from compression._recipe import UNCOMPRESSED
 
-JOURNAL, BASELINES = Path(".bench/journal.jsonl"), Path("baselines")
+BASELINES = Path("baselines")
 QUALITY = {  # name: the column, and the loss of a value beside the base's
     "accuracy": Column(head="Accuracy", metric="quality.average_accuracy"),
     "perplexity": Column(head="Perplexity", metric="quality.perplexity"),

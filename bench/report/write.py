@@ -16,9 +16,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench._arguments import journal_option
 from bench._errors import BaselineError, JournalError, OptionError
 from bench._files import write_whole
-from bench.journal import Contents, read
+from bench.journal import JOURNAL, Contents, read
 from bench.report import formats
 from bench.report.digest import digest, numbers
 from bench.report.page import page
@@ -155,7 +156,7 @@ def one_of(made: Sequence[Table], numbers: str) -> list[Table]:
 
 def sources(parser: argparse.ArgumentParser) -> None:
     """The options that say whose results are meant."""
-    parser.add_argument("--journal", type=Path, help="default ./.bench/journal.jsonl")
+    journal_option(parser, default=None)
     parser.add_argument("--baselines", type=Path, metavar="DIR", help="recorded baselines instead of a journal")
     parser.add_argument("--base", help="default that of the last results")
     parser.add_argument("--device", help="fingerprint of the device; default that of the last results")
@@ -182,4 +183,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _results(options: argparse.Namespace) -> tuple[list[Row], Contents | None]:
     if options.baselines:
         return chosen(recorded(options.baselines), options.base, options.device, str(options.baselines)), None
-    return measured(options.journal or Path(".bench/journal.jsonl"), options.base, options.device)
+    return measured(options.journal or JOURNAL, options.base, options.device)
