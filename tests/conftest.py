@@ -1,4 +1,4 @@
-"""Settings of the property tests, the same examples on every run in CI; and a checkpoint that several files share."""
+"""Settings of the property tests, the same examples on every run in CI; and fixtures that several files share."""
 
 import gc
 import importlib
@@ -153,3 +153,33 @@ def run(pytester, checkpoint, imported):
         return pytest_bench(pytester, "--base", base or checkpoint, *arguments)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def page_results():
+    """Rows of several runs, two bases and two devices, and the journal that they are of."""
+    from page_rows import results
+
+    return results()
+
+
+@pytest.fixture(scope="session")
+def page_text(page_results):
+    from bench.report.page import page
+
+    return page(*page_results)
+
+
+@pytest.fixture(scope="session")
+def page_path(page_text, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "index.html"
+    path.write_text(page_text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from chromium import chromium
+
+    with chromium() as started:
+        yield started
