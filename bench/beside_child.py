@@ -34,7 +34,7 @@ def decoder_of(given: dict[str, Any]) -> Any:
 
     if given["threads"]:
         torch.set_num_threads(given["threads"])
-    if given["device"].startswith("cuda"):
+    if given["device"].startswith("cuda:"):
         torch.cuda.set_device(given["device"])
     model = opened(given)
     factory = getattr(model, "cache_factory", None)
