@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import _repository as repository
+from bench import tolerances
 from bench._arguments import journal_option
 from bench._baseline import ANYWHERE, ITEMS, Baseline, Entry
 from bench._errors import BaselineError, BenchError
@@ -107,6 +108,8 @@ def _list(options: argparse.Namespace) -> None:
         for place, section in each.sections.items():
             if place != ANYWHERE:
                 print(f"    {len(section.rows)} on {place}, last of {section.context.get('commit') or 'no commit'}")
+    for device in tolerances.read(options.baselines):
+        print(tolerances.words(options.baselines, device))
 
 
 def _diff(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from healthy_results import FINGERPRINT, HEALTHY_METRICS, judged, timed_row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import sign, tolerances
+from bench import baselines, sign, tolerances
 from bench._errors import BaselineError
 from bench.metrics import all_metrics
 
@@ -72,6 +72,16 @@ def test_no_digit_can_be_changed_unseen(tmp_path_factory, place, digit):
 
     with pytest.raises(BaselineError, match=says(tolerances.NAME)):
         tolerances.read(folder)
+
+
+def test_they_are_listed_with_the_baselines_and_a_damaged_file_is_not_passed_over(tmp_path, recorded, capsys):
+    baselines.main(["list", "--baselines", str(tmp_path)])
+    assert f"tolerances of {HERE}, calibrated in 40 reruns: decode_ms 1.2 %" in capsys.readouterr().out
+
+    recorded.write_text("{}", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        baselines.main(["list", "--baselines", str(tmp_path)])
+    assert "it lacks devices" in capsys.readouterr().err
 
 
 def test_a_change_by_hand_is_signed(tmp_path, recorded):
