@@ -152,7 +152,8 @@ def _lut4_pack(codes: Tensor, spec: LayerSpec) -> Tensor:
     """Codes of 2 and 3 bits take 4 each in memory: what is stored is canonical all the same."""
     from compression import _native
 
-    return _native.pack(canonical(codes, spec))
+    rows = max(1, 2**16 // spec.in_features)  # at a time: 3 bits are taken apart in words of 8 bytes to a code
+    return torch.cat([_native.pack(canonical(part, spec)) for part in codes.split(rows)])
 
 
 def _lut4_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:

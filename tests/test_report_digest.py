@@ -31,6 +31,18 @@ def test_a_digest_of_the_worst_run_fits_a_comment():
     assert len(text.splitlines()) < 60
 
 
+def test_rows_that_could_not_be_compared_are_counted_by_their_reason():
+    contents = contents_of([row(SIZE, 1.0)], [("not_comparable", 3)] * 12)
+    for at, each in enumerate(each for each in contents.records if each["kind"] == "verdict"):
+        each["words"] = f"nf4: k{at} not compared: {'recorded elsewhere' if at else 'no gate'}"
+    each["words"] = "nf4: k is not available here: no judge"
+
+    text = digest(contents)
+
+    assert "**Not compared**\n\n- 10 rows: recorded elsewhere\n- 1 row: no gate\n- 1 row: no judge\n" in text
+    assert "12 not comparable" in text and "**Moved**" not in text
+
+
 def test_a_run_that_gated_nothing_and_has_not_ended_says_so():
     text = digest(contents_of([row(SIZE, 1.0)], ending=None))
 

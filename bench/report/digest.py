@@ -4,6 +4,7 @@
 """
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,9 @@ SHOWN = 8  # of each kind of lines
 WORDS = 300  # characters of one verdict or reason
 
 FAILING = ("regressed", "missing", "invalid")
-MOVED = ("improved", "inconclusive", "not_comparable")
+MOVED = ("improved", "inconclusive")
+UNCOMPARED = "not_comparable"
+_NAMED = re.compile(r" (?:not compared|is not available here|cannot be compared[\w ]*): ")  # between row and reason
 _NUMBERS = (
     Column(head="Size (MiB)", metric="efficiency.model_size_gb", scale=1024),
     Column(head="Latency (ms/tok)", metric="efficiency.latency_ms", params=(("mode", "eager"), ("batch", 1))),
@@ -46,6 +49,7 @@ def digest(contents: Contents, run: str | None = None) -> str:
     parts = [
         [_head(records, rows), _counted(verdicts)],
         *(_listed(verdicts, outcomes, what) for outcomes, what in ((FAILING, "Fails"), (MOVED, "Moved"))),
+        _uncompared(verdicts),
         numbers(rows, 1 + SHOWN),
         _unmeasured(rows),
     ]
@@ -79,6 +83,16 @@ def _listed(verdicts: Iterable[Mapping[str, Any]], outcomes: Sequence[str], what
     if not found:
         return []
     return [f"**{what}**", "", *_bullets(each["words"] for each in found)]
+
+
+def _uncompared(verdicts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Each reason once, with the number of rows that it holds for."""
+    words = [each["words"] for each in verdicts if each["outcome"] == UNCOMPARED]
+    counts = Counter(_NAMED.split(each, maxsplit=1)[-1] for each in words)
+    if not counts:
+        return []
+    said = (f"{count} row{'s' * (count > 1)}: {reason}" for reason, count in counts.most_common())
+    return ["**Not compared**", "", *_bullets(said)]
 
 
 def _bullets(texts: Iterable[str]) -> list[str]:
