@@ -9,6 +9,7 @@ from bench._shift import SAMPLES, shift
 from bench.metrics import Metric
 from bench.rows import Row
 
+AGAINST = "against"  # the measurement whose rows are compared with those of a commit, taken in turn with them
 BASE = "fp16"  # the recipe that ratios refer to
 EXACT = 1e-9  # relative: what printing and summing in another order may change
 ELSEWHERE = 1e-3  # relative: what another device or version of torch may change in a deterministic number
@@ -76,6 +77,8 @@ def _check_timed(
     row: Row, entry: Entry, metric: Metric, allowed: float, level: float, *, to_base: bool = False
 ) -> Finding:
     now, then = ((each.samples, each.base_samples) if to_base else (each.samples,) for each in (row, entry))
+    if metric.of == AGAINST:
+        now, then = (*now, *then), ()
     moved = shift(now, then, metric.best, highest=metric.better == "higher")
     interval = moved.interval(level / 2 / LOOKS) if moved else None
     if row.samples and entry.samples and min(map(len, (*now, *then))) < SAMPLES:  # too few to be sure of anything

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SAMPLES = 5  # of each side, at least
 DOUBT = 3  # errors of the change of all rounds
 DRAWS = 5_000  # of the weights
+REACH = 3  # pairs of rounds on either side that tell what the machine did to both models
+LOW = 0.25  # quantile of those rounds
 
 
 class Shift(NamedTuple):
@@ -45,6 +47,8 @@ def shift(
 ) -> Shift | None:
     """How far the first of `now` has moved from the first of `then`, each over the second where there is one.
 
+    Without `then` how far the first of `now` is from the second. Both sides of one run were taken in turn.
+
     `share` of the rounds, the lowest or the highest, are looked at. None where a side has fewer than SAMPLES, or some
     that are not positive, next to its largest.
     """
@@ -61,12 +65,18 @@ def shift(
 def moved(now: "Sequence[np.ndarray]", then: "Sequence[np.ndarray]", share: float) -> "tuple[Any, Any, Any]":
     """As `shift`, of logarithms (..., n) and the lowest `share`: change, error and degrees of freedom, (...) each.
 
-    The change is kept within DOUBT errors of that of all rounds. Where a process gets a quarter of a processor, hardly
-    a round is undisturbed, and the fastest are a matter of luck that their own scatter does not show.
+    Two sides of one run are also compared as they are levelled off, and the surer of both holds: where the clock stood
+    still, taking it off only adds noise. The change is kept within DOUBT errors of that of all rounds. Where a process
+    gets a quarter of a processor, hardly a round is undisturbed, and the fastest are a matter of luck that their own
+    scatter does not show.
     """
     import numpy as np
 
     change, error, degrees = _difference(now, then, share)
+    if not then and now[0].shape[-1] > 2 * REACH:
+        level = _difference(level_off(*now), then, share)
+        surer = level[1] < error
+        change, error, degrees = (np.where(surer, *each) for each in zip(level, (change, error, degrees), strict=True))
     if share < 1:
         whole, doubt, _ = _difference(now, then, 1.0)
         change = np.clip(change, whole - DOUBT * doubt, whole + DOUBT * doubt)
@@ -77,9 +87,27 @@ def _difference(now: "Sequence[np.ndarray]", then: "Sequence[np.ndarray]", share
     import numpy as np
 
     (*means,), (*variances,) = zip(*(best(side, share) for side in (*now, *then)), strict=True)
-    ratios = [run[0] - sum(run[1:]) for run in (means[: len(now)], means[len(now) :])]
+    ratios = [run[0] - sum(run[1:]) if run else 0 for run in (means[: len(now)], means[len(now) :])]
     degrees = freedom(variances, [side.shape[-1] for side in (*now, *then)], share)
     return ratios[0] - ratios[1], np.sqrt(sum(variances)), degrees
+
+
+def level_off(*sides: "np.ndarray") -> "list[np.ndarray]":
+    """Two sides (..., n) that were taken in turn, without what the machine did to both: drift, another clock.
+
+    That is the LOW quantile of all rounds within REACH pairs of each, sides put level by their medians. A low one, so
+    that single slow rounds do not lift it, and beside a step of the clock it is too low rather than too high: rounds
+    there look slow, and slow rounds are not looked at.
+    """
+    import numpy as np
+
+    level = np.stack([side - np.median(side, -1, keepdims=True) for side in sides], -2)
+    edges = [(0, 0)] * (level.ndim - 1) + [(REACH, REACH)]
+    near = np.lib.stride_tricks.sliding_window_view(np.pad(level, edges, mode="reflect"), 1 + 2 * REACH, -1)
+    rounds = 2 * (1 + 2 * REACH)
+    near = near.swapaxes(-3, -2).reshape(*sides[0].shape, rounds)
+    shared = np.partition(near, int(LOW * rounds), -1)[..., int(LOW * rounds)]
+    return [side - shared for side in sides]
 
 
 def freedom(variances: "Sequence[Any]", counts: Sequence[int], share: float) -> Any:

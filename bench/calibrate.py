@@ -93,7 +93,7 @@ def paired(reruns: Sequence[Rerun]) -> list[tuple[Rerun, Rerun]]:
 def _sides(now: Rerun, then: Rerun, metric: Metric) -> tuple[tuple[list[float], ...], tuple[list[float], ...]]:
     """What is compared: ratios to the base with each other, or the two copies of one rerun."""
     if metric.of == gate.AGAINST:
-        return (now.own[metric.name],), (now.base[metric.name],)
+        return (now.own[metric.name], now.base[metric.name]), ()
     return (now.own[metric.name], now.base[metric.name]), (then.own[metric.name], then.base[metric.name])
 
 

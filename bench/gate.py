@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 from bench import paired
 from bench._baseline import ANYWHERE, Baseline, Entry, Section, conditions, gone, slug, unusable
 from bench._comparison import (
+    AGAINST,
     ELSEWHERE,
     EXACT,
     FEWEST,
@@ -53,12 +54,11 @@ from bench.metrics import Metric, all_metrics
 from bench.rows import Row
 
 __all__ = [
-    "LOOKS", "MODES", "MORE", "Baseline", "Verdict", "decided", "judge", "levels", "missing", "slug", "update",
-    "verdicts",
+    "AGAINST", "LOOKS", "MODES", "MORE", "Baseline", "Verdict", "decided", "judge", "judge_beside", "levels", "missing",
+    "slug", "update", "verdicts",
 ]  # fmt: skip
 
 RECORD = "pytest bench --update-baselines"
-AGAINST = "against"  # the measurement whose rows are compared with those of a commit, taken beside them
 LEVEL = 0.01  # an unchanged run raises an alarm, or looks better, at most so often
 SECONDS = 120.0  # that timing with more rounds, and recording, may take for one measurement; the usual rounds any time
 

@@ -131,7 +131,8 @@ def look(now: Rounds, then: Rounds, metric: Metric, level: float) -> np.ndarray:
     middle = np.exp(np.median(then.own, 1))
     checks = ((1, metric.rel),) if metric.of == gate.AGAINST else ((2, metric.rel), (1, metric.rel_absolute))
     for sides, allowed in checks:
-        log, error, degrees = moved(now[:sides], then[:sides], metric.best)
+        pair = ((now.own, then.own), ()) if metric.of == gate.AGAINST else (now[:sides], then[:sides])
+        log, error, degrees = moved(*pair, metric.best)
         degrees = degrees.astype(int)
         reach = np.array([0, *(quantile(level / 2 / gate.LOOKS, each + 1) for each in range(degrees.max(initial=0)))])
         low, change, high = (np.expm1(log + sign * reach[degrees] * error) for sign in (-1, 0, 1))

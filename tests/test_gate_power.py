@@ -14,6 +14,8 @@ from bench.metrics import METRICS, all_metrics
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import gate_power
 
+BESIDE = [condition for condition in gate_power.CONDITIONS if condition.startswith("beside")]
+
 
 def decode():
     all_metrics()
@@ -51,6 +53,32 @@ def test_one_look_of_the_simulation_is_the_verdict_of_the_gate(condition):
     assert len(set(outcomes)) > 1
 
 
+@pytest.mark.parametrize("condition", BESIDE)
+def test_one_look_at_two_states_of_the_code_is_the_verdict_of_the_gate(condition):
+    numbers, rows = np.random.default_rng(0), 12
+    metric = all_metrics()["against.decode_ms"]
+    sides = gate_power.draw(condition, rows, 40, numbers)
+    sides = sides._replace(own=sides.own + np.linspace(-0.05, 0.06, rows)[:, None])
+    simulated = gate_power.look(sides, gate_power.Rounds(sides.base, sides.own), metric, 0.005)
+
+    outcomes = []
+    for place in range(rows):
+        own, other = (tuple(np.exp(side[place]).tolist()) for side in sides)
+        value, base_value = float(np.median(own)), float(np.median(other))
+        row = replace(
+            timed_row(), metric=metric.name, of=metric.of, value=value, base_value=base_value,
+            ratio=value / base_value, samples=own, base_samples=other,
+        )  # fmt: skip
+        outcomes.append(
+            gate.judge_beside(
+                row, level=0.005, mode="auto", fingerprint=FINGERPRINT, context=CONTEXT, metrics={metric.name: metric}
+            ).outcome
+        )
+
+    assert outcomes == [gate_power.OUTCOMES[each] for each in simulated]
+    assert {"pass", "regressed", "improved"} <= set(outcomes)
+
+
 @pytest.mark.parametrize("condition", gate_power.CONDITIONS)
 def test_runs_of_a_hundred_unchanged_rows_raise_no_alarm_in_more_than_one_of_a_hundred(condition):
     shares = gate_power.false_alarms(condition, 60, 100, recorded_rounds=100)
@@ -65,6 +93,12 @@ def test_a_slower_decode_is_found_on_recorded_noise_and_a_little_one_is_not():
 
     assert found(0.10) > 0.99
     assert found(0.04) == 0
+
+
+def test_five_percent_between_two_states_of_the_code_are_found_also_under_drift_bursts_and_two_clocks():
+    for condition in ("beside", "beside + drift", "beside + bursts", "beside + bimodal"):
+        assert gate_power.found(condition, 0.05, 400, 100, recorded_rounds=100).regressed > 0.9
+        assert gate_power.found(condition, 0.005, 100, 100, recorded_rounds=100).regressed == 0
 
 
 def test_without_the_gates_level_there_would_be_alarms(monkeypatch):

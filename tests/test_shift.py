@@ -5,6 +5,7 @@ import random
 import statistics
 from statistics import median
 
+import numpy as np
 import pytest
 import scipy.stats
 from healthy_results import timed_row
@@ -69,3 +70,15 @@ def test_the_interval_is_the_same_every_time():
 @pytest.mark.parametrize("samples", [(1.0,) * 4, (1.0, 1.0, 1.0, 1.0, 0.0), (-1.0,) * 5, (5e-324, *(1e308,) * 5)])
 def test_too_few_samples_or_some_that_are_not_positive_give_no_interval(samples):
     assert shift((samples,), ((1.0,) * 5,), 0.2) is None
+
+
+@given(st.floats(-0.3, 0.3), st.floats(0, 0.2), st.integers(0, 99), st.integers(0, 2**31))
+def test_what_the_machine_does_to_both_sides_of_a_run_is_not_taken_for_their_difference(drift, step, at, seed):
+    numbers = np.random.default_rng(seed)
+    shared = drift * np.arange(100) / 100 + step * (np.arange(100) >= at)
+    own, other = (np.exp(shared + centre + abs(numbers.normal(0, 0.01, 100))) for centre in (0.05, 0.0))
+
+    moved = shift((own.tolist(), other.tolist()), (), 0.15)
+
+    assert abs(moved.log - 0.05) < 0.02
+    assert moved.error < 0.01
