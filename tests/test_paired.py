@@ -3,12 +3,13 @@
 import itertools
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import scipy.stats
 from healthy_results import items
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bench import paired
@@ -56,12 +57,15 @@ def test_mcnemar_of_thousands_of_flips_neither_overflows_nor_loses_its_tail():
 
 
 @given(differences.filter(lambda d: len(d) <= 10))
+@example([2.0, 1e-8])
 def test_the_permutation_of_few_items_goes_through_all_signs(d):
-    sums = [
-        abs(sum(s * x for s, x in zip(signs, d, strict=True))) for signs in itertools.product((1, -1), repeat=len(d))
-    ]
-    expected = sum(each >= abs(sum(d)) * (1 - 1e-9) - 1e-11 for each in sums) / len(sums)
-    assume(all(abs(each - abs(sum(d))) > 1e-9 or math.isclose(each, abs(sum(d)), rel_tol=1e-12) for each in sums))
+    exact = [Fraction(x) for x in d]
+    observed = abs(sum(exact))
+    sums = [abs(sum(s * x for s, x in zip(signs, exact, strict=True)))
+            for signs in itertools.product((1, -1), repeat=len(d))]  # fmt: skip
+    expected = sum(each >= observed for each in sums) / len(sums)
+    near = Fraction(1, 10**9) * sum(map(abs, exact))  # floats cannot tell what is nearer than that
+    assume(all(each == observed or abs(each - observed) > near for each in sums))
 
     assert paired.permutation(d) == pytest.approx(expected)
 

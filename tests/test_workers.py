@@ -187,7 +187,7 @@ def test_the_run_goes_on_with_two_workers_and_their_rows_are_recorded(repository
 
 
 def test_what_cannot_be_is_refused_in_the_words_of_one_process(repository):
-    refused = repository.run("-n", "2", "--journal", "refused.jsonl", "--max-new-tokens", "999", recipes=SOUND[:2])
+    refused = repository.run("-n", "1", "--journal", "refused.jsonl", "--max-new-tokens", "999", recipes=SOUND[:2])
 
     assert pytest.ExitCode.USAGE_ERROR == refused.ret
     assert "--max-new-tokens 999" in refused.said and "exceed the" in refused.said
