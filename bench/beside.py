@@ -71,7 +71,6 @@ class Job:
         recipe: text, None for the uncompressed model.
         folders: where each side's compressed model lies, this code's first; a side makes its own if it is not there.
             None for the uncompressed model.
-        threads: of the processor; None leaves it to torch.
     """
 
     base: str
@@ -83,7 +82,6 @@ class Job:
     load: Load
     mode: str
     warmup: int
-    threads: int | None = None
 
     def given(self, side: int) -> dict[str, Any]:
         """What the process of a side is told, as JSON knows it."""
@@ -93,7 +91,7 @@ class Job:
 
 
 class Process:
-    """One side. Raises NotAvailable where it cannot open the model, in its words."""
+    """One side: a process that generates."""
 
     def __init__(self, code: Path, given: Mapping[str, Any]):
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
@@ -105,10 +103,15 @@ class Process:
         self._ask(given)
 
     def ready(self) -> Self:
-        """Wait until it can generate. Raises NotAvailable where it cannot."""
+        """Wait until it can generate.
+
+        Raises:
+            NotAvailable: its code knows no such recipe.
+            BenchError: anything else hinders it.
+        """
         answer = self._answer()
         if "error" in answer:
-            raise NotAvailable(answer["error"])
+            raise (NotAvailable if answer["kind"] == "RecipeError" else BenchError)(answer["error"])
         return self
 
     def round(self, number: int) -> Round:
@@ -158,7 +161,8 @@ class Beside:
         """Complete both sides to `rounds`, by new processes; to fewer where `seconds` are over before the last of them.
 
         Raises:
-            NotAvailable: a side cannot open the model, as a commit that does not know the method.
+            NotAvailable: the commit does not know the recipe.
+            BenchError: a side fails, this code's in whatever way.
         """
         end = time.monotonic() + seconds
         missing = rounds - len(self.rounds[0])
@@ -178,9 +182,10 @@ class Beside:
             for side, process in enumerate(sides):
                 try:
                     process.ready()
-                except NotAvailable as error:
+                except BenchError as error:
                     whose = f"the code of {self._commit}" if side else "this code"
-                    raise NotAvailable(f"{whose} cannot make it: {error}") from None
+                    kind = NotAvailable if side and isinstance(error, NotAvailable) else BenchError
+                    raise kind(f"{whose} cannot make it: {error}") from None
             for _ in range(rounds):
                 number = len(self.rounds[0])
                 for side in (first, 1 - first):

@@ -2,7 +2,8 @@
 
 It is run as a file, with PYTHONPATH naming the code to measure, which may be older than this file: of `bench` and
 `compression` it uses what both sides have had for long. Reads lines of JSON and answers each with one: first what to
-open, then the number of a round, until the input ends. An answer is what the line asked for, or {"error": words}.
+open, then the number of a round, until the input ends. An answer is what the line asked for, or {"error": words,
+"kind": name of its type}.
 """
 
 import json
@@ -28,13 +29,11 @@ def opened(given: dict[str, Any]) -> Any:
 
 def decoder_of(given: dict[str, Any]) -> Any:
     """What generates, warmed up."""
-    import torch
-
     from bench.generation import Decoder, Load
 
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
     if given["device"].startswith("cuda:"):
+        import torch
+
         torch.cuda.set_device(given["device"])
     model = opened(given)
     factory = getattr(model, "cache_factory", None)
@@ -59,7 +58,7 @@ def main() -> None:
                 names = ("ttft_s", "prefill_s", "steps_s", "total_s", "kv_bytes", "tokens")
                 answer = {name: getattr(done, name) for name in names}
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": f"{type(error).__name__}: {error}", "kind": type(error).__name__}
         print(json.dumps(answer), file=answers, flush=True)
 
 

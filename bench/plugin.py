@@ -142,6 +142,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if worker and worker.count > 1 and not worker.grouped:
             raise OptionError("under pytest-xdist the benchmarks need --dist loadgroup: a recipe belongs to one worker")
         options = options_of(config)
+        if options.against and not any(_AGAINST in getattr(item, "fixturenames", ()) for item in session.items):
+            raise OptionError(
+                f"--against {options.against}: nothing that was selected generates beside a commit; select "
+                "test_efficiency.py::test_against, as -m efficiency does, or leave --against out"
+            )
         if "recovery" in marked:
             from bench.metrics.recovery import recipes_of
 

@@ -157,6 +157,15 @@ def test_a_recipe_that_a_side_does_not_know_is_said_to_be_no_recipe_of_it(here, 
     assert (tmp_path / "own").exists()
 
 
+def test_a_side_that_breaks_in_another_way_fails_and_is_not_passed_over(here, commit, tmp_path):
+    linear = commit.folder / "compression" / "_linear.py"
+    linear.write_text(linear.read_text(encoding="utf-8") + "\nraise MemoryError('no room')\n", encoding="utf-8")
+
+    with pytest.raises(BenchError, match=says(f"the code of {commit.name} cannot make it", "no room")) as raised:
+        Beside(job(here, recipe=RTN, folders=(tmp_path / "own", tmp_path / "theirs")), commit).run(1, seconds=60)
+    assert not isinstance(raised.value, NotAvailable)
+
+
 def test_a_process_that_is_killed_is_told_with_its_ending(here):
     process = Process(here, job(here).given(0)).ready()
     process._process.send_signal(signal.SIGKILL)

@@ -25,6 +25,7 @@ pytest_plugins = ["pytester"]
         (("--model", RTN, "--tdp", "-5"), "--tdp -5 is not allowed: watts above 0"),
         (("--model", RTN, "--tdp", "nan"), "--tdp nan is not allowed: watts above 0"),
         (("--model", RTN, "--journal", "/dev/null/journal.jsonl"), "cannot be written"),
+        (("--model", RTN, "--against", "HEAD"), "--against HEAD: nothing that was selected generates beside a commit"),
     ],
     ids=lambda value: "-".join(value).strip("-") if isinstance(value, tuple) else "",
 )
