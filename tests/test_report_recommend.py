@@ -66,6 +66,23 @@ def test_nothing_dominated_is_ever_recommended_and_limits_are_kept(points, limit
         assert limits.excess(answer.nearest) == min(map(limits.excess, known))
 
 
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (Limits(size=0.001), 2.0),  # also where sizes are far below one GiB
+        (Limits(latency=0.004), 0.5),
+        (Limits(loss=0.0), 5.0),  # as shares of one percent
+        (Limits(loss=0.04), 0.25),
+        (Limits(size=0.001, loss=0.04, latency=0.004), 2.0),
+        (Limits(size=0.003), 0.0),
+    ],
+)
+def test_what_is_exceeded_is_a_share_of_the_limit(limits, expected):
+    point = Point(recipe="nf4", size=0.003, loss=0.05, latency=0.006, costs={})
+
+    assert limits.excess(point) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("text", "value"), [("2%", 0.02), ("0.02", 0.02), ("0%", 0.0), ("150%", 1.5)])
 def test_a_loss_is_a_share(text, value):
     assert share(text) == pytest.approx(value)

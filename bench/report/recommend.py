@@ -51,8 +51,13 @@ class Limits:
         return [(limit, value) for limit, value in pairs if limit is not None and value is not None]
 
     def excess(self, point: "Point") -> float:
-        """By how much the worst limit is exceeded, as a share of it (of one percent at least); 0 within all."""
-        return max((max(0.0, value - limit) / max(limit, 0.01) for limit, value in self.of(point)), default=0.0)
+        """By how much the worst limit is exceeded, as a share of it; 0 within all.
+
+        A limit of the loss, which may be 0, counts as one percent at least.
+        """
+        whole = Limits(size=self.size, latency=self.latency, loss=None if self.loss is None else max(self.loss, 0.01))
+        shares = zip(self.of(point), whole.of(point), strict=True)
+        return max((max(0.0, value - limit) / share for (limit, value), (share, _) in shares), default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
