@@ -1,6 +1,7 @@
 """The same measurement over and over, in several processes, kept in a journal: what `calibrate-gate` reads."""
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -36,18 +37,16 @@ class Rerun:
         )  # fmt: skip
 
 
-def rerun(base: Any, recipe: Any, load: Any, *, seconds: float, most: int, beside: bool = False) -> Rerun:
-    """Rounds of base and compressed model in turn, both made ready anew, for at most `seconds` and `most` rounds.
+def rerun(base: Any, compressed: Any, load: Any, *, seconds: float, most: int, beside: bool = False) -> Rerun:
+    """Rounds of two transformers models in turn, both copied anew, for at most `seconds` and `most` rounds.
 
-    With `beside` the compressed model's second copy is in the base's place.
+    With `beside` a second copy of the compressed one is in the base's place.
     """
-    import compression
     from bench.generation import Decoder, Interleaved
     from bench.metrics.speed import GenerationReading
 
     begin = time.perf_counter()
-    other = compression.compress(base, recipe) if beside else base
-    pair = Interleaved([Decoder(each.model, load) for each in (other, compression.compress(base, recipe))])
+    pair = Interleaved([Decoder(copy.deepcopy(each), load) for each in (compressed if beside else base, compressed)])
     pair.run(1 + SAMPLES)  # the first to warm up
     left = seconds - (time.perf_counter() - begin)
     pair.run(1 + most, seconds=0.9 * left)
@@ -123,7 +122,7 @@ def _completed(given: argparse.Namespace, facts: dict[str, Any], reruns: list[Re
     if len(reruns) >= given.reruns:
         return reruns
     base = compression.open_base(given.base, given.device, dequantize=True)
-    recipe = compression.Recipe.parse(given.model)
+    compressed = compression.compress(base, compression.Recipe.parse(given.model)).model
     load = Load(prompt_tokens=given.prompt_tokens, new_tokens=given.max_new_tokens)
     given.journal.parent.mkdir(parents=True, exist_ok=True)
     most = gate.MORE[-1] * given.runs
@@ -140,7 +139,7 @@ def _completed(given: argparse.Namespace, facts: dict[str, Any], reruns: list[Re
             file.write("\n")
         while len(reruns) < given.reruns:
             begun = time.time()
-            one = rerun(base, recipe, load, seconds=given.seconds, most=most, beside=given.beside)
+            one = rerun(base.model, compressed, load, seconds=given.seconds, most=most, beside=given.beside)
             took = time.time() - begun
             append({"kind": "rerun", "at": round(begun), "process": os.getpid(), "seconds": round(took, 2),
                     "own": one.own, "base": one.base})  # fmt: skip

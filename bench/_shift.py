@@ -12,6 +12,9 @@ and Ernst, JRSS B 62 (2000), 89, for any L-estimator; here the covariances are d
 interval is Student's. Departures: sides are taken to be independent, though neighbours share their disturbances, which
 makes the interval wider; rounds are taken to be drawn independently, though bursts are not: the simulation tells what
 that costs.
+
+Where a run has two sides, its quotient is also taken from each pair of neighbouring rounds, where what disturbs both
+alike cancels before anything is summed up. Of both estimates the surer holds.
 """
 
 import functools
@@ -25,8 +28,9 @@ if TYPE_CHECKING:
 SAMPLES = 5  # of each side, at least
 DOUBT = 3  # errors of the change of all rounds
 DRAWS = 5_000  # of the weights
-REACH = 3  # pairs of rounds on either side that tell what the machine did to both models
-LOW = 0.25  # quantile of those rounds
+PAIRED = 20  # rounds of each of two runs, below which the mean of their pairs is a matter of luck
+TRIMMED = 0.2  # of the differences of pairs, at either end
+SURE = 1e-5  # level at which two estimates are compared for how sure they are
 
 
 class Shift(NamedTuple):
@@ -65,22 +69,22 @@ def shift(
 def moved(now: "Sequence[np.ndarray]", then: "Sequence[np.ndarray]", share: float) -> "tuple[Any, Any, Any]":
     """As `shift`, of logarithms (..., n) and the lowest `share`: change, error and degrees of freedom, (...) each.
 
-    Two sides of one run are also compared as they are levelled off, and the surer of both holds: where the clock stood
-    still, taking it off only adds noise. The change is kept within DOUBT errors of that of all rounds. Where a process
-    gets a quarter of a processor, hardly a round is undisturbed, and the fastest are a matter of luck that their own
-    scatter does not show.
+    Below 1, runs of two sides are also compared pair by pair, and the surer of both holds. What the machine did to both
+    sides, drift or another clock, is gone then; and where a process gets half of a processor, hardly a round is
+    undisturbed. The change is kept within DOUBT errors of that of all rounds: the fastest of few undisturbed ones are a
+    matter of luck that their own scatter does not show.
     """
     import numpy as np
 
-    change, error, degrees = _difference(now, then, share)
-    if not then and now[0].shape[-1] > 2 * REACH:
-        level = _difference(level_off(*now), then, share)
-        surer = level[1] < error
-        change, error, degrees = (np.where(surer, *each) for each in zip(level, (change, error, degrees), strict=True))
-    if share < 1:
-        whole, doubt, _ = _difference(now, then, 1.0)
-        change = np.clip(change, whole - DOUBT * doubt, whole + DOUBT * doubt)
-    return change, error, degrees
+    found = _difference(now, then, share)
+    if share == 1:
+        return found
+    if pairs := _by_pairs(now, then):
+        surer = far(pairs) < far(found)
+        found = tuple(np.where(surer, *each) for each in zip(pairs, found, strict=True))
+    change, error, degrees = found
+    whole, doubt, _ = _difference(now, then, 1.0)
+    return np.clip(change, whole - DOUBT * doubt, whole + DOUBT * doubt), error, degrees
 
 
 def _difference(now: "Sequence[np.ndarray]", then: "Sequence[np.ndarray]", share: float) -> "tuple[Any, Any, Any]":
@@ -92,32 +96,58 @@ def _difference(now: "Sequence[np.ndarray]", then: "Sequence[np.ndarray]", share
     return ratios[0] - ratios[1], np.sqrt(sum(variances)), degrees
 
 
-def level_off(*sides: "np.ndarray") -> "list[np.ndarray]":
-    """Two sides (..., n) that were taken in turn, without what the machine did to both: drift, another clock.
+def _by_pairs(now: "Sequence[np.ndarray]", then: "Sequence[np.ndarray]") -> "tuple[Any, Any, Any] | None":
+    """As `_difference`, by `pairwise`; None where a run has one side or unequal ones, or one of two has few rounds."""
+    import numpy as np
 
-    That is the LOW quantile of all rounds within REACH pairs of each, sides put level by their medians. A low one, so
-    that single slow rounds do not lift it, and beside a step of the clock it is too low rather than too high: rounds
-    there look slow, and slow rounds are not looked at.
+    runs = [run for run in (now, then) if run]
+    if any(len(run) != 2 or run[0].shape != run[1].shape for run in runs):
+        return None
+    if then and min(run[0].shape[-1] for run in runs) < PAIRED:
+        return None
+    (*changes,), (*errors,), (*degrees,) = zip(*(pairwise(*run) for run in runs), strict=True)
+    variances = [error**2 for error in errors]
+    return changes[0] - sum(changes[1:]), np.sqrt(sum(variances)), welch(variances, degrees)
+
+
+def pairwise(own: "np.ndarray", other: "np.ndarray") -> "tuple[Any, Any, int]":
+    """How far two sides (..., n) that were taken in turn differ: change, error, (...) each, and degrees of freedom.
+
+    The mean of the differences but for the TRIMMED lowest and highest, with the error of the winsorised ones (Tukey and
+    McLaughlin, Sankhya A 25 (1963), 331).
     """
     import numpy as np
 
-    level = np.stack([side - np.median(side, -1, keepdims=True) for side in sides], -2)
-    edges = [(0, 0)] * (level.ndim - 1) + [(REACH, REACH)]
-    near = np.lib.stride_tricks.sliding_window_view(np.pad(level, edges, mode="reflect"), 1 + 2 * REACH, -1)
-    rounds = 2 * (1 + 2 * REACH)
-    near = near.swapaxes(-3, -2).reshape(*sides[0].shape, rounds)
-    shared = np.partition(near, int(LOW * rounds), -1)[..., int(LOW * rounds)]
-    return [side - shared for side in sides]
+    differences = np.sort(own - other, -1)
+    count = differences.shape[-1]
+    cut = int(TRIMMED * count)
+    kept = count - 2 * cut
+    winsorised = np.clip(differences, differences[..., cut, None], differences[..., -1 - cut, None])
+    error = winsorised.std(-1, ddof=1) * math.sqrt(count) / kept
+    return differences[..., cut : count - cut].mean(-1), error, kept - 1
+
+
+def far(found: "tuple[Any, Any, Any]") -> Any:
+    """Half the width of an interval at the level of a row of a run of a hundred: what makes one estimate the surer."""
+    import numpy as np
+
+    _, error, degrees = found
+    known, places = np.unique(np.asarray(degrees, int), return_inverse=True)
+    return np.array([quantile(SURE, int(each)) for each in known])[places].reshape(np.shape(degrees)) * error
 
 
 def freedom(variances: "Sequence[Any]", counts: Sequence[int], share: float) -> Any:
-    """Degrees of freedom of a sum of variances of sides with so many rounds (Welch and Satterthwaite); at least 1.
+    """Degrees of freedom (Welch and Satterthwaite) of a sum of variances of sides with so many rounds; at least 1.
 
     The error of the fastest k rounds rests on about twice as many of them, and on no more than all.
     """
-    each = [max(1, min(2 * max(1, round(share * count)), count - 1)) for count in counts]
-    total, squares = sum(variances), sum(v * v / degrees for v, degrees in zip(variances, each, strict=True))
-    return (total * total + 1e-300) / (squares + 1e-300 / min(each))
+    return welch(variances, [max(1, min(2 * max(1, round(share * count)), count - 1)) for count in counts])
+
+
+def welch(variances: "Sequence[Any]", degrees: "Sequence[int]") -> Any:
+    """Degrees of freedom of a sum of variances that have so many each; at least the fewest."""
+    total, squares = sum(variances), sum(v * v / each for v, each in zip(variances, degrees, strict=True))
+    return (total * total + 1e-300) / (squares + 1e-300 / min(degrees))
 
 
 def best(logs: "np.ndarray", share: float) -> "tuple[np.ndarray, np.ndarray]":

@@ -119,7 +119,7 @@ class Process:
         answer = self._answer()
         if "error" in answer:
             raise BenchError(answer["error"])
-        return Round(**answer | {"steps_s": tuple(answer["steps_s"])})
+        return Round(**answer | {name: tuple(answer[name]) for name in ("steps_s", "waits_s")})
 
     def _ask(self, what: Any) -> None:
         assert self._process.stdin is not None
@@ -188,5 +188,7 @@ class Beside:
                     raise kind(f"{whose} cannot make it: {error}") from None
             for _ in range(rounds):
                 number = len(self.rounds[0])
-                for side in (first, 1 - first):
-                    self.rounds[side].append(sides[side].round(number))
+                pair = {side: sides[side].round(number) for side in (first, 1 - first)}
+                told = all(each.waits_s for each in pair.values())  # older code does not know them
+                for side, each in pair.items():
+                    self.rounds[side].append(each if told else dataclasses.replace(each, waits_s=()))

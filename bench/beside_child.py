@@ -56,7 +56,7 @@ def main() -> None:
             else:
                 done = decoder.run(asked)
                 names = ("ttft_s", "prefill_s", "steps_s", "total_s", "kv_bytes", "tokens")
-                answer = {name: getattr(done, name) for name in names}
+                answer = {name: getattr(done, name) for name in names} | {"waits_s": getattr(done, "waits_s", ())}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}", "kind": type(error).__name__}
         print(json.dumps(answer), file=answers, flush=True)

@@ -1,6 +1,6 @@
 """How much this machine's timings scatter, and what the gate can see on it: the same measurement over and over (A/A).
 
-Each rerun has a compressed model, decoders and caches of its own and takes rounds of base and compressed model in turn
+Each rerun has copies of both models, decoders and caches of its own and takes rounds of base and compressed in turn
 for `--seconds` at most, and five in any case. `--processes` share the reruns, one after the other, so that what a
 process keeps for as long as it lives (where its memory lies) varies as between a run and its baseline.
 

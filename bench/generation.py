@@ -6,6 +6,7 @@ from a graph (mode "graph"): at batch 1 eager decoding is bound by launches, and
 """
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from bench._errors import NotAvailable, OptionError
+from bench._waiting import moments
 
 MODES = ("eager", "graph")
 
@@ -51,6 +53,8 @@ class Round:
         total_s: prompt submitted to last token out.
         kv_bytes: bytes of the keys and values in the cache at the end, unused places left out.
         tokens: generated, over the batch.
+        waits_s: how much of this the thread waited for a processor that another had: in setting up the cache, in the
+            prefill, in every decode step. Empty where the system does not tell, and on CUDA.
     """
 
     ttft_s: float
@@ -59,6 +63,21 @@ class Round:
     total_s: float
     kv_bytes: int
     tokens: int
+    waits_s: tuple[float, ...] = ()
+
+    def running(self) -> "Round":
+        """The same without the waits: what it would have taken on processors of its own; itself without any."""
+        if not self.waits_s:
+            return self
+        setup, prefill, *steps = self.waits_s
+        return dataclasses.replace(
+            self,
+            ttft_s=self.ttft_s - setup - prefill,
+            prefill_s=self.prefill_s - prefill,
+            steps_s=tuple(took - waited for took, waited in zip(self.steps_s, steps, strict=True)),
+            total_s=self.total_s - sum(self.waits_s),
+            waits_s=(),
+        )
 
 
 class Decoder:
@@ -122,18 +141,19 @@ class Decoder:
             return self._run_cpu(self._prompts[index % len(self._prompts)])
 
     def _run_cpu(self, prompt: Any) -> Round:
-        """The token is taken out (argmax) within each step; a stamp is one clock reading."""
-        clock, model = time.perf_counter, self.model
-        begin = clock()
-        cache = self._new_cache()
-        ready = clock()
-        token = _next(model, prompt, cache)
-        stamps = [clock()]
-        step = self._step(cache)
-        for position in range(self.load.prompt_tokens, self._length - 1):
-            token = step(token, position)
-            stamps.append(clock())
-        return self._round(begin, ready, stamps, cache)
+        """The token is taken out (argmax) within each step."""
+        with moments() as moment:
+            stamps = [moment()]
+            cache = self._new_cache()
+            stamps.append(moment())
+            token = _next(self.model, prompt, cache)
+            stamps.append(moment())
+            step = self._step(cache)
+            for position in range(self.load.prompt_tokens, self._length - 1):
+                token = step(token, position)
+                stamps.append(moment())
+        clock, waits = zip(*stamps, strict=True)
+        return self._round(*clock[:2], clock[2:], cache, () if None in waits else waits)
 
     def _run_cuda(self, index: int) -> Round:
         """Steps are stamped by events on the device, without a synchronisation between them."""
@@ -196,7 +216,9 @@ class Decoder:
 
         return cache, step
 
-    def _round(self, begin: float, ready: float, stamps: list[float], cache: Any) -> Round:
+    def _round(
+        self, begin: float, ready: float, stamps: Sequence[float], cache: Any, waits: Sequence[float] = ()
+    ) -> Round:
         return Round(
             ttft_s=stamps[0] - begin,
             prefill_s=stamps[0] - ready,
@@ -204,6 +226,7 @@ class Decoder:
             total_s=stamps[-1] - begin,
             kv_bytes=kv_bytes(cache, self._length - 1),  # the last token is not fed back
             tokens=self.load.batch_size * self.load.new_tokens,
+            waits_s=tuple(b - a for a, b in pairwise(waits)),
         )
 
 

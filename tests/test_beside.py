@@ -22,7 +22,8 @@ from bench import test_efficiency as efficiency
 from bench._errors import BenchError, NotAvailable, OptionError
 from bench.beside import Beside, Commit, Job, Process
 from bench.generation import Load, Round
-from bench.metrics import all_metrics
+from bench.metrics import all_metrics, metrics_of
+from bench.metrics.speed import GenerationReading
 from bench.rows import Row
 
 SLOW = """
@@ -106,18 +107,23 @@ def test_code_that_became_slower_than_its_commit_fails(here, monkeypatch):
 
 
 class Quick:
-    """Stands where a process does, and has its rounds at once: their number is their time."""
+    """Stands where a process does, and has its rounds at once: their number is their time.
+
+    The code in a folder "old" knows of no waits.
+    """
 
     started: ClassVar[list] = []
 
     def __init__(self, code, given):
         self.started.append((code, given["folder"]))
+        self.waits = () if code.name == "old" else (0.1, 0.1, 0.1)
 
     def ready(self):
         return self
 
     def round(self, number):
-        return Round(ttft_s=1.0, prefill_s=1.0, steps_s=(1.0 + number,), total_s=2.0, kv_bytes=1, tokens=2)
+        return Round(ttft_s=1.0, prefill_s=1.0, steps_s=(1.0 + number,), total_s=2.0, kv_bytes=1, tokens=2,
+                     waits_s=self.waits)  # fmt: skip
 
     def close(self):
         pass
@@ -137,6 +143,29 @@ def test_both_sides_have_equal_rounds_with_equal_prompts_at_equal_places(first, 
     pairs = min(further, beside.PAIRS)
     assert len(own) == first + (further // pairs if over else further)  # what has begun is ended
     assert started == [(code.root, "a"), (code.folder, "b")] * (1 + (1 if over else pairs))
+
+
+@pytest.mark.parametrize("codes", [("new", "new"), ("new", "old"), ("old", "new"), ("old", "old")])
+def test_waits_count_only_where_the_code_of_both_sides_tells_them(codes, monkeypatch):
+    monkeypatch.setattr(beside, "Process", Quick)
+    own, other = map(Path, codes)
+    rounds = Beside(job(Path(".")), SimpleNamespace(root=own, folder=other, name="0" * 12))
+
+    rounds.run(3, seconds=0)
+
+    assert [codes == ("new", "new")] * 6 == [bool(each.waits_s) for side in rounds.rounds for each in side]
+
+
+def test_times_are_without_waits_but_for_the_latency():
+    same = {"kv_bytes": 1, "tokens": 3}
+    calm = Round(ttft_s=3.0, prefill_s=2.0, steps_s=(1.0, 1.0), total_s=5.0, waits_s=(0.0, 0.0, 0.0, 0.0), **same)
+    crowded = Round(ttft_s=3.5, prefill_s=2.25, steps_s=(1.5, 2.0), total_s=7.0, waits_s=(0.25, 0.25, 0.5, 1), **same)
+    readings = [GenerationReading(rounds=(one,), flops=1, peak_flops_per_s=1.0) for one in (calm, crowded)]
+
+    values = {each.name: [each(one) for one in readings] for each in metrics_of(gate.AGAINST)}
+
+    assert 4 == len(values)
+    assert ["against.latency_ms"] == [name for name, (quiet, busy) in values.items() if quiet != busy]
 
 
 def test_what_was_measured_beside_a_commit_is_no_baseline(here, monkeypatch):

@@ -95,15 +95,15 @@ def test_a_slower_decode_is_found_on_recorded_noise_and_a_little_one_is_not():
     assert found(0.04) == 0
 
 
-def test_five_percent_between_two_states_of_the_code_are_found_also_under_drift_bursts_and_two_clocks():
-    for condition in ("beside", "beside + drift", "beside + bursts", "beside + bimodal"):
-        assert gate_power.found(condition, 0.05, 400, 100, recorded_rounds=100).regressed > 0.9
-        assert gate_power.found(condition, 0.005, 100, 100, recorded_rounds=100).regressed == 0
+@pytest.mark.parametrize("condition", [each for each in BESIDE if each != "beside crowded"])
+def test_five_percent_between_two_states_of_the_code_are_found_and_half_a_percent_is_not(condition):
+    assert gate_power.found(condition, 0.05, 400, 100, recorded_rounds=100).regressed > 0.95
+    assert gate_power.found(condition, 0.005, 100, 100, recorded_rounds=100).regressed == 0
 
 
 def test_without_the_gates_level_there_would_be_alarms(monkeypatch):
     monkeypatch.setattr(gate, "LEVEL", 50.0)
 
-    shares = gate_power.false_alarms("starved", 20, 100, recorded_rounds=100)
+    shares = gate_power.false_alarms("starved", 20, 100, recorded_rounds=100, tolerance=0.01)
 
     assert shares.regressed + shares.improved > 0.5

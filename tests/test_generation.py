@@ -1,7 +1,11 @@
 """The clock: what it runs is what the model does, and what it counts is there."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -13,9 +17,19 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from bench import _waiting
 from bench._errors import OptionError
 from bench._step import fits, lean_step
-from bench.generation import Decoder, Interleaved, Load, _most_likely, _next, _static_cache, graph_refusal
+from bench.generation import (
+    Decoder,
+    Interleaved,
+    Load,
+    Round,
+    _most_likely,
+    _next,
+    _static_cache,
+    graph_refusal,
+)
 
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 8,
@@ -27,6 +41,7 @@ FAMILIES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
+SECONDS = st.floats(1e-4, 10)
 
 
 def model_of(family, **changes):
@@ -95,6 +110,35 @@ def test_a_round_counts_what_was_generated_and_what_the_cache_holds():
     assert done.kv_bytes == 2 * 3 * 2 * 4 * 8 * (5 + 7 - 1) * 4  # keys and values, layers, batch, heads, size, tokens
     assert done.total_s == pytest.approx(done.ttft_s + sum(done.steps_s))
     assert done.prefill_s <= done.ttft_s
+
+
+@given(st.lists(st.tuples(SECONDS, SECONDS), min_size=3, max_size=20), st.floats(0, 10))
+def test_a_round_without_its_waits_is_what_it_did(parts, between):
+    (setup, setup_waits), (prefill, prefill_waits), *steps = parts
+    ttft = setup + setup_waits + prefill + prefill_waits + between
+    one = Round(
+        ttft_s=ttft, prefill_s=prefill + prefill_waits, steps_s=tuple(did + waited for did, waited in steps),
+        total_s=ttft + sum(map(sum, steps)), kv_bytes=1, tokens=2, waits_s=tuple(waited for _, waited in parts),
+    )  # fmt: skip
+
+    done = one.running()
+
+    assert done.prefill_s == pytest.approx(prefill)
+    assert done.ttft_s == pytest.approx(setup + prefill + between)
+    assert done.steps_s == pytest.approx([did for did, _ in steps])
+    assert done.total_s == pytest.approx(done.ttft_s + sum(done.steps_s))
+    assert done == done.running()
+
+
+def test_a_decoder_tells_the_waits_of_every_part_where_the_system_does(monkeypatch):
+    decoder = Decoder(model_of("llama"), Load(prompt_tokens=4, new_tokens=5))
+    if Path(_waiting._COUNTED).exists():
+        told = decoder.run(0)
+        assert 2 + len(told.steps_s) == len(told.waits_s) == 6
+        assert all(0 <= waited <= took for waited, took in zip(told.waits_s[2:], told.steps_s, strict=True))
+    monkeypatch.setattr(_waiting, "_COUNTED", "/nowhere")
+
+    assert () == decoder.run(0).waits_s
 
 
 def test_rounds_of_several_decoders_alternate_and_have_equal_prompts():

@@ -9,7 +9,7 @@ import pytest
 from small_runs import MEASUREMENTS, make_base, measured, one_run, options
 
 import compression
-from bench import generation
+from bench import _waiting, generation
 from bench import test_efficiency as efficiency
 from bench.metrics import memory, memory_child
 from bench.workbench import Workbench
@@ -158,7 +158,8 @@ def timed(tmp_path, monkeypatch):
             elif isinstance(module, torch.nn.Linear):
                 clock.work(1e-3)
 
-        monkeypatch.setattr(generation, "time", SimpleNamespace(perf_counter=clock))
+        for module in (generation, _waiting):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
         hook = torch.nn.modules.module.register_module_forward_pre_hook(product)
         request = SimpleNamespace(getfixturevalue=lambda name: Benchmark())
         try:

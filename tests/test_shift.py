@@ -12,7 +12,7 @@ from healthy_results import timed_row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._shift import _weights, quantile, shift
+from bench._shift import TRIMMED, _difference, _weights, pairwise, quantile, shift
 
 
 @pytest.mark.parametrize(("count", "share"), [(5, 0.2), (10, 0.2), (11, 0.5), (20, 1.0)])
@@ -28,10 +28,11 @@ def test_estimate_and_error_agree_with_resampling_the_plain_way(count, share):
         return best(numbers.choices(samples, k=count))
 
     plain = [resampled(now) - resampled(base_now) - resampled(then) + resampled(base_then) for _ in range(20_000)]
-    found = shift((now, base_now), (then, base_then), share)
+    runs = [[np.log(side) for side in run] for run in ((now, base_now), (then, base_then))]
+    log, error, _ = _difference(*runs, share)
 
-    assert found.log == pytest.approx(best(now) - best(base_now) - best(then) + best(base_then))
-    assert found.error == pytest.approx(statistics.stdev(plain), rel=0.06)
+    assert log == pytest.approx(best(now) - best(base_now) - best(then) + best(base_then))
+    assert error == pytest.approx(statistics.stdev(plain), rel=0.06)
 
 
 @given(st.floats(0.5, 2), st.lists(st.floats(0.9, 1.1), min_size=5, max_size=30))
@@ -70,6 +71,34 @@ def test_the_interval_is_the_same_every_time():
 @pytest.mark.parametrize("samples", [(1.0,) * 4, (1.0, 1.0, 1.0, 1.0, 0.0), (-1.0,) * 5, (5e-324, *(1e308,) * 5)])
 def test_too_few_samples_or_some_that_are_not_positive_give_no_interval(samples):
     assert shift((samples,), ((1.0,) * 5,), 0.2) is None
+
+
+@pytest.mark.parametrize("count", [5, 10, 45, 100])
+@pytest.mark.parametrize("level", [0.025, 1e-4])
+def test_the_interval_by_pairs_is_that_of_the_trimmed_mean(count, level):
+    numbers = np.random.default_rng(count)
+    own, other = numbers.standard_t(2, (2, 3, count))
+
+    change, error, degrees = pairwise(own, other)
+
+    reach = quantile(level, degrees) * error
+    expected = [
+        scipy.stats.mstats.trimmed_mean_ci(each, limits=(TRIMMED, TRIMMED), alpha=2 * level) for each in own - other
+    ]
+    np.testing.assert_allclose(np.stack([change - reach, change + reach], -1), expected, rtol=1e-6)
+
+
+def test_pairs_tell_a_slower_side_where_hardly_a_round_is_undisturbed():
+    numbers = np.random.default_rng(0)
+    shared = np.exp(numbers.normal(0, 0.2, 40)).tolist()
+    own, other = ([factor * each * math.exp(numbers.normal(0, 0.01)) for each in shared] for factor in (1.05, 1.0))
+
+    together = shift((own, other), (), 0.15)
+    low, high = together.interval(1e-5)
+    apart = shift((own,), (other,), 0.15).interval(1e-5)
+
+    assert 0.03 < low < 0.05 < high < 0.07
+    assert high - low < 0.2 * (apart[1] - apart[0])
 
 
 @given(st.floats(-0.3, 0.3), st.floats(0, 0.2), st.integers(0, 99), st.integers(0, 2**31))

@@ -5,7 +5,7 @@ themselves are in the journal.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from bench.generation import Round
@@ -34,6 +34,10 @@ class GenerationReading:
             GenerationReading(rounds=(r,), flops=self.flops, peak_flops_per_s=self.peak_flops_per_s, base=b)
             for r, b in zip(self.rounds, bases, strict=True)
         ]
+
+    def running(self) -> "GenerationReading":
+        """Its own rounds without what they waited for a processor (`Round.running`)."""
+        return replace(self, rounds=tuple(each.running() for each in self.rounds))
 
     def median(self, of: Callable[[Round], float]) -> float:
         return median(map(of, self.rounds))

@@ -1,0 +1,87 @@
+"""What a thread waits for a processor that others have is told apart from what it does and from what it sleeps."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import _waiting
+from bench._waiting import moments
+
+RIVAL = "import os; os.sched_setaffinity(0, {int(os.sys.argv[1])}); print(flush=True)\nwhile True: pass"
+STARVED = """
+import json, os, sys, time
+from bench._waiting import moments
+
+os.sched_setaffinity(0, {int(sys.argv[1])})
+steps, waited, last = [], 0.0, time.monotonic() + 60
+with moments() as moment:
+    while waited < 0.3 and time.monotonic() < last:
+        begin, own = moment(), time.thread_time()
+        sum(range(30_000))
+        end, did = moment(), time.thread_time() - own
+        waited += end.waited_s - begin.waited_s
+        steps.append([end.clock_s - begin.clock_s, did, end.waited_s - begin.waited_s])
+print(json.dumps(steps))
+"""
+
+counted = pytest.mark.skipif(not Path(_waiting._COUNTED).exists(), reason="this system does not count waits (Linux)")
+
+
+@counted
+def test_what_rivals_on_the_same_processor_take_is_waited_and_all_else_is_not():
+    core = str(min(os.sched_getaffinity(0)))
+    rivals = [subprocess.Popen([sys.executable, "-c", RIVAL, core], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for each in rivals:
+            each.stdout.readline()
+        done = subprocess.run([sys.executable, "-c", STARVED, core], capture_output=True, text=True, check=True)
+    finally:
+        for each in rivals:
+            each.kill()
+            each.communicate()
+
+    steps = json.loads(done.stdout)
+    walls, waits = (sum(each[place] for each in steps) for place in (0, 2))
+    assert 0.3 <= waits < walls
+    assert all(did - 2e-4 <= wall - waited for wall, did, waited in steps)  # what it did is never taken off
+
+
+def test_a_wait_between_the_two_readings_is_on_both_or_on_neither(tmp_path, monkeypatch):
+    counted, clock = tmp_path / "schedstat", iter([10.0, 13.0, 14.0])
+
+    def interrupted():
+        now = next(clock)
+        if now == 10:  # the processor is taken right after the clock was read, for three seconds
+            counted.write_text("5 4000000000 6")
+        return now
+
+    counted.write_text("5 1000000000 6")
+    monkeypatch.setattr(_waiting, "_COUNTED", str(counted))
+    monkeypatch.setattr(time, "perf_counter", interrupted)
+
+    with moments() as moment:
+        assert [(13.0, 4.0), (14.0, 4.0)] == [moment(), moment()]
+
+
+@counted
+def test_sleep_is_no_waiting():
+    with moments() as moment:
+        begin = moment()
+        time.sleep(0.05)
+        end = moment()
+
+    assert (end.clock_s - begin.clock_s) - (end.waited_s - begin.waited_s) >= 0.0499
+
+
+def test_where_no_system_counts_them_nothing_is_told(monkeypatch):
+    monkeypatch.setattr(_waiting, "_COUNTED", "/nowhere")
+
+    with moments() as moment:
+        first, second = moment(), moment()
+
+    assert first.clock_s <= second.clock_s and first.waited_s is second.waited_s is None
