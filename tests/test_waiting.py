@@ -22,7 +22,7 @@ steps, waited, last = [], 0.0, time.monotonic() + 60
 with moments() as moment:
     while waited < 0.3 and time.monotonic() < last:
         begin, own = moment(), time.thread_time()
-        sum(range(30_000))
+        sum(range(1_000_000))  # long enough to be interrupted, and no call of the system in between
         end, did = moment(), time.thread_time() - own
         waited += end.waited_s - begin.waited_s
         steps.append([end.clock_s - begin.clock_s, did, end.waited_s - begin.waited_s])
