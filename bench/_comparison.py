@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from bench import paired
 from bench._baseline import Entry, arrow, percent, relative, shown
-from bench._shift import SAMPLES, shift
+from bench._shift import ESTIMATES, SAMPLES, shift
 from bench.metrics import Metric
 from bench.rows import Row
 
@@ -20,6 +20,11 @@ MORE = (4, 10)  # times the usual rounds, taken one after the other where a verd
 LOOKS = len(MORE)  # at which a change can be believed: the second of two that see it, or the last
 
 _WORST_LAST = ("pass", "improved", "inconclusive", "regressed")
+
+
+def one_sided(level: float) -> float:
+    """What either side of an interval may take of a row's level: at each look, by each of the estimates."""
+    return level / 2 / LOOKS / ESTIMATES
 
 
 class Finding(NamedTuple):
@@ -80,7 +85,7 @@ def _check_timed(
     if metric.of == AGAINST:
         now, then = (*now, *then), ()
     moved = shift(now, then, metric.best, highest=metric.better == "higher")
-    interval = moved.interval(level / 2 / LOOKS) if moved else None
+    interval = moved.interval(one_sided(level)) if moved else None
     if row.samples and entry.samples and min(map(len, (*now, *then))) < SAMPLES:  # too few to be sure of anything
         interval = (-math.inf, math.inf)
     return _check(
@@ -92,7 +97,7 @@ def _check_timed(
         metric,
         math.expm1(moved.log) if moved else None,
         interval,
-        1 - level / LOOKS,
+        1 - 2 * one_sided(level),
     )
 
 
@@ -104,27 +109,27 @@ def _check(
     allowed: float,
     difference: float,
     metric: Metric,
-    undisturbed: float | None = None,
+    estimate: float | None = None,
     interval: tuple[float, float] | None = None,
     sure: float = 1.0,
 ) -> Finding:
-    """One number against what it was. `difference` is that of the values, of the undisturbed rounds where known.
+    """One number against what it was. `difference` is that of the values, or what `estimate` makes of it.
 
-    `undisturbed` is the change of those rounds, and `interval` that in which it lies with probability `sure`.
+    `estimate` is the change by the rounds of both, and `interval` that in which it lies with probability `sure`.
     """
     change = relative(then, now)
     sign = {"lower": "+", "higher": "-", "neither": "±"}[metric.better]
     words = f"{label}{arrow(then, now)} {unit}".rstrip() + f" ({percent(change)}"
-    if undisturbed is not None:
-        change = undisturbed
-        words += f", undisturbed {percent(change)}"
+    if estimate is not None:
+        change = estimate
+        words += f", by rounds {percent(change)}"
     low, high = interval or (change, change)
     if math.isfinite(low) and low < high:
         words += f", {100 * sure:.6g} % interval {percent(low)} to {percent(high)}"
     words += f", allowed {sign}{100 * allowed:.3g} %)"
     if metric.better == "higher":
         change, low, high = -change, -high, -low
-    if abs(difference) <= metric.floor or (undisturbed is not None and abs(undisturbed) <= ROUNDED):
+    if abs(difference) <= metric.floor or (estimate is not None and abs(estimate) <= ROUNDED):
         outcome = "pass"
     elif metric.better == "neither":
         outcome = "regressed" if abs(change) > allowed and metric.kind in ("counted", "deterministic") else "pass"

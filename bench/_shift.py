@@ -14,7 +14,8 @@ makes the interval wider; rounds are taken to be drawn independently, though bur
 that costs.
 
 Where a run has two sides, its quotient is also taken from each pair of neighbouring rounds, where what disturbs both
-alike cancels before anything is summed up. Of both estimates the surer holds.
+alike cancels before anything is summed up. Of both estimates the surer holds; since there are two to choose from, each
+is believed at half the level (ESTIMATES).
 """
 
 import functools
@@ -30,6 +31,7 @@ DOUBT = 3  # errors of the change of all rounds
 DRAWS = 5_000  # of the weights
 PAIRED = 20  # rounds of each of two runs, below which the mean of their pairs is a matter of luck
 TRIMMED = 0.2  # of the differences of pairs, at either end
+ESTIMATES = 2  # of which the surer holds
 SURE = 1e-5  # level at which two estimates are compared for how sure they are
 
 
@@ -69,10 +71,10 @@ def shift(
 def moved(now: "Sequence[np.ndarray]", then: "Sequence[np.ndarray]", share: float) -> "tuple[Any, Any, Any]":
     """As `shift`, of logarithms (..., n) and the lowest `share`: change, error and degrees of freedom, (...) each.
 
-    Below 1, runs of two sides are also compared pair by pair, and the surer of both holds. What the machine did to both
-    sides, drift or another clock, is gone then; and where a process gets half of a processor, hardly a round is
-    undisturbed. The change is kept within DOUBT errors of that of all rounds: the fastest of few undisturbed ones are a
-    matter of luck that their own scatter does not show.
+    Below 1, runs of two sides are also compared pair by pair, and the surer of both estimates holds: that of the
+    fastest rounds where disturbances come and go, that of the pairs where they fall on both sides alike (drift, another
+    clock), or on every round. Either change is kept within DOUBT errors of that of all rounds: where a process gets
+    little of a processor, the fastest of its rounds are a matter of luck that their own scatter does not show.
     """
     import numpy as np
 
@@ -97,7 +99,7 @@ def _difference(now: "Sequence[np.ndarray]", then: "Sequence[np.ndarray]", share
 
 
 def _by_pairs(now: "Sequence[np.ndarray]", then: "Sequence[np.ndarray]") -> "tuple[Any, Any, Any] | None":
-    """As `_difference`, by `pairwise`; None where a run has one side or unequal ones, or one of two has few rounds."""
+    """As `_difference`, by `trimmed`; None where a run has one side or unequal ones, or one of two has few rounds."""
     import numpy as np
 
     runs = [run for run in (now, then) if run]
@@ -105,12 +107,12 @@ def _by_pairs(now: "Sequence[np.ndarray]", then: "Sequence[np.ndarray]") -> "tup
         return None
     if then and min(run[0].shape[-1] for run in runs) < PAIRED:
         return None
-    (*changes,), (*errors,), (*degrees,) = zip(*(pairwise(*run) for run in runs), strict=True)
+    (*changes,), (*errors,), (*degrees,) = zip(*(trimmed(*run) for run in runs), strict=True)
     variances = [error**2 for error in errors]
     return changes[0] - sum(changes[1:]), np.sqrt(sum(variances)), welch(variances, degrees)
 
 
-def pairwise(own: "np.ndarray", other: "np.ndarray") -> "tuple[Any, Any, int]":
+def trimmed(own: "np.ndarray", other: "np.ndarray") -> "tuple[Any, Any, int]":
     """How far two sides (..., n) that were taken in turn differ: change, error, (...) each, and degrees of freedom.
 
     The mean of the differences but for the TRIMMED lowest and highest, with the error of the winsorised ones (Tukey and
@@ -147,7 +149,7 @@ def freedom(variances: "Sequence[Any]", counts: Sequence[int], share: float) -> 
 def welch(variances: "Sequence[Any]", degrees: "Sequence[int]") -> Any:
     """Degrees of freedom of a sum of variances that have so many each; at least the fewest."""
     total, squares = sum(variances), sum(v * v / each for v, each in zip(variances, degrees, strict=True))
-    return (total * total + 1e-300) / (squares + 1e-300 / min(degrees))
+    return (total * total + 1e-300) / (squares + 1e-300 / min(degrees)) + 1e-9  # whole ones stay so when truncated
 
 
 def best(logs: "np.ndarray", share: float) -> "tuple[np.ndarray, np.ndarray]":

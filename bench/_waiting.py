@@ -1,8 +1,8 @@
 """A clock that also tells how long this thread wanted a processor that another had: what a shared machine adds.
 
-Linux counts it for every thread (`run_delay` of /proc/<pid>/task/<tid>/schedstat, in nanoseconds). A thread that
-sleeps, or waits for another, wants no processor: that stays part of its time. So does what a hypervisor takes, and what
-other threads of the process wait.
+Linux counts it for every thread (`run_delay` of /proc/<pid>/task/<tid>/schedstat, in nanoseconds), whoever the other
+is, and also where a quota of processor time is used up. A thread that sleeps, or waits for another, wants no processor:
+that stays part of its time, as does what a hypervisor takes.
 """
 
 import os
@@ -24,11 +24,7 @@ class Moment(NamedTuple):
 @contextmanager
 def moments() -> Iterator[Callable[[], Moment]]:
     """A function that tells the moment, to the thread that entered. It takes a few microseconds."""
-    try:
-        file = os.open(_COUNTED, os.O_RDONLY)
-    except OSError:
-        yield lambda: Moment(time.perf_counter(), None)
-        return
+    file = _opened()
 
     def waited() -> int:
         return int(os.pread(file, 80, 0).split()[1])
@@ -41,7 +37,22 @@ def moments() -> Iterator[Callable[[], Moment]]:
                 return Moment(now, 1e-9 * after)
             before = after
 
+    if file is None:
+        yield lambda: Moment(time.perf_counter(), None)
+        return
     try:
         yield moment
     finally:
         os.close(file)
+
+
+def _opened() -> int | None:
+    """The kernel's counts of this thread; None where there are none, or nothing is counted."""
+    try:
+        file = os.open(_COUNTED, os.O_RDONLY)
+    except OSError:
+        return None
+    if set(os.pread(file, 80, 0).split()) - {b"0"}:
+        return file
+    os.close(file)
+    return None

@@ -119,7 +119,7 @@ def noise(reruns: Sequence[Rerun], metrics: Sequence[Metric], *, runs: int, rows
         logs = [each.log for each in shifts]
         scatter = math.sqrt(statistics.fmean(each**2 for each in logs))
         believed = statistics.median(each.error for each in shifts)
-        reach = quantile(level / 2 / gate.LOOKS, round(statistics.median(each.freedom for each in shifts)))
+        reach = quantile(gate.one_sided(level), round(statistics.median(each.freedom for each in shifts)))
         between = math.sqrt(max(0.0, scatter**2 - statistics.fmean(each.error**2 for each in shifts)))
         beyond = max(abs(each.log) - reach * each.error for each in shifts)
         found.append(

@@ -14,16 +14,17 @@ deterministic, above ELSEWHERE_PAIRED. It is *inconclusive* where it is beyond t
 it. Other items than the recorded are not comparable, which fails. Fewer than FEWEST reals, of which no test can be
 sure, are compared by tolerance.
 
-Times and memory with samples are compared by their undisturbed rounds (`bench._shift`): a change is one where the
-interval lies wholly beyond the tolerance. Where that is not sure, or was not so the time before, more rounds are taken
-(MORE); a change is believed at the second look in succession that sees it, or at the last.
+Times and memory with samples are compared by their rounds (`bench._shift`): times by the undisturbed ones or by pairs
+of neighbours, memory by all. A change is one where the interval lies wholly beyond the tolerance. Where that is not
+sure, or was not so the time before, more rounds are taken (MORE); a change is believed at the second look in succession
+that sees it, or at the last.
 
 An unchanged run raises an alarm with probability LEVEL at most, however many rows it has. Half of that is for rows with
 samples, half for rows with results per item, so that many timings do not blunt the tests of quality. Within each every
-row gets an equal share, on either side, at every look at which a change can be believed (Bonferroni's way, which holds
-for rows that depend on each other). Their number is that of the rows recorded for the run's recipes (`levels`), which
-is known before anything is measured: no verdict depends on rows that come later. Rows without samples or items are
-compared by their tolerance.
+row gets an equal share, on either side, at every look at which a change can be believed, by either estimate
+(Bonferroni's way, which holds for rows that depend on each other). Their number is that of the rows recorded for the
+run's recipes (`levels`), which is known before anything is measured: no verdict depends on rows that come later. Rows
+without samples or items are compared by their tolerance.
 
 A row of time or memory without a ratio, as all of the base's are, is compared by itself alone. Tolerances are shares of
 the recorded number, in the worse direction. Where neither direction is better, a failed exact comparison is a
@@ -41,12 +42,12 @@ from bench._comparison import (
     ELSEWHERE,
     EXACT,
     FEWEST,
-    LOOKS,
     MORE,
     Finding,
     compare_items,
     compare_timed,
     compare_values,
+    one_sided,
 )
 from bench._errors import OptionError
 from bench._recording import update
@@ -54,8 +55,8 @@ from bench.metrics import Metric, all_metrics
 from bench.rows import Row
 
 __all__ = [
-    "AGAINST", "LOOKS", "MODES", "MORE", "Baseline", "Verdict", "decided", "judge", "judge_beside", "levels", "missing",
-    "slug", "update", "verdicts",
+    "AGAINST", "MODES", "MORE", "Baseline", "Verdict", "decided", "judge", "judge_beside", "levels", "missing",
+    "one_sided", "slug", "update", "verdicts",
 ]  # fmt: skip
 
 RECORD = "pytest bench --update-baselines"

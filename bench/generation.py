@@ -54,7 +54,8 @@ class Round:
         kv_bytes: bytes of the keys and values in the cache at the end, unused places left out.
         tokens: generated, over the batch.
         waits_s: how much of this the thread waited for a processor that another had: in setting up the cache, in the
-            prefill, in every decode step. Empty where the system does not tell, and on CUDA.
+            prefill, in every decode step. Empty where the system does not tell, on CUDA, and with several threads, of
+            which one may work while another waits.
     """
 
     ttft_s: float
@@ -66,7 +67,7 @@ class Round:
     waits_s: tuple[float, ...] = ()
 
     def running(self) -> "Round":
-        """The same without the waits: what it would have taken on processors of its own; itself without any."""
+        """The same without the waits; itself where there are none."""
         if not self.waits_s:
             return self
         setup, prefill, *steps = self.waits_s
@@ -142,6 +143,8 @@ class Decoder:
 
     def _run_cpu(self, prompt: Any) -> Round:
         """The token is taken out (argmax) within each step."""
+        import torch
+
         with moments() as moment:
             stamps = [moment()]
             cache = self._new_cache()
@@ -153,7 +156,8 @@ class Decoder:
                 token = step(token, position)
                 stamps.append(moment())
         clock, waits = zip(*stamps, strict=True)
-        return self._round(*clock[:2], clock[2:], cache, () if None in waits else waits)
+        told = None not in waits and torch.get_num_threads() == 1
+        return self._round(*clock[:2], clock[2:], cache, waits if told else ())
 
     def _run_cuda(self, index: int) -> Round:
         """Steps are stamped by events on the device, without a synchronisation between them."""

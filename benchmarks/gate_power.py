@@ -75,9 +75,8 @@ def recorded(condition: str) -> list[np.ndarray]:
 def draw(condition: str, rows: int, rounds: int, numbers: np.random.Generator) -> Rounds:
     """Noise of one of CONDITIONS."""
     recording, _, added = condition.partition(" + ")
-    sessions = recorded(recording)
     stretches = np.concatenate(
-        [np.lib.stride_tricks.sliding_window_view(each, BLOCK, axis=0).swapaxes(1, 2) for each in sessions]
+        [np.lib.stride_tricks.sliding_window_view(each, BLOCK, axis=0).swapaxes(1, 2) for each in recorded(recording)]
     )
     picked = stretches[numbers.integers(0, len(stretches), (rows, -(-rounds // BLOCK)))]
     pairs = picked.reshape(rows, -1, 2)[:, :rounds] + numbers.uniform(-0.1, 0.1, (rows, 1, 1))
@@ -136,7 +135,7 @@ def look(now: Rounds, then: Rounds, metric: Metric, level: float) -> np.ndarray:
         pair = ((now.own, then.own), ()) if metric.of == gate.AGAINST else (now[:sides], then[:sides])
         log, error, degrees = moved(*pair, metric.best)
         degrees = degrees.astype(int)
-        reach = np.array([0, *(quantile(level / 2 / gate.LOOKS, each + 1) for each in range(degrees.max(initial=0)))])
+        reach = np.array([0, *(quantile(gate.one_sided(level), each + 1) for each in range(degrees.max(initial=0)))])
         low, change, high = (np.expm1(log + sign * reach[degrees] * error) for sign in (-1, 0, 1))
         found = np.where(high < -allowed, IMPROVED, PASS)
         found = np.where(change > allowed, np.where(low > allowed, REGRESSED, INCONCLUSIVE), found)

@@ -1,5 +1,6 @@
 """This code beside that of a commit: real processes, a real repository, and what the gate makes of their rounds."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -166,6 +167,16 @@ def test_times_are_without_waits_but_for_the_latency():
 
     assert 4 == len(values)
     assert ["against.latency_ms"] == [name for name, (quiet, busy) in values.items() if quiet != busy]
+
+
+def test_where_no_waits_are_told_a_step_that_was_interrupted_does_not_count():
+    one = Round(ttft_s=3.0, prefill_s=2.0, steps_s=(1.0, 1.0, 9.0), total_s=14.0, kv_bytes=1, tokens=4)
+    told = dataclasses.replace(one, waits_s=(0.0, 0.0, 0.0, 0.0, 5.0))
+    decode = {each.name: each for each in metrics_of(gate.AGAINST)}["against.decode_ms"]
+
+    values = [decode(GenerationReading(rounds=(each,), flops=1, peak_flops_per_s=1.0)) for each in (one, told)]
+
+    assert [1000.0, 2000.0] == values
 
 
 def test_what_was_measured_beside_a_commit_is_no_baseline(here, monkeypatch):

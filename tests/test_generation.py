@@ -1,7 +1,5 @@
 """The clock: what it runs is what the model does, and what it counts is there."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +18,7 @@ from transformers import (
 from bench import _waiting
 from bench._errors import OptionError
 from bench._step import fits, lean_step
+from bench._waiting import moments
 from bench.generation import (
     Decoder,
     Interleaved,
@@ -131,14 +130,23 @@ def test_a_round_without_its_waits_is_what_it_did(parts, between):
 
 
 def test_a_decoder_tells_the_waits_of_every_part_where_the_system_does(monkeypatch):
-    decoder = Decoder(model_of("llama"), Load(prompt_tokens=4, new_tokens=5))
-    if Path(_waiting._COUNTED).exists():
-        told = decoder.run(0)
-        assert 2 + len(told.steps_s) == len(told.waits_s) == 6
-        assert all(0 <= waited <= took for waited, took in zip(told.waits_s[2:], told.steps_s, strict=True))
-    monkeypatch.setattr(_waiting, "_COUNTED", "/nowhere")
+    decoder, before = Decoder(model_of("llama"), Load(prompt_tokens=4, new_tokens=5)), torch.get_num_threads()
+    with moments() as moment:
+        counted = moment().waited_s is not None
+    try:
+        torch.set_num_threads(1)
+        alone = decoder.run(0)
+        torch.set_num_threads(2)
+        several = decoder.run(0)
+        monkeypatch.setattr(_waiting, "_COUNTED", "/nowhere")
+        torch.set_num_threads(1)
+        uncounted = decoder.run(0)
+    finally:
+        torch.set_num_threads(before)
 
-    assert () == decoder.run(0).waits_s
+    assert 4 == len(alone.steps_s) and (2 + 4) * counted == len(alone.waits_s)
+    assert all(0 <= waited <= took for waited, took in zip(alone.waits_s[2:], alone.steps_s, strict=False))
+    assert () == several.waits_s == uncounted.waits_s
 
 
 def test_rounds_of_several_decoders_alternate_and_have_equal_prompts():

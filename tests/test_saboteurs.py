@@ -158,6 +158,7 @@ def timed(tmp_path, monkeypatch):
             elif isinstance(module, torch.nn.Linear):
                 clock.work(1e-3)
 
+        monkeypatch.setattr(_waiting, "_COUNTED", "/nowhere")
         for module in (generation, _waiting):
             monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
         hook = torch.nn.modules.module.register_module_forward_pre_hook(product)

@@ -12,7 +12,7 @@ from healthy_results import timed_row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._shift import TRIMMED, _difference, _weights, pairwise, quantile, shift
+from bench._shift import TRIMMED, _difference, _weights, quantile, shift, trimmed
 
 
 @pytest.mark.parametrize(("count", "share"), [(5, 0.2), (10, 0.2), (11, 0.5), (20, 1.0)])
@@ -79,7 +79,7 @@ def test_the_interval_by_pairs_is_that_of_the_trimmed_mean(count, level):
     numbers = np.random.default_rng(count)
     own, other = numbers.standard_t(2, (2, 3, count))
 
-    change, error, degrees = pairwise(own, other)
+    change, error, degrees = trimmed(own, other)
 
     reach = quantile(level, degrees) * error
     expected = [
