@@ -30,16 +30,17 @@ def moments() -> Iterator[Callable[[], Moment]]:
         return int(os.pread(file, 80, 0).split()[1])
 
     def moment() -> Moment:
-        before = waited()
+        nonlocal last
         while True:
-            now, after = time.perf_counter(), waited()
-            if before == after:  # else the processor was taken between the two readings, which is where it often is
-                return Moment(now, 1e-9 * after)
-            before = after
+            now, count = time.perf_counter(), waited()
+            if count == last:  # else there was a wait, perhaps between the two readings, which is where it often is
+                return Moment(now, 1e-9 * count)
+            last = count
 
     if file is None:
         yield lambda: Moment(time.perf_counter(), None)
         return
+    last = waited()
     try:
         yield moment
     finally:
