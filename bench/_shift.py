@@ -82,7 +82,7 @@ def moved(now: "Sequence[np.ndarray]", then: "Sequence[np.ndarray]", share: floa
     if share == 1:
         return found
     if pairs := _by_pairs(now, then):
-        surer = far(pairs) < far(found)
+        surer = reach(pairs) < reach(found)
         found = tuple(np.where(surer, *each) for each in zip(pairs, found, strict=True))
     change, error, degrees = found
     whole, doubt, _ = _difference(now, then, 1.0)
@@ -129,8 +129,8 @@ def trimmed(own: "np.ndarray", other: "np.ndarray") -> "tuple[Any, Any, int]":
     return differences[..., cut : count - cut].mean(-1), error, kept - 1
 
 
-def far(found: "tuple[Any, Any, Any]") -> Any:
-    """Half the width of an interval at the level of a row of a run of a hundred: what makes one estimate the surer."""
+def reach(found: "tuple[Any, Any, Any]") -> Any:
+    """How far an interval reaches on either side, at the level of a row of a run of a hundred: the less, the surer."""
     import numpy as np
 
     _, error, degrees = found

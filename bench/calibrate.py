@@ -10,6 +10,10 @@ as far as they were taken. Nothing has changed, so every alarm is a false one. W
 rounds tell is the tolerance that is proposed; `--write` records it for this device (`bench.tolerances`). Reruns of
 another hour, with the same journal and more `--reruns`, are added to those that are there.
 
+How often a slowdown is found is counted on the same rounds: the pairs are judged again with the times of the compressed
+model, or of one copy, longer by 5 and 10 %. `median:5%` are the alarms that pytest-benchmark's
+`--benchmark-compare-fail` would have raised: the median of a rerun's usual rounds beside that of the one before.
+
 With `--beside` the second model is another copy of the compressed one, and each rerun is judged by itself, as
 `--against` judges this code beside that of a commit: 1 % is what differs, where nothing does.
 
@@ -18,6 +22,7 @@ All metrics of a generation share their rounds: their alarms are not independent
 """
 
 import argparse
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -33,6 +38,8 @@ from bench._reruns import Rerun, taken, timed
 from bench._shift import SAMPLES, quantile, shift
 from bench.metrics import Metric, all_metrics
 
+SLOWER = (0.05, 0.10)  # slowdowns that are looked for
+PEER = 0.05  # of pytest-benchmark's comparison
 FOUND = 0.95  # share of runs in which a change of the reported size is found
 FEWEST = 20  # reruns whose tolerances may be recorded
 
@@ -47,6 +54,8 @@ class Noise:
     believed: float  # what their rounds make of it: the middle standard error
     largest: float
     outcomes: dict[str, int]
+    found: tuple[int, ...]  # in how many pairs each of SLOWER is
+    peer: int  # alarms of pytest-benchmark's rule, of one rerun fewer
     visible: float  # found in FOUND of runs with the present tolerance
     proposed: float  # tolerance
 
@@ -97,6 +106,12 @@ def _sides(now: Rerun, then: Rerun, metric: Metric) -> tuple[tuple[list[float], 
     return (now.own[metric.name], now.base[metric.name]), (then.own[metric.name], then.base[metric.name])
 
 
+def slowed(rerun: Rerun, metrics: Sequence[Metric], by: float) -> Rerun:
+    """A rerun whose compressed model takes longer by that share."""
+    times = {each.name: 1 / (1 + by) if each.better == "higher" else 1 + by for each in metrics}
+    return Rerun(own={name: [times[name] * each for each in rerun.own[name]] for name in times}, base=rerun.base)
+
+
 def noise(reruns: Sequence[Rerun], metrics: Sequence[Metric], *, runs: int, rows: int) -> list[Noise]:
     """What pairs of reruns tell of each metric. Raises OptionError for fewer than three."""
     if len(reruns) < 3:
@@ -105,6 +120,9 @@ def noise(reruns: Sequence[Rerun], metrics: Sequence[Metric], *, runs: int, rows
     beside = any(metric.of == gate.AGAINST for metric in metrics)
     pairs = [(each, each) for each in reruns] if beside else paired(reruns)
     outcomes = [judged(now, then, metrics, runs, level, "here") for now, then in pairs]
+    later = [
+        [judged(slowed(now, metrics, by), then, metrics, runs, level, "here") for now, then in pairs] for by in SLOWER
+    ]
     found = []
     for metric in metrics:
         shifts = [
@@ -133,6 +151,8 @@ def noise(reruns: Sequence[Rerun], metrics: Sequence[Metric], *, runs: int, rows
                     name: sum(each[metric.name] == name for each in outcomes)
                     for name in ("pass", "inconclusive", "regressed", "improved")
                 },
+                found=tuple(sum(each[metric.name] == "regressed" for each in found_of) for found_of in later),
+                peer=_peer([statistics.median(each.own[metric.name][:runs]) for each in reruns], metric),
                 visible=math.expm1(
                     math.log1p(metric.rel) + reach * believed + statistics.NormalDist().inv_cdf(FOUND) * scatter
                 ),
@@ -142,17 +162,24 @@ def noise(reruns: Sequence[Rerun], metrics: Sequence[Metric], *, runs: int, rows
     return found
 
 
+def _peer(medians: Sequence[float], metric: Metric) -> int:
+    if metric.better == "higher":
+        medians = [1 / each for each in medians]
+    return sum(now > (1 + PEER) * then for then, now in itertools.pairwise(medians))
+
+
 def report(found: Iterable[Noise], *, rows: int) -> str:
     """The table as Markdown, and what follows from it in words."""
     found = list(found)
     head = (
-        "metric", "scatter", "from the rounds", "largest", "pass", "inconclusive", "alarms", "tolerance",
-        "visible", "proposed tolerance",
+        "metric", "scatter", "from the rounds", "largest", "pass", "inconclusive", "alarms",
+        *(f"{100 * by:g} % found" for by in SLOWER), f"median:{100 * PEER:g}%", "tolerance", "visible",
+        "proposed tolerance",
     )  # fmt: skip
     lines = [f"| {' | '.join(head)} |", f"|:---|{'---:|' * (len(head) - 1)}"]
     for each in found:
         shares = [each.scatter, each.believed, each.largest]
-        counts = [each.outcomes["pass"], each.outcomes["inconclusive"], each.alarms]
+        counts = [each.outcomes["pass"], each.outcomes["inconclusive"], each.alarms, *each.found, each.peer]
         cells = [
             each.metric.name,
             *(f"{100 * share:.2f} %" for share in shares),
@@ -161,10 +188,14 @@ def report(found: Iterable[Noise], *, rows: int) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     alarms, judgements = sum(each.alarms for each in found), sum(each.pairs for each in found)
+    beside = any(each.metric.of == gate.AGAINST for each in found)
+    compared = f"{found[0].pairs} " + (
+        "reruns, the two copies of each" if beside else "pairs of reruns, neighbours and half the series apart"
+    )
     lines += [
         "",
-        f"{alarms} false alarms in {judgements} rows ({found[0].pairs} pairs of reruns, neighbours and half the series "
-        f"apart), judged as rows of a run of {rows}. `visible` is the slowdown that is found in {100 * FOUND:.0f} % of "
+        f"{alarms} false alarms in {judgements} rows ({compared}), judged as rows of a run of {rows}. "
+        f"`visible` is the slowdown that is found in {100 * FOUND:.0f} % of "
         "such runs with the present tolerance and the rounds taken here; the proposed tolerance is what reruns differ "
         "by beyond what their rounds tell. Other days and other neighbours on the machine can differ by more.",
     ]

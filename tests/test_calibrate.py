@@ -58,6 +58,35 @@ def test_what_reruns_differ_by_beyond_their_rounds_is_proposed_as_tolerance():
     assert proposed[1] > 0.1
 
 
+def test_slowdowns_of_five_and_ten_percent_are_looked_for_and_found_where_the_noise_lets_them():
+    beside = {each.name: each for each in metrics_of(gate.AGAINST)}["against.decode_ms"]
+
+    def copies(scatter):
+        return [
+            Rerun(own={beside.name: each.base["efficiency.decode_ms"][::-1]},
+                  base={beside.name: each.base["efficiency.decode_ms"]})
+            for each in reruns(8, scatter=scatter)
+        ]  # fmt: skip
+
+    (calm,), (wild,) = (noise(copies(scatter), [beside], runs=10, rows=100) for scatter in (0.004, 0.5))
+    (base,) = noise(reruns(8), [decode()], runs=10, rows=100)
+
+    assert ((8, 8), (0, 0)) == (calm.found, wild.found)
+    assert (0, base.pairs) == base.found  # the tolerance of a ratio is 5 %
+
+
+@pytest.mark.parametrize("name", ["efficiency.decode_ms", "efficiency.throughput"])
+def test_the_peers_rule_counts_reruns_whose_median_is_worse_than_that_of_the_one_before(name):
+    metric = all_metrics()[name]
+    worse = 1.06 if metric.better == "lower" else 1 / 1.06
+    values = [1.0, 1.0 * worse, 1.0, 1.04, 1.0]
+    several = [Rerun(own={name: [value] * 10}, base={name: [1.0] * 10}) for value in values]
+
+    (found,) = noise(several, [metric], runs=10, rows=100)
+
+    assert 1 == found.peer
+
+
 def test_the_report_counts_alarms_and_says_of_what():
     text = report(noise(reruns(4, slower=1.5), [decode()], runs=10, rows=100), rows=100)
 
@@ -141,7 +170,7 @@ def test_proposed_tolerances_are_recorded_where_that_is_asked_for(tmp_path, cali
     capsys.readouterr()
     calibrated(20, 0.01)  # and are what the next one compares with
     [line] = [line for line in capsys.readouterr().out.splitlines() if "efficiency.decode_ms" in line]
-    assert f"{100 * expected.proposed:.3g} %" == line.split("|")[8].strip()
+    assert f"{100 * expected.proposed:.3g} %" == line.split("|")[11].strip()
 
 
 @pytest.mark.parametrize(("count", "between", "words"), [(19, 0.0, "--reruns 19 is not allowed: at least 20"),
@@ -167,4 +196,5 @@ def test_two_copies_of_one_model_are_compared_with_each_other_and_a_slow_one_is_
     (one,) = noise([*copies, slow], [beside], runs=10, rows=100)
 
     assert (8, 0, 8) == (equal.pairs, equal.alarms, equal.outcomes["pass"])
+    assert (8, 8) == equal.found
     assert (9, 1) == (one.pairs, one.outcomes["regressed"])

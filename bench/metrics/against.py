@@ -7,7 +7,7 @@ beside its own takes processors from itself.
 """
 
 import functools
-from statistics import mean, median
+from statistics import fmean, median
 
 from bench.metrics import speed
 from bench.metrics._registry import metric
@@ -22,7 +22,7 @@ def decode_ms(run: speed.GenerationReading) -> float:
 
     What takes the processor away hits some steps of each round, and would be most of a mean that holds it.
     """
-    return run.median(lambda r: 1e3 * (mean(r.running().steps_s) if r.waits_s else median(r.steps_s)))
+    return run.median(lambda r: 1e3 * (fmean(r.running().steps_s) if r.waits_s else median(r.steps_s)))
 
 
 @_against("against.latency_ms", unit="ms/token")
