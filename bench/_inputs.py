@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bench._errors import DataError, NotAvailable
+from bench._errors import DataError, NotAvailable, OptionError
 
 if TYPE_CHECKING:
     from bench.data import Data
@@ -171,7 +171,17 @@ class Inputs:
 
     @functools.cached_property
     def downstream(self) -> str:
-        """The task that recovery is measured on."""
+        """The task that recovery is measured on.
+
+        Raises:
+            OptionError: there is none, or one that is not scored.
+            NotAvailable: the same for a named list of recipes, where no task was given.
+        """
         from bench.metrics.recovery import check_task
 
-        return check_task(self.options.downstream, self.source)
+        try:
+            return check_task(self.options.downstream, self.source)
+        except OptionError as error:
+            if self.options.named and self.options.downstream is None:
+                raise NotAvailable(str(error)) from error
+            raise

@@ -4,11 +4,12 @@ import functools
 import gc
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import layers
+from bench._errors import NotAvailable
 from bench.generation import Decoder, Interleaved, Load
 from compression import Recipe
 from compression._recipe import UNCOMPRESSED
@@ -27,7 +28,10 @@ class Models:
         kernels: for each recipe that was compressed how many layers have which kernel.
         steps: what was executed for it, and the seconds of each step.
         layers: what became of its layers (`bench.layers`), until that is in the journal.
+        refused: why a recipe of a named list cannot be, by its text.
     """
+
+    refused: Mapping[str, str]
 
     def __init__(self, options: "Options", source: "BaseSource", progress: Callable[[int, int, str], None] | None):
         self.options, self.source, self._progress = options, source, progress
@@ -53,8 +57,11 @@ class Models:
         """The base under a recipe, or a published checkpoint as it is; the one before it is let go first.
 
         Raises:
+            NotAvailable: the recipe cannot be applied to this base.
             Exception: whatever compressing raised, again for each measurement of the recipe.
         """
+        if why := self.refused.get(recipe.text):
+            raise NotAvailable(why)
         if self._compressed is None or self._compressed[0] != recipe:
             import compression
 

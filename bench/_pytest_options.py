@@ -23,6 +23,8 @@ def declare(parser: pytest.Parser) -> None:
     add = group.addoption
     add("--model", metavar="RECIPES", help="recipes separated by commas, or all, or orderings, or report: those of its "
         "tables; default nf4, with -m ordering orderings, with -m recovery one of each family")  # fmt: skip
+    add("--set", action="append", metavar="NAME=VALUE", help="a parameter for every step of every recipe that has it "
+        "and leaves it at its default, such as group_size=64; may be given several times")  # fmt: skip
     add("--base", default="reference", help="reference, reference-teacher, random:<shape>, a folder or a hub id")
     add("--data", default=os.environ.get("BENCH_DATA"), help="embedded, hub, or a folder; default $BENCH_DATA, or "
         "embedded for the reference")  # fmt: skip
@@ -115,6 +117,7 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         RecipeError: a recipe that cannot be.
     """
     from bench.options import Options
+    from bench.selection import select
 
     get = config.getoption
     for name in ("--limit", "--task-rows"):
@@ -127,12 +130,14 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         raise OptionError(f"--tdp {watts:g} is not allowed: watts above 0; leave it out to detect it")
     if get("--seed") < 0:
         raise OptionError(f"--seed {get('--seed')} is not allowed: at least 0")
-    root = config.invocation_params.dir
+    root, selection = config.invocation_params.dir, select(config)
     worker = workers.worker_of(config)
     device, shared = _placed(_device(get("--device")), worker)
     options = Options(
         base=get("--base"),
-        recipes=tuple(asked_recipes(config)),
+        recipes=selection.recipes,
+        named=selection.named,
+        refused=selection.refused,
         data=get("--data"),
         calibration=get("--calibration"),
         teacher=get("--teacher"),
@@ -213,21 +218,6 @@ def _judge(config: pytest.Config) -> Any:
             encoder="--coherence-encoder",
         ),
     )  # fmt: skip
-
-
-def asked_recipes(config: pytest.Config) -> list[Any]:
-    """Those of `--model`, without it what suits `-m`. Raises RecipeError for one that cannot be."""
-    from bench.metrics.recovery import DEFAULT as FAMILIES
-    from bench.orderings import RECIPES
-    from bench.report.recipes import ALL
-    from compression import Recipe, methods, split_recipes
-    from compression._recipe import UNCOMPRESSED
-
-    default = {"ordering": "orderings", "recovery": FAMILIES}.get(config.option.markexpr, "nf4")
-    text = config.getoption("--model") or default
-    named = {"all": [UNCOMPRESSED, *methods()], "orderings": RECIPES, "report": ALL}
-    texts = named.get(text) or split_recipes(text)
-    return list(dict.fromkeys(Recipe.parse(each) for each in texts))
 
 
 def asked_tasks(config: pytest.Config) -> list[Any]:

@@ -143,10 +143,10 @@ class Controller:
             return None
         from xdist.scheduler import LoadGroupScheduling
 
-        from bench._pytest_options import asked_recipes
+        from bench.selection import select
 
         try:
-            recipes = [recipe.text for recipe in asked_recipes(config)]
+            recipes = [recipe.text for recipe in select(config).recipes]
         except ValueError:  # the workers say it
             recipes = []
 

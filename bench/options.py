@@ -20,6 +20,8 @@ class Options:
 
     base: str = "reference"
     recipes: tuple[Recipe, ...] = ()
+    named: bool = False  # they are a list of the suite's own, of which what cannot be has rows that say why
+    refused: Mapping[str, str] = field(default_factory=dict)  # by recipe text: why it cannot be
     data: str | None = None
     calibration: str | None = None
     teacher: str | None = None

@@ -1,10 +1,12 @@
 """`--plan`: what a run would take, said before anything starts."""
 
+import math
 import shutil
 import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
+from bench.training_plan import plan_training
 from compression._errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -28,36 +30,49 @@ def plan(options: "Options") -> str:
     from bench import machine
     from compression import _checkpoint, _weights
     from compression._artefact import stored_bytes
-    from compression._checks import check, check_source
+    from compression._checks import check, check_source, find_downstream, find_teacher, refusals
 
     source = _checkpoint.locate(options.base)
     download = _download_bytes(source)
     if source.kind == "hub" and download:
         return f"{source.text} is not here: {_mib(download)} would be downloaded; shapes are known afterwards"
-    skeleton = check_source(options.recipes, source.fetch(), options.calibration, options.teacher, options.downstream)
+    given = (source.fetch(), options.calibration, options.teacher, options.downstream)
+    refused = dict(options.refused) | (refusals(options.recipes, *given) if options.named else {})
+    recipes = [recipe for recipe in options.recipes if recipe.text not in refused]
+    skeleton = check_source(recipes, *given)
     skeleton = skeleton.to(_weights.open_weights(source).dtype)
     base = stored_bytes(skeleton)
     bandwidth = _bandwidth(options.device)
+    trains = any(step.method.trains for recipe in recipes for step in recipe.steps)
+    speed = _flops_per_second(options.device) if trains else math.inf
     rounds = (options.runs + options.warmup) * options.new_tokens
     rows = []
-    for recipe in options.recipes:
+    for recipe in recipes:
         size = stored_bytes(check(recipe, skeleton))
+        teacher = find_teacher([recipe], source, options.teacher)
+        training = plan_training(
+            recipe, skeleton, source, teacher, find_downstream([recipe], source, options.downstream)
+        )
         resident = base + (size if recipe.steps else 0)
         child = max(base, size) if options.device == "cpu" else 0
         seconds = sum(
             2 * _OPEN_SECONDS + 2 * _ENERGY_SECONDS + rounds * (base + size) / bandwidth for _ in options.batch_sizes
         )
+        train_seconds = training.flops / speed
         rows.append({
-            "recipe": recipe.text, "stored": _mib(size), "memory at once": _mib(resident + child),
-            "disk": _mib(size if recipe.steps and options.device == "cpu" else 0), "download": _mib(0),
-            "about": f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s",
+            "recipe": recipe.text, "stored": _mib(size),
+            "memory at once": _mib(max(resident + child, base + training.memory)),
+            "disk": _mib(training.disk + (size if recipe.steps and options.device == "cpu" else 0)),
+            "download": _mib(0), "training": _time(train_seconds) if training.tokens else "none",
+            "about": _time(seconds + train_seconds),
         })  # fmt: skip
     free = shutil.disk_usage(tempfile.gettempdir()).free
     return "\n".join([
         f"base {source.label}: {_mib(base)} on {options.device}; {_mib(machine.memory_free(options.device))} of memory "
         f"free, {_mib(free)} of disk, {bandwidth / 1e9:.1f} GB/s read",
         pd.DataFrame(rows).to_string(index=False),
-        "times are for efficiency alone, without the prompt, and rough",
+        *(f"{recipe}: not available: {why}" for recipe, why in refused.items()),
+        "times are for training and efficiency alone, without the prompt, and rough; what a cache holds is not counted",
     ])  # fmt: skip
 
 
@@ -92,6 +107,27 @@ def _bandwidth(device: str) -> float:
         machine.synchronize(device)
         best = min(best, time.perf_counter() - begin)
     return source.numel() / best
+
+
+def _flops_per_second(device: str) -> float:
+    """Operations per second of fp32 products of 1024 x 1024 matrices on the device."""
+    import torch
+
+    from bench import machine
+
+    square = torch.ones(1024, 1024, device=device)
+    best = math.inf
+    for _ in range(4):
+        machine.synchronize(device)
+        begin = time.perf_counter()
+        square @ square
+        machine.synchronize(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * 1024**3 / best
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _mib(size: float) -> str:

@@ -14,9 +14,10 @@ import pytest
 
 from bench import _workers as workers
 from bench._errors import BenchError, NotAvailable, OptionError
-from bench._pytest_options import asked_batch_sizes, asked_recipes, asked_tasks, declare, may_have_cuda, options_of
+from bench._pytest_options import asked_batch_sizes, asked_tasks, declare, may_have_cuda, options_of
 
 if TYPE_CHECKING:
+    from bench.options import Options
     from bench.workbench import Workbench
 
 _WORKBENCH = pytest.StashKey["Workbench"]()
@@ -61,8 +62,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "recipe" in metafunc.fixturenames:
+        from bench.selection import select
+
         try:
-            recipes = asked_recipes(metafunc.config)
+            recipes = select(metafunc.config).recipes
             batch_sizes = asked_batch_sizes(metafunc.config)
         except ValueError as error:
             raise pytest.Collector.CollectError(str(error)) from error
@@ -116,10 +119,13 @@ def _leave_out(config: pytest.Config, items: list[pytest.Item], unasked: list[py
 def _keep_what_tables_show(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of `--model report` what no table has a line for is not measured."""
     from bench.report.recipes import has_a_line
+    from bench.selection import select
+
+    listed = select(config).listed
 
     def shown(item: pytest.Item) -> bool:
         recipe = getattr(getattr(item, "callspec", None), "params", {}).get("recipe")
-        return recipe is None or has_a_line(recipe.text, {mark.name for mark in item.iter_markers()})
+        return recipe is None or has_a_line(listed[recipe.text], {mark.name for mark in item.iter_markers()})
 
     _leave_out(config, items, [item for item in items if not shown(item)])
 
@@ -166,9 +172,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             writable(config.getoption("--report"))
         from bench.workbench import Workbench
 
-        workbench = Workbench(options, progress=_progress(config))
+        workbench = Workbench(options, progress=_progress(config, session.items, options))
         if "recovery" in marked:
-            workbench.downstream  # noqa: B018 - a task that cannot be measured is said now
+            with suppress(NotAvailable):  # of which the rows speak
+                workbench.downstream  # noqa: B018 - a task that cannot be measured is said now
         if "quality" in marked:
             from bench.metrics.perplexity import PerplexityProtocol
 
@@ -204,13 +211,17 @@ def _task_of(item: pytest.Item) -> Any:
     return getattr(getattr(item, "callspec", None), "params", {}).get("task")
 
 
-def _progress(config: pytest.Config) -> Any:
-    """A bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty() or config.getoption("verbose") < 0:
+def _progress(config: pytest.Config, items: list[pytest.Item], options: "Options") -> Any:
+    """A bar on a terminal, lines elsewhere, nothing with -q."""
+    if config.getoption("verbose") < 0:
         return None
-    from bench.progress import Bar
+    from bench.progress import Bar, Lines
 
-    return Bar(config)
+    if sys.stderr.isatty():
+        return Bar(config)
+    lines = Lines(config, recipes=len(options.recipes), measurements=len(items))
+    config.pluginmanager.register(lines)
+    return lines
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from bench import gate
-from bench.metrics import compute, energy, memory, size, speed
+from bench.metrics import compute, energy, memory, speed
 from bench.rows import key_of
 from compression._recipe import UNCOMPRESSED
 
@@ -14,20 +14,7 @@ pytestmark = pytest.mark.efficiency
 
 @pytest.mark.ordering
 def test_size(workbench, recipe):
-    from compression._artefact import count_parameters
-
-    base = workbench.base.model
-    against = {"base_stored_bytes": size.stored(base), "base_parameters": count_parameters(base)}
-
-    def of(model):
-        counted = {"parameters": count_parameters(model), "zeros": size.zeros(model)}
-        return size.ArtefactReading(stored_bytes=size.stored(model), **counted, **against)
-
-    def take():
-        reading = of(workbench.compressed(recipe).model)
-        return reading, None if recipe.text == UNCOMPRESSED else of(base)
-
-    workbench.measure("artefact", recipe, take)
+    workbench.measure_size(recipe)
 
 
 def test_cost(workbench, recipe):

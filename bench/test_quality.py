@@ -24,7 +24,8 @@ def _read(workbench, protocol, recipe):
     tokenizer, device = _tokenizer(workbench), workbench.options.device
 
     def of(model, base=None):
-        return perplexity(model.model, tokenizer, workbench.data, protocol, device=device, base=base and base.model)
+        return perplexity(model.model, tokenizer, workbench.data, protocol, device=device, base=base and base.model,
+                          states=workbench.base_states)  # fmt: skip
 
     if recipe.text == UNCOMPRESSED:
         return workbench.base_reading(("perplexity", protocol), lambda: of(workbench.base))

@@ -4,6 +4,7 @@ The tests in `bench/test_*.py` say what is measured; a `Workbench` does it. Only
 in memory at any time. Every row is in the journal before the next measurement starts.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,15 @@ from bench._models import Models
 from bench.beside import Beside, Commit, Job
 from bench.generation import Load
 from bench.items import Items
-from bench.metrics import metrics_of
+from bench.metrics import metrics_of, size
 from bench.options import Options
 from bench.rows import Row
-from compression import Recipe, locate
+from compression import CompressionError, Recipe, locate
 from compression._recipe import UNCOMPRESSED
 
 if TYPE_CHECKING:
     from bench.gate import Verdict
+    from bench.metrics.perplexity import KeptStates
     from compression import Compressed
 
 Reading = Any
@@ -45,7 +47,6 @@ class Workbench(Models, Inputs, Findings):
 
     def __init__(self, options: Options, progress: Callable[[int, int, str], None] | None = None):
         from bench import machine
-        from compression._checks import check_source
 
         if options.gate not in gates.MODES:
             raise OptionError(f"--gate {options.gate}: allowed are {', '.join(gates.MODES)}")
@@ -62,14 +63,7 @@ class Workbench(Models, Inputs, Findings):
             )
         self.fingerprint = machine.fingerprint(options.device)
         Models.__init__(self, options, locate(options.base).fetch(), progress)
-        if self.source.published is None:
-            recipes = (*options.recipes, *options.derived)
-            check_source(recipes, self.source, options.calibration, options.teacher, options.downstream)
-        else:
-            from compression._formats._model import check_recipe
-
-            for recipe in options.recipes:
-                check_recipe(self.source.published, recipe)
+        self.refused = self._refusals()
         positions = self.source.config.get("max_position_embeddings")
         if positions and options.prompt_tokens + options.new_tokens > positions:
             raise OptionError(
@@ -79,8 +73,31 @@ class Workbench(Models, Inputs, Findings):
         self.against = Commit(options.against) if options.against else None
         Findings.__init__(self)
         self.lost_device = False
+        self._failing: list[str] = []  # of sizes that no test is for
         self._base_readings: dict[Any, Reading] = {}
         self._readings: dict[Any, Reading] = {}
+
+    def _refusals(self) -> dict[str, str]:
+        """Why recipes of a named list cannot be, by their text. Raises CompressionError for others that cannot be."""
+        from compression._checks import check_source, refusals
+        from compression._formats._model import check_recipe
+
+        options, found = self.options, dict(self.options.refused)
+        recipes = [each for each in (*options.recipes, *options.derived) if each.text not in found]
+        if self.source.published is None:
+            given = (self.source, options.calibration, options.teacher, options.downstream)
+            if options.named:
+                return found | refusals(recipes, *given)
+            check_source(recipes, *given)
+            return found
+        for recipe in options.recipes:
+            try:
+                check_recipe(self.source.published, recipe)
+            except CompressionError as error:
+                if not options.named:
+                    raise
+                found[recipe.text] = str(error)
+        return found
 
     def measure(
         self,
@@ -131,6 +148,15 @@ class Workbench(Models, Inputs, Findings):
         self._record(rows, found)
         self._assert(found)
 
+    def measure_size(self, recipe: Recipe) -> None:
+        """What the compressed model stores, and its base; raises as `measure` does."""
+
+        def take() -> tuple[Reading, Reading | None]:
+            base, model = self.base.model, self.compressed(recipe).model
+            return size.reading(model, base), size.reading(base, base) if recipe.steps else None
+
+        self.measure("artefact", recipe, take)
+
     def beside(self, recipe: Recipe, load: Load, mode: str) -> Beside:
         """Both sides of `--against`. What a recipe trained is this code's on both: the commit's would take as long."""
         assert self.against is not None
@@ -155,6 +181,13 @@ class Workbench(Models, Inputs, Findings):
             "downstream": self.options.downstream if any(method.downstream for method in methods) else None,
         }
         return {name: text for name, text in given.items() if text is not None}
+
+    @functools.cached_property
+    def base_states(self) -> "KeptStates":
+        """Hidden states of the base on held-out text, read once for all recipes."""
+        from bench.metrics.perplexity import KeptStates
+
+        return KeptStates(self.base.model)
 
     def base_reading(self, key: Any, take: Callable[[], Reading]) -> Reading:
         """A reading of the uncompressed model that does not have to be taken beside each recipe: taken once."""
@@ -221,8 +254,24 @@ class Workbench(Models, Inputs, Findings):
             raise Failure(f"{recipe}: {of} could not be measured ({status}): {reason}") from error
 
     def release(self) -> None:
+        """Let go of the compressed model. Its size is recorded before, where no test of this run did that."""
+        recipe, model = self._compressed or (None, None)
+        if recipe in self.options.recipes and not isinstance(model, BaseException) and not self.lost_device:
+            self._record_size(recipe)
         super().release()
         self._readings = {}
+
+    def _record_size(self, recipe: Recipe) -> None:
+        if not any(row.of == "artefact" for row in self.rows.values() if row.recipe == recipe.text):
+            try:
+                self.measure_size(recipe)
+            except (AssertionError, Failure) as error:
+                self._failing.append(str(error))
+
+    def finish(self, passed: bool, interrupted: bool = False) -> list[str]:
+        """As `Findings.finish`; what fails of the size of the last model is among the words."""
+        self.release()
+        return [*self._failing, *super().finish(passed and not self._failing, interrupted)]
 
     def close(self) -> None:
         self.release()

@@ -20,7 +20,7 @@ from compression._errors import (
     LayerError,
     RecipeError,
 )
-from compression._recipe import Recipe, Step, split_recipes
+from compression._recipe import Recipe, Step, parse_setting, split_recipes
 
 __all__ = [
     "BackendError",
@@ -40,6 +40,7 @@ __all__ = [
     "locate",
     "methods",
     "open_base",
+    "parse_setting",
     "split_recipes",
 ]
 

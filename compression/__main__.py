@@ -80,8 +80,10 @@ def _compress(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(facts, indent=1))
         return 0
-    for key, value in facts.items():
-        print(f"{key}: {value}" if key != "layers" else "\n".join(facts["layers"]))
+    for line in facts.pop("layers"):
+        print(line)
+    for key, value in facts.items():  # last: what is looked for stands at the end, however many layers there are
+        print(f"{key}: {value}")
     return 0
 
 

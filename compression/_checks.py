@@ -9,7 +9,7 @@ from torch import nn
 from compression import _blocks, _checkpoint, _downstream, _registry
 from compression._calibration import WAYS_OUT, Calibration, open_calibration
 from compression._downstream import Downstream, open_downstream
-from compression._errors import CalibrationError, LayerError, RecipeError, TeacherError, TrainingError
+from compression._errors import CalibrationError, CompressionError, LayerError, RecipeError, TeacherError, TrainingError
 from compression._linear import PackedLinear
 from compression._recipe import Recipe, Step
 from compression._registry import CalibratedMethod, LayerwiseMethod
@@ -154,11 +154,44 @@ def check_source(
     Raises:
         CheckpointError, RecipeError, LayerError, CalibrationError, TeacherError, TrainingError: as `compress`.
     """
-    recipes = list(recipes)
-    find_calibration(recipes, source, calibration)
-    find_teacher(recipes, source, teacher)
-    find_downstream(recipes, source, downstream)
     skeleton = _checkpoint.build(source.config, torch.bfloat16, device="meta")
     for recipe in recipes:
-        check(recipe, skeleton)
+        _check_on(recipe, skeleton, source, calibration, teacher, downstream)
     return skeleton
+
+
+def refusals(
+    recipes: Iterable[Recipe],
+    source: _checkpoint.BaseSource,
+    calibration: Any = None,
+    teacher: str | None = None,
+    downstream: Any = None,
+) -> dict[str, str]:
+    """Why recipes cannot be applied to a base, by their text; those that can be are not in it.
+
+    Raises:
+        CheckpointError, CalibrationError, TrainingError: base, calibration text, teacher or downstream task cannot be
+            opened, which no recipe could do anything about.
+    """
+    skeleton = _checkpoint.build(source.config, torch.bfloat16, device="meta")
+    open_calibration(calibration, source)
+    open_downstream(downstream, source)
+    if teacher not in (None, "self"):
+        _checkpoint.locate(teacher)
+    found = {}
+    for recipe in recipes:
+        try:
+            _check_on(recipe, skeleton, source, calibration, teacher, downstream)
+        except CompressionError as error:
+            found[recipe.text] = str(error)
+    return found
+
+
+def _check_on(
+    recipe: Recipe, skeleton: nn.Module, source: _checkpoint.BaseSource, calibration: Any, teacher: str | None,
+    downstream: Any,
+) -> None:  # fmt: skip
+    find_calibration([recipe], source, calibration)
+    find_teacher([recipe], source, teacher)
+    find_downstream([recipe], source, downstream)
+    check(recipe, skeleton)

@@ -125,6 +125,17 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "steps": [{"method": step.name, **step.parameters} for step in self.steps]}
 
+    def with_settings(self, settings: Mapping[str, Any]) -> "Recipe":
+        """The recipe with these parameters set in every step that has them and leaves them at their defaults.
+
+        >>> Recipe.parse("gptq(bits=3)-recover").with_settings({"group_size": 64, "bits": 4}).text
+        'gptq(bits=3,group_size=64)-recover'
+
+        Raises:
+            RecipeError: a step does not allow the value.
+        """
+        return Recipe(tuple(_with_settings(step, settings) for step in self.steps))
+
     @cached_property
     def text(self) -> str:
         """The canonical text: aliases resolved, defaults left out. Parsing it gives an equal recipe."""
@@ -204,6 +215,29 @@ def _step(name: str, parameters: Mapping[str, Any]) -> Step:
             name, {**{f.name: getattr(method, f.name) for f in dataclasses.fields(method)}, **changed})  # type: ignore[arg-type]  # fmt: skip
         overrides.append((pattern, override))
     return Step(method, tuple(overrides))
+
+
+def _with_settings(step: Step, settings: Mapping[str, Any]) -> Step:
+    parameters = step.parameters
+    unset = {f.name for f in dataclasses.fields(step.method)} - parameters.keys()  # type: ignore[arg-type]
+    changed = {name: value for name, value in settings.items() if name in unset}
+    return _step(step.name, {**parameters, **changed}) if changed else step
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """A parameter and its value, written as in a recipe.
+
+    >>> parse_setting("group_size=64")
+    ('group_size', 64)
+
+    Raises:
+        RecipeError: the text is not of the form name=value.
+    """
+    parser, found = _Parser(text), {}
+    parser.pair("the recipes", found)
+    if parser.at < len(parser.text):
+        raise parser.error("expected the end of name=value")
+    return found.popitem()
 
 
 def _no_constant(name: str) -> None:

@@ -14,7 +14,7 @@ import bench.metrics.perplexity as module
 from bench._errors import DataError, MetricError
 from bench.metrics import divergence
 from bench.metrics.divergence import diverge, kl_to_base, shares, top1_agreement
-from bench.metrics.perplexity import PerplexityProtocol, perplexity
+from bench.metrics.perplexity import KeptStates, PerplexityProtocol, perplexity
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +134,26 @@ def test_a_base_of_another_vocabulary_is_refused(model, other, tokenizer, data, 
 
     with pytest.raises(DataError, match=f"the base knows {VOCABULARY + 1} tokens, the model {VOCABULARY}"):
         read(model, tokenizer, data, base=other)
+
+
+@pytest.mark.parametrize("settings", [{"length": 16}, {"name": "e", "length": 12}], ids=["windows", "rows"])
+@pytest.mark.parametrize("limit", [2**31, 9000], ids=["all kept", "some kept"])
+def test_a_base_that_is_read_once_gives_every_bit_of_one_that_is_read_each_time(
+    model, other, tokenizer, data, settings, limit  # noqa: F811
+):  # fmt: skip
+    protocol, states, passes = PerplexityProtocol(**settings, batch_size=2), KeptStates(model, limit), []
+    counted = model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
+    kept, read_so_far = [], []
+    try:
+        for each, base in ((model, None), (other, model), (other, model)):
+            kept.append(perplexity(each, tokenizer, data, protocol, device="cpu", base=base, states=states))
+            read_so_far.append(len(passes))
+    finally:
+        counted.remove()
+
+    beside = read(other, tokenizer, data, base=model, batch_size=2, **settings)
+    assert [read(model, tokenizer, data, batch_size=2, **settings), beside, beside] == kept
+    first, second, third = read_so_far
+    assert first > 0
+    assert second - first == third - second
+    assert second == first if limit == 2**31 else 0 < second - first < first

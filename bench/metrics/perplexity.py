@@ -17,10 +17,11 @@ Three protocols, since published numbers differ by more than any compression doe
 Departure from the published code: a sample that fails is an error, not skipped.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench._errors import DataError, MetricError, OptionError
 from bench.data import CONVERSATIONS, LANGUAGE, Data
@@ -29,8 +30,12 @@ from bench.metrics._registry import metric
 from bench.metrics._samples import Sample, samples_of
 from bench.metrics.divergence import Divergence, diverge, shares
 
+if TYPE_CHECKING:
+    import torch
+
 CHUNK_TOKENS = 1024  # positions whose logits exist at once, at most
 CHUNK_ELEMENTS = 2**25  # positions x vocabulary of one chunk, at most: 128 MiB of fp32
+KEPT_BYTES = 2**31  # hidden states of the base that a run keeps, at most
 TOKEN_BUDGET = {"cpu": 2_048, "cuda": 16_384}  # tokens in one forward pass, padding included
 PROTOCOLS = ("default", "e", "o")
 
@@ -168,6 +173,7 @@ def perplexity(
     *,
     device: Any,
     base: Any = None,
+    states: "KeptStates | None" = None,
     token_budget: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PerplexityReading:
@@ -175,7 +181,7 @@ def perplexity(
 
     With `base`, the model that it was made from, each batch goes through both, and the reading has the divergence from
     it; the loss keeps every bit. What that adds to memory is the base's hidden states of a batch and its logits of one
-    chunk of positions.
+    chunk of positions. `states` keeps those hidden states for further calls with the same base.
     `token_budget` is the number of tokens in one forward pass where the protocol names no batch size; by default
     TOKEN_BUDGET of the device. `progress` is called with (samples done, samples) after each batch.
     Raises DataError for too little data or the tokenizer of another model, MetricError for a loss that is not finite.
@@ -200,7 +206,9 @@ def perplexity(
     longest_first = sorted(range(len(samples)), key=lambda i: -len(samples[i].ids))
     for start in range(0, len(samples), batch_size):
         batch = longest_first[start : start + batch_size]
-        for i, (nll, *distance) in zip(batch, _scored(model, base, [samples[i] for i in batch], device), strict=True):
+        for i, (nll, *distance) in zip(
+            batch, _scored(model, base, [samples[i] for i in batch], device, states), strict=True
+        ):
             for what, value in zip(("loss", "divergence from the base"), (nll, *distance[:1]), strict=False):
                 if not math.isfinite(value):
                     where = f"sample {i + 1} of {len(samples)} ({samples[i].label})"
@@ -235,7 +243,41 @@ def perplexity(
     return replace(reading, divergence=divergence)
 
 
-def _scored(model: Any, base: Any, samples: Sequence[Sample], device: Any) -> list[list[float]]:
+class KeptStates:
+    """The last hidden states of one model, by batch, so that it is read once for all models compared with it.
+
+    The head then multiplies the same states in the same chunks: every bit of a result is that of reading again. Once
+    `limit` bytes are kept, in main memory, further batches are read every time.
+    """
+
+    def __init__(self, model: Any, limit: int = KEPT_BYTES):
+        self._model, self._room = model, limit
+        self._states: dict[str, torch.Tensor] = {}
+
+    def of(self, model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None") -> "torch.Tensor":
+        """Hidden states (batch, positions, width) of ids and mask, both (batch, positions); kept of the one model."""
+        if model is not self._model:
+            return _hidden(model, ids, mask)
+        digest = hashlib.sha256(repr(tuple(ids.shape)).encode())
+        for part in (ids, *([] if mask is None else [mask])):
+            digest.update(part.cpu().numpy().tobytes())
+        key = digest.hexdigest()
+        if key in self._states:
+            return self._states[key].to(ids.device)
+        found = _hidden(model, ids, mask)
+        if found.nbytes <= self._room:
+            self._room -= found.nbytes
+            self._states[key] = found.cpu()
+        return found
+
+
+def _hidden(model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None") -> "torch.Tensor":
+    return model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+
+
+def _scored(
+    model: Any, base: Any, samples: Sequence[Sample], device: Any, states: KeptStates | None
+) -> list[list[float]]:  # fmt: skip
     """Nats of each sample over its scored tokens, and beside a base its divergence and the tokens agreed on.
 
     One forward pass of each model, then logits for a chunk of positions at a time.
@@ -251,10 +293,8 @@ def _scored(model: Any, base: Any, samples: Sequence[Sample], device: Any) -> li
         real = position < torch.tensor(lengths, device=device)[:, None]
         mask = None if min(lengths) == width else real.long()
         models = [model] if base is None else [model, base]
-        read = [
-            (m.get_output_embeddings(), m.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)[0])
-            for m in models
-        ]
+        hidden_states = states.of if states else _hidden
+        read = [(m.get_output_embeddings(), hidden_states(m, ids, mask)) for m in models]
 
         chunk = max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // model.config.vocab_size))
         scored = real & (position >= torch.tensor([sample.first_scored for sample in samples], device=device)[:, None])

@@ -41,6 +41,16 @@ class ArtefactReading:
     zeros: int = 0
 
 
+def reading(model: "nn.Module", base: "nn.Module") -> ArtefactReading:
+    """What a model stores, and its base; of the base itself both are the same. Raises MetricError as `stored` does."""
+    from compression._artefact import count_parameters
+
+    return ArtefactReading(
+        stored_bytes=stored(model), parameters=count_parameters(model), zeros=zeros(model),
+        base_stored_bytes=stored(base), base_parameters=count_parameters(base),
+    )  # fmt: skip
+
+
 @metric("efficiency.stored_bytes", unit="B", better="lower", kind="counted", of="artefact")
 def stored_bytes(artefact: ArtefactReading) -> float:
     """Bytes of all parameters and buffers as stored: codes, scales, zero points, embeddings, head and norms."""

@@ -14,6 +14,7 @@ which is done again for what is left; down_proj, whose columns go one by one, is
 There is no fine-tuning of packed models.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -124,16 +125,19 @@ class P(Method):
         model = _structure.conform(model)
         return self._finetuned(model, context) if self.trains else model
 
+    def settings(self, *, seed: int) -> Settings:
+        """Of the fine-tuning behind the cut."""
+        return dataclasses.replace(_FINETUNING, seed=seed)
+
     def _finetuned(self, model: "nn.Module", context: "Context") -> "nn.Module":
         import copy
-        import dataclasses
 
         from compression._artefact import LayerReport
         from compression.distillation._training import train
 
         assert context.ids is not None and context.folder is not None
         student, texts = copy.deepcopy(model), context.ids[: self.finetune_samples].cpu()
-        settings = dataclasses.replace(_FINETUNING, seed=context.seed)
+        settings = self.settings(seed=context.seed)
         trained = train(
             student, texts, Objective(alpha=0, temperature=1), settings, context.folder / "training",
             keep_zeros=context.pruned, progress=context.progress,
