@@ -152,8 +152,9 @@ class Workbench(Models, Inputs, Findings):
         """What the compressed model stores, and its base; raises as `measure` does."""
 
         def take() -> tuple[Reading, Reading | None]:
-            base, model = self.base.model, self.compressed(recipe).model
-            return size.reading(model, base), size.reading(base, base) if recipe.steps else None
+            base, compressed = self.base.model, self.compressed(recipe)
+            own = size.reading(compressed.model, base, compressed.bytes_in_files)
+            return own, size.reading(base, base) if recipe.steps else None
 
         self.measure("artefact", recipe, take)
 

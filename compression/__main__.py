@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _compress(options: argparse.Namespace) -> int:
     from compression import locate
+    from compression._weights import bytes_in
 
     recipe = Recipe.parse(options.recipe)
     if options.out is None:
@@ -61,14 +62,15 @@ def _compress(options: argparse.Namespace) -> int:
 
     device = options.device or _device()
     result = _write(recipe, options, device)
+    stored = bytes_in(options.out.glob("*.safetensors"))
     facts = {
         "recipe": recipe.text,
         "base": base.label,
         "executed": list(result.executed),
         "folder": str(options.out),
         "format": options.format,
-        "stored_bytes": result.stored_bytes,
-        "bits_per_parameter": 8 * result.stored_bytes / result.parameters,
+        "stored_bytes": stored,
+        "bits_per_parameter": 8 * stored / result.parameters,
         "seconds": result.cost.seconds if result.cost else None,
         "peak_bytes": result.cost.peak_bytes if result.cost else None,
         "calibration_tokens": result.cost.calibration_tokens if result.cost else 0,

@@ -1,37 +1,42 @@
 """Compressed models: what compressing yields, how it is written and opened again.
 
-A folder written by `Compressed.save` holds config.json, model.safetensors, the tokenizer and compression.json, which
-says how each packed or sparse layer is stored. A result without such layers is a plain transformers checkpoint besides.
-With a `format` the folder is one of the published formats instead (`compression._formats`), without compression.json. A
-folder written block by block (`compression._stream`) has several safetensors files and their index.
+A folder written by `Compressed.save` holds config.json, the weights, what goes with them (`_beside`) and
+compression.json, which names the files of the weights and says how each packed or sparse layer is stored.
+
+- A result without such layers is a plain transformers checkpoint besides, in model.safetensors.
+- One with such layers is nothing to any other program, and none may take it for something: engines read the config.json
+  of a model that they know, skip a quantization that they do not, and draw the weights that they miss. So its model
+  type is one that nobody knows, and its weights are neither in model.safetensors nor in an index.
+- With a `format` the folder is one of the published formats instead (`compression._formats`), without compression.json.
+- A folder written block by block (`compression._stream`) has several safetensors files, with an index if it is dense.
 """
 
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression import _blocks, _checkpoint, _weights
-from compression._checkpoint import INDEX, MANIFEST, BaseSource
+from compression import _beside, _blocks, _checkpoint, _weights
+from compression._checkpoint import MANIFEST, PACKED_TYPE, BaseSource
 from compression._cost import Cost
 from compression._errors import CheckpointError, LayerError
+from compression._files import filling
 from compression._formats import BITS, FORMATS
 from compression._grids import GRIDS
 from compression._linear import PackedLinear
 from compression._lora_linear import LoraLinear
 from compression._recipe import Recipe
 from compression._sparse_linear import SparseLinear
+from compression._weight_files import INDEX, WEIGHTS
 
-SCHEMA = 1
+SCHEMA = 2  # 1: does not name the files of the weights; a packed model has the names of a transformers checkpoint
 OWN = FORMATS[0]
 STATE = "compression.state.json"  # in a folder that is not finished
-_WEIGHTS = "model.safetensors"
+_PACKED = "compressed.safetensors"
 LEFT_ALONE = "the recipe leaves this layer alone"  # in reports
 
 
@@ -55,6 +60,8 @@ class Compressed:
         report: one entry for every layer that could have been replaced, and for the tables that stay.
         seconds: that each of the steps in `executed` took; empty where they took each block together.
         cache_factory: makes the KV cache for methods that bring their own; None for the model's usual one.
+        folder: the checkpoint whose tokenizer and generation settings go with the model; None for random bases.
+        bytes_in_files: of the tensors in the files of a published checkpoint; None for others.
     """
 
     model: Any
@@ -66,6 +73,8 @@ class Compressed:
     cost: Cost | None = None
     cache_factory: Callable[..., Any] | None = None
     tokenizer_source: Callable[[], Any] = field(default=lambda: None, repr=False)
+    folder: Path | None = None
+    bytes_in_files: int | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -73,8 +82,11 @@ class Compressed:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all parameters and buffers as they are stored, shared ones counted once."""
-        return stored_bytes(self.model)
+        """Bytes of all tensors as they are stored, shared ones counted once.
+
+        Of a published checkpoint those in its files, which may hold groups and zero points that follow from others.
+        """
+        return stored_bytes(self.model) if self.bytes_in_files is None else self.bytes_in_files
 
     @property
     def parameters(self) -> int:
@@ -101,22 +113,25 @@ class Compressed:
 
         return tuple(filter(fits, BITS))
 
-    def _stored(self, format: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """The tensors of a format, and what JSON files beside them say of how they are stored, by file name."""
+    def _stored(self, format: str) -> tuple[str, dict[str, Any], dict[str, dict[str, Any]]]:
+        """In a format: the file of the tensors, these, and what JSON files beside them say of how they are stored."""
         from compression._formats._model import convert
 
         if format != OWN:
             state, quantization = convert(self.model, format, self.recipe)
-            return state, {"config.json": {"quantization_config": quantization}, "quantize_config.json": quantization}
+            said = {"config.json": {"quantization_config": quantization}, "quantize_config.json": quantization}
+            return WEIGHTS, state, said
         layers = {name: describe(layer) for name, layer in _blocks.stored_layers(self.model).items()}
-        return self.model.state_dict(), {MANIFEST: self.manifest(layers)}
+        file = _PACKED if layers else WEIGHTS
+        return file, self.model.state_dict(), {MANIFEST: self.manifest(layers, [file])}
 
-    def manifest(self, layers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """What compression.json says, with a description of each stored layer by name."""
+    def manifest(self, layers: dict[str, dict[str, Any]], files: list[str]) -> dict[str, Any]:
+        """What compression.json says, with a description of each stored layer by name, and the files of the weights."""
         import torch
 
         return {
             "schema": SCHEMA,
+            "files": files,
             "recipe": self.recipe.to_json(),
             "text": self.recipe.text,
             "base": {"text": self.base[0], "digest": self.base[1]},
@@ -137,10 +152,10 @@ class Compressed:
         return counts
 
     def save(self, folder: str | Path, format: str = OWN) -> Path:
-        """Write the model; the folder appears whole or not at all.
+        """Write the model; the folder is whole or none that anything opens.
 
         Args:
-            folder: a new or an empty one.
+            folder: a new or an empty one; a link to one, or a mount point.
             format: "own", or "gptq" or "awq" for a published format, which GPTQModel and transformers with it open.
 
         Raises:
@@ -150,35 +165,39 @@ class Compressed:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        target = Path(folder)
-        check_writable(target)
-        state, described = self._stored(format)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        target = check_writable(Path(folder))
+        file, state, described = self._stored(format)
         try:
-            if getattr(self.model.config, "tie_word_embeddings", False):
-                state.pop("lm_head.weight", None)
-            save_file({k: v.contiguous() for k, v in state.items()}, work / _WEIGHTS, metadata={"format": "pt"})
-            write_beside(work, self.model, next(self.model.parameters()).dtype, self.tokenizer, described)
-            work.chmod(0o755)
-            if target.exists():
-                target.rmdir()
-            os.replace(work, target)
+            with filling(target, MANIFEST if format == OWN else "config.json") as work:
+                if getattr(self.model.config, "tie_word_embeddings", False):
+                    state.pop("lm_head.weight", None)
+                save_file({k: v.contiguous() for k, v in state.items()}, work / file, metadata={"format": "pt"})
+                dtype = next(self.model.parameters()).dtype
+                write_beside(work, self, dtype, self.tokenizer, described, packed=file == _PACKED)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{target} cannot be written: {error}") from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return target
+            raise CheckpointError(f"{folder} cannot be written: {error}") from error
+        return Path(folder)
 
 
-def write_beside(folder: Path, model: Any, dtype: Any, tokenizer: Any, described: dict[str, dict[str, Any]]) -> None:
-    """Everything but the tensors: the configuration, the tokenizer, then JSON files by name, merged with what is there.
+def write_beside(
+    folder: Path, result: Compressed, dtype: Any, tokenizer: Any, described: dict[str, dict[str, Any]], *, packed: bool
+) -> None:
+    """Everything but the tensors: the configuration, what goes with the base, then JSON files by name, merged.
 
-    `model` may be without weights, of which `dtype` is the one.
+    The model may be without weights, of which `dtype` is the one.
     """
-    model.config.architectures = [type(model).__name__]
-    model.config.dtype = dtype
-    model.config.save_pretrained(folder)
-    if tokenizer is not None:
+    config = result.model.config
+    config.architectures = [type(result.model).__name__]
+    config.dtype = dtype
+    config.save_pretrained(folder)
+    if packed:
+        known = json.loads((folder / "config.json").read_text())
+        uncompressed = {key: known[key] for key in ("model_type", "architectures")}
+        said = {"model_type": PACKED_TYPE, "architectures": ["Compressed"], "uncompressed": uncompressed}
+        described = {"config.json": said} | described
+    if result.folder is not None:
+        _beside.copy_beside(result.folder, folder)
+    elif tokenizer is not None:
         tokenizer.save_pretrained(folder)
     for name, value in described.items():
         merged = (json.loads((folder / name).read_text()) if (folder / name).exists() else {}) | value
@@ -208,9 +227,9 @@ def load(folder: str | Path, device: str = "cpu", *, backend: str | None = None)
             return _load_published(source, device, backend)
         raise CheckpointError(f"{path} holds no {MANIFEST}: open a dense checkpoint as a base instead")
     opened = outline(path)
-    _weights.fill(opened.model, _weights.read_tensors(_files(path)), where=str(path))
+    _weights.fill(opened.model, _weights.read_tensors(_files(path, read_manifest(path))), where=str(path))
     _take_backend(opened.model, backend, device)
-    _checkpoint.finish(opened.model, device)
+    _checkpoint.finish(opened.model, device, _beside.read_generation_config(path))
     return opened
 
 
@@ -221,8 +240,26 @@ def _take_backend(model: Any, backend: str | None, device: str) -> None:
         layer.kernel_name(device)
 
 
-def _files(path: Path) -> list[Path]:
-    return BaseSource(str(path), "folder", path).files if (path / INDEX).exists() else [path / _WEIGHTS]
+def read_manifest(path: Path) -> dict[str, Any]:
+    """compression.json of a folder; CheckpointError if it is none, or of a schema that is not read."""
+    manifest = _checkpoint._read_json(path / MANIFEST)
+    schema = manifest.get("schema")
+    if schema == 1:
+        sharded = (path / INDEX).exists()
+        weight_map = _checkpoint._read_json(path / INDEX).get("weight_map", {}) if sharded else {"": WEIGHTS}
+        manifest |= {"schema": SCHEMA, "files": sorted(set(weight_map.values()))}
+    elif schema != SCHEMA:
+        raise CheckpointError(f"{path / MANIFEST} has schema {schema!r}; this version reads 1 and {SCHEMA}")
+    return manifest
+
+
+def _files(path: Path, manifest: dict[str, Any]) -> list[Path]:
+    names = manifest.get("files")
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: files must be names in its folder")
+    if missing := [name for name in names if not (path / name).exists()]:
+        raise CheckpointError(f"{path / MANIFEST} names files that are not there: {', '.join(missing)}")
+    return [path / name for name in names]
 
 
 def outline(path: Path) -> Compressed:
@@ -233,9 +270,7 @@ def outline(path: Path) -> Compressed:
     """
     import torch
 
-    manifest = _checkpoint._read_json(path / MANIFEST)
-    if manifest.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path / MANIFEST} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}")
+    manifest = read_manifest(path)
     config = BaseSource(str(path), "folder", path).config
     model = _checkpoint.build(config, torch.float32, device="meta")  # each tensor comes in the dtype it is stored in
     try:
@@ -252,13 +287,13 @@ def outline(path: Path) -> Compressed:
         executed, seconds = tuple(manifest["executed"]), tuple(map(float, manifest.get("seconds", ())))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
-    _, headers = _weights.index(_files(path))
+    _, headers = _weights.index(_files(path, manifest))
     _weights.fit(model, headers, where=str(path))
     _weights.assign(model, headers, where=str(path))
     model.tie_weights()
     return Compressed(
         model=model, recipe=recipe, base=base, executed=executed, report=report, seconds=seconds, cost=cost,
-        tokenizer_source=lambda: _checkpoint.read_tokenizer(path),
+        tokenizer_source=lambda: _checkpoint.read_tokenizer(path, config), folder=path,
     )  # fmt: skip
 
 
@@ -279,22 +314,28 @@ def _load_published(source: BaseSource, device: str, backend: str | None) -> Com
     ]
     report += [LayerReport(name, "kept", "the formats leave it as it is") for name in ("model.embed_tokens", "norms")]
     return Compressed(
-        model=_checkpoint.finish(model, device), recipe=recipe, base=(source.label, source.digest),
-        executed=(recipe.text,), report=tuple(report),
-        tokenizer_source=lambda: _checkpoint.read_tokenizer(source.folder),  # type: ignore[arg-type]
+        model=_checkpoint.finish(model, device, _beside.read_generation_config(source.folder)), recipe=recipe,
+        base=(source.label, source.digest), executed=(recipe.text,), report=tuple(report), folder=source.folder,
+        tokenizer_source=lambda: source.tokenizer, bytes_in_files=_weights.bytes_in(source.files),
     )  # fmt: skip
 
 
-def check_writable(target: Path) -> None:
-    """Raise CheckpointError now, rather than after hours, if `target` cannot become a new folder."""
+def check_writable(folder: Path) -> Path:
+    """The place behind all links at which a new folder can be made, or an empty one filled.
+
+    Raises:
+        CheckpointError: now rather than after hours, if it cannot.
+    """
     try:
+        target = folder.resolve()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise CheckpointError(f"output folder {target} is there already; give a new or an empty one")
+            raise CheckpointError(f"output folder {folder} is there already; give a new or an empty one")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
+        with tempfile.TemporaryFile(dir=target if target.exists() else target.parent):
             pass
-    except OSError as error:
-        raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise CheckpointError(f"output folder {folder} cannot be written: {error}") from error
+    return target
 
 
 def stored_bytes(model: Any) -> int:

@@ -76,7 +76,8 @@ class StepCache:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(work, ignore_errors=True)
             result.save(work)
-            digests = {path.name: digest_of_file(path) for path in sorted(work.iterdir())}
+            paths = sorted(filter(Path.is_file, work.rglob("*")))
+            digests = {path.relative_to(work).as_posix(): digest_of_file(path) for path in paths}
             for name in digests:
                 sync(work / name)
             write_json(work / _STATE, {"identity": identity, "files": digests})

@@ -4,7 +4,7 @@ A base is named by text:
 
     reference, reference-teacher    the checkpoints that ship with the suite
     random:<shape>                  a published configuration with seeded random weights, made on the device
-    <folder>                        config.json and *.safetensors, as transformers writes them
+    <folder>                        config.json and safetensors, as transformers writes them (`_weight_files`)
     <owner>/<name>                  the same from the Hugging Face hub
 
 Only safetensors are read, no code of a checkpoint is run, and every tensor that the architecture has must be there with
@@ -26,21 +26,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compression._beside import read_generation_config
 from compression._errors import CheckpointError
 from compression._recipe import slug
 from compression._shapes import SHAPES
+from compression._weight_files import download, weight_files
 
 if TYPE_CHECKING:
     from compression._formats import Published
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 MANIFEST = "compression.json"
-INDEX = "model.safetensors.index.json"  # names the file of each tensor where there are several files
+PACKED_TYPE = "compression-bench"  # model_type of folders that only this package opens, so that no other tries
 NAMED = {"reference": "student", "reference-teacher": "teacher"}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*"]
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,16 @@ class BaseSource:
         """
         if self.kind != "hub" or self.folder:
             return self
-        from huggingface_hub import snapshot_download
-
         try:
-            folder = snapshot_download(self.text, allow_patterns=_HUB_FILES)
+            folder = download(self.text)
+        except CheckpointError:
+            raise
         except Exception as error:
             raise CheckpointError(
                 f"base {self.text!r} cannot be had from the hub: {type(error).__name__}: {str(error)[:300]}; give a "
                 f"folder, or one of {', '.join([*NAMED, 'random:<shape>'])}"
             ) from error
-        return BaseSource(self.text, self.kind, Path(folder))
+        return BaseSource(self.text, self.kind, folder)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -97,6 +97,9 @@ class BaseSource:
         assert self.folder is not None, "fetch() first"
         path = self.folder / "config.json"
         config = _read_json(path)
+        if config.get("model_type") == PACKED_TYPE:
+            own = config.pop("uncompressed", None)
+            config |= own if isinstance(own, dict) else {}
         names = config.get("architectures")
         name = names[0] if isinstance(names, list) and names else names
         if name not in ARCHITECTURES:
@@ -122,27 +125,13 @@ class BaseSource:
 
     @cached_property
     def files(self) -> list[Path]:
-        """The safetensors files, by the index if there is one.
+        """The safetensors files of the weights, see `_weight_files`.
 
         Raises:
-            CheckpointError: there are none, or the index names files that are missing.
+            CheckpointError: there are none, some that are named are missing, or there are two sets that differ.
         """
         assert self.folder is not None
-        index = self.folder / INDEX
-        if index.exists():
-            weight_map = _read_json(index).get("weight_map")
-            names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
-            missing = [name for name in names if not (self.folder / name).exists()]
-            if missing or not names:
-                raise CheckpointError(f"{index} names files that are not there: {', '.join(missing) or 'none at all'}")
-            return [self.folder / name for name in names]
-        found = sorted(self.folder.glob("*.safetensors"))
-        if not found:
-            pickles = sorted(p.name for pattern in _PICKLES for p in self.folder.glob(pattern))
-            hint = (f"; {', '.join(pickles)} can run code when opened and is not read: convert it with "
-                    "transformers' save_pretrained" if pickles else "")  # fmt: skip
-            raise CheckpointError(f"{self.folder} holds no *.safetensors{hint}")
-        return found
+        return weight_files(self.folder, self.config)
 
     @cached_property
     def digest(self) -> str:
@@ -243,13 +232,14 @@ def open_base(text: str, device: str = "cpu", *, seed: int = 0, dequantize: bool
 
     source = locate(text).fetch()
     refuse_compressed(source, published=dequantize)
+    generation_config = read_generation_config(source.folder)
     if source.published is not None:
         return Base(source, _dequantized(source, device), device, seed)
     weights = _weights.open_weights(source, device, seed)
     model = build(source.config, weights.dtype, device="meta")
     _weights.fit(model, weights.headers, where=weights.where)
     _weights.assign(model, weights.read(weights.headers), where=weights.where)
-    return Base(source, finish(model, device), device, seed)
+    return Base(source, finish(model, device, generation_config), device, seed)
 
 
 def refuse_compressed(source: BaseSource, *, published: bool = False) -> None:
@@ -273,7 +263,7 @@ def _dequantized(source: BaseSource, device: str) -> Any:
     model = open_model(source)
     for name, layer in _blocks.packed_layers(model).items():
         model.set_submodule(name, layer.to_linear())
-    return finish(model, device)
+    return finish(model, device, read_generation_config(source.folder))
 
 
 def build(config: Mapping[str, Any], dtype: Any, device: str) -> Any:
@@ -298,26 +288,32 @@ def build(config: Mapping[str, Any], dtype: Any, device: str) -> Any:
     return model
 
 
-def finish(model: Any, device: str) -> Any:
-    """Ties what the configuration ties, makes the tables that no checkpoint stores, freezes."""
+def finish(model: Any, device: str, generation_config: Any) -> Any:
+    """Ties what the configuration ties, makes the tables that no checkpoint stores, freezes.
+
+    How texts are generated is in no configuration of the model: `generation_config` is transformers', or None.
+    """
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
-    model.generation_config = None
+    model.generation_config = generation_config
     return model.to(device).eval().requires_grad_(False)
 
 
-def read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path, config: Mapping[str, Any] | None = None) -> Any:
     """The tokenizer of a folder, None if it has none.
+
+    Its class can depend on the model's type: that of `config`, else of config.json.
 
     Raises:
         CheckpointError: it cannot be read.
     """
     if not any(folder.glob("tokenizer*")):
         return None
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        known = None if config is None else AutoConfig.for_model(**config)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, config=known)
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise CheckpointError(f"{folder}: the tokenizer cannot be read: {error}") from error
 

@@ -140,7 +140,7 @@ def compress(
         return Compressed(
             model=model.eval().requires_grad_(False), recipe=recipe, base=(base.text, base.digest),
             executed=tuple(what for _, what in schedule[:steps]), report=tuple(report), seconds=tuple(seconds),
-            cost=cost, tokenizer_source=lambda: base.tokenizer,
+            cost=cost, tokenizer_source=lambda: base.tokenizer, folder=base.source.folder,
         )  # fmt: skip
 
     with CostMeter(base.device) as meter:

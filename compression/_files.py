@@ -5,6 +5,8 @@ import functools
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -51,6 +53,27 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(target: Path, last: str) -> Iterator[Path]:
+    """A folder to write to, what is in which is in `target` afterwards; if that fails, nothing is.
+
+    A new target appears by one rename. One that is there, and empty, may be a mount point, which nothing can be renamed
+    to: it is filled, and the file `last`, without which nothing opens it, comes behind all others.
+    """
+    there = target.exists()
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target if there else target.parent))
+    try:
+        yield work
+        if there:
+            for path in sorted(work.iterdir(), key=lambda path: path.name == last):
+                os.replace(path, target / path.name)
+        else:
+            work.chmod(0o755)
+            os.replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,9 +6,10 @@ Until it is finished a folder holds
     model-00001-of-00033.safetensors    everything outside the blocks; then one file to a block, as each is done
     inputs-5-0.safetensors              what reaches block 5, for each step that reads inputs
 
-and afterwards what `Compressed.save` writes, with an index of its files. Every file is written under another name, put
-on disk, and renamed; the state is replaced last, so that whatever it counts on is there. A run that finds a state goes
-on behind the last block that it names; a state of another base, recipe, seed, calibration text or code is refused.
+and afterwards what `Compressed.save` writes, with an index of its files if the model is dense. Every file is written
+under another name, put on disk, and renamed; the state is replaced last, so that whatever it counts on is there. A run
+that finds a state goes on behind the last block that it names; a state of another base, recipe, seed, calibration text
+or code is refused.
 
 What reaches the next block is stored, not computed again from the finished ones: that would take as many forward passes
 as there are finished blocks, where reading samples x tokens x hidden size numbers (1 GB for 128 x 512 tokens of a 7B
@@ -18,9 +19,6 @@ model) takes seconds. Writing them costs each block the same, which is little be
 import copy
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,14 +33,16 @@ from torch import Tensor, nn
 
 from compression import _blocks, _checkpoint, _kernels, _weights
 from compression._artefact import STATE, Compressed, LayerReport, check_writable, describe, write_beside
-from compression._checkpoint import INDEX, MANIFEST, BaseSource
+from compression._beside import read_generation_config
+from compression._checkpoint import MANIFEST, BaseSource
 from compression._checks import check_source, find_calibration
 from compression._compress import Pass, Progress, full_report, make_contexts, make_passes
 from compression._cost import Cost, CostMeter
 from compression._errors import CheckpointError, RecipeError
-from compression._files import code_digest, digest_of, digest_of_file, locked, replacing, sync
+from compression._files import code_digest, digest_of, digest_of_file, filling, locked, replacing, sync
 from compression._recipe import Recipe
 from compression._schedule import is_whole, make_schedule
+from compression._weight_files import INDEX
 from compression._weights import Weights
 
 
@@ -62,7 +62,7 @@ def compress_to(
     interrupted call with the same arguments left, this one goes on from there.
 
     Args:
-        folder: a new or an empty one, or one that such a call left.
+        folder: a new or an empty one, or one that such a call left; a link to one, or a mount point.
         base: the text of a base.
         recipe, device, seed, calibration: as for `compress`.
         progress: called with (blocks done, blocks, what), first with those that an interrupted call did.
@@ -78,10 +78,11 @@ def compress_to(
         raise RecipeError(f"{recipe.text} cannot be compressed block by block: {reason}; take compress(...).save(...)")
     state = State.read(target)
     if state is None:
-        check_writable(target)
+        target = check_writable(target)
     source = _checkpoint.locate(base).fetch()
     _checkpoint.refuse_compressed(source)
     skeleton = check_source([recipe], source, calibration)
+    skeleton.generation_config = read_generation_config(source.folder)
     weights = _weights.open_weights(source, device, seed)
     _weights.fit(skeleton, weights.headers, where=weights.where)
     schedule, found = make_schedule(recipe.steps), find_calibration([recipe], source, calibration)
@@ -104,10 +105,10 @@ def compress_to(
         result = Compressed(
             model=skeleton, recipe=recipe, base=(source.label, source.digest), cost=output.state.cost,
             executed=tuple(what for _, what in schedule),
-            report=full_report(entry for each in passes for entry in each.context.report),
+            report=full_report(entry for each in passes for entry in each.context.report), folder=source.folder,
         )  # fmt: skip
         output.finish(result, weights.dtype, source.tokenizer)
-    return target
+    return Path(folder)
 
 
 def whole_model(recipe: Recipe) -> str | None:
@@ -197,16 +198,9 @@ def _written(target: Path, identity: dict[str, Any], state: State | None) -> Ite
 
 
 def _begin(target: Path, state: State) -> None:
-    """Make the folder, which is never there without its state."""
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    """Make the folder, or fill it, which then has its state."""
+    with filling(target, STATE) as work:
         _Output(work, state).commit()
-        work.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        os.replace(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 class _Output:
@@ -276,14 +270,16 @@ class _Output:
 
     def finish(self, result: Compressed, dtype: torch.dtype, tokenizer: Any) -> None:
         """Write what stands beside the tensors; compression.json is the last, and makes the folder one to load."""
-        places, headers = _weights.index(self.folder / name for name in self.state.files)
-        size = sum(header.numel() * header.element_size() for header in headers.values())
-        weight_map = {name: path.name for name, path in sorted(places.items())}
-        self._write_json(INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
-        write_beside(self.folder, result.model, dtype, tokenizer, {})
-        for path in self.folder.iterdir():
+        files, packed = sorted(self.state.files), bool(self.state.layers)
+        if not packed:
+            places, headers = _weights.index(self.folder / name for name in files)
+            size = sum(header.nbytes for header in headers.values())
+            weight_map = {name: path.name for name, path in sorted(places.items())}
+            self._write_json(INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        write_beside(self.folder, result, dtype, tokenizer, {}, packed=packed)
+        for path in self.folder.rglob("*"):
             sync(path)
-        self._write_json(MANIFEST, result.manifest(self.state.layers))
+        self._write_json(MANIFEST, result.manifest(self.state.layers, files))
         (self.folder / STATE).unlink()
 
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:

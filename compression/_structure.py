@@ -180,4 +180,4 @@ def _as_mistral(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear | LoraLinear) or (module._parameters and not any(module.children())):
             renamed.set_submodule(name, module)
-    return _checkpoint.finish(renamed, weight.device)
+    return _checkpoint.finish(renamed, weight.device, model.generation_config)

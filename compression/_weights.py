@@ -169,6 +169,28 @@ def index(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, Tensor]]:
     return places, headers
 
 
+def bytes_in(files: Iterable[Path]) -> int:
+    """Bytes of all tensors in safetensors files; CheckpointError as `index`."""
+    return sum(header.nbytes for header in index(files)[1].values())
+
+
+def first_difference(first: Iterable[Path], second: Iterable[Path]) -> str | None:
+    """The name of a tensor that two sets of files do not hold alike, None if there is none.
+
+    Raises:
+        CheckpointError: a file is damaged or truncated, or two files of a set hold one name.
+    """
+    (places, headers), (others, other_headers) = index(first), index(second)
+    for name in sorted(headers.keys() | other_headers.keys()):
+        one, other = headers.get(name), other_headers.get(name)
+        if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+            return name
+        bits = [_read(where, [name])[name].reshape(-1).view(torch.uint8) for where in (places, others)]
+        if not torch.equal(*bits):
+            return name
+    return None
+
+
 def _read(places: Mapping[str, Path], names: Iterable[str]) -> dict[str, Tensor]:
     by_file: dict[Path, list[str]] = {}
     for name in names:

@@ -37,7 +37,7 @@ def rewrite(path, **changes):
 
 
 def change_tensors(folder, change):
-    path = folder / "model.safetensors"
+    (path,) = folder.glob("*.safetensors")
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})

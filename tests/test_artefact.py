@@ -64,7 +64,7 @@ def test_a_manifest_that_is_not_json_is_refused(artefact, content):
 def test_a_manifest_of_another_schema_is_refused(artefact):
     rewrite(artefact / "compression.json", schema=99)
 
-    with pytest.raises(CheckpointError, match=says("schema 99; this version reads 1")):
+    with pytest.raises(CheckpointError, match=says("schema 99; this version reads 1 and 2")):
         compression.load(artefact)
 
 
@@ -120,11 +120,19 @@ def test_an_artefact_whose_tensors_do_not_fit_is_refused(artefact, change, words
         compression.load(artefact)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("name", ["compressed.safetensors", "config.json"])
 def test_an_artefact_without_a_file_is_refused(artefact, name):
     (artefact / name).unlink()
 
     with pytest.raises(CheckpointError, match=says(name)):
+        compression.load(artefact)
+
+
+@pytest.mark.parametrize("files", [..., [], "compressed.safetensors", [1], ["../tiny/model.safetensors"], ["."]])
+def test_a_manifest_that_names_no_files_in_its_folder_is_refused(artefact, files):
+    rewrite(artefact / "compression.json", files=files)
+
+    with pytest.raises(CheckpointError, match=says("compression.json")):
         compression.load(artefact)
 
 

@@ -1,7 +1,6 @@
 """Bases: what opens, and with which words the rest is refused."""
 
 import contextlib
-import json
 import math
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 from checkpoints import TINY, change_tensors, logits, rewrite, says, transformers_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 import compression
 from compression import CheckpointError
@@ -150,7 +148,11 @@ def test_a_pickle_is_not_opened_and_the_way_out_is_named(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
 
-    words = says("holds no *.safetensors", "pytorch_model.bin can run code", "save_pretrained")
+    words = says(
+        "holds neither model.safetensors nor model.safetensors.index.json",
+        "pytorch_model.bin can run code",
+        "save_pretrained",
+    )
     with pytest.raises(CheckpointError, match=words):
         open_base(str(folder))
 
@@ -158,33 +160,9 @@ def test_a_pickle_is_not_opened_and_the_way_out_is_named(folder):
 def test_a_folder_without_weights_says_so(folder):
     (folder / "model.safetensors").unlink()
 
-    with pytest.raises(CheckpointError, match=says("holds no *.safetensors")) as refused:
+    with pytest.raises(CheckpointError, match=says("holds neither model.safetensors")) as refused:
         open_base(str(folder))
     assert "can run code" not in str(refused.value)
-
-
-def test_an_index_that_names_missing_files_is_refused(folder):
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-    words = says("model.safetensors.index.json names files that are not there", "model-00002-of-00002.safetensors")
-    with pytest.raises(CheckpointError, match=words):
-        open_base(str(folder))
-
-
-@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": [1]}', "[]", "{"])
-def test_an_index_that_names_nothing_is_refused(folder, content):
-    (folder / "model.safetensors.index.json").write_text(content)
-
-    with pytest.raises(CheckpointError, match=says("model.safetensors.index.json")):
-        open_base(str(folder))
-
-
-def test_a_tensor_in_two_files_is_refused(folder):
-    save_file({"model.norm.weight": torch.ones(32)}, folder / "other.safetensors")
-
-    with pytest.raises(CheckpointError, match=says("tensor model.norm.weight is in another file too")):
-        open_base(str(folder))
 
 
 def test_a_folder_without_a_configuration_says_what_it_holds(folder):

@@ -41,12 +41,16 @@ class ArtefactReading:
     zeros: int = 0
 
 
-def reading(model: "nn.Module", base: "nn.Module") -> ArtefactReading:
-    """What a model stores, and its base; of the base itself both are the same. Raises MetricError as `stored` does."""
+def reading(model: "nn.Module", base: "nn.Module", in_files: int | None = None) -> ArtefactReading:
+    """What a model stores, and its base; of the base itself both are the same. Raises MetricError as `stored` does.
+
+    `in_files` are the bytes of a published checkpoint, whose files hold more than the model is made of.
+    """
     from compression._artefact import count_parameters
 
+    written = stored(model)
     return ArtefactReading(
-        stored_bytes=stored(model), parameters=count_parameters(model), zeros=zeros(model),
+        stored_bytes=written if in_files is None else in_files, parameters=count_parameters(model), zeros=zeros(model),
         base_stored_bytes=stored(base), base_parameters=count_parameters(base),
     )  # fmt: skip
 
