@@ -12,6 +12,13 @@
 Every message says what was wrong, the value, what is allowed, and the way out.
 """
 
+_ALONE = {"gptqmodel": " && BUILD_CUDA_EXT=0 pip install --no-deps gptqmodel==7.6.0"}  # pins numpy, and runs with newer
+
+
+def install_command(extra: str) -> str:
+    """What to type in a checkout of this project, which is on no index, for the libraries of an extra."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'{_ALONE.get(extra, '')}"
+
 
 class CompressionError(Exception):
     """Base class: catches everything that this package raises on purpose."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compression import _packing
-from compression._errors import BackendError
+from compression._errors import BackendError, install_command
 from compression._grids import DOUBLE_QUANT_BLOCK, AffineGrid, Grid, Int8RowGrid, NF4Grid, Params, dynamic_levels
 
 DEQUANTIZE = "dequantize"
@@ -347,7 +347,7 @@ def _gptqmodel_refuses(spec: LayerSpec) -> str | None:
     try:
         _gptqmodel_kernel(spec)
     except ImportError as error:
-        return f"gptqmodel cannot be imported ({error}); pip install 'compression-bench[gptqmodel]'"
+        return f"gptqmodel cannot be imported ({error}); {install_command('gptqmodel')}"
     except (ValueError, NotImplementedError) as error:
         return f"none of its kernels takes it: {error}"
     return None

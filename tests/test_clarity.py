@@ -33,6 +33,7 @@ from bench.judge.clarity import (
 )
 from bench.judge.likelihood import likelihoods
 from bench.rag.readers import embedded, open_collection
+from compression._errors import install_command
 
 
 def answered(text, context="The fox is red. It lives in a den."):
@@ -288,7 +289,7 @@ def test_squad_files_as_published_are_read_a_thousand_questions_of_them():
 @pytest.mark.filterwarnings("ignore")
 def test_coherence_by_an_encoder_is_the_cosine_of_its_embeddings(tmp_path):
     sentence_transformers = pytest.importorskip(
-        "sentence_transformers", reason="sentence-transformers is not installed: pip install 'compression-bench[rag]'"
+        "sentence_transformers", reason=f"sentence-transformers is not installed: {install_command('rag')}"
     )
     import numpy as np
     from sentence_transformers.models import StaticEmbedding

@@ -11,6 +11,7 @@ from strategies import gaussian
 
 import compression
 from compression import BackendError, _blocks, _packing
+from compression._errors import install_command
 from compression._formats import Published, awq, gptq
 from compression._grids import AffineGrid, quantize
 from compression._linear import PackedLinear
@@ -22,9 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def gptqmodel():
     """Imported late: it takes half a minute and prints."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
-    return pytest.importorskip(
-        "gptqmodel", reason="gptqmodel is not installed: pip install 'compression-bench[gptqmodel]'"
-    )
+    return pytest.importorskip("gptqmodel", reason=f"gptqmodel is not installed: {install_command('gptqmodel')}")
 
 
 def dense(layer):

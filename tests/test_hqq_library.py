@@ -7,6 +7,7 @@ import torch
 from strategies import gaussian
 
 from compression import BackendError, RecipeError
+from compression._errors import install_command
 from compression._grids import AffineGrid
 from compression._recipe import Recipe
 from compression._rounding import half_quadratic
@@ -14,7 +15,7 @@ from compression._rounding import half_quadratic
 
 @pytest.fixture
 def hqq():
-    return pytest.importorskip("hqq", reason="hqq is not installed: pip install 'compression-bench[hqq]'")
+    return pytest.importorskip("hqq", reason=f"hqq is not installed: {install_command('hqq')}")
 
 
 def method(text):

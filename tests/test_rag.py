@@ -16,6 +16,7 @@ from bench.rag.collection import Collection, Document, Question
 from bench.rag.pipeline import Asked, Setup, retrieve
 from bench.rag.readers import embedded, open_collection
 from bench.sign import sign
+from compression._errors import install_command
 
 pytest_plugins = ["pytester"]
 
@@ -322,7 +323,7 @@ def test_bertscore_is_computed_with_a_local_encoder_and_said_to_be_missing_witho
     said = readings.replies(few, reader(base), "greedy", {})
     with pytest.raises(NotAvailable, match=says("no encoder was given", "--bertscore-encoder")):
         readings.similarities(found, said, "cpu")
-    pytest.importorskip("bert_score", reason="bert-score is not installed: pip install 'compression-bench[rag]'")
+    pytest.importorskip("bert_score", reason=f"bert-score is not installed: {install_command('rag')}")
     from transformers import BertConfig, BertModel
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

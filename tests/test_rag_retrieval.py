@@ -19,6 +19,7 @@ from bench.rag.pipeline import Setup, retrieve, retriever_of
 from bench.rag.readers import cranfield, squad
 from bench.rag.retrieval import BM25, Dense, Hybrid, fused, terms
 from bench.rag.vectors import Exact, Faiss, Qdrant, best
+from compression._errors import install_command
 
 DOCUMENTS = [
     "The cat sat on the mat.",
@@ -197,7 +198,7 @@ def test_a_hybrid_prefers_what_both_sides_find():
 
 
 def test_faiss_finds_nearly_all_that_is_nearest():
-    pytest.importorskip("faiss", reason="FAISS is not installed: pip install 'compression-bench[rag]'")
+    pytest.importorskip("faiss", reason=f"FAISS is not installed: {install_command('rag')}")
     vectors, queries = unit(2000), unit(50, seed=1)
     exact, graph = Exact(vectors), Faiss(vectors)
     shared = [
@@ -209,7 +210,7 @@ def test_faiss_finds_nearly_all_that_is_nearest():
 
 @pytest.fixture
 def qdrant():
-    pytest.importorskip("qdrant_client", reason="its client is not installed: pip install 'compression-bench[rag]'")
+    pytest.importorskip("qdrant_client", reason=f"its client is not installed: {install_command('rag')}")
 
 
 def test_qdrant_ranks_as_the_exact_index_does_and_outlives_its_process(qdrant, tmp_path):
@@ -262,7 +263,7 @@ def test_a_folder_that_another_process_holds_is_an_error_that_names_it(qdrant, t
 def encoder_folder(tmp_path_factory):
     """A model of sentence-transformers without a download: the reference's token embeddings, averaged."""
     sentence_transformers = pytest.importorskip(
-        "sentence_transformers", reason="sentence-transformers is not installed: pip install 'compression-bench[rag]'"
+        "sentence_transformers", reason=f"sentence-transformers is not installed: {install_command('rag')}"
     )
     import compression
 

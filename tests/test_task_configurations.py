@@ -10,6 +10,7 @@ from bench.rag.overlap import squad_f1
 from bench.scorer import Scorer
 from bench.tasks import SUITE, bundled, code, quac
 from bench.tasks.prepare import prepare
+from compression._errors import install_command
 
 SIZES = ("_three_objects", "_five_objects", "_seven_objects")
 
@@ -43,9 +44,7 @@ def test_gsm8k_by_majority_samples_eight_at_its_temperature():
 class TestMath:
     @pytest.fixture(autouse=True)
     def _library(self):
-        pytest.importorskip(
-            "math_verify", reason="SymPy's LaTeX is not installed: pip install 'compression-bench[math]'"
-        )
+        pytest.importorskip("math_verify", reason=f"SymPy's LaTeX is not installed: {install_command('math')}")
 
     @pytest.mark.parametrize(
         ("samples", "right"),

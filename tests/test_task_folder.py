@@ -10,6 +10,7 @@ from bench._errors import DataError, NotAvailable
 from bench.data import open_data
 from bench.tasks import SUITE, choose
 from bench.tasks.prepare import prepare
+from compression._errors import install_command
 
 
 def test_every_model_is_shown_the_same_examples(shared):
@@ -36,7 +37,7 @@ def test_public_data_is_read_in_full(shared, name, parts, items):
 
 
 def test_the_seven_subjects_of_math_are_those_of_math_500(shared):
-    pytest.importorskip("math_verify", reason="not installed: pip install 'compression-bench[math]'")
+    pytest.importorskip("math_verify", reason=f"not installed: {install_command('math')}")
 
     prepared = prepare(SUITE["math"], shared)
 
@@ -111,7 +112,7 @@ class TestFolder:
          ({"subject": "Poetry"}, ("jsonl:1", "among algebra, counting_and_probability", "found 'poetry'"))],
     )  # fmt: skip
     def test_a_malformed_problem_of_math_is_refused(self, row, words, tmp_path):
-        pytest.importorskip("math_verify", reason="not installed: pip install 'compression-bench[math]'")
+        pytest.importorskip("math_verify", reason=f"not installed: {install_command('math')}")
         (tmp_path / "math500").mkdir()
         problem = {"problem": "2+2?", "solution": "$\\boxed{4}$", "subject": "Algebra"}
         (tmp_path / "math500/test.jsonl").write_text(json.dumps(problem | row))

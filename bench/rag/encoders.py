@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from bench._errors import OptionError
 from bench._files import replacing
+from compression._errors import install_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,9 +35,7 @@ class Encoder:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
-            raise OptionError(
-                f"{option} {name} needs sentence-transformers: pip install 'compression-bench[rag]'"
-            ) from error
+            raise OptionError(f"{option} {name} needs sentence-transformers: {install_command('rag')}") from error
         self.name, self._cache = name, cache
         local = Path(name).expanduser()
         try:

@@ -13,6 +13,7 @@ from bench.metrics.rag_retrieval import Context, ContextReading, RankingReading
 from bench.metrics.rag_speed import SpeedReading, Timed
 from bench.rag.answers import Said, ask, prompts
 from bench.rag.pipeline import Asked, Retrieved, token_gains
+from compression._errors import install_command
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -151,9 +152,7 @@ def similarities(found: Retrieved, reading: AnswersReading, device: str) -> Simi
         from bert_score.utils import model2layers
         from transformers import AutoConfig
     except ImportError as error:
-        raise OptionError(
-            f"--bertscore-encoder {name} needs bert-score: pip install 'compression-bench[rag]'"
-        ) from error
+        raise OptionError(f"--bertscore-encoder {name} needs bert-score: {install_command('rag')}") from error
     try:
         layers = model2layers.get(Path(name).name) or AutoConfig.from_pretrained(name).num_hidden_layers
         scorer = BERTScorer(model_type=name, num_layers=layers, device=device)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench._errors import DataError, OptionError
+from compression._errors import install_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ class Faiss(Vectors):
         try:
             import faiss
         except ImportError as error:
-            raise OptionError("--index faiss needs FAISS: pip install 'compression-bench[rag]'") from error
+            raise OptionError(f"--index faiss needs FAISS: {install_command('rag')}") from error
         self._index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         self._index.hnsw.efConstruction = 80
         self._index.add(np.ascontiguousarray(vectors, np.float32))
@@ -79,7 +80,7 @@ class Qdrant(Vectors):
         try:
             from qdrant_client import QdrantClient, models
         except ImportError as error:
-            raise OptionError("--index qdrant needs its client: pip install 'compression-bench[rag]'") from error
+            raise OptionError(f"--index qdrant needs its client: {install_command('rag')}") from error
         self._place, self._name = place, name
         self._server = server = place.startswith(("http://", "https://"))
         with self._reached(OptionError):

@@ -15,6 +15,7 @@ from typing import Any
 
 from bench._errors import NotAvailable
 from bench.tasks import Task
+from compression._errors import install_command
 
 Configuration = dict[str, Any]
 
@@ -30,8 +31,7 @@ def configurations(task: Task) -> list[Configuration]:
         found = [load_yaml(path) for path in paths]
     except (ImportError, AssertionError) as error:  # what MATH's says of a wrong version
         raise NotAvailable(
-            f"{task.title}: its configuration wants more libraries: pip install 'compression-bench[math]' "
-            f"({str(error)[:200]})"
+            f"{task.title}: its configuration wants more libraries: {install_command('math')} ({str(error)[:200]})"
         ) from error
     return [configuration | _CHANGES.get(task.name, {}) for configuration in found]
 

@@ -13,7 +13,7 @@ multiplied, stay the same.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from compression._errors import BackendError, LayerError, RecipeError
+from compression._errors import BackendError, LayerError, RecipeError, install_command
 from compression._registry import LayerwiseMethod, method
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _library() -> Any:
         from hqq.core.quantize import Quantizer
     except ImportError as error:
         raise BackendError(
-            f"hqq(backend=hqq): the hqq library cannot be imported ({error}); pip install 'compression-bench[hqq]', or "
-            "leave backend out"
+            f"hqq(backend=hqq): the hqq library cannot be imported ({error}); "
+            f"{install_command('hqq')}, or leave backend out"
         ) from error
     return Quantizer
