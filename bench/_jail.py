@@ -144,49 +144,90 @@ def numbers():
     columns = {"x86_64": 0, "aarch64": 1}
     if platform.machine() not in columns:
         raise Unavailable(f"its system calls are not known for {platform.machine()}")
-    return {name: pair[columns[platform.machine()]] for name, pair in CALLS.items()}
+    column = columns[platform.machine()]
+    tables = (CALLS | ATTRIBUTES | OF_ITSELF).items()
+    return {name: pair[column] for name, pair in tables if pair[column] is not None}
 
 
-CALLS = {  # x86_64, aarch64 (asm/unistd_64.h, asm-generic/unistd.h)
-    "clone": (56, 220), "prctl": (157, 167), "pivot_root": (155, 41), "clone3": (435, 435),
-    "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "sendto": (44, 206), "io_uring_setup": (425, 425),
+CALLS = {  # x86_64, aarch64 (asm/unistd_64.h, asm-generic/unistd.h); None where there is none
+    "clone": (56, 220), "prctl": (157, 167), "clone3": (435, 435), "fcntl": (72, 25), "ioctl": (16, 29),
+    # sockets, and what goes through a pair of them to an address
+    "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "sendto": (44, 206), "sendmsg": (46, 211),
+    "sendmmsg": (307, 269), "io_uring_setup": (425, 425),
+    # other processes
     "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "ptrace": (101, 117),
-    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438),
+    "rt_tgsigqueueinfo": (297, 240), "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "ptrace": (101, 117),
+    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438), "kcmp": (312, 272),
+    "process_madvise": (440, 440), "process_mrelease": (448, 448), "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "setpriority": (141, 140), "ioprio_set": (251, 30), "getpgid": (121, 155), "getsid": (124, 156),
+    "perf_event_open": (298, 241), "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
+    # namespaces and mounts
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "chroot": (161, 51),
-    "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsmount": (432, 432),
-    "mount_setattr": (442, 442), "memfd_create": (319, 279), "shmget": (29, 194), "msgget": (68, 186),
-    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "add_key": (248, 217),
-    "request_key": (249, 218), "keyctl": (250, 219), "setpriority": (141, 140), "ioprio_set": (251, 30),
+    "pivot_root": (155, 41), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
+    "fsmount": (432, 432), "mount_setattr": (442, 442), "bpf": (321, 280), "syslog": (103, 116),
+    # memory and queues beside the address space, of which others may have the number
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "userfaultfd": (323, 282), "shmget": (29, 194),
+    "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191),
+    "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
+    "mq_open": (240, 180), "mq_unlink": (241, 181), "add_key": (248, 217), "request_key": (249, 218),
+    "keyctl": (250, 219),
 }  # fmt: skip
-REFUSED = sorted(set(CALLS) - {"clone", "clone3", "prctl"})
+ATTRIBUTES = {  # what landlock does not see: modes, owners, times, attributes; before its version 3 truncate by name
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
+    "lchown": (94, None), "fchown": (93, 55), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "setxattrat": (463, 463),
+    "removexattrat": (466, 466), "file_setattr": (469, 469), "truncate": (76, 45),
+}  # fmt: skip
+OF_ITSELF = {  # calls whose first argument is a process: 0, the one that calls, is allowed
+    "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
+}  # fmt: skip
+SIGNALLING = (8, 10, 15, 1024, 1026)  # of fcntl: F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY
+HARMLESS = (
+    0x5401,
+    0x5413,
+    0x541B,
+    0x5421,
+    0x5450,
+    0x5451,
+)  # of ioctl: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FION/FIOCLEX
+REFUSED = sorted(set(CALLS) - {"clone", "clone3", "prctl", "fcntl", "ioctl"})
 
 
-def seccomp(alone):
-    """Sockets, signals, tracing, namespaces and memory beside the address space are refused with EPERM.
+def seccomp(alone, shared):
+    """Sockets, signals, tracing, namespaces, other processes and memory beside the address space give EPERM.
 
-    `alone` refuses processes too, not threads: no limit counts those of root.
+    `alone` refuses processes too, not threads: no limit counts those of root. `shared` is whether files outside can be
+    reached by name, so that attributes of all files are refused, those of its own folder too.
     """
     known = numbers()
     arch = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[platform.machine()]
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    kill, refuse, absent, allow = ((give, 0, 0, code) for code in (0x80000000, 0x00050001, 0x00050026, 0x7FFF0000))
-    argument = (load, 0, 0, 16)  # the first
+    codes = (0x80000000, 0x00050001, 0x00050026, 0x00050019, 0x7FFF0000)
+    kill, refuse, absent, no_terminal, allow = ((give, 0, 0, code) for code in codes)
+    first, second = (load, 0, 0, 16), (load, 0, 0, 24)  # the lower halves of arguments, which are all of an int
     spaces, thread = NEW_USER | sum(NEW.values()) | 0x2000000 | 0x80, 0x10000
 
     def on(name, *then):
-        return [(equal, 0, len(then), known[name]), *then]
+        return [(equal, 0, len(then), known[name]), *then] if name in known else []
 
     program = [(load, 0, 0, 4), (equal, 1, 0, arch), kill]  # calls of another machine
     program += [(load, 0, 0, 0), (at_least, 0, 1, 0x40000000), refuse]  # of x32
-    for name in REFUSED:
+    for name in [*REFUSED, *(ATTRIBUTES if shared else ())]:
         program += on(name, refuse)
+    for name in OF_ITSELF:
+        program += on(name, first, (equal, 1, 0, 0), refuse, allow)
     if alone and platform.machine() == "x86_64":
         program += [(equal, 0, 1, 57), refuse, (equal, 0, 1, 58), refuse]  # fork, vfork
     program += on("clone3", absent)  # its flags cannot be seen: the C library takes clone instead
     only_threads = [(any_bit, 1, 0, thread), refuse] if alone else []
-    program += on("clone", argument, (any_bit, 0, 1, spaces), refuse, *only_threads, allow)
-    program += on("prctl", argument, (equal, 0, 1, PDEATHSIG), refuse, allow)
+    program += on("clone", first, (any_bit, 0, 1, spaces), refuse, *only_threads, allow)
+    program += on("prctl", first, (equal, 0, 1, PDEATHSIG), refuse, allow)
+    program += on("fcntl", second, *(each for code in SIGNALLING for each in ((equal, 0, 1, code), refuse)), allow)
+    program += on("ioctl", second, *(each for code in HARMLESS for each in ((equal, 0, 1, code), allow)), no_terminal)
     code = b"".join(struct.pack("HBBI", *each) for each in [*program, allow])
     held = ctypes.create_string_buffer(code, len(code))
     rules = ctypes.create_string_buffer(struct.pack("HP", len(code) // 8, ctypes.addressof(held)))
@@ -230,7 +271,7 @@ def imprison(request, layers, report):
         call("prctl", NO_NEW_PRIVS, 1, 0, 0, 0)
     if layers["root"] is not True:
         attempt(layers, "landlock", lambda: landlock(os.getcwd()), request)
-    attempt(layers, "seccomp", lambda: seccomp(request["root"]), request)
+    attempt(layers, "seccomp", lambda: seccomp(request["root"], layers["root"] is not True), request)
     os.write(3, json.dumps(layers).encode() + b"\n")
 
 

@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+import types
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
 from _jail import PDEATHSIG, SUBREAPER, Unavailable, attempt, call, imprison, namespaces, step_down
@@ -23,9 +24,14 @@ sys.path.pop()  # a program does not see it
 
 
 def execute(program):
-    """Run the program to its end; returns "" or why it failed."""
+    """Run the program to its end, in a module `__main__` of its own; returns "" or why it failed.
+
+    Classes look for their module there by its name: dataclasses, pickle, typing.get_type_hints.
+    """
+    sys.modules["__main__"] = module = types.ModuleType("__main__")
+    module.__builtins__ = __builtins__
     try:
-        exec(compile(program, "<program>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        exec(compile(program, "<program>", "exec", dont_inherit=True), vars(module))
     except SystemExit as error:
         return f"it left before its end, with {error.code!r}"[:200]
     except BaseException as error:

@@ -1,15 +1,16 @@
 """Runs programs that a model wrote, each in a process of its own that can do little: HumanEval, MBPP, small functions.
 
 Each program has limits of time, memory, processes and file size, an empty folder to write in, no environment, no
-network, no sight of other processes and of files but Python's standard library; it and all that it started are killed
-at its end. What of that this system can forbid is tried out, not assumed: `forbidden` runs a program that attempts each
-thing and says how it went. The layers (`bench._jail`; `bench._warden` watches from outside):
+network, and no files to read but Python's standard library; it and all that it started are killed at its end. What of
+that this system can forbid is tried out, not assumed: `bench._claims` has for every claim the attempts that would break
+it, and `forbidden` makes them and says how it went. The layers (`bench._jail`; `bench._warden` watches from outside):
 
 - Linux as root, or where users may make namespaces: a root of its own that is read-only but for /tmp in memory, without
   network, processes or System V memory of others; as root also another user. Killing its first process kills all.
-- Linux without namespaces, as in most containers: landlock (files), another user where this one is root, and a reaper
-  that orphans come to.
-- Both: seccomp, which refuses sockets, signals, tracing and further namespaces (x86_64, aarch64), and limits.
+- Linux without namespaces, as in most containers: landlock (what files hold), another user where this one is root, and
+  a reaper that orphans come to. That other files and processes are there can be seen.
+- Both: seccomp, which refuses sockets, signals by whatever way, tracing, limits of other processes, and further
+  namespaces (x86_64, aarch64); without a root of its own modes, owners, times and attributes of all files. And limits.
 - Elsewhere: limits and the process group alone.
 
 A program passes by coming to its end within its limits; leaving early is failing.
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench._claims import CLAIMS, attempts, surroundings
 from bench._errors import NotAvailable
 
 SECONDS = 5.0  # of wall clock
@@ -164,58 +166,22 @@ def _send(process: "subprocess.Popen[bytes]", data: bytes) -> None:
         rest = rest[process.stdin.write(rest) :]
 
 
-ATTEMPTS = {  # each passes where it is not forbidden
-    "run longer than they may": "while True: pass",
-    "fill the memory": "x = bytearray({memory} + 1)",
-    "write large files": "import os\nos.write(os.open('x', os.O_CREAT | os.O_RDWR), b'x' * {file_bytes})\n"
-    "assert os.write(os.open('x', os.O_APPEND | os.O_RDWR), b'x')",
-    "start processes without end": (
-        "import os, time\nfor _ in range({processes} + 1):\n    if not os.fork(): time.sleep(60)"
-    ),
-    "write outside their folder": (
-        "import os\ndone = 0\n"
-        "for place in {places!r}:\n"
-        "    try:\n        open(os.path.join(place, 'sandbox-probe'), 'w').close()\n"
-        "        os.unlink(os.path.join(place, 'sandbox-probe'))\n        done += 1\n"
-        "    except OSError: pass\n"
-        "assert done"
-    ),
-    "read other files": "open({file!r}).read()",
-    "open sockets": "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
-    "reach this machine by network": "import socket; socket.create_connection(('127.0.0.1', {port}), 1)",
-    "see the environment": "import os; assert os.environ",
-    "kill other processes": "import os; os.kill({victim}, 0)",
-    "be root": "import os; os.setuid(0); assert os.getuid() == 0",
-}
-
-
 @functools.cache
 def forbidden(*, python: str = sys.executable, without: tuple[str, ...] = ()) -> Forbidden:
-    """Attempts everything and says what is forbidden here. Takes about two seconds.
+    """Attempts everything in `bench._claims` and says what is forbidden here. Takes a few seconds.
 
     Raises NotAvailable where even a harmless program does not pass, since nothing could be scored.
     """
-    import socket
-
     harmless = run("import math, re, collections, heapq\nassert math.sqrt(4) == 2", python=python, without=without)
     if not harmless.passed:
         raise NotAvailable(f"programs cannot be run here: a harmless one fails with {harmless.reason}")
-    with (
-        tempfile.NamedTemporaryFile("w", suffix=".txt") as readable,
-        tempfile.TemporaryDirectory() as open_to_all,
-        socket.create_server(("127.0.0.1", 0)) as server,
-    ):
-        os.chmod(readable.name, 0o644)
-        os.chmod(open_to_all, 0o777)
-        facts = {
-            "memory": MEMORY, "file_bytes": FILE_BYTES, "processes": PROCESSES, "file": readable.name,
-            "places": [open_to_all, "/", os.path.expanduser("~"), str(WARDEN.parent), "/var/tmp", "/dev/shm"],
-            "port": server.getsockname()[1], "victim": os.getpid(),
-        }  # fmt: skip
-        programs = [program.format(**facts) for program in ATTEMPTS.values()]
-        found = dict(zip(ATTEMPTS, run_all(programs, seconds=1.0, python=python, without=without), strict=True))
+    with surroundings() as facts:
+        limits = {"memory": MEMORY, "file_bytes": FILE_BYTES, "processes": PROCESSES}
+        claims, programs = zip(*attempts(limits | facts), strict=True)
+        outcomes = run_all(programs, seconds=1.0, python=python, without=without)
+    broken = {claim for claim, outcome in zip(claims, outcomes, strict=True) if outcome.passed}
     return Forbidden(
-        forbidden=tuple(what for what, outcome in found.items() if not outcome.passed),
-        possible=tuple(what for what, outcome in found.items() if outcome.passed),
+        forbidden=tuple(claim for claim in CLAIMS if claim not in broken),
+        possible=tuple(claim for claim in CLAIMS if claim in broken),
         missing={layer: why for layer, why in harmless.layers.items() if why is not True},
     )

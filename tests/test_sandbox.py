@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -17,7 +18,9 @@ import pytest
 from checkpoints import says
 
 from bench import sandbox
+from bench._claims import CLAIMS
 from bench._errors import NotAvailable
+from bench._jail import LAYERS
 from bench.sandbox import forbidden, run, run_all
 
 SYSTEM = shutil.which("python3", path="/usr/bin:/usr/local/bin")  # one that other users can read, too
@@ -228,6 +231,97 @@ def test_every_solution_of_humaneval_passes():
     assert not run(programs[0].replace("return False", "return True")).passed
 
 
+# --- programs that are right ------------------------------------------------------------------------------------------
+
+RIGHT = {
+    "dataclasses": """
+        from __future__ import annotations
+        from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
+        from typing import ClassVar
+        @dataclass(order=True)
+        class Point:
+            x: int
+            tags: list[str] = field(default_factory=list)
+            zero: ClassVar[int] = 0
+            _: KW_ONLY
+            y: int = 2
+        assert asdict(replace(Point(1), x=3)) == {"x": 3, "tags": [], "y": 2}
+        assert ["x", "tags", "y"] == [each.name for each in fields(Point)] and Point(1) < Point(2)
+    """,
+    "pickle": """
+        import copy, pickle
+        from collections import namedtuple
+        from enum import Enum
+        Pair = namedtuple("Pair", "a b")
+        class Colour(Enum):
+            RED = 1
+        class Node:
+            def __init__(self, value): self.value = value
+        def double(x): return 2 * x
+        assert pickle.loads(pickle.dumps(Node(3))).value == 3
+        assert pickle.loads(pickle.dumps(double))(4) == 8
+        assert pickle.loads(pickle.dumps((Colour.RED, Pair(1, 2)))) == (Colour.RED, Pair(1, 2))
+        assert copy.deepcopy(Node([1])).value == [1]
+    """,
+    "get_type_hints": """
+        from __future__ import annotations
+        from typing import NamedTuple, Optional, TypedDict, get_type_hints
+        class Tree:
+            left: Optional[Tree]
+            def walk(self, other: Tree) -> list[Tree]: ...
+        class Item(TypedDict):
+            of: Tree
+        class Pair(NamedTuple):
+            first: Tree
+        assert get_type_hints(Tree) == {"left": Optional[Tree]}
+        assert get_type_hints(Tree.walk) == {"other": Tree, "return": list[Tree]}
+        assert get_type_hints(Item)["of"] is get_type_hints(Pair)["first"] is Tree
+    """,
+    "main": """
+        import __main__, sys
+        assert sys.modules["__main__"] is __main__ and __name__ == "__main__" == __main__.__name__
+        value = 3
+        assert __main__.value == 3 and vars(__main__) is globals()
+        assert not [name for name in ("imprison", "guard", "execute", "call") if hasattr(__main__, name)]
+        def main(): return 1
+        if __name__ == "__main__":
+            assert main() == 1
+        exec("assert value == 3")
+    """,
+    "doctest": """
+        import doctest, __main__
+        def square(x):
+            '''
+            >>> square(3)
+            9
+            '''
+            return x * x
+        assert doctest.testmod(__main__) == (0, 1)
+    """,
+    "unittest": """
+        import unittest
+        class Adds(unittest.TestCase):
+            def test(self): self.assertEqual(2, 1 + 1)
+        tests = unittest.defaultTestLoader.loadTestsFromName("__main__")
+        result = unittest.TextTestRunner(stream=open("said", "w")).run(tests)
+        assert (1, []) == (result.testsRun, result.failures + result.errors)
+    """,
+}
+
+
+@pytest.mark.parametrize("program", RIGHT.values(), ids=RIGHT)
+def test_what_looks_for_its_module_finds_it(route, program):
+    outcome = run(textwrap.dedent(program), seconds=10.0, **route)
+
+    assert (True, "passed") == (outcome.passed, outcome.reason)
+
+
+def test_no_program_finds_the_module_of_another(route):
+    outcomes = run_all(["left = 1", "import __main__; assert not hasattr(__main__, 'left')"], workers=1, **route)
+
+    assert [True, True] == [each.passed for each in outcomes]
+
+
 # --- what can be forbidden here ---------------------------------------------------------------------------------------
 
 
@@ -235,7 +329,7 @@ def test_everything_that_the_layers_here_can_forbid_is_forbidden():
     found, layers = forbidden(), run(FINE).layers
 
     assert {"run longer than they may", "fill the memory", "write large files"} <= set(found.forbidden)
-    assert set(sandbox.ATTEMPTS) == {*found.forbidden, *found.possible}
+    assert set(CLAIMS) == {*found.forbidden, *found.possible}
     if layers["namespaces"] is True and layers["root"] is True:
         assert () == found.possible
     else:
@@ -247,7 +341,7 @@ def test_what_could_not_be_forbidden_is_said_with_the_reason():
     found = forbidden(python=SYSTEM or sys.executable, without=("namespaces", "landlock", "seccomp"))
 
     assert {"write outside their folder", "read other files", "open sockets"} <= set(found.possible)
-    assert "they CAN write outside their folder, read other files" in str(found)
+    assert f"they CAN {', '.join(found.possible)} (" in str(found)
     assert "landlock: left out" in str(found)
 
 
@@ -258,21 +352,95 @@ USERS = {  # as a plain user, and as root of a container
 }
 
 
-@pytest.mark.parametrize("without", [(), ("namespaces",)], ids=["namespaces", "no-namespaces"])
-@pytest.mark.parametrize("user", USERS.values(), ids=USERS)
-def test_as_much_is_forbidden_whoever_runs_them(user, without):
+def as_user(user, code):
+    """What a Python that everybody can read prints for code that runs as another user."""
     if os.getuid() != 0 or SYSTEM is None or not shutil.which("setpriv"):
         pytest.skip("only root can become others, by setpriv, and they need a Python that everybody can read")
-    code = f"from bench.sandbox import forbidden; print(*forbidden(without={without!r}).possible, sep=', ')"
     done = subprocess.run(
         ["setpriv", *user, SYSTEM, "-c", code], capture_output=True, text=True, cwd="/",
         env={"PYTHONPATH": str(Path(sandbox.__file__).parents[1]), "HOME": "/nonexistent"},
     )  # fmt: skip
     if "No module named 'bench'" in done.stderr:
         pytest.skip("this checkout is closed to other users")
-
     assert "" == done.stderr
-    assert done.stdout in ("\n", "be root\n")  # one without capabilities, where it can be nobody else
+    return json.loads(done.stdout)
+
+
+SEEN = {"see that other files are there", "see other processes"}  # but from within a root and processes of its own
+
+
+@pytest.mark.parametrize("without", [(), ("namespaces",)], ids=["namespaces", "no-namespaces"])
+@pytest.mark.parametrize("user", USERS.values(), ids=USERS)
+def test_as_much_is_forbidden_whoever_runs_them(user, without):
+    code = f"import json; from bench.sandbox import forbidden, run\nwithout = {without!r}\n"
+    code += "print(json.dumps([forbidden(without=without).possible, run('pass', without=without).layers]))"
+    possible, layers = as_user(user, code)
+
+    allowed = {"be root"} if "--bounding-set=-all" in user else set()  # one without capabilities can be nobody else
+    assert set() == set(possible) - allowed - (SEEN if layers["root"] is not True else set())
+
+
+ATTACKED = """
+import json, os, subprocess, sys, time
+from bench._claims import WITHOUT_LAYERS, attempts, surroundings
+from bench.sandbox import run_all
+busy = subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
+with surroundings() as facts:
+    before = os.stat(facts["file"])
+    facts |= {"memory": 1, "file_bytes": 1, "processes": 1, "doomed": busy.pid}
+    made = [(claim, program) for claim, program in attempts(facts) if claim not in WITHOUT_LAYERS]
+    found = run_all([program for _, program in made], seconds=3.0, workers=1, without=WITHOUT)
+    until = time.monotonic() + 1.5
+    while busy.poll() is None and time.monotonic() < until: time.sleep(0.05)
+    same = before == os.stat(facts["file"])
+alive = busy.poll() is None
+busy.kill(); busy.wait()
+print(json.dumps({"alive": alive, "same": same, "made": [
+    [claim, program, outcome.passed, outcome.reason] for (claim, program), outcome in zip(made, found)]}))
+"""
+
+
+def attacked(without):
+    """What became of all attempts of a plain user on a process and files of this same user."""
+    return as_user(USERS["plain-user"], ATTACKED.replace("WITHOUT)", f"{without!r})"))
+
+
+def test_each_attempt_succeeds_where_nothing_stands_in_its_way():
+    """Negative control: an attempt that failed for a reason of its own would show nothing."""
+    found = attacked(LAYERS)
+    here = [each for each in found["made"] if each[0] != "be root"]  # nobody becomes that by asking
+    excused = ("Operation not supported", "has no attribute", "Function not implemented")  # by older systems
+
+    assert [] == [each for each in here if not (
+        each[2] or any(words in each[3] for words in excused)
+        or "os.open(os.__file__" in each[1]  # the library belongs to another user here
+    )]  # fmt: skip
+    assert {claim for claim, *_ in here} == {claim for claim, _, passed, _ in here if passed}
+    assert not found["alive"] and not found["same"]
+
+
+def test_without_namespaces_a_process_and_a_file_of_the_same_user_outlive_all_attempts():
+    found = attacked(("namespaces",))
+
+    assert [] == [each for each in found["made"] if each[2] and each[0] not in SEEN]
+    assert found["alive"] and found["same"]
+
+
+def test_a_program_neither_kills_nor_limits_its_own_warden():
+    program = "import resource, os; resource.prlimit(os.getppid(), resource.RLIMIT_{}, (0, 0))"
+    programs = [program.format("CPU"), program.format("NOFILE"), FINE]
+    refused, also, fine = run_all(programs, without=("namespaces", "user"), workers=1)
+
+    assert "PermissionError: [Errno 1] Operation not permitted" == refused.reason == also.reason
+    assert fine.passed
+
+
+@pytest.mark.parametrize("change", ["os.chmod('x', 0o600)", "os.utime('x', (1, 1))", "os.chown('x', -1, -1)"])
+def test_in_a_root_of_its_own_a_program_may_set_what_its_files_have(change):
+    if run(FINE).layers["root"] is not True:
+        pytest.skip("a program has no root of its own here")
+
+    assert run(f"import os; open('x', 'w').close(); {change}").passed
 
 
 def test_code_is_run_only_where_it_was_allowed():
