@@ -166,3 +166,23 @@ def test_the_command_refuses_it_before_any_weight_is_read(folder, tmp_path, caps
 
     assert 2 == main([steps, "--base", str(folder), "--out", str(make(tmp_path)), "--format", format])
     assert "error: output folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [link, dangling, empty])
+def test_a_report_is_written_through_a_link(tmp_path, make):
+    from report_rows import SIZE, row
+
+    from bench.report.write import write
+
+    out = make(tmp_path)
+
+    assert all(path.exists() for path in write(out, [row(SIZE, 0.5, base_value=1.0)]))
+    assert "tables.md" in os.listdir(out.resolve())
+
+
+def test_a_report_behind_a_circle_of_links_is_refused(tmp_path):
+    from bench._errors import OptionError
+    from bench.report.write import writable
+
+    with pytest.raises(OptionError, match="choose another folder"):
+        writable(circle(tmp_path))

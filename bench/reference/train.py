@@ -222,13 +222,12 @@ def _check(out: Path, resume: bool, device: str, steps: int) -> None:
     if resume and not (out / CHECKPOINT).is_file():
         raise OptionError(f"nothing to resume: {out / CHECKPOINT} does not exist; start without --resume")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.resolve().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
-    except OSError as error:
-        raise OptionError(
-            f"out={str(out)!r} is not a folder that can be written: {error.strerror}; choose another"
-        ) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        words = getattr(error, "strerror", None) or error
+        raise OptionError(f"out={str(out)!r} is not a folder that can be written: {words}; choose another") from error
 
 
 def _restore(

@@ -10,7 +10,7 @@
 
 import argparse
 import json
-import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -98,11 +98,13 @@ def write(directory: Path, rows: Sequence[Row], contents: Contents | None = None
 def writable(directory: Path) -> None:
     """Make the folder of a report before anything is measured for it. Raises OptionError where that cannot be."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK):
-            raise PermissionError(13, "it must not be written to")
-    except OSError as error:
-        raise OptionError(f"--report {directory}: {error.strerror or error}; choose another folder") from None
+        place = directory.resolve()  # the end of a link, which may be there or not
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        words = getattr(error, "strerror", None) or error
+        raise OptionError(f"--report {directory}: {words}; choose another folder") from None
 
 
 def _plain(row: Row) -> dict[str, Any]:
