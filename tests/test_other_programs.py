@@ -112,3 +112,23 @@ def test_the_bytes_that_are_said_are_those_of_the_tensors_in_the_files(half, tmp
     assert 8 * stored / compression.load(out).parameters == said["bits_per_parameter"]
     left_out = {"gptq": ("g_idx", "qzeros"), "awq": ("qzeros",), "own": ()}[format]
     assert all(any(name.endswith(key) for name in tensors) for key in left_out)
+
+
+@pytest.mark.parametrize("format", ["gptq", "awq"])
+def test_a_published_checkpoint_is_measured_by_what_its_files_hold(half, tmp_path, format):
+    from safetensors.torch import load_file
+
+    from bench.options import Options
+    from bench.workbench import Workbench
+
+    out = compression.compress(half, "rtn(group_size=16,symmetric=true)").save(tmp_path / "out", format)
+    recipe = compression.Recipe.parse("rtn(group_size=16,symmetric=true)")
+    options = Options(
+        base=str(out), recipes=(recipe,), journal=tmp_path / "journal.jsonl", prompt_tokens=4, new_tokens=4
+    )
+    workbench = Workbench(options)
+
+    workbench.measure_size(recipe)
+
+    (value,) = [row.value for row in workbench.rows.values() if row.metric == "efficiency.stored_bytes"]
+    assert sum(tensor.nbytes for tensor in load_file(out / "model.safetensors").values()) == value
