@@ -1,9 +1,11 @@
 """Baselines: one readable file per base and recipe, `<directory>/<base>/<recipe>.json`.
 
-    {"schema": 1, "digest": "...", "base": "reference", "recipe": "nf4",
+    {"schema": 2, "digest": "...", "base": "reference", "recipe": "nf4",
      "context": {...}, "rows": {key: row},                              what no device changes: size, counts, quality
      "devices": {fingerprint: {"context": {...}, "rows": {key: row}}}}  timings and memory
 
+A file holds rows of one base, by its `base_hash`. Several may lie in folders of one name: behind it stand digits of the
+hash, `<directory>/<base>-<digits>/`. A row says by name and digest what it read (`bench.rows.Input`).
 The digest is that of everything else in the file (`bench.sign`), so that a number that was changed is not believed.
 A row whose metric is a mean over items names their digest; the items lie beside the file (see `bench.items`). Older
 schemas are read too (`bench._migrations`); recording merges into what is there (`bench._recording`).
@@ -23,11 +25,13 @@ from bench._errors import BaselineError
 from bench._files import write_whole
 from bench._migrations import SCHEMA, migrated
 from bench._strict import exact_fields, strict_json
+from bench.bases import OLD, Identity, short
 from bench.items import Items
 from bench.metrics import Metric
 from bench.metrics._registry import BETTER, KINDS, finite
-from bench.rows import MEASURED, Param, Row, checked_params, key_of
+from bench.rows import MEASURED, Input, Param, Row, checked_params, inputs_of, key_of, plain_inputs
 from bench.sign import check_digest, digest_of, without_digest
+from compression._checkpoint import is_name
 from compression._recipe import slug
 
 ANYWHERE = ""  # the place of rows that no device changes
@@ -61,6 +65,7 @@ class Entry:
     base_samples: tuple[float, ...]
     context: dict[str, Any] = field(hash=False)  # by CONDITIONS
     items: Items | None = None  # what the value is the mean of; None for rows that have none, or were recorded without
+    inputs: dict[str, Input] = field(default_factory=dict, hash=False)  # what it read; empty if recorded without
 
     @classmethod
     def of_row(cls, row: Row, metric: Metric, context: Mapping[str, Any], fingerprint: str) -> Self:
@@ -77,12 +82,13 @@ class Entry:
         common = conditions(section, self.of)
         other = {name: value for name, value in self.context.items() if value != common[name]}
         shown |= {"items": self.items.digest} if self.items else {}
+        shown |= {"inputs": plain_inputs(self.inputs)} if self.inputs else {}
         return shown | ({"context": other} if other else {})
 
     @classmethod
     def from_json(cls, key: str, table: object, section: Mapping[str, Any], kept: Mapping[str, Items]) -> Self:
         """The entry that `to_json` gave, with its items out of `kept`; raises ValueError in words."""
-        row = exact_fields(table, {"params", *_TEXTS, *_NUMBERS, *_SAMPLES}, frozenset({"context", "items"}))
+        row = exact_fields(table, {"params", *_TEXTS, *_NUMBERS, *_SAMPLES}, frozenset({"context", "items", "inputs"}))
         metric = key.partition("[")[0]
         params = checked_params(row["params"])
         if key_of(metric, params) != key:
@@ -107,6 +113,7 @@ class Entry:
             **{name: tuple(finite(each) for each in row[name]) for name in _SAMPLES},
             context=conditions(section, row["of"]) | own,
             items=_items(key, row.get("items"), kept),
+            inputs=inputs_of(row.get("inputs", {})),
         )
 
 
@@ -180,23 +187,46 @@ class Baseline:
         """Fingerprints of the devices that have rows of their own."""
         return sorted(set(self.sections) - {ANYWHERE})
 
+    @property
+    def base_hash(self) -> str | None:
+        """Of all its rows; None where none says."""
+        entries = (entry for section in self.sections.values() for entry in section.rows.values())
+        return next((entry.context["base_hash"] for entry in entries if entry.context["base_hash"]), None)
+
+    @property
+    def identity(self) -> Identity:
+        """The base that it is of."""
+        return self.base, self.base_hash
+
     @staticmethod
-    def path(directory: str | Path, base: str, recipe: str) -> Path:
+    def path(directory: str | Path, base: str, recipe: str, base_hash: str | None = None) -> Path:
         """Where the baseline of a base and recipe is kept."""
-        return Path(directory) / slug(base) / f"{slug(recipe)}.json"
+        plain = base_hash is None or base_hash.startswith(OLD) or is_name(base)
+        return Path(directory) / (slug(base) if plain else f"{slug(base)}-{short(base_hash)}") / f"{slug(recipe)}.json"
+
+    def file(self, directory: str | Path) -> Path:
+        """Where it is kept."""
+        return self.path(directory, self.base, self.recipe, self.base_hash)
 
     @classmethod
-    def find(cls, directory: str | Path, base: str, recipe: str) -> Self | None:
-        """The baseline of a base and recipe, None where nothing was recorded. Raises BaselineError as `load` does."""
-        path = cls.path(directory, base, recipe)
-        if not path.exists():
-            return None
-        found = cls.load(path)
-        if (found.base, found.recipe) != (base, recipe):
-            raise BaselineError(
-                f"baseline {path}: it is {found.recipe!r} on {found.base!r}, not {recipe!r} on {base!r}; {_WAY_OUT}"
-            )
-        return found
+    def find(cls, directory: str | Path, base: str, recipe: str, base_hash: str | None = None) -> Self | None:
+        """The baseline of a base and recipe; None where nothing was recorded.
+
+        Where nothing was recorded of this base, but of another one of that name (by `base_hash`), it is the other's:
+        the gate says so. Raises BaselineError as `load` does.
+        """
+        own = cls.path(directory, base, recipe, base_hash)
+        place = re.compile(re.escape(slug(base)) + r"(-[0-9a-f]{8})?")
+        others = sorted(path for path in Path(directory).glob(f"*/{own.name}") if place.fullmatch(path.parent.name))
+        for path in [own] if own.exists() else others:
+            found = cls.load(path)
+            if (found.base, found.recipe) == (base, recipe):
+                return found
+            if path == own:
+                raise BaselineError(
+                    f"baseline {path}: it is {found.recipe!r} on {found.base!r}, not {recipe!r} on {base!r}; {_WAY_OUT}"
+                )
+        return None
 
     @classmethod
     def load(cls, path: str | Path, *, items: str | None = None) -> Self:
@@ -206,7 +236,7 @@ class Baseline:
         """
         try:
             written = strict_json(Path(path).read_text(encoding="utf-8"))
-            table = migrated(without_digest(written))
+            table, renamed = migrated(without_digest(written))
             table = exact_fields(table, {"schema", "base", "recipe", "context", "rows", "devices"})
             for name in ("base", "recipe"):
                 if not isinstance(table[name], str) or not table[name]:
@@ -214,8 +244,11 @@ class Baseline:
             if not isinstance(table["devices"], dict) or ANYWHERE in table["devices"]:
                 raise ValueError("devices must be a table by fingerprint")
             kept = stored.load(Path(path).parent / ITEMS, items or Path(path).stem)
+            kept = {renamed.get(key, key): each for key, each in kept.items()}
             sections = {ANYWHERE: Section.from_json({name: table[name] for name in ("context", "rows")}, kept)}
             sections |= {device: Section.from_json(section, {}) for device, section in table["devices"].items()}
+            if len(found := _hashes(sections)) > 1:
+                raise ValueError(f"its rows are of several bases: {', '.join(sorted(found))}")
             check_digest(written, path)  # last, so that what cannot be is named
         except OSError as error:
             raise BaselineError(f"baseline {path}: it cannot be read: {error.strerror or error}") from None
@@ -230,7 +263,7 @@ class Baseline:
 
         Raises BaselineError where that cannot be done.
         """
-        path = self.path(directory, self.base, self.recipe)
+        path = self.file(directory)
         shared = self.sections.get(ANYWHERE, Section(context={}, rows={}))
         devices = {device: self.sections[device].to_json() for device in self.devices}
         table = {"schema": SCHEMA, "base": self.base, "recipe": self.recipe, **shared.to_json(), "devices": devices}
@@ -248,6 +281,11 @@ class Baseline:
                 f"baseline {path} cannot be written: {error}; --baselines DIR chooses another folder"
             ) from None
         return path
+
+
+def _hashes(sections: Mapping[str, Section]) -> set[str]:
+    entries = (entry for section in sections.values() for entry in section.rows.values())
+    return {entry.context["base_hash"] for entry in entries} - {None}
 
 
 _WAY_OUT = "restore it from version control, or delete it and record it again with --update-baselines"

@@ -1,7 +1,7 @@
 """What a run finds: rows, written to its journal, judged against the baselines and recorded as such."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,10 @@ import bench.gate as gates
 from bench import _repository as repository
 from bench import tolerances
 from bench._errors import JournalError, MetricError, OptionError
+from bench.bases import OLD
 from bench.journal import Journal, matches, read, resume
 from bench.metrics import Metric, all_metrics, metrics_of
-from bench.rows import MEASURED, REFUSED, Row
+from bench.rows import MEASURED, REFUSED, SCHEMA, Input, Row, keys_of
 from compression import Recipe
 
 if TYPE_CHECKING:
@@ -36,14 +37,18 @@ class Findings:
     source: "BaseSource"
     fingerprint: str
     layers: dict[str, dict[str, Any]]  # by recipe, until they are in the journal
+    inputs_of: "Callable[[Recipe], dict[str, Input]]"  # see `bench._inputs`
 
     def __init__(self) -> None:
         options = self.options
         self._metrics = tolerances.held(all_metrics(), options.baselines, self.fingerprint)
         self.baselines: dict[str, Baseline | None] = {
-            recipe.text: gates.Baseline.find(options.baselines, self.source.label, recipe.text)
+            recipe.text: gates.Baseline.find(options.baselines, self.source.label, recipe.text, self.source.digest)
             for recipe in options.recipes
         }
+        old = [each for each in self.baselines.values() if each and str(each.base_hash).startswith(OLD)]
+        if options.update and old:
+            raise OptionError(f"--update-baselines: {old[0].recipe} on {old[0].base}: {gates.MIGRATE}")
         resumed = resume(options.journal, options.run) if options.resume else None
         if resumed:
             self._check_resumed(resumed.context)
@@ -106,17 +111,18 @@ class Findings:
 
     def _row(self, of: str, recipe: Recipe, metric: Metric, params: Mapping[str, Any], **values: Any) -> Row:
         return Row(
-            run=self.journal.run, base=self.source.label, recipe=recipe.text, device=self.fingerprint,
-            metric=metric.name, unit=metric.unit, better=metric.better, params=dict(params),
+            run=self.journal.run, base=self.source.label, base_hash=self.source.digest, recipe=recipe.text,
+            device=self.fingerprint, metric=metric.name, unit=metric.unit, better=metric.better, params=keys_of(params),
+            inputs=self.inputs_of(recipe) | {name: each for name, each in params.items() if isinstance(each, Input)},
             seed=self.options.seed, of=of, **values,
         )  # fmt: skip
 
     def _resumed(self, of: str, recipe: Recipe, params: Mapping[str, Any]) -> bool:
         """Whether the run that is resumed has all rows of this measurement; they are judged, not measured again."""
-        asked = {"of": of, "recipe": recipe.text, "params": params}
-        here = (self.source.label, self.fingerprint, self.options.seed)
+        asked = {"of": of, "recipe": recipe.text, "params": keys_of(params)}
+        here = (self.source.label, self.source.digest, self.fingerprint, self.options.seed)
         rows = [row for row in self._done.values() if row.status in MEASURED and matches(row, asked)]
-        rows = [row for row in rows if (row.base, row.device, row.seed) == here]
+        rows = [row for row in rows if (row.base, row.base_hash, row.device, row.seed) == here]
         if {row.metric for row in rows} != {m.name for m in metrics_of(of)}:
             return False
         found = self._judge(rows)
@@ -166,10 +172,11 @@ class Findings:
         records: list[Mapping[str, Any]] = []
         if not self._started:
             self._started = True
-            context = {**self.context, **self._identity, "command": self.options.command, "base": self.source.label}
+            context = {**self.context, **self._identity, "command": self.options.command, "base": self.source.label,
+                       "schema": SCHEMA}  # fmt: skip
             records.append({"kind": "run", "context": {**context, "data_hash": dict(context["data_hash"])}})
         data = self.context["data_hash"].get(of)
-        records.append({"kind": "begin", "of": of, "recipe": recipe.text, "params": dict(params), "data": data})
+        records.append({"kind": "begin", "of": of, "recipe": recipe.text, "params": keys_of(params), "data": data})
         with suppress(JournalError):  # said by the rows, which are worth more
             self._write(*records)
 

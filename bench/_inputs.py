@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench._errors import DataError, NotAvailable, OptionError
+from bench.rows import Input
 
 if TYPE_CHECKING:
     from bench.data import Data
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from bench.rag.collection import Collection
     from bench.rag.pipeline import Retrieved
     from bench.sandbox import Forbidden
+    from compression import Recipe
+    from compression._calibration import Calibration
     from compression._checkpoint import BaseSource
+    from compression._downstream import Downstream
 
 
 class Inputs:
@@ -24,6 +28,62 @@ class Inputs:
 
     options: "Options"
     source: "BaseSource"
+
+    @functools.cached_property
+    def calibration(self) -> "Calibration | None":
+        """The text that recipes are calibrated on; None where the base brings none."""
+        from compression._calibration import open_calibration
+
+        return open_calibration(self.options.calibration, self.source)
+
+    @functools.cached_property
+    def downstream_task(self) -> "Downstream | None":
+        """The task that recipes recover on; None where the base brings none."""
+        from compression._downstream import open_downstream
+
+        return open_downstream(self.options.downstream, self.source)
+
+    @functools.cached_property
+    def teacher(self) -> "BaseSource | None":
+        """The base that recipes learn from, on disk if one of them does; None where the base brings none."""
+        from compression import locate
+        from compression._checks import default_teacher
+
+        text = self.options.teacher or default_teacher(self.source)
+        if text in (None, "self"):
+            return None if text is None else self.source
+        recipes = (*self.options.recipes, *self.options.derived)
+        needed = any(step.method.teacher for recipe in recipes for step in recipe.steps)
+        return locate(text).fetch() if needed else locate(text)
+
+    def inputs_of(self, recipe: "Recipe") -> dict[str, Input]:
+        """What makes the model of a recipe besides the base, by name: the base's own defaults as well."""
+        methods = [] if self.source.published is not None else [step.method for step in recipe.steps]
+        found: dict[str, Input] = {}
+        if self.calibration is not None and any(method.calibration for method in methods):
+            found["calibration"] = Input(self.calibration.name, self.calibration.digest)
+        if self.teacher is not None and any(method.teacher for method in methods):
+            found["teacher"] = Input(self.teacher.label, self.teacher.digest)
+        if self.downstream_task is not None and any(method.downstream for method in methods):
+            found["downstream"] = Input(self.downstream_task.name, self.downstream_task.digest)
+        return found
+
+    def chosen(self, recipe: "Recipe") -> dict[str, Input]:
+        """Those that are not what the base brings: they belong to the key of what they make."""
+        return {name: each for name, each in self.inputs_of(recipe).items() if each.key != self._default(name)}
+
+    def _default(self, name: str) -> str | None:
+        """The key of what the base itself brings as that input; None where it brings none."""
+        from compression import locate
+        from compression._calibration import open_calibration
+        from compression._checks import default_teacher
+        from compression._downstream import open_downstream
+
+        if name == "teacher":
+            text = default_teacher(self.source)
+            return None if text is None else Input(text, locate(text).digest).key
+        opened = {"calibration": open_calibration, "downstream": open_downstream}[name](None, self.source)
+        return None if opened is None else Input(opened.name, opened.digest).key
 
     @functools.cached_property
     def data(self) -> "Data":

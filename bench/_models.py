@@ -29,9 +29,13 @@ class Models:
         steps: what was executed for it, and the seconds of each step.
         layers: what became of its layers (`bench.layers`), until that is in the journal.
         refused: why a recipe of a named list cannot be, by its text.
+        calibration, teacher, downstream_task: what recipes read, as `compression.compress` takes it.
     """
 
     refused: Mapping[str, str]
+    calibration: Any
+    teacher: Any
+    downstream_task: Any
 
     def __init__(self, options: "Options", source: "BaseSource", progress: Callable[[int, int, str], None] | None):
         self.options, self.source, self._progress = options, source, progress
@@ -49,7 +53,7 @@ class Models:
             import compression
 
             self._base = compression.open_base(
-                self.options.base, self.options.device, seed=self.options.seed, dequantize=True
+                self.source, self.options.device, seed=self.options.seed, dequantize=True
             )
         return self._base
 
@@ -77,9 +81,9 @@ class Models:
                         base,
                         recipe,
                         seed=self.options.seed,
-                        calibration=self.options.calibration,
-                        teacher=self.options.teacher,
-                        downstream=self.options.downstream,
+                        calibration=self.calibration,
+                        teacher=self.teacher,
+                        downstream=self.downstream_task,
                         cache=self._steps,
                         progress=self._progress,
                     )

@@ -27,9 +27,15 @@ from bench._baseline import (
     unusable,
 )
 from bench._errors import BaselineError
+from bench.bases import OLD
 from bench.metrics import Metric, all_metrics
 from bench.rows import Row
+from compression._checkpoint import is_name
 
+MIGRATE = (
+    "a baseline of schema 1 has a base_hash that leaves the tokenizer out; `python -m bench baselines migrate` checks "
+    "it against the base and writes it anew"
+)
 _SAME = 1e-9  # relative: printing and summing in another order
 DIRECTIONS = ("worse", "better", "moved", "dropped", "new")  # in the order in which they are said
 
@@ -170,11 +176,19 @@ def recorded(
     """
     metrics = all_metrics() if metrics is None else metrics
     context = {**context, "forced": True} if force else context
+    context = {name: each for name, each in context.items() if name != "command"}  # it may hold local paths
     groups: dict[tuple[str, str], dict[str, Row]] = {}
     notes: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.status == "not_available":  # there is nothing to record, and nothing wrong
             continue
+        if str(row.base_hash).startswith(OLD):
+            raise BaselineError(
+                f"{row.recipe}: {row.key} was measured before base_hash covered the tokenizer, so that nothing tells "
+                "which base it is of; measure it again"
+            )
+        if None not in (row.base_hash, context.get("base_hash")) and row.base_hash != context["base_hash"]:
+            raise BaselineError(f"{row.recipe}: {row.key} is of another base than its run: {row.base_hash}")
         group = groups.setdefault((row.base, row.recipe), {})
         why = "it is there twice" if row.key in group else unusable(row, metrics.get(row.metric), fingerprint)
         if why and not force:
@@ -185,7 +199,7 @@ def recorded(
             group[row.key] = row
     proposals = []
     for (base, recipe), group in sorted(groups.items()):
-        old = Baseline.find(directory, base, recipe) or Baseline(base=base, recipe=recipe)
+        old = _before(directory, base, recipe, context.get("base_hash"))
         measured = list(group.values())
         data = {row.of: conditions(context, row.of)["data_hash"] for row in measured}
         kept, stale = without(old, lambda _, entry, data=data: _stale(entry, context.get("base_hash"), data))
@@ -210,9 +224,8 @@ def merged(directory: str | Path, other: Baseline, *, metrics: Mapping[str, Metr
 
     Rows of another checkpoint than theirs, or of other data, go.
     """
-    old = Baseline.find(directory, other.base, other.recipe) or Baseline(base=other.base, recipe=other.recipe)
+    old, base_hash = _before(directory, other.base, other.recipe, other.base_hash), other.base_hash
     theirs = [entry for section in other.sections.values() for entry in section.rows.values()]
-    base_hash = next((entry.context["base_hash"] for entry in theirs), None)
     data = {entry.of: entry.context["data_hash"] for entry in theirs}
     kept, stale = without(old, lambda _, entry: _stale(entry, base_hash, data))
     sections = dict(kept.sections)
@@ -226,15 +239,29 @@ def merged(directory: str | Path, other: Baseline, *, metrics: Mapping[str, Metr
 def write(directory: str | Path, proposals: Iterable[Proposal]) -> None:
     """Make the files what the proposals say; a baseline without rows has none. Raises BaselineError where it cannot."""
     for each in proposals:
-        if each.new is not None and any(section.rows for section in each.new.sections.values()):
-            each.new.save(directory)
-            continue
-        path = Baseline.path(directory, each.old.base, each.old.recipe)
+        path = each.old.file(directory) if each.old is not None and each.old.sections else None
+        left = each.new is not None and any(section.rows for section in each.new.sections.values())
+        if (left and each.new.save(directory) == path) or path is None:
+            continue  # else there is no file any more, or another: a folder's base got its digits
         stored.save(path.parent / ITEMS, path.stem, {})
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise BaselineError(f"baseline {path} cannot be removed: {error.strerror or error}") from None
+
+
+def _before(directory: str | Path, base: str, recipe: str, base_hash: str | None) -> Baseline:
+    """What is recorded where these rows go: of a name its baseline, of a folder that of this base alone.
+
+    Raises BaselineError where one is of schema 1 and the other is not: nothing tells whether they are of one base.
+    """
+    found = Baseline.find(directory, base, recipe, base_hash)
+    then = None if found is None else found.base_hash
+    if found is None or (not is_name(base) and None not in (then, base_hash) and then != base_hash):
+        return Baseline(base=base, recipe=recipe)
+    if None not in (then, base_hash) and then.startswith(OLD) != base_hash.startswith(OLD):
+        raise BaselineError(f"{recipe} on {base}: {MIGRATE}; nothing was written")
+    return found
 
 
 def without(old: Baseline, reason: Callable[[tuple[str, str], Entry], str | None]) -> tuple[Baseline, list[Change]]:

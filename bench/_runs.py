@@ -7,6 +7,7 @@ from typing import Any
 
 from bench._errors import JournalError
 from bench._repository import UNCLEAN
+from bench.bases import told_apart
 from bench.journal import Contents, read
 from bench.rows import Row
 
@@ -34,9 +35,12 @@ class Run:
         return str(self.context.get("commit") or "").endswith(UNCLEAN)
 
 
-def runs_of(path: str | Path) -> list[Run]:
-    """The runs that have rows, oldest first. Raises JournalError as `bench.journal.read` does."""
-    contents = read(path)
+def runs_of(path: str | Path, *, apart: bool = False) -> list[Run]:
+    """The runs that have rows, oldest first; `apart`: as readers see them (`bench.bases`), not as they were written.
+
+    Raises JournalError as `bench.journal.read` does.
+    """
+    contents = told_apart(read(path)) if apart else read(path)
     return [_run(name, contents) for name in dict.fromkeys(each["run"] for each in contents.records if _is_row(each))]
 
 

@@ -5,7 +5,7 @@
     update                   record a run of the journal
     merge OTHER              take over the baselines of another folder, as of another machine
     prune                    remove what no run can be compared with: rows and files of recipes, metrics and lists gone
-    migrate                  write files of older schemas in today's
+    migrate                  write files of older schemas in today's, each verified against the base that it is of
 
 OLD, NEW and OTHER are folders, or commits of the repository that the folder of baselines is in.
 """
@@ -22,14 +22,16 @@ from bench import tolerances
 from bench._arguments import journal_option
 from bench._baseline import ANYWHERE, ITEMS, Baseline, Entry
 from bench._errors import BaselineError, BenchError
-from bench._migrations import SCHEMA
+from bench._migrations import SCHEMA, with_base
 from bench._recording import Proposal, compared, merged, recorded, without, write
 from bench._runs import Run, last_run
 from bench._strict import strict_json
+from bench.bases import short
 from bench.metrics import all_metrics
-from compression import CompressionError, Recipe, split_recipes
+from compression import CompressionError, Recipe, locate, split_recipes
+from compression._checkpoint import BaseSource, is_name
 
-Key = tuple[str, str]  # base and recipe
+Key = tuple[str, str]  # folder and recipe: a name is one base at a time, a folder's name may be that of several
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pruning.add_argument(
         "--device", action="append", default=[], metavar="FINGERPRINT", help="also rows of this device"
     )
-    commands.add_parser("migrate", parents=[common, writing])
+    migrating = commands.add_parser("migrate", parents=[common, writing])
+    migrating.add_argument("--checkpoint", action="append", default=[], type=Path, metavar="DIR",
+                           help="folder of a base that goes by its last part; may be given several times")  # fmt: skip
     options = parser.parse_args(arguments)
     try:
         _COMMANDS[options.command](options)
@@ -74,21 +78,21 @@ def found(directory: Path, options: argparse.Namespace | None = None) -> dict[Ke
     baselines = {}
     for path in sorted(directory.glob("*/*.json")):
         each = Baseline.load(path)
-        if path != Baseline.path(directory, each.base, each.recipe):
+        if path != each.file(directory):
             raise BaselineError(
                 f"baseline {path} is of {each.recipe!r} on {each.base!r}, whose file is "
-                f"{Baseline.path(directory, each.base, each.recipe)}; remove it, or give it back its name"
+                f"{each.file(directory)}; remove it, or give it back its name"
             )
-        baselines[each.base, each.recipe] = each
+        baselines[path.parent.name, each.recipe] = each
     return _chosen(baselines, options) if options else baselines
 
 
 def _chosen(baselines: Mapping[Key, Baseline], options: argparse.Namespace) -> dict[Key, Baseline]:
     recipes = None if options.model is None else {Recipe.parse(text).text for text in split_recipes(options.model)}
     return {
-        (base, recipe): each
-        for (base, recipe), each in baselines.items()
-        if options.base in (None, base) and (recipes is None or recipe in recipes)
+        (place, recipe): each
+        for (place, recipe), each in baselines.items()
+        if options.base in (None, each.base, place) and (recipes is None or recipe in recipes)
     }
 
 
@@ -102,8 +106,9 @@ def _at(place: str, options: argparse.Namespace) -> dict[Key, Baseline]:
 
 
 def _list(options: argparse.Namespace) -> None:
-    for (base, recipe), each in found(options.baselines, options).items():
+    for (place, recipe), each in found(options.baselines, options).items():
         shared = each.sections.get(ANYWHERE)
+        base = each.base if is_name(each.base) else place
         print(f"{base} {recipe}: {len(shared.rows) if shared else 0} rows that no device changes")
         for place, section in each.sections.items():
             if place != ANYWHERE:
@@ -159,7 +164,8 @@ def _prune(options: argparse.Namespace) -> None:
     if unknown := set(options.device) - known:
         raise BaselineError(f"no baseline has rows of {_names(unknown)}; there are {_names(known)}")
     proposals = [pruned(each, options.device) for each in baselines.values()]
-    kept = {**found(options.baselines), **{(each.old.base, each.old.recipe): each.new for each in proposals}}
+    there = found(options.baselines)
+    kept = {**there, **dict(zip(baselines, (each.new for each in proposals), strict=True))}
     _review([each for each in proposals if each.changes], options, unused(options.baselines, kept))
 
 
@@ -184,9 +190,9 @@ def pruned(old: Baseline, devices: Iterable[str] = ()) -> Proposal:
 def unused(directory: Path, kept: Mapping[Key, Baseline | None]) -> list[Path]:
     """Files that no kept baseline names: items of others, lists of items, and what a killed writer left."""
     left = [each for each in kept.values() if each is not None]
-    files = {Baseline.path(directory, each.base, each.recipe) for each in left}
+    files = {each.file(directory) for each in left}
     lists = {
-        Baseline.path(directory, each.base, each.recipe).parent / ITEMS / f"{entry.items.asked}.hashes"
+        each.file(directory).parent / ITEMS / f"{entry.items.asked}.hashes"
         for each in left
         for section in each.sections.values()
         for entry in section.rows.values()
@@ -199,13 +205,30 @@ def unused(directory: Path, kept: Mapping[Key, Baseline | None]) -> list[Path]:
 
 
 def _migrate(options: argparse.Namespace) -> None:
-    old = [
-        each
-        for each in found(options.baselines, options).values()
-        if strict_json(Baseline.path(options.baselines, each.base, each.recipe).read_text())["schema"] < SCHEMA
-    ]
-    note = f"written in schema {SCHEMA}"
-    _review([Proposal(old=each, new=each, changes=(), notes=(f"{each.recipe}: {note}",)) for each in old], options)
+    """Files of older schemas in today's: the base of each is opened, and must be the one that was recorded."""
+    sources: dict[str, BaseSource] = {}
+    proposals = []
+    for old in found(options.baselines, options).values():
+        if strict_json(old.file(options.baselines).read_text())["schema"] == SCHEMA:
+            continue
+        if old.base not in sources:
+            sources[old.base] = _source(old.base, options.checkpoint)
+        new = old if old.base_hash is None else with_base(old, sources[old.base])
+        note = f"{old.recipe}: written in schema {SCHEMA}" + (
+            f", its base verified: base_hash {short(old.base_hash)} is {short(new.base_hash)} now" if new != old else ""
+        )
+        proposals.append(Proposal(old=old, new=new, changes=(), notes=(note,)))
+    _review(proposals, options)
+
+
+def _source(label: str, checkpoints: Sequence[Path]) -> BaseSource:
+    """The base of a label: a name opens itself, a folder has to be given. Raises BaselineError where it is not."""
+    if is_name(label):
+        return locate(label).fetch()
+    for each in map(locate, map(str, checkpoints)):
+        if each.label == label:
+            return each
+    raise BaselineError(f"the baselines of {label} are of a folder: say where it is with --checkpoint .../{label}")
 
 
 def _review(proposals: Sequence[Proposal], options: argparse.Namespace, files: Sequence[Path] = ()) -> None:

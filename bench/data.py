@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._errors import DataError, OptionError
+from bench.rows import Input
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 
@@ -53,6 +54,12 @@ class Source:
     rows: list[Any]
     digest: str  # SHA-256, hex, of the bytes read
     origin: str  # the file, repository or module
+    named: bool = False  # whether the suite or the hub calls it so; else it is the name of a folder
+
+    @property
+    def read(self) -> Input:
+        """What it is in the key and among the inputs of a row."""
+        return Input(self.name, self.digest, self.named)
 
 
 class Data(ABC):
@@ -109,7 +116,7 @@ class Embedded(Data):
 
         rows = world.texts(split)
         digest = world.digest() if split == "test" else _digest(row.encode() for row in rows)
-        return Source(name="embedded", rows=rows, digest=digest, origin="bench.reference.world")
+        return Source(name="embedded", rows=rows, digest=digest, origin="bench.reference.world", named=True)
 
 
 class Hub(Data):
@@ -132,7 +139,7 @@ class Hub(Data):
             ) from error
         digest = _digest(json.dumps(row, sort_keys=True).encode() for row in rows)
         name = f"hub:{configuration or repository.partition('/')[2]}"
-        return Source(name=name, rows=rows, digest=digest, origin=f"{repository}, {splits[split]}")
+        return Source(name=name, rows=rows, digest=digest, origin=f"{repository}, {splits[split]}", named=True)
 
 
 class Folder(Data):

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 from bench import paired
 from bench._baseline import ANYWHERE, Baseline, Entry, Section, conditions, gone, slug, unusable
+from bench._changes import inputs_changed
 from bench._comparison import (
     AGAINST,
     ELSEWHERE,
@@ -50,13 +51,14 @@ from bench._comparison import (
     one_sided,
 )
 from bench._errors import OptionError
-from bench._recording import update
+from bench._recording import MIGRATE, update
+from bench.bases import OLD
 from bench.metrics import Metric, all_metrics
 from bench.rows import Row
 
 __all__ = [
-    "AGAINST", "MODES", "MORE", "Baseline", "Verdict", "decided", "judge", "judge_beside", "levels", "missing",
-    "one_sided", "slug", "update", "verdicts",
+    "AGAINST", "MIGRATE", "MODES", "MORE", "Baseline", "Verdict", "decided", "judge", "judge_beside", "levels",
+    "missing", "one_sided", "slug", "update", "verdicts",
 ]  # fmt: skip
 
 RECORD = "pytest bench --update-baselines"
@@ -240,6 +242,18 @@ def missing(
     ]
 
 
+def _another_base(then: str | None, now: str | None, command: str) -> str | None:
+    """Why a baseline is of another base than the one that is measured, in words; None where it is not."""
+    if None in (then, now) or then == now:
+        return None
+    if then.startswith(OLD):
+        return MIGRATE
+    return (
+        f"base_hash was {then!r} when the baseline was recorded and is {now!r}: another base of that name, or this one "
+        f"changed; go back to what it was, or record this one with `{command}`"
+    )
+
+
 def _verdict(recipe: str, key: str, finding: Finding, mode: str) -> Verdict:
     if mode not in MODES:
         raise OptionError(f"gate mode {mode!r} must be one of {', '.join(MODES)}")
@@ -271,6 +285,8 @@ def _find(
         return Finding(
             "no_baseline", f"{name}: nothing to compare with: record a baseline of {row.recipe} with `{command}`"
         )
+    if why := _another_base(baseline.base_hash, context.get("base_hash"), command):
+        return Finding("not_comparable", f"{name} cannot be compared: {why}", always_fails=True)
     if metric.per_device and baseline.devices and fingerprint not in baseline.devices:
         return Finding(
             "not_comparable",
@@ -279,10 +295,16 @@ def _find(
         )
     section = baseline.sections.get(fingerprint if metric.per_device else ANYWHERE)
     entry = section.rows.get(row.key) if section else None
+    if why := inputs_changed(row, entry, section.rows.values() if section else ()):
+        return Finding(
+            "not_comparable",
+            f"{name} cannot be compared: {why}; go back to what it was, or record it anew with `{command}`",
+            always_fails=True,
+        )
     if entry is None:
         return Finding("new", f"{name} is new: the baseline has no such row; record it with `{command}`")
     now = conditions(context, row.of) | {"seed": row.seed}
-    for condition in ("base_hash", "data_hash", "seed"):
+    for condition in ("data_hash", "seed"):
         if now[condition] is not None and now[condition] != entry.context[condition]:
             return Finding(
                 "not_comparable",

@@ -22,6 +22,7 @@ from bench._baseline import arrow, percent, relative
 from bench._errors import BenchError, JournalError
 from bench._runs import runs_of
 from bench._steps import cut, steps, strongest
+from bench.bases import Identity, names
 from bench.metrics import all_metrics
 from bench.metrics._registry import finite
 from bench.rows import MEASURED
@@ -29,7 +30,7 @@ from compression import CompressionError, Recipe, split_recipes
 
 LEVEL = 0.01  # the chance that any series is named where none moved
 SAME = 1e-9  # relative: what is not a change of a deterministic number
-WATCHED = ("torch", "python", "base_hash", "data_hash", "seed", "driver")  # named beside a step where they differ
+WATCHED = ("torch", "python", "data_hash", "seed", "driver")  # named beside a step where they differ
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _levels(series: Series, places: Sequence[tuple[int, float | None]]) -> list[
 def of_journal(path: str | Path) -> list[Series]:
     """The series of a journal. Raises JournalError where it cannot be read."""
     series: dict[tuple[str, ...], tuple[dict[str, Any], list[Point]]] = {}
-    for run in runs_of(path):
+    for run in runs_of(path, apart=True):
         for row in run.rows:
             if row.status not in MEASURED:
                 continue
@@ -190,6 +191,7 @@ def of_storage(folder: str | Path) -> list[Series]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise JournalError(f"{path} is no result of pytest-benchmark: {error}; remove it") from None
         files.append((when, commit and commit[:12], machine, python, benchmarks))
+    called = names(_base_of(each) for *_, benchmarks in files for each, _ in benchmarks)
     series: dict[tuple[str, ...], tuple[dict[str, Any], list[Point]]] = {}
     facts = {"unit": "s", "better": "lower", "exact": False, "floor": 0.0}
     for when, commit, machine, python, benchmarks in sorted(files, key=lambda each: each[0]):
@@ -197,9 +199,14 @@ def of_storage(folder: str | Path) -> list[Series]:
             info = each.get("extra_info") or {}
             name, group = info.get("recipe") or each["fullname"], each.get("group")
             device = info.get("device") or machine
-            key = (str(info.get("base")), name, device, f"benchmark.median_s[{group or each['name']}]")
+            key = (called[_base_of(each)], name, device, f"benchmark.median_s[{group or each['name']}]")
             series.setdefault(key, (facts, []))[1].append(Point(when, commit, value, {"python": python}))
     return _named(series)
+
+
+def _base_of(benchmark: Mapping[str, Any]) -> Identity:
+    info = benchmark.get("extra_info") or {}
+    return str(info.get("base")), info.get("base_hash")
 
 
 def _named(series: Mapping[tuple[str, ...], tuple[dict[str, Any], list[Point]]]) -> list[Series]:

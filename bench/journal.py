@@ -11,6 +11,7 @@ A "layers" record says what became of each layer under a recipe (`bench.layers`)
 """
 
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -23,10 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from bench import bases
 from bench._errors import JournalError
 from bench._lines import is_sealed, opened, sealed, whole_in
 from bench._strict import exact_fields, finite_field, strict_json
-from bench.rows import MEASURED, Row, checked_params
+from bench.rows import MEASURED, SCHEMA, Row, checked_params
 
 JOURNAL = Path(".bench/journal.jsonl")  # of runs that were not told another
 KINDS = ("run", "begin", "row", "verdict", "layers", "end")
@@ -121,7 +123,7 @@ class Journal:
 
     def start(self, context: Mapping[str, Any]) -> None:
         """Record that the run starts: versions, command, base, fingerprint, commit, seed."""
-        self.append({"kind": "run", "context": dict(context)})
+        self.append({"kind": "run", "context": {"schema": SCHEMA, **context}})
 
     def end(self, status: str) -> None:
         """Record how the run ended: "passed", "failed" or "interrupted"."""
@@ -193,6 +195,28 @@ class Contents:
     torn: list[str]  # "file:line" of last lines that a killed writer left unfinished
     writing: frozenset[str]  # runs whose writer is alive
 
+    @functools.cached_property
+    def _runs(self) -> dict[str, bases.Identity]:
+        """The base of each run as its first record says: label and hash, "" and None where it does not."""
+        found: dict[str, bases.Identity] = {}
+        for each in self.records:
+            if each["kind"] == "run" and each["run"] not in found:
+                label, base_hash = (each["context"].get(name) for name in ("base", "base_hash"))
+                old = base_hash is not None and each["context"].get("schema", 1) == 1
+                found[each["run"]] = str(label or ""), f"{bases.OLD}{base_hash}" if old else base_hash
+        return found
+
+    def identity(self, record: Mapping[str, Any]) -> bases.Identity:
+        """The base of a record of a run, of a row or of layers: its label, and its hash where that is known."""
+        label, base_hash = self._runs.get(record["run"], ("", None))
+        return record.get("base") or label, record.get("base_hash") or base_hash
+
+    @functools.cached_property
+    def bases(self) -> dict[bases.Identity, str]:
+        """What each base of the journal is called beside the others (`bench.bases`)."""
+        found = (self.identity(each) for each in self.records if each["kind"] in ("run", "row", "layers"))
+        return bases.names(each for each in dict.fromkeys(found) if each[0])
+
     def rows(self, run: str | None = None, *, since: float = 0.0) -> list[Row]:
         """The rows, of one run or of all; each once: of what a run measured again, as after a kill, the last.
 
@@ -201,7 +225,7 @@ class Contents:
         found: dict[tuple[str, ...], Row] = {}
         for record in self.records:
             if record["kind"] == "row" and run in (None, record["run"]):
-                row = _row(record)
+                row = _row(record if record.get("base_hash") else record | {"base_hash": self.identity(record)[1]})
                 if record["time"] >= since or row.status in MEASURED:
                     name = (row.run, row.base, row.recipe, row.device, row.key)
                     found.pop(name, None)

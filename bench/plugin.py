@@ -270,7 +270,8 @@ def _report(directory: Path, workbench: "Workbench", failing: list[str]) -> list
     from compression import CompressionError
 
     try:
-        rows, contents = measured(workbench.options.journal, workbench.source.label, workbench.fingerprint)
+        source = workbench.source
+        rows, contents = measured(workbench.options.journal, source.label, workbench.fingerprint, source.digest)
         return write(directory, rows, contents, workbench.journal.run)
     except (BenchError, CompressionError) as error:  # the latter: the journal has a recipe that is none any more
         failing.append(f"--report {directory}: {error}")

@@ -5,14 +5,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from bench._errors import JournalError
 from bench._strict import exact_fields, finite_field
 from bench.items import Items
 from bench.metrics._registry import BETTER, NAME
 
-SCHEMA = 1
+SCHEMA = 2
+SCHEMAS = (1, 2)  # 1 had neither `base_hash` nor `inputs`; its base_hash is in the record of its run, see `bench.bases`
 STATUSES = ("ok", "estimated", "out_of_memory", "failed", "not_available")
 MEASURED = STATUSES[:2]  # with these there is a value
 REFUSED = "timings are refused"  # how the reason of a row begins that is not there because a device was shared
@@ -52,12 +53,62 @@ def checked_params(params: object) -> dict[str, Param]:
     return dict(sorted(kept.items()))
 
 
+class Input(NamedTuple):
+    """What a measurement read: a text, a task, a teacher, a judge. Paths are in neither field.
+
+    >>> Input("notes", "9f2c1a0b4d5e77").key, Input("hub", None).key, Input("embedded", "77aa", named=True).key
+    ('9f2c1a0b4d5e', 'hub', 'embedded')
+    """
+
+    name: str  # for people: the last part of a folder's name, or what the suite or the hub calls it
+    digest: str | None  # of the content, hex; None where the name says all
+    named: bool = False  # whether the suite or the hub gave the name, which is then what the key of a row has
+
+    @property
+    def key(self) -> str:
+        """What stands in the key of a row: of what lies in a folder the digest, so that equal copies are one."""
+        return self.name if self.named or self.digest is None else self.digest[:DIGITS]
+
+
+DIGITS = 12  # of a digest in a key
+
+
+def _input(name: str, value: object) -> Input:
+    if isinstance(value, Input):
+        return value
+    try:
+        table = exact_fields(value, {"name", "digest"})
+        if not all(isinstance(each, str) or (field, each) == ("digest", None) for field, each in table.items()):
+            raise ValueError("name and digest must be texts")
+    except ValueError as error:
+        raise ValueError(f"input {name}={value!r}: {error}") from None
+    return Input(table["name"], table["digest"])
+
+
+def inputs_of(table: object) -> dict[str, Input]:
+    """Inputs by name, as JSON has them; raises ValueError in words."""
+    if not isinstance(table, Mapping):
+        raise ValueError(f"inputs={table!r} must be a table by name")
+    return {name: _input(name, each) for name, each in table.items()}
+
+
+def keys_of(params: Mapping[str, "Param | Input | None"]) -> dict[str, Param | None]:
+    """Parameters with what stands in a key in place of what was read."""
+    return {name: each.key if isinstance(each, Input) else each for name, each in params.items()}
+
+
+def plain_inputs(inputs: Mapping[str, Input]) -> dict[str, Any]:
+    """Inputs in what JSON knows."""
+    return {name: {"name": each.name, "digest": each.digest} for name, each in inputs.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One measured number and all that it needs to be understood. Raises JournalError for values that cannot be."""
 
     run: str
     base: str
+    base_hash: str | None = None  # `compression.Base.digest`; None where it is not known
     recipe: str
     device: str  # fingerprint of the machine and device
     metric: str
@@ -76,6 +127,7 @@ class Row:
     source: Any = field(default=None, hash=False)  # a note that JSON can hold: counter of the energy, kernel ...
     items: Items | None = None  # what the value is the mean of, or a function of that mean
     paired: Mapping[str, float] | None = field(default=None, hash=False)  # `Paired` against the base of the same run
+    inputs: Mapping[str, Input] = field(default_factory=dict, hash=False)  # what it read, defaults included
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -90,7 +142,7 @@ class Row:
                 raise ValueError(f"{name}={value!r} must be a text that is not empty")
         if not NAME.fullmatch(self.metric):
             raise ValueError(f"metric={self.metric!r} must be <group>.<name> in lower case")
-        for name, allowed in (("better", BETTER), ("status", STATUSES), ("schema", (SCHEMA,))):
+        for name, allowed in (("better", BETTER), ("status", STATUSES), ("schema", SCHEMAS)):
             if (value := getattr(self, name)) not in allowed or isinstance(value, bool):
                 raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, allowed))}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -104,6 +156,9 @@ class Row:
                 f"value={self.value!r} with status {self.status!r}: there is a value exactly when the status is "
                 f"{' or '.join(MEASURED)}"
             )
+        if self.base_hash is not None and (not isinstance(self.base_hash, str) or not self.base_hash):
+            raise ValueError(f"base_hash={self.base_hash!r} must be a text that is not empty, or None")
+        object.__setattr__(self, "inputs", inputs_of(self.inputs))
         object.__setattr__(self, "params", checked_params(self.params))
         for name in ("value", "ratio", "base_value"):
             if getattr(self, name) is not None:
@@ -135,6 +190,7 @@ class Row:
         table = {each.name: getattr(self, each.name) for each in fields(self)}
         table |= {name: list(table[name]) for name in ("samples", "base_samples")} | {"params": dict(self.params)}
         table |= {"items": self.items and self.items.to_json(), "paired": self.paired and dict(self.paired)}
+        table["inputs"] = plain_inputs(self.inputs) or None
         return {name: value for name, value in table.items() if value is not None or name not in _OPTIONAL}
 
     @classmethod
@@ -148,4 +204,4 @@ class Row:
             raise JournalError(f"not a row: {error}") from None
 
 
-_OPTIONAL = frozenset({"items", "paired"})  # left out of a line where the row has none
+_OPTIONAL = frozenset({"items", "paired", "base_hash", "inputs"})  # left out of a line where the row has none

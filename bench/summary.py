@@ -10,6 +10,7 @@ from bench import tolerances
 from bench._arguments import journal_option
 from bench._baseline import fallback
 from bench._errors import JournalError
+from bench.bases import told_apart
 from bench.journal import read
 from bench.metrics import all_metrics
 from bench.report import formats
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--metrics", help="names without their group, separated by commas; default all")
     options = parser.parse_args(arguments)
     try:
-        rows = read(options.journal).rows_of()
+        rows = told_apart(read(options.journal)).rows_of()
     except JournalError as error:
         parser.error(str(error))
     if options.metrics:

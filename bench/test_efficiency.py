@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from bench import gate
+from bench.bases import short
 from bench.metrics import compute, energy, memory, speed
 from bench.rows import key_of
 from compression._recipe import UNCOMPRESSED
@@ -36,9 +37,11 @@ def test_generation(workbench, recipe, batch_size, mode, request):
             pair = workbench.interleaved(recipe, load, mode)
             benchmark = request.getfixturevalue("benchmark")  # not before: a resumed measurement would leave it unused
             # pytest-benchmark keeps the history of the compressed side; the base's round before each is its set-up
-            facts = {"base": workbench.source.label, "device": workbench.fingerprint, "mode": mode}
+            source = workbench.source
+            facts = {"base": source.label, "base_hash": source.digest, "device": workbench.fingerprint, "mode": mode}
             benchmark.extra_info.update(facts, recipe=recipe.text, **dataclasses.asdict(load))
-            benchmark.group = f"{facts['base']} on {facts['device']}, {key_of('generation', _params(load, mode=mode))}"
+            base = f"{source.label} ({short(source.digest)})"
+            benchmark.group = f"{base} on {facts['device']}, {key_of('generation', _params(load, mode=mode))}"
             benchmark.pedantic(
                 lambda: pair.round_of(-1),
                 setup=lambda: [pair.round_of(i) for i in range(len(pair.decoders) - 1)] and None,

@@ -5,6 +5,7 @@ import pytest
 from bench._errors import NotAvailable
 from bench.judge import bias, readings
 from bench.judge.answers import answers_of
+from bench.rag.encoders import model_read
 from compression import Recipe
 from compression._recipe import UNCOMPRESSED
 
@@ -37,7 +38,8 @@ def test_clarity(workbench, recipe):
         return readings.clarity(said(), workbench.small_model.perplexities, workbench.coherence)
 
     setup = workbench.options.judge
-    against_base(workbench, "clarity", recipe, of, lm=setup.fluency, vectors=setup.encoder or "tf-idf")
+    vectors = model_read(setup.encoder) if setup.encoder else "tf-idf"
+    against_base(workbench, "clarity", recipe, of, lm=model_read(setup.fluency), vectors=vectors)
 
 
 def test_likelihood(workbench, recipe):
@@ -46,7 +48,8 @@ def test_likelihood(workbench, recipe):
         answered = said()
         return readings.likelihood(answered, likely(answered))
 
-    against_base(workbench, "likelihood", recipe, of, by=workbench.likelihood_model)
+    by = workbench.likelihood_model
+    against_base(workbench, "likelihood", recipe, of, by=by and model_read(by))
 
 
 def answers(workbench, recipe):
@@ -68,7 +71,8 @@ def answers(workbench, recipe):
 
 def judge_of(workbench):
     try:
-        return workbench.judging[0].name
+        judge = workbench.judging[0]
+        return getattr(judge, "read", judge.name)  # a model of a folder by its digest
     except NotAvailable:
         return None
 
@@ -92,6 +96,6 @@ def measure(workbench, of, recipe, take, notes, **params):
         count = len(workbench.asked)
     except NotAvailable:  # which `take` says too
         count = None
-    asked = {"data": workbench.collection.name, "questions": count, "decoding": setup.decoding,
+    asked = {"data": workbench.collection.read, "questions": count, "decoding": setup.decoding,
              "new_tokens": setup.new_tokens}  # fmt: skip
     workbench.measure(of, recipe, take, asked | params, notes=notes)

@@ -5,6 +5,7 @@ import pytest
 from bench._errors import DataError
 from bench.rag import readings, robustness
 from bench.rag.answers import DECODING
+from bench.rag.encoders import model_read
 from compression._recipe import UNCOMPRESSED
 
 pytestmark = pytest.mark.rag
@@ -29,7 +30,8 @@ def test_answers(workbench, recipe, decoding):
     taken = {}  # the answers are read by several measurements
 
     def of(model, name):
-        note = {"run": workbench.journal.run, "base": workbench.source.label, "recipe": name}
+        source = workbench.source
+        note = {"run": workbench.journal.run, "base": source.label, "base_hash": source.digest, "recipe": name}
         return readings.replies(found, reader(workbench, model), decoding, note)
 
     def both():
@@ -52,7 +54,9 @@ def test_answers(workbench, recipe, decoding):
     takes = {"rag_answers": both, "rag_comparison": compared, "rag_bertscore": encoded}
     for of_what, take in (takes | ({"rag_spread": both} if decoding == "sampled" else {})).items():
         new_tokens = workbench.options.new_tokens
-        measure(workbench, of_what, recipe, take, decoding=decoding, seeds=seeds, new_tokens=new_tokens)
+        bertscore = found.setup.bertscore if of_what == "rag_bertscore" else None
+        measure(workbench, of_what, recipe, take, decoding=decoding, seeds=seeds, new_tokens=new_tokens,
+                bertscore=bertscore and model_read(bertscore))  # fmt: skip
 
 
 def test_speed(workbench, recipe):

@@ -64,6 +64,9 @@ class Workbench(Models, Inputs, Findings):
         self.fingerprint = machine.fingerprint(options.device)
         Models.__init__(self, options, locate(options.base).fetch(), progress)
         self.refused = self._refusals()
+        for recipe in (*options.recipes, *options.derived):
+            if recipe.text not in self.refused:
+                self.inputs_of(recipe)  # texts that cannot be read are refused now, by what the digest is of
         positions = self.source.config.get("max_position_embeddings")
         if positions and options.prompt_tokens + options.new_tokens > positions:
             raise OptionError(
@@ -85,7 +88,7 @@ class Workbench(Models, Inputs, Findings):
         options, found = self.options, dict(self.options.refused)
         recipes = [each for each in (*options.recipes, *options.derived) if each.text not in found]
         if self.source.published is None:
-            given = (self.source, options.calibration, options.teacher, options.downstream)
+            given = (self.source, self.calibration, self.teacher, self.downstream_task)
             if options.named:
                 return found | refusals(recipes, *given)
             check_source(recipes, *given)
@@ -124,7 +127,7 @@ class Workbench(Models, Inputs, Findings):
         Raises:
             AssertionError: a verdict fails; the words of each are in the message.
         """
-        params = {**self._given(recipe), **(params or {})}
+        params = {**self.chosen(recipe), **(params or {})}
         self._begin(of, recipe, params)
         if self._resumed(of, recipe, params):
             return
@@ -173,16 +176,6 @@ class Workbench(Models, Inputs, Findings):
         )  # fmt: skip
         return Beside(job, self.against)
 
-    def _given(self, recipe: Recipe) -> dict[str, Any]:
-        """Text and teacher that are not the base's own belong to the key of what they make."""
-        methods = [step.method for step in recipe.steps]
-        given = {
-            "calibration": self.options.calibration if any(method.calibration for method in methods) else None,
-            "teacher": self.options.teacher if any(method.teacher for method in methods) else None,
-            "downstream": self.options.downstream if any(method.downstream for method in methods) else None,
-        }
-        return {name: text for name, text in given.items() if text is not None}
-
     @functools.cached_property
     def base_states(self) -> "KeptStates":
         """Hidden states of the base on held-out text, read once for all recipes."""
@@ -214,7 +207,8 @@ class Workbench(Models, Inputs, Findings):
     ) -> list[Row]:
         reading, base = readings
         status, reason, source = notes(reading) if notes else ("ok", None, None)
-        params = {k: v for k, v in {**params, **getattr(reading, "params", {})}.items() if v is not None}
+        own = {**getattr(reading, "params", {}), **getattr(reading, "inputs", {})}
+        params = {name: each for name, each in {**params, **own}.items() if each is not None}
         items, base_items = _items_of(reading), {} if base is None else _items_of(base)
         rows = []
         for metric in metrics_of(of):

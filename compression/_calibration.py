@@ -11,6 +11,7 @@ A source is named by text, or given as it is:
     a tensor             token ids, int64 (samples, length), taken as they are
 """
 
+import functools
 import itertools
 import json
 import random
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from compression._checkpoint import BaseSource
 from compression._errors import CalibrationError
+from compression._files import digest_of
+from compression._identity import of_texts
 
 WAYS_OUT = 'give calibration (--calibration) as "embedded", "hub", "random", a folder of text, texts, or token ids'
 EVALUATION = {"test", "validation", "valid", "val", "dev"}
@@ -40,14 +43,27 @@ class Calibration:
     """A source of token ids.
 
     Attributes:
-        name: what it is, for reports.
+        name: what it is, for people: a folder goes by its last part.
         documents: seed -> texts in the order of that seed; None for sources of token ids.
         ids: seed, samples, length, vocabulary size -> token ids, for sources without text.
+        content: gives what `digest` is of; None for sources that are known by their name alone.
     """
 
     name: str
     documents: Callable[[int], Iterable[str]] | None = None
     ids: Callable[[int, int, int, int], Tensor] | None = None
+    content: Callable[[], Iterable[str] | Tensor] | None = None
+
+    @functools.cached_property
+    def digest(self) -> str | None:
+        """sha256 of the documents in their own order, as they are read, or of the token ids.
+
+        None for `hub` and `random`, which their name says all of.
+        """
+        if self.content is None:
+            return None
+        content = self.content()
+        return of_texts([str(tuple(content.shape)), digest_of(content)] if isinstance(content, Tensor) else content)
 
     def tokens(
         self, tokenizer: Any, *, samples: int, length: int, seed: int, vocabulary: int, ended: bool = False
@@ -107,21 +123,28 @@ def open_calibration(given: Any, base: BaseSource) -> Calibration | None:
     documents = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(document, str) for document in documents):
         raise CalibrationError(f"calibration must be texts or token ids, not {type(given).__name__}; {WAYS_OUT}")
-    return Calibration(f"of {len(documents)} given texts", documents=lambda seed: _shuffled(documents, seed))
+    return _texts(f"of {len(documents)} given texts", lambda: documents)
+
+
+def _texts(name: str, read: Callable[[], list[str]]) -> Calibration:
+    """A source of documents that are read once: the digest is that of the texts that methods read."""
+    once = functools.cache(read)
+    return Calibration(name, documents=lambda seed: _shuffled(once(), seed), content=once)
 
 
 def _given_ids(ids: Tensor) -> Calibration:
     if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
         raise CalibrationError(f"calibration token ids must be integers (samples, length), not {tuple(ids.shape)} of "
                                f"{ids.dtype}")  # fmt: skip
-    return Calibration("of given token ids", ids=lambda seed, samples, length, vocabulary: ids.long().cpu())
+    taken = ids.long().cpu()
+    return Calibration("of given token ids", ids=lambda seed, samples, length, vocabulary: taken, content=lambda: taken)
 
 
 def _random_ids(seed: int, samples: int, length: int, vocabulary: int) -> Tensor:
     return torch.randint(vocabulary, (samples, length), generator=torch.Generator().manual_seed(seed))
 
 
-def _embedded(seed: int) -> list[str]:
+def _embedded() -> list[str]:
     """Training documents of the reference that are in no held-out split: short ones can come up in two.
 
     The one place that knows where the suite keeps them.
@@ -131,7 +154,7 @@ def _embedded(seed: int) -> list[str]:
     except ImportError as error:
         raise CalibrationError(f"the embedded text is not installed ({error}); {WAYS_OUT}") from error
     held_out = {*world.texts("validation"), *world.texts("test")}
-    return _shuffled((text for text in world.texts("train", limit=_EMBEDDED_DOCUMENTS) if text not in held_out), seed)
+    return [text for text in world.texts("train", limit=_EMBEDDED_DOCUMENTS) if text not in held_out]
 
 
 def _hub(seed: int) -> Iterator[str]:
@@ -159,7 +182,8 @@ def _folder(folder: Path) -> Calibration:
     if not paths:
         words = ", ".join(sorted(EVALUATION))
         raise CalibrationError(f"{folder} holds no calibration text: no *.txt or *.jsonl without {words} in its name")
-    return Calibration(str(folder), documents=lambda seed: _shuffled([d for p in paths for d in _read(p)], seed))
+    name = folder.resolve().name or "root"
+    return _texts(name, lambda: [document for path in paths for document in _read(path)])
 
 
 def _read(path: Path) -> Iterator[str]:
@@ -184,7 +208,7 @@ def _shuffled(documents: Iterable[str], seed: int) -> list[str]:
 
 
 _NAMED = {
-    "embedded": Calibration("embedded", documents=_embedded),
+    "embedded": _texts("embedded", _embedded),
     "hub": Calibration("hub", documents=_hub),
     "random": Calibration("random", ids=_random_ids),
 }

@@ -16,7 +16,6 @@ it is stored, and `open_base(text, dequantize=True)` with dense weights of the s
 
 import contextlib
 import difflib
-import hashlib
 import importlib.util
 import json
 import re
@@ -26,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compression import _identity
 from compression._beside import read_generation_config
 from compression._errors import CheckpointError
 from compression._recipe import slug
@@ -59,8 +59,11 @@ class BaseSource:
 
     @property
     def label(self) -> str:
-        """The name in tables, journals and baselines: a folder goes by its last part."""
-        return self.folder.resolve().name if self.kind == "folder" and self.folder else self.text
+        """The name in tables, journals and baselines. A folder goes by its last part, which others may have, too."""
+        if self.kind != "folder" or self.folder is None:
+            return self.text
+        name = self.folder.resolve().name or "root"
+        return f"{name} (folder)" if is_name(name) else name
 
     @property
     def slug(self) -> str:
@@ -135,19 +138,10 @@ class BaseSource:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over configuration and weights (for random bases over the configuration and the seed)."""
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        if self.kind == "random":
-            return digest.hexdigest()
-        for path in self.files:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        if self.published is not None:
-            from compression._formats import SIDE_FILES
-
-            described = [self.folder / name for name in ("config.json", *SIDE_FILES)]
-            digest.update(b"".join(path.read_bytes() for path in described if path.exists()))
-        return digest.hexdigest()
+        """What this base is, wherever it lies; see `compression._identity`."""
+        if self.folder is None:
+            return _identity.of_configuration(self.config)
+        return _identity.of_files(self.folder, self.files, published=self.published is not None)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -179,6 +173,11 @@ class Base:
     @property
     def tokenizer(self) -> Any:
         return self.source.tokenizer
+
+
+def is_name(label: str) -> bool:
+    """Whether a label is a name that the suite or the hub gives out: one base at a time. Those of folders are not."""
+    return label in NAMED or label.startswith("random:") or "/" in label
 
 
 def locate(text: str) -> BaseSource:
@@ -215,11 +214,11 @@ def locate(text: str) -> BaseSource:
     )
 
 
-def open_base(text: str, device: str = "cpu", *, seed: int = 0, dequantize: bool = False) -> Base:
+def open_base(text: str | BaseSource, device: str = "cpu", *, seed: int = 0, dequantize: bool = False) -> Base:
     """Load a base in its stored dtype; that of the embeddings, should it mix several.
 
     Args:
-        text: see the module.
+        text: see the module; or what was located, whose digest is then taken once.
         device: where the model goes.
         seed: of the random weights, for random bases.
         dequantize: whether a published quantized checkpoint may be the base, with the dense weights that it stands for.
@@ -230,7 +229,7 @@ def open_base(text: str, device: str = "cpu", *, seed: int = 0, dequantize: bool
     """
     from compression import _weights
 
-    source = locate(text).fetch()
+    source = text if isinstance(text, BaseSource) else locate(text).fetch()
     refuse_compressed(source, published=dequantize)
     generation_config = read_generation_config(source.folder)
     if source.published is not None:

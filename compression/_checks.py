@@ -113,8 +113,13 @@ def find_downstream(recipes: Iterable[Recipe], source: _checkpoint.BaseSource, g
     return found if needing else None
 
 
+def default_teacher(source: _checkpoint.BaseSource) -> str | None:
+    """The teacher that a base brings."""
+    return "reference-teacher" if source.text == "reference" else None
+
+
 def find_teacher(
-    recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: str | None
+    recipes: Iterable[Recipe], source: _checkpoint.BaseSource, given: str | _checkpoint.BaseSource | None
 ) -> _checkpoint.BaseSource | None:
     """The teacher that the recipes get on a base, its tokenizer compared; None if none of them needs one.
 
@@ -127,13 +132,13 @@ def find_teacher(
         return None
     from compression.distillation._teacher import shared_vocabulary
 
-    text = given or ("reference-teacher" if source.text == "reference" else None)
+    text = given or default_teacher(source)
     if text is None:
         raise TeacherError(f"{needing[0][0].text} needs a teacher, and {source.label!r} brings none; give teacher "
                            "(--teacher): a base of the same tokenizer, or self for the uncompressed base")  # fmt: skip
-    if text == "self":
+    if text in ("self", source):
         return source
-    teacher = _checkpoint.locate(text).fetch()
+    teacher = (text if isinstance(text, _checkpoint.BaseSource) else _checkpoint.locate(text)).fetch()
     for _, method in needing:
         rows = (source.config["vocab_size"], teacher.config["vocab_size"])
         shared_vocabulary(
@@ -146,7 +151,7 @@ def check_source(
     recipes: Iterable[Recipe],
     source: _checkpoint.BaseSource,
     calibration: Any = None,
-    teacher: str | None = None,
+    teacher: str | _checkpoint.BaseSource | None = None,
     downstream: Any = None,
 ) -> nn.Module:
     """The same before any weight of a base is read; returns its model without weights.
@@ -164,7 +169,7 @@ def refusals(
     recipes: Iterable[Recipe],
     source: _checkpoint.BaseSource,
     calibration: Any = None,
-    teacher: str | None = None,
+    teacher: str | _checkpoint.BaseSource | None = None,
     downstream: Any = None,
 ) -> dict[str, str]:
     """Why recipes cannot be applied to a base, by their text; those that can be are not in it.
@@ -176,7 +181,7 @@ def refusals(
     skeleton = _checkpoint.build(source.config, torch.bfloat16, device="meta")
     open_calibration(calibration, source)
     open_downstream(downstream, source)
-    if teacher not in (None, "self"):
+    if isinstance(teacher, str) and teacher != "self":
         _checkpoint.locate(teacher)
     found = {}
     for recipe in recipes:
@@ -188,8 +193,8 @@ def refusals(
 
 
 def _check_on(
-    recipe: Recipe, skeleton: nn.Module, source: _checkpoint.BaseSource, calibration: Any, teacher: str | None,
-    downstream: Any,
+    recipe: Recipe, skeleton: nn.Module, source: _checkpoint.BaseSource, calibration: Any,
+    teacher: str | _checkpoint.BaseSource | None, downstream: Any,
 ) -> None:  # fmt: skip
     find_calibration([recipe], source, calibration)
     find_teacher([recipe], source, teacher)

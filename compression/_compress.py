@@ -73,7 +73,7 @@ def compress(
     seed: int = 0,
     calibration: Any = None,
     downstream: Any = None,
-    teacher: str | None = None,
+    teacher: str | _checkpoint.BaseSource | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Compressed:

@@ -11,13 +11,13 @@ Prompt and answer are read as they stand, one behind the other, so the space bet
 answer that does not end in white space gets a blank line behind it, which is learnt with it.
 """
 
+import functools
 import hashlib
 import json
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ class Downstream:
     name: str
     examples: Callable[[], Sequence[Example]]
 
-    @cached_property
+    @functools.cached_property
     def digest(self) -> str:
         """sha256 of all examples, for keys of what they were used for."""
         return hashlib.sha256(json.dumps([list(example) for example in self.examples()]).encode()).hexdigest()
@@ -139,7 +139,8 @@ def _folder(folder: Path) -> Downstream:
     if not paths:
         words = ", ".join(sorted(EVALUATION))
         raise TrainingError(f"{folder} holds no training examples: no *.jsonl without {words} in its name")
-    return Downstream(folder.name, lambda: [example for path in paths for example in read_examples(path)])
+    read = functools.cache(lambda: [example for path in paths for example in read_examples(path)])
+    return Downstream(folder.resolve().name or "root", read)  # read once: the digest is of what is learnt
 
 
 def read_examples(path: Path) -> list[Example]:

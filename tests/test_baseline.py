@@ -81,7 +81,7 @@ SOUND = damaged(lambda table: None)
         ("[]", "not a table"),
         (SOUND[:-20], "baseline"),
         ("[" * 10**5, "nested too deeply"),
-        (SOUND.replace('"schema": 1', '"schema": 2'), "schema=2 must be from 0 to 1"),
+        (SOUND.replace('"schema": 2', '"schema": 3'), "schema=3 must be from 0 to 2"),
         (damaged(lambda table: table.pop("devices")), "lacks devices"),
         (damaged(lambda table: table.update(note="x")), "unknown note"),
         (damaged(lambda table: table["devices"].update({"": {"context": {}, "rows": {}}})), "by fingerprint"),

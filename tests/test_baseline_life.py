@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 
 from bench._baseline import ANYWHERE, Baseline, fallback
 from bench._errors import BaselineError
-from bench._migrations import params_of
+from bench._migrations import old_hash, params_of, with_base
 from bench._recording import update
 from bench._repository import changed, commit
 from bench.baselines import main, pruned
+from bench.bases import OLD
 from bench.items import Items, hashes_of
 from bench.journal import Journal
 from bench.metrics import all_metrics
 from bench.rows import Row, key_of
 from bench.sign import sign
+from compression import locate
 
 HERE, THERE = "cpu-here-avx2-1t", "cuda-there-16gib"
 CONTEXT = {"base_hash": "b1", "data_hash": {}, "seed": 0, "torch": "2.13.0", "commit": "abcdef123456"}
@@ -324,14 +326,14 @@ PLAIN_NUMBERS = """
   "schema": 0,
   "base": "reference",
   "recipe": "nf4",
-  "context": {"base_hash": "b1", "seed": 0, "torch": "2.13.0", "fingerprint": "cpu-here-avx2-1t", "commit": "abc"},
+  "context": {"base_hash": "B1", "seed": 0, "torch": "2.13.0", "fingerprint": "cpu-here-avx2-1t", "commit": "abc"},
   "rows": {
     "efficiency.stored_bytes": 3491872,
     "efficiency.decode_ms[batch=1,mode=eager,new_tokens=128]": 2.316,
     "quality.perplexity[data=embedded,length=512]": 2.545
   }
 }
-"""
+""".replace("B1", old_hash(locate("reference")))
 
 
 def test_a_baseline_of_an_older_schema_is_read_as_todays_and_migrated_without_losing_a_row(tmp_path, capsys):
@@ -342,22 +344,25 @@ def test_a_baseline_of_an_older_schema_is_read_as_todays_and_migrated_without_lo
 
     asked(tmp_path, "migrate", "--yes")
 
-    assert 1 == json.loads(path.read_text())["schema"]
-    assert read == Baseline.load(path)
+    assert 2 == json.loads(path.read_text())["schema"]
+    assert with_base(read, locate("reference")) == Baseline.load(path)
+    assert (f"{OLD}{old_hash(locate('reference'))}", locate("reference").digest) == (
+        read.base_hash, Baseline.load(path).base_hash
+    )  # fmt: skip
     entry = read.sections[HERE].rows["efficiency.decode_ms[batch=1,mode=eager,new_tokens=128]"]
     assert (2.316, "timing", "ms/token", "lower") == (entry.value, entry.kind, entry.unit, entry.better)
     assert {"batch": 1, "mode": "eager", "new_tokens": 128} == entry.params
-    assert ("b1", "cpu-here-avx2-1t") == (entry.context["base_hash"], entry.context["fingerprint"])
+    assert "cpu-here-avx2-1t" == entry.context["fingerprint"]
     assert 2 == len(read.sections[ANYWHERE].rows)
-    assert "nf4: written in schema 1" in capsys.readouterr().out
+    assert "nf4: written in schema 2, its base verified" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"schema": 0', '"schema": 2', ("schema=2 must be from 0 to 1", "upgrade this one")),
-        ('"schema": 0', '"schema": true', ("schema=True must be from 0 to 1",)),
-        ('"schema": 0', '"schema": -1', ("schema=-1 must be from 0 to 1",)),
+        ('"schema": 0', '"schema": 3', ("schema=3 must be from 0 to 2", "upgrade this one")),
+        ('"schema": 0', '"schema": true', ("schema=True must be from 0 to 2",)),
+        ('"schema": 0', '"schema": -1', ("schema=-1 must be from 0 to 2",)),
         ('"schema": 0', '"schema": 1', ("lacks devices",)),
         ("stored_bytes", "shoe_size", ("no metric 'efficiency.shoe_size' is declared",)),
         ('"fingerprint": "cpu-here-avx2-1t", ', "", ("names no fingerprint",)),

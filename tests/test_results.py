@@ -82,7 +82,7 @@ def test_other_texts_in_the_parameters_never_give_the_same_key(one, other):
         ({"metric": "decode"}, "<group>.<name>"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": True}, "seed=True"),
-        ({"schema": 2}, "schema=2 must be one of 1"),
+        ({"schema": 3}, "schema=3 must be one of 1, 2"),
         ({"recipe": ""}, "recipe=''"),
         ({"params": {"Batch": 1}}, "'Batch' must be lower case"),
         ({"params": {"batch": [1]}}, "must be a text, a finite number"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench._errors import JudgeError
 from bench.judge.asking import Verdict, restricted
+from bench.rows import Input
 
 STEPS_TOKENS = 256
 
@@ -26,7 +27,9 @@ class LocalJudge:
         from compression import locate
 
         self.spec, self.device = spec, device
-        self.name = f"local:{locate(spec).label}"
+        source = locate(spec)
+        self.name = f"local:{source.label}"
+        self.read = Input(self.name, source.digest if source.kind == "folder" else None)
 
     @functools.cached_property
     def opened(self) -> tuple[Any, Any]:

@@ -7,12 +7,13 @@ flattered by a flatter distribution, and keep its scores; it cannot keep its dis
 a model became worse, only that it became another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bench.items import Items
 from bench.metrics._registry import metric
+from bench.rows import Input
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +30,14 @@ class Divergence:
     tokens: tuple[int, ...]
     asked: tuple[str, ...] = ()  # hashes of the samples
     params: dict[str, Any] = field(default_factory=dict)  # of the perplexity that was read with it
+    inputs: Mapping[str, Input] = field(default_factory=dict)  # and its text
 
     @property
     def of_itself(self) -> "Divergence":
         """That of the base from itself, by definition."""
         zeros, all_of_them = (0.0,) * len(self.tokens), tuple(map(float, self.tokens))
-        return Divergence(kl=zeros, agreed=all_of_them, tokens=self.tokens, asked=self.asked, params=self.params)
+        return Divergence(kl=zeros, agreed=all_of_them, tokens=self.tokens, asked=self.asked, params=self.params,
+                          inputs=self.inputs)  # fmt: skip
 
     @property
     def items(self) -> dict[str, Items]:

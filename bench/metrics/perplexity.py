@@ -19,8 +19,8 @@ Departure from the published code: a sample that fails is an error, not skipped.
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bench._errors import DataError, MetricError, OptionError
@@ -29,6 +29,7 @@ from bench.items import Items, hashes_of
 from bench.metrics._registry import metric
 from bench.metrics._samples import Sample, samples_of
 from bench.metrics.divergence import Divergence, diverge, shares
+from bench.rows import Input
 
 if TYPE_CHECKING:
     import torch
@@ -58,10 +59,10 @@ class PerplexityProtocol:
     def __post_init__(self) -> None:
         if self.name not in PROTOCOLS:
             raise OptionError(f"perplexity protocol {self.name!r} is unknown; there are {', '.join(PROTOCOLS)}")
-        for field, least in (("samples", 1), ("length", 2), ("stride", 1), ("batch_size", 1)):
-            value = getattr(self, field)
+        for name, least in (("samples", 1), ("length", 2), ("stride", 1), ("batch_size", 1)):
+            value = getattr(self, name)
             if value is not None and value < least:
-                raise OptionError(f"perplexity {field}={value} must be at least {least}")
+                raise OptionError(f"perplexity {name}={value} must be at least {least}")
         if self.length is None and self.name != "o":
             object.__setattr__(self, "length", 512)
         if self.stride is not None and (self.name == "o" or self.stride > self.length):
@@ -90,6 +91,7 @@ class PerplexityReading:
     sample_tokens: tuple[int, ...] = ()  # scored of each sample
     asked: tuple[str, ...] = ()  # hash of each sample
     divergence: Divergence | None = None  # from the base, where one was read beside the model
+    inputs: Mapping[str, Input] = field(default_factory=dict)  # the text, by name and digest
 
     @property
     def items(self) -> dict[str, Items]:
@@ -230,8 +232,9 @@ def perplexity(
         bits_per_byte=None if None in sizes else total / math.log(2) / sum(sizes),
         truncated=sum(sample.cut for sample in samples),
         batch_size=batch_size,
-        data=source.name,
+        data=source.read.key,
         digest=source.digest,
+        inputs={"data": source.read},
         protocol=protocol,
         sample_tokens=tuple(counts),
         asked=asked,
@@ -239,7 +242,9 @@ def perplexity(
     if base is None:
         return reading
     kl, agreed = zip(*distances, strict=True)
-    divergence = Divergence(kl=kl, agreed=agreed, tokens=tuple(counts), asked=asked, params=reading.params)
+    divergence = Divergence(
+        kl=kl, agreed=agreed, tokens=tuple(counts), asked=asked, params=reading.params, inputs=reading.inputs
+    )
     return replace(reading, divergence=divergence)
 
 

@@ -7,6 +7,7 @@ from typing import Self
 
 from bench._errors import DataError, OptionError
 from bench.rag.chunking import Chunking
+from bench.rows import Input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,9 @@ class Collection:
     """Documents and questions that fit each other.
 
     Attributes:
-        name: what it is, as it stands in the key of a row.
+        name: what it is, for people.
         digest: SHA-256 (hex) of the bytes read.
+        named: whether the suite calls it so; else it is the name of a file.
         answered: whether its questions have answers; sets for information retrieval have judgements alone.
         form: the form of its prompts, one of `answers.FORMS`.
         chunking: how its documents are cut unless something else is asked for.
@@ -57,6 +59,12 @@ class Collection:
     answered: bool = True
     form: str = "plain"
     chunking: Chunking = field(default_factory=Chunking)
+    named: bool = False
+
+    @property
+    def read(self) -> Input:
+        """What it is in the key and among the inputs of a row."""
+        return Input(self.name, self.digest, self.named)
 
     def __post_init__(self) -> None:
         if not any(document.text.strip() for document in self.documents):

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 from bench._errors import OptionError
 from bench._files import replacing
+from bench.rows import Input
+from compression._checkpoint import NAMED, locate
 from compression._errors import install_command
+from compression._files import digest_of_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +48,7 @@ class Encoder:
                 f"{option} {name} cannot be loaded ({type(error).__name__}: {error}); give a folder with a model of "
                 "sentence-transformers, or a hub id that can be reached"
             ) from error
-        self.digest = _digest_of(local) if local.is_dir() else name
+        self.digest = model_read(name).digest or name
 
     def documents(self, texts: Sequence[str]) -> "np.ndarray":
         """(texts, size), float32; from the cache if they were encoded before."""
@@ -79,9 +82,14 @@ def content_name(what: str, *parts: str) -> str:
     return f"{what}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
 
 
-def _digest_of(folder: Path) -> str:
-    """SHA-256 of all files of a model, with their names."""
+def model_read(spec: str) -> Input:
+    """A model as an input of a row: a folder by all its files, with their names; else by its name."""
+    if spec in NAMED:
+        return Input(spec, locate(spec).digest, named=True)
+    folder = Path(spec).expanduser()
+    if not folder.is_dir():
+        return Input(spec, None)
     found = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        found.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
+        found.update(f"{path.relative_to(folder)}\0".encode() + bytes.fromhex(digest_of_file(path)))
+    return Input(folder.resolve().name, found.hexdigest())

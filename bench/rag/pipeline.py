@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from bench._errors import BenchError, DataError, OptionError
 from bench.rag import chunking, vectors
 from bench.rag.chunking import Chunk, Chunking
 from bench.rag.collection import Collection, Question
+from bench.rag.encoders import model_read
 from bench.rag.overlap import share, tokens
 from bench.rag.retrieval import BM25, Dense, Hit, Hybrid, Retriever, checked
 
@@ -108,16 +110,22 @@ class Retrieved:
         """The questions that have an answer, those whose search failed included."""
         return tuple(asked for asked in self.asked if asked.question.answerable)
 
-    @property
+    @cached_property
     def params(self) -> dict[str, Any]:
-        """What belongs to the key of every row."""
+        """What belongs to the key of every row: texts, numbers, and inputs (`bench.rows.Input`)."""
         setup = self.setup
         how = [setup.retriever, f"top{setup.top_k}", self.chunking.text]
         if setup.encoder:
-            how += [Path(setup.encoder).name, setup.index.partition(":")[0]]
+            how += [setup.index.partition(":")[0]]
         if setup.threshold is not None:
             how += [f"above{setup.threshold:g}"]
-        return {"data": self.collection.name, "questions": len(self.asked), "retrieval": "-".join(how)}
+        encoder = setup.encoder and model_read(setup.encoder)
+        return {
+            "data": self.collection.read,
+            "questions": len(self.asked),
+            "retrieval": "-".join(how),
+            "encoder": encoder,
+        }
 
 
 def token_spans(tokenizer: "PreTrainedTokenizerFast | None") -> chunking.Tokenize:

@@ -74,6 +74,7 @@ def embedded(split: str = "test") -> Collection:
     content = json.dumps([[d.text for d in documents], [[q.text, *q.answers, *q.gains] for q in questions]])
     return Collection(
         name="embedded",
+        named=True,
         digest=hashlib.sha256(content.encode()).hexdigest(),
         documents=tuple(documents),
         questions=tuple(questions),

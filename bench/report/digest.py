@@ -11,6 +11,7 @@ from typing import Any
 
 from bench._arguments import journal_option
 from bench._errors import JournalError
+from bench.bases import told_apart
 from bench.journal import Contents, read
 from bench.report._cells import Notes, cell_of, choose, with_base
 from bench.report._layout import Column
@@ -146,6 +147,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", help="its id; default the last one")
     options = parser.parse_args(arguments)
     try:
-        print(digest(read(options.journal), options.run), end="")
+        print(digest(told_apart(read(options.journal)), options.run), end="")
     except JournalError as error:
         parser.error(str(error))

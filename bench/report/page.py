@@ -19,6 +19,7 @@ from typing import Any, Self
 from markupsafe import Markup
 
 from bench import paired
+from bench.bases import label_of
 from bench.journal import Contents
 from bench.report import figures, past
 from bench.report._cells import number
@@ -38,11 +39,12 @@ def page(rows: Sequence[Row], contents: Contents, storage: Path = Path(".benchma
     """The page of these rows, with verdicts, layers and history from the journal that they are of.
 
     Args:
-        rows: of any number of runs, bases and devices; the newest of each kind is shown.
+        rows: of any number of runs, bases and devices; the newest of each kind is shown. They and `contents` are as
+            `bench.bases.told_apart` gives them.
         storage: folder of pytest-benchmark; one that is not there has no history.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: there are no rows, or rows of several bases have one name.
         JournalError: the storage holds files that are not pytest-benchmark's.
     """
     if not rows:
@@ -50,7 +52,8 @@ def page(rows: Sequence[Row], contents: Contents, storage: Path = Path(".benchma
     current = newest(rows)
     bases = list(dict.fromkeys(row.base for row in current))
     notes = Notes.of(contents)
-    runs, rounds = past.runs(contents.records), past.stored(storage)
+    called = {(label_of(row.base, row.base_hash), row.base_hash): row.base for row in current}
+    runs, rounds = past.runs(contents.records), past.stored(storage, called)
     subjects = [
         subject(place, base, device, own, notes)
         for place, ((base, device), own) in enumerate(by_device(current).items())
@@ -150,13 +153,19 @@ def _row(row: Row, verdict: Mapping[str, Any]) -> dict[str, Any]:
     outcome = verdict.get("outcome")
     found = {
         "metric": row.metric, "unit": row.unit,
-        "params": spelled(row.params),
+        "params": spelled(_called(row)),
         "value": row.value, "text": None if row.value is None else number(row.value),
         "ratio": None if row.ratio is None else f"{row.ratio:.3f}", "run": row.run,
         "apart": _apart(row), "status": None if row.status == "ok" else row.status,
         "reason": row.reason, "verdict": outcome, "words": verdict.get("words") if outcome != "pass" else None,
     }  # fmt: skip
     return {name: each for name, each in found.items() if each not in (None, "")}
+
+
+def _called(row: Row) -> dict[str, Any]:
+    """The parameters of a row, before a digest what that is of."""
+    names = {name: each.name for name, each in row.inputs.items() if row.params.get(name) == each.key != each.name}
+    return {name: f"{names[name]} ({value})" if name in names else value for name, value in row.params.items()}
 
 
 def _apart(row: Row) -> str | None:

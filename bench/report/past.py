@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._errors import JournalError
+from bench.bases import Identity, short
 from bench.rows import key_of
 
 DIGITS = 6  # significant ones that a value keeps
@@ -51,9 +52,12 @@ def history(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[st
     return _nested(found)
 
 
-def stored(folder: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, dict[str, dict[str, str]]]]]:
+def stored(
+    folder: Path, called: Mapping[Identity, str] | None = None
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, dict[str, dict[str, str]]]]]:
     """The same of what pytest-benchmark saved (`--benchmark-autosave`): its runs, and medians of a round in seconds.
 
+    `called` says what each base, by label and hash, is called beside others.
     The device is the folder that it keeps a machine's runs in. A folder that is not there has no runs. Raises
     JournalError for a file that is none of pytest-benchmark's.
     """
@@ -73,10 +77,18 @@ def stored(folder: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, dict
             said = dict(each["extra_info"])
             if "recipe" not in said or "base" not in said:
                 continue  # a benchmark of somebody else's
-            recipe, base = said.pop("recipe"), said.pop("base")
+            recipe, base, base_hash = said.pop("recipe"), said.pop("base"), said.pop("base_hash", None)
+            base = _name(base, base_hash, called or {})
             series = found.setdefault((base, path.parent.name, recipe, key_of("pytest_benchmark.round_s", said)), {})
             series[place] = each["stats"]["median"]
     return listed, _nested(found)
+
+
+def _name(label: str, base_hash: str | None, called: Mapping[Identity, str]) -> str:
+    """What a base is called; one of unknown hash by its label, another that only shares a label by its digits too."""
+    others = any(known for name, known in called if name == label)
+    unlike = base_hash is not None and others
+    return called.get((label, base_hash)) or (f"{label} ({short(base_hash)})" if unlike else label)
 
 
 def packed(series: Mapping[int, float]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bench._baseline import ANYWHERE, Baseline, Entry
 from bench._errors import BaselineError
+from bench.bases import Identity, rows_told_apart
 from bench.paired import compare, mismatch
 from bench.rows import Row
 from compression._recipe import UNCOMPRESSED
@@ -23,25 +24,27 @@ def recorded(directory: str | Path) -> list[Row]:
     if not files:
         raise BaselineError(f"there are no baselines in {directory}; pytest bench --update-baselines records them")
     found = [Baseline.load(file) for file in files]
-    devices: dict[str, dict[str, None]] = {}
+    devices: dict[Identity, dict[str, None]] = {}
     for each in found:
-        devices.setdefault(each.base, {}).update(dict.fromkeys(each.devices))
-    return [row for each in found for device in devices[each.base] or ["any"] for row in _rows(each, device, found)]
+        devices.setdefault(each.identity, {}).update(dict.fromkeys(each.devices))
+    return rows_told_apart(
+        row for each in found for device in devices[each.identity] or ["any"] for row in _rows(each, device, found)
+    )
 
 
 def _rows(baseline: Baseline, device: str, others: Iterable[Baseline]) -> list[Row]:
-    plain = next((each for each in others if (each.base, each.recipe) == (baseline.base, UNCOMPRESSED)), None)
+    plain = next((each for each in others if (each.identity, each.recipe) == (baseline.identity, UNCOMPRESSED)), None)
     rows = []
     for place in (ANYWHERE, device):
         section = baseline.sections.get(place)
         for key, entry in (section.rows if section else {}).items():
             row = Row(
-                run=RECORDED, base=baseline.base, recipe=baseline.recipe, device=device, metric=entry.metric,
-                value=entry.value, unit=entry.unit, better=entry.better, ratio=entry.ratio,
-                base_value=entry.base_value, samples=entry.samples, base_samples=entry.base_samples,
+                run=RECORDED, base=baseline.base, base_hash=baseline.base_hash, recipe=baseline.recipe,
+                device=device, metric=entry.metric, value=entry.value, unit=entry.unit, better=entry.better,
+                ratio=entry.ratio, base_value=entry.base_value, samples=entry.samples, base_samples=entry.base_samples,
                 params=entry.params, seed=int(entry.context.get("seed") or 0), status=entry.status,
                 reason="estimated when it was recorded" if entry.status != "ok" else None, of=entry.of,
-                items=entry.items,
+                items=entry.items, inputs=entry.inputs,
             )  # fmt: skip
             before = plain.sections[ANYWHERE].rows.get(key) if plain and ANYWHERE in plain.sections else None
             rows.append(row if baseline is plain else _paired(row, before))

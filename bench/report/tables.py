@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from bench import orderings
 from bench._errors import JournalError, MetricError
+from bench.bases import label_of
 from bench.metrics import all_metrics
 from bench.report._cells import GIVEN, Cell, Chosen, Notes, Way, cell_of, choose, mark_best, number, with_base
 from bench.report._layout import FAMILIES, JUDGED, ORDERED, Column, Layout, family_of, layouts
@@ -69,18 +70,24 @@ class Table:
 
 def newest(rows: Iterable[Row]) -> list[Row]:
     """Of rows of several runs, in order of time, the last of each base, recipe, device and key."""
-    found: dict[tuple[str, str, str, str], Row] = {}
+    found: dict[tuple[str | None, ...], Row] = {}
     for row in rows:
-        place = (row.base, row.recipe, row.device, row.key)
+        place = (row.base, row.base_hash, row.recipe, row.device, row.key)
         found.pop(place, None)
         found[place] = row
     return list(found.values())
 
 
 def by_device(rows: Iterable[Row]) -> Mapping[tuple[str, str], list[Row]]:
-    """Rows by base and device, each of which has tables of its own."""
+    """Rows by base and device, each of which has tables of its own.
+
+    Raises ValueError where rows of several bases have one name: `bench.bases` tells them apart.
+    """
     found: dict[tuple[str, str], list[Row]] = {}
+    hashes: dict[str, str | None] = {}
     for row in rows:
+        if hashes.setdefault(row.base, row.base_hash) != row.base_hash:
+            raise ValueError(f"{row.base} is the name of several bases: {hashes[row.base]}, {row.base_hash}")
         found.setdefault((row.base, row.device), []).append(row)
     return found
 
@@ -91,7 +98,7 @@ def tables(rows: Iterable[Row]) -> list[Table]:
     Raises ValueError for rows of several bases or devices, RecipeError for a recipe that is unknown.
     """
     rows = newest(rows)
-    if len({(row.base, row.device) for row in rows}) > 1:
+    if len(by_device(rows)) > 1:
         raise ValueError("rows of several bases or devices do not belong into one table")
     found = dict.fromkeys(row.recipe for row in rows if row.recipe != UNCOMPRESSED)
     place = {recipe: at for at, recipe in enumerate(ALL)}
@@ -114,7 +121,7 @@ class _Known:
     """The rows by metric, and the base that they are of."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.base = next((row.base for row in rows), "reference")
+        self.base = next((label_of(row.base, row.base_hash) for row in rows), "reference")
         self._rows: dict[str, list[Row]] = {}
         for row in with_base(rows):
             self._rows.setdefault(row.metric, []).append(row)
@@ -232,9 +239,10 @@ def _conditions(chosen: Mapping[Column, Chosen], by: Sequence[str]) -> list[str]
     """Under what the columns were measured, `by` included, and what else there is."""
     heads: dict[str, list[str]] = {}
     for column, choice in chosen.items():
+        called = {(name, each.key): each.name for row in choice.rows.values() for name, each in row.inputs.items()}
         for way, conditions in choice.conditions.items():
             alike = [(name, value) for name, value in zip(by, way, strict=False) if value is not None]
-            text = ", ".join(f"{name}={_plain(value)}" for name, value in (*alike, *conditions))
+            text = ", ".join(f"{name}={_called(name, value, called)}" for name, value in (*alike, *conditions))
             if text and column.head not in heads.setdefault(text, []):
                 heads[text].append(column.head)
     said = []
@@ -248,6 +256,12 @@ def _conditions(chosen: Mapping[Column, Chosen], by: Sequence[str]) -> list[str]
         alone = f"; {', '.join(others)} under those alone" if others else ""
         said.append(f"{left_out} values under other conditions are in the results, not here{alone}.")
     return said
+
+
+def _called(name: str, value: Param, called: Mapping[tuple[str, Param], str]) -> str:
+    """A parameter as people read it: before a digest what that is of."""
+    what = called.get((name, value))
+    return f"{what} ({value})" if what not in (None, value) else _plain(value)
 
 
 def _plain(value: Param) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bench._arguments import journal_option
 from bench._errors import BaselineError, JournalError, OptionError
 from bench._files import write_whole
+from bench.bases import told_apart
 from bench.journal import JOURNAL, Contents, read
 from bench.report import formats
 from bench.report.digest import digest, numbers
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _LEFT_OUT = ("items", "schema")  # of rows: the former is in the journal, and large
-_AS_JSON = ("params", "samples", "base_samples", "paired", "source")
+_AS_JSON = ("params", "inputs", "samples", "base_samples", "paired", "source")
 _HTML = """<!doctype html>
 <html lang="en">
 <head>
@@ -123,12 +124,18 @@ def results(rows: Sequence[Row]) -> "pd.DataFrame":
     return pd.DataFrame(lines, columns=columns)
 
 
-def measured(path: Path, base: str | None = None, device: str | None = None) -> tuple[list[Row], Contents]:
+def measured(
+    path: Path, base: str | None = None, device: str | None = None, base_hash: str | None = None
+) -> tuple[list[Row], Contents]:
     """The rows of a journal for one base and device, those of its last row unless others are asked for.
 
+    `base` is what the base is called among those of the journal (`bench.bases`); or its label, with its `base_hash`.
     Raises JournalError where there are none, or for a bad journal.
     """
-    contents = read(path)
+    written = read(path)
+    if base is not None and base_hash is not None:
+        base = written.bases[base, base_hash]
+    contents = told_apart(written)
     return chosen(contents.rows(), base, device, str(path)), contents
 
 

@@ -352,7 +352,7 @@ class _Writer:
         """The teacher, and the dtype that its outputs are kept in."""
         from compression._compress import compress
 
-        base = _checkpoint.open_base(source.text, device, seed=self.identity["seed"] or 0, dequantize=True)
+        base = _checkpoint.open_base(source, device, seed=self.identity["seed"] or 0, dequantize=True)
         model = base.model
         if self.identity["recipe"] != "fp16":
             model = compress(base, self.identity["recipe"]).model
