@@ -4,8 +4,9 @@ import math
 from typing import NamedTuple
 
 from bench import paired
-from bench._baseline import Entry, arrow, percent, relative, shown
+from bench._baseline import Entry
 from bench._shift import ESTIMATES, SAMPLES, shift
+from bench._words import arrow, percent, relative, shown
 from bench.metrics import Metric
 from bench.rows import Row
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from compression._checkpoint import BaseSource
 
 
+DERIVED = ("tasks",)  # measurements that follow from rows of the same run
+
+
 class Findings:
     """Reads the baselines and claims the journal; a run that is resumed has the rows that it had.
 
@@ -118,11 +121,18 @@ class Findings:
         )  # fmt: skip
 
     def _resumed(self, of: str, recipe: Recipe, params: Mapping[str, Any]) -> bool:
-        """Whether the run that is resumed has all rows of this measurement; they are judged, not measured again."""
+        """Whether the run that is resumed has all rows of this measurement; they are judged, not measured again.
+
+        Rows that were made with other texts or another teacher do not count, nor do those that follow from other rows.
+        """
+        if of in DERIVED:
+            return False
         asked = {"of": of, "recipe": recipe.text, "params": keys_of(params)}
         here = (self.source.label, self.source.digest, self.fingerprint, self.options.seed)
         rows = [row for row in self._done.values() if row.status in MEASURED and matches(row, asked)]
         rows = [row for row in rows if (row.base, row.base_hash, row.device, row.seed) == here]
+        read = {name: each.digest for name, each in self.inputs_of(recipe).items()}
+        rows = [row for row in rows if read.items() <= {name: each.digest for name, each in row.inputs.items()}.items()]
         if {row.metric for row in rows} != {m.name for m in metrics_of(of)}:
             return False
         found = self._judge(rows)

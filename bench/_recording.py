@@ -17,16 +17,13 @@ from bench._baseline import (
     Baseline,
     Entry,
     Section,
-    arrow,
     conditions,
     gone,
-    percent,
-    relative,
-    shown,
     stamped,
     unusable,
 )
 from bench._errors import BaselineError
+from bench._words import arrow, percent, relative, shown
 from bench.bases import OLD
 from bench.metrics import Metric, all_metrics
 from bench.rows import Row

@@ -56,6 +56,26 @@ def names(found: Iterable[Identity]) -> dict[Identity, str]:
     return called
 
 
+class Bases:
+    """The bases of a journal's records; `names` says what each is called beside the others."""
+
+    def __init__(self, records: Iterable[Mapping[str, Any]]) -> None:
+        records = list(records)
+        self._runs: dict[str, Identity] = {}  # as the first record of a run says
+        for each in records:
+            if each["kind"] == "run" and each["run"] not in self._runs:
+                label, base_hash = (each["context"].get(name) for name in ("base", "base_hash"))
+                old = base_hash is not None and each["context"].get("schema", 1) == 1
+                self._runs[each["run"]] = str(label or ""), f"{OLD}{base_hash}" if old else base_hash
+        found = dict.fromkeys(self.of(each) for each in records if each["kind"] in ("run", "row", "layers"))
+        self.names = names(each for each in found if each[0])
+
+    def of(self, record: Mapping[str, Any]) -> Identity:
+        """The base of a record of a run, of a row or of layers: its label, and its hash where that is known."""
+        label, base_hash = self._runs.get(record["run"], ("", None))
+        return record.get("base") or label, record.get("base_hash") or base_hash
+
+
 def label_of(name: str, base_hash: str | None) -> str:
     """The label of a base that is called so beside others."""
     return name.removesuffix(f" ({short(base_hash)})")
@@ -74,22 +94,20 @@ def told_apart(contents: "Contents") -> "Contents":
 
     `baselines update`, which records under the label itself, and runs that are gone on with take what was written.
     """
-    called = contents.bases
-    return replace(contents, records=[_shown(record, contents, called) for record in contents.records])
+    return replace(contents, records=[_shown(record, contents.bases) for record in contents.records])
 
 
-def _shown(record: dict[str, Any], contents: "Contents", called: Mapping[Identity, str]) -> dict[str, Any]:
+def _shown(record: dict[str, Any], bases: Bases) -> dict[str, Any]:
     """A record as readers see it; the same one where nothing changes, as in most of hundreds of thousands."""
     changed: dict[str, Any] = {}
     if record["kind"] in ("row", "layers"):
-        label, base_hash = contents.identity(record)
-        changed = {"base": called[label, base_hash], "base_hash": base_hash}
+        changed = {"base": bases.names[bases.of(record)], "base_hash": bases.of(record)[1]}
     for name in ("reason", "words", "layers"):
         if record.get(name) is not None:
             changed[name] = _plain(record[name])
     if record["kind"] == "run":
-        found = contents.identity(record)
-        changed["context"] = _plain(record["context"]) | ({"base": called[found]} if found[0] else {})
+        found = bases.of(record)
+        changed["context"] = _plain(record["context"]) | ({"base": bases.names[found]} if found[0] else {})
     if all(record.get(name) == value for name, value in changed.items()):
         return record
     return record | changed

@@ -18,10 +18,10 @@ from typing import Any
 
 from bench import _repository as repository
 from bench._arguments import journal_option
-from bench._baseline import arrow, percent, relative
 from bench._errors import BenchError, JournalError
 from bench._runs import runs_of
 from bench._steps import cut, steps, strongest
+from bench._words import arrow, percent, relative
 from bench.bases import Identity, names
 from bench.metrics import all_metrics
 from bench.metrics._registry import finite

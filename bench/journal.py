@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from bench import bases
 from bench._errors import JournalError
 from bench._lines import is_sealed, opened, sealed, whole_in
 from bench._strict import exact_fields, finite_field, strict_json
+from bench.bases import Bases
 from bench.rows import MEASURED, SCHEMA, Row, checked_params
 
 JOURNAL = Path(".bench/journal.jsonl")  # of runs that were not told another
@@ -196,26 +196,9 @@ class Contents:
     writing: frozenset[str]  # runs whose writer is alive
 
     @functools.cached_property
-    def _runs(self) -> dict[str, bases.Identity]:
-        """The base of each run as its first record says: label and hash, "" and None where it does not."""
-        found: dict[str, bases.Identity] = {}
-        for each in self.records:
-            if each["kind"] == "run" and each["run"] not in found:
-                label, base_hash = (each["context"].get(name) for name in ("base", "base_hash"))
-                old = base_hash is not None and each["context"].get("schema", 1) == 1
-                found[each["run"]] = str(label or ""), f"{bases.OLD}{base_hash}" if old else base_hash
-        return found
-
-    def identity(self, record: Mapping[str, Any]) -> bases.Identity:
-        """The base of a record of a run, of a row or of layers: its label, and its hash where that is known."""
-        label, base_hash = self._runs.get(record["run"], ("", None))
-        return record.get("base") or label, record.get("base_hash") or base_hash
-
-    @functools.cached_property
-    def bases(self) -> dict[bases.Identity, str]:
-        """What each base of the journal is called beside the others (`bench.bases`)."""
-        found = (self.identity(each) for each in self.records if each["kind"] in ("run", "row", "layers"))
-        return bases.names(each for each in dict.fromkeys(found) if each[0])
+    def bases(self) -> Bases:
+        """Which record is of which base, and what each is called beside the others."""
+        return Bases(self.records)
 
     def rows(self, run: str | None = None, *, since: float = 0.0) -> list[Row]:
         """The rows, of one run or of all; each once: of what a run measured again, as after a kill, the last.
@@ -225,7 +208,7 @@ class Contents:
         found: dict[tuple[str, ...], Row] = {}
         for record in self.records:
             if record["kind"] == "row" and run in (None, record["run"]):
-                row = _row(record if record.get("base_hash") else record | {"base_hash": self.identity(record)[1]})
+                row = _row(record if record.get("base_hash") else record | {"base_hash": self.bases.of(record)[1]})
                 if record["time"] >= since or row.status in MEASURED:
                     name = (row.run, row.base, row.recipe, row.device, row.key)
                     found.pop(name, None)

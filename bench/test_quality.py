@@ -1,5 +1,7 @@
 """Quality: what the compressed model still knows."""
 
+from contextlib import suppress
+
 import pytest
 
 from bench._errors import DataError, NotAvailable
@@ -15,7 +17,9 @@ _BATCH = 4  # fixed, since scores move in their last bits with it
 
 def _protocol(workbench):
     protocol = PerplexityProtocol(batch_size=_BATCH, **workbench.options.protocol)
-    asked = {"protocol": protocol.name, "length": protocol.length, "split": protocol.split, "batch": _BATCH}
+    source = workbench.data.source(protocol.split, what=protocol.what)
+    asked = {"protocol": protocol.name, "length": protocol.length, "split": protocol.split, "batch": _BATCH,
+             "data": source.read}  # fmt: skip
     return protocol, asked
 
 
@@ -75,6 +79,8 @@ def test_task(workbench, recipe, task):
     asked = {"task": task.name, "shots": task.shots, "score": task.metric, "filter": filtered, "limit": options.limit,
              "temperature": task.temperature or None, "rows": options.task_rows, "chat": options.chat_template or None,
              "programs": _programs(options, [task])}  # fmt: skip
+    with suppress(NotAvailable):  # which `of` says
+        asked["data"] = workbench.task(task).data
     workbench.measure("task", recipe, take, asked, notes=lambda reading: ("ok", reading.remark, None))
 
 

@@ -57,7 +57,7 @@ def damaged(change) -> str:
     """The text of a sound baseline file after `change` of its table."""
     baseline = recorded([timed_row(), healthy_row("quality.perplexity", value=13.0)])
     table = {
-        "schema": 1,
+        "schema": 2,
         "base": "reference",
         "recipe": "nf4",
         **baseline.sections[ANYWHERE].to_json(),

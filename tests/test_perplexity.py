@@ -18,6 +18,7 @@ from bench.data import open_data
 from bench.metrics import perplexity as module
 from bench.metrics._samples import samples_of, spread, windows
 from bench.metrics.perplexity import PerplexityProtocol, perplexity
+from bench.rows import Input
 
 VOCABULARY = 258  # 256 bytes, <s>, </s>
 TEXTS = [f"Row {i} says: " + "the quick brown fox jumps over the lazy dog. " * (1 + i % 5) for i in range(40)]
@@ -319,9 +320,10 @@ def test_the_row_records_what_was_scored_not_what_was_asked_for(model, tokenizer
     reading = read(model, tokenizer, data, samples=1000, length=500)
 
     tokens = len("\n\n".join(TEXTS))
-    expected = {"protocol": "default", "data": tmp_path.name, "split": "test", "length": 500, "stride": 500}
+    expected = {"protocol": "default", "data": data.digest[:12], "split": "test", "length": 500, "stride": 500}
     assert reading.params == {**expected, "samples": math.ceil(tokens / 500), "batch": 4}
     assert reading.digest == data.digest
+    assert {"data": Input(tmp_path.name, data.digest)} == reading.inputs
     assert json.loads(json.dumps(reading.params)) == reading.params
 
 
@@ -390,5 +392,5 @@ def test_wikitext_of_the_shared_folder_is_scored_under_its_own_name(model, token
     data = open_data(os.environ["BENCH_DATA"], base="some/model")
     reading = read(model, tokenizer, data, name=name, samples=5)
 
-    assert reading.params["data"] == "wikitext-2 (tokenised)"
+    assert "wikitext-2 (tokenised)" == reading.inputs["data"].name
     assert math.isfinite(reading.perplexity)

@@ -12,7 +12,7 @@ pytest_plugins = ["pytester"]
 
 
 def _baseline(pytester, recipe="rtn-group-size-32"):
-    [found] = [p for p in (pytester.path / "baselines" / "someones-llama").glob("*.json") if recipe in p.name]
+    [found] = (pytester.path / "baselines").glob(f"someones-llama-*/{recipe}*.json")
     return found
 
 
@@ -63,7 +63,7 @@ def test_losses_and_divergence_are_recorded_by_window_and_gated_by_them(run, pyt
     )
     run(*settings, "--gate", "strict").assert_outcomes(passed=2)
 
-    path = next((pytester.path / "baselines" / "someones-llama" / "items").glob("*.json"))
+    path = next((pytester.path / "baselines").glob("someones-llama-*/items/*.json"))
     table = json.loads(path.read_text())
     assert 4 == len(table["rows"]) and 1 == len({row["asked"] for row in table["rows"].values()})
     path.write_text(path.read_text().replace('"values": "', '"values": "AAAA', 1))
@@ -145,7 +145,7 @@ def test_another_checkpoint_under_the_same_name_does_not_pass(run, pytester, che
     ("damage", "words"),
     [
         (lambda text: text[: len(text) // 2], "baseline"),
-        (lambda text: text.replace('"schema": 1', '"schema": 99'), "schema=99"),
+        (lambda text: text.replace('"schema": 2', '"schema": 99'), "schema=99"),
         (lambda text: text.replace('"value": ', '"value": NaN, "was": ', 1), "NaN"),
         (lambda text: text.replace('"rows": {', '"rows": {"efficiency.stored_bytes": {}, ', 1), "stored_bytes"),
     ],

@@ -300,8 +300,8 @@ def test_a_run_is_resumed_unless_it_passed(tmp_path, status):
         if status:
             journal.end(status)
 
-    expected = None if status == "passed" else ("run-1", {("nf4", healthy_row().key): healthy_row()}, {"seed": 0})
-    assert expected == resume(path)
+    rows = {("nf4", healthy_row().key): healthy_row()}
+    assert (None if status == "passed" else ("run-1", rows, {"schema": 2, "seed": 0})) == resume(path)
 
 
 def test_the_last_run_that_did_not_pass_is_resumed_and_then_it_is_done(tmp_path):

@@ -84,8 +84,20 @@ def interval(row: Row) -> tuple[float, float] | None:
     return median_interval(row.samples)
 
 
+def of_one_model(rows: Sequence[Row]) -> list[Row]:
+    """The rows, of each recipe those of one model alone: with what its newest row was calibrated on and learnt from."""
+    given = {row.recipe: _given(row) for row in rows}
+    return [row for row in rows if _given(row) == given[row.recipe]]
+
+
+def _given(row: Row) -> Conditions:
+    return tuple((name, row.params[name]) for name in GIVEN if name in row.params)
+
+
 def with_base(rows: Sequence[Row]) -> list[Row]:
-    """The rows, and before them some of the uncompressed base, for what was measured of it beside a recipe alone."""
+    """The rows of one model for each recipe, and before them some of the uncompressed base, for what was measured of it
+    beside a recipe alone."""
+    rows = of_one_model(rows)
     have = {(row.metric, _conditions(row)) for row in rows if row.recipe == UNCOMPRESSED}
     found = {}
     for row in rows:

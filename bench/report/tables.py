@@ -13,7 +13,19 @@ from bench import orderings
 from bench._errors import JournalError, MetricError
 from bench.bases import label_of
 from bench.metrics import all_metrics
-from bench.report._cells import GIVEN, Cell, Chosen, Notes, Way, cell_of, choose, mark_best, number, with_base
+from bench.report._cells import (
+    GIVEN,
+    Cell,
+    Chosen,
+    Notes,
+    Way,
+    cell_of,
+    choose,
+    mark_best,
+    number,
+    of_one_model,
+    with_base,
+)
 from bench.report._layout import FAMILIES, JUDGED, ORDERED, Column, Layout, family_of, layouts
 from bench.report.papers import PAPERS, Paper
 from bench.report.recipes import ALL
@@ -21,6 +33,7 @@ from bench.rows import Param, Row
 from compression._recipe import UNCOMPRESSED, slug
 
 NOT_MEASURED = "not measured"
+OTHERS = "{} values of these recipes on other calibration text, teachers or tasks are in the results, not here."
 __all__ = ["GIVEN", "NOT_MEASURED", "Cell", "Line", "Table", "by_device", "newest", "tables"]
 
 
@@ -122,6 +135,7 @@ class _Known:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.base = next((label_of(row.base, row.base_hash) for row in rows), "reference")
+        self.others = len(rows) - len(of_one_model(rows))
         self._rows: dict[str, list[Row]] = {}
         for row in with_base(rows):
             self._rows.setdefault(row.metric, []).append(row)
@@ -185,6 +199,7 @@ def _table(layout: Layout, recipes: Sequence[str], known: _Known) -> Table | Non
     shown, elsewhere, remark = _beside(layout, shown, known.base, notes)
     remarks = [
         *_conditions(chosen, () if several else layout.by),
+        *([OTHERS.format(known.others)] if known.others else []),
         *_absent(missing, known.base),
         *filter(None, [remark]),
     ]

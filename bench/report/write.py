@@ -134,7 +134,7 @@ def measured(
     """
     written = read(path)
     if base is not None and base_hash is not None:
-        base = written.bases[base, base_hash]
+        base = written.bases.names[base, base_hash]
     contents = told_apart(written)
     return chosen(contents.rows(), base, device, str(path)), contents
 
