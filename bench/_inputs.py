@@ -70,20 +70,11 @@ class Inputs:
 
     def chosen(self, recipe: "Recipe") -> dict[str, Input]:
         """Those that are not what the base brings: they belong to the key of what they make."""
-        return {name: each for name, each in self.inputs_of(recipe).items() if each.key != self._default(name)}
+        return {name: each for name, each in self.inputs_of(recipe).items() if each.key != self._defaults[name]}
 
-    def _default(self, name: str) -> str | None:
-        """The key of what the base itself brings as that input; None where it brings none."""
-        from compression import locate
-        from compression._calibration import open_calibration
-        from compression._checks import default_teacher
-        from compression._downstream import open_downstream
-
-        if name == "teacher":
-            text = default_teacher(self.source)
-            return None if text is None else Input(text, locate(text).digest).key
-        opened = {"calibration": open_calibration, "downstream": open_downstream}[name](None, self.source)
-        return None if opened is None else Input(opened.name, opened.digest).key
+    @functools.cached_property
+    def _defaults(self) -> "_Defaults":
+        return _Defaults(self.source)
 
     @functools.cached_property
     def data(self) -> "Data":
@@ -245,3 +236,25 @@ class Inputs:
             if self.options.named and self.options.downstream is None:
                 raise NotAvailable(str(error)) from error
             raise
+
+
+class _Defaults(dict[str, str | None]):
+    """The keys of what a base itself brings as each input, once they are looked up; None where it brings none."""
+
+    def __init__(self, source: "BaseSource") -> None:
+        self._source = source
+
+    def __missing__(self, name: str) -> str | None:
+        from compression import locate
+        from compression._calibration import open_calibration
+        from compression._checks import default_teacher
+        from compression._downstream import open_downstream
+
+        if name == "teacher":
+            text = default_teacher(self._source)
+            found = None if text is None else Input(text, locate(text).digest)
+        else:
+            opened = {"calibration": open_calibration, "downstream": open_downstream}[name](None, self._source)
+            found = None if opened is None else Input(opened.name, opened.digest)
+        self[name] = found and found.key
+        return self[name]

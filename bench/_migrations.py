@@ -151,16 +151,18 @@ def old_hash(source: "BaseSource") -> str:
     return digest.hexdigest()
 
 
-def with_base(old: "Baseline", source: "BaseSource") -> "Baseline":
-    """A baseline of schema 1 with today's hash of its base, verified: the base at hand has the hash that was recorded.
+def with_base(old: "Baseline", hashes: Mapping["BaseSource", str]) -> "Baseline":
+    """A baseline of schema 1 with today's hash of its base: of that at hand whose `old_hash` is the recorded one.
 
-    Raises BaselineError where it has not.
+    Raises BaselineError where there is none.
     """
-    recorded, now = (old.base_hash or "").removeprefix(OLD), old_hash(source)
-    if recorded != now:
+    recorded = (old.base_hash or "").removeprefix(OLD)
+    source = next((each for each, known in hashes.items() if known == recorded), None)
+    if source is None:
+        there = ", ".join(f"{each.text} has {known[:12]}" for each, known in hashes.items())
         raise BaselineError(
-            f"{old.recipe} on {old.base}: recorded for a base of hash {recorded[:12]}, {source.text} has {now[:12]} by "
-            "the same definition: give the base that it was recorded for, or record it anew with --update-baselines"
+            f"{old.recipe} on {old.base}: recorded for a base of hash {recorded[:12]}; by the same definition {there}; "
+            "give the base that it was recorded for, or record it anew with --update-baselines"
         )
     sections = {}
     for place, section in old.sections.items():

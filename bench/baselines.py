@@ -22,7 +22,7 @@ from bench import tolerances
 from bench._arguments import journal_option
 from bench._baseline import ANYWHERE, ITEMS, Baseline, Entry
 from bench._errors import BaselineError, BenchError
-from bench._migrations import SCHEMA, with_base
+from bench._migrations import SCHEMA, old_hash, with_base
 from bench._recording import Proposal, compared, merged, recorded, without, write
 from bench._runs import Run, last_run
 from bench._strict import strict_json
@@ -206,28 +206,27 @@ def unused(directory: Path, kept: Mapping[Key, Baseline | None]) -> list[Path]:
 
 def _migrate(options: argparse.Namespace) -> None:
     """Files of older schemas in today's: the base of each is opened, and must be the one that was recorded."""
-    sources: dict[str, BaseSource] = {}
+    hashes: dict[BaseSource, str] = {}
     proposals = []
     for old in found(options.baselines, options).values():
         if strict_json(old.file(options.baselines).read_text())["schema"] == SCHEMA:
             continue
-        if old.base not in sources:
-            sources[old.base] = _source(old.base, options.checkpoint)
-        new = old if old.base_hash is None else with_base(old, sources[old.base])
-        note = f"{old.recipe}: written in schema {SCHEMA}" + (
-            f", its base verified: base_hash {short(old.base_hash)} is {short(new.base_hash)} now" if new != old else ""
-        )
+        new, note = old, f"{old.recipe}: written in schema {SCHEMA}"
+        if old.base_hash is not None:
+            for source in _sources(old.base, options.checkpoint):
+                hashes.setdefault(source, old_hash(source))
+            new = with_base(old, hashes)
+            note += f", its base verified: base_hash {short(old.base_hash)} is {short(new.base_hash)} now"
         proposals.append(Proposal(old=old, new=new, changes=(), notes=(note,)))
     _review(proposals, options)
 
 
-def _source(label: str, checkpoints: Sequence[Path]) -> BaseSource:
-    """The base of a label: a name opens itself, a folder has to be given. Raises BaselineError where it is not."""
+def _sources(label: str, checkpoints: Sequence[Path]) -> list[BaseSource]:
+    """What a label may be of: a name opens itself, folders have to be given. Raises BaselineError where none is."""
     if is_name(label):
-        return locate(label).fetch()
-    for each in map(locate, map(str, checkpoints)):
-        if each.label == label:
-            return each
+        return [locate(label).fetch()]
+    if fitting := [each for each in map(locate, map(str, checkpoints)) if each.label == label]:
+        return fitting
     raise BaselineError(f"the baselines of {label} are of a folder: say where it is with --checkpoint .../{label}")
 
 

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 from compression import _identity
 from compression._beside import read_generation_config
 from compression._errors import CheckpointError
-from compression._recipe import slug
 from compression._shapes import SHAPES
 from compression._weight_files import download, weight_files
 
@@ -64,10 +63,6 @@ class BaseSource:
             return self.text
         name = self.folder.resolve().name or "root"
         return f"{name} (folder)" if is_name(name) else name
-
-    @property
-    def slug(self) -> str:
-        return slug(self.label)
 
     def fetch(self) -> "BaseSource":
         """The same with its files on disk; downloads from the hub if need be.

@@ -16,6 +16,7 @@ from bench._recording import update
 from bench._repository import changed, commit
 from bench.baselines import main, pruned
 from bench.bases import OLD
+from bench.gate import judge
 from bench.items import Items, hashes_of
 from bench.journal import Journal
 from bench.metrics import all_metrics
@@ -345,7 +346,7 @@ def test_a_baseline_of_an_older_schema_is_read_as_todays_and_migrated_without_lo
     asked(tmp_path, "migrate", "--yes")
 
     assert 2 == json.loads(path.read_text())["schema"]
-    assert with_base(read, locate("reference")) == Baseline.load(path)
+    assert with_base(read, {locate("reference"): old_hash(locate("reference"))}) == Baseline.load(path)
     assert (f"{OLD}{old_hash(locate('reference'))}", locate("reference").digest) == (
         read.base_hash, Baseline.load(path).base_hash
     )  # fmt: skip
@@ -355,6 +356,64 @@ def test_a_baseline_of_an_older_schema_is_read_as_todays_and_migrated_without_lo
     assert "cpu-here-avx2-1t" == entry.context["fingerprint"]
     assert 2 == len(read.sections[ANYWHERE].rows)
     assert "nf4: written in schema 2, its base verified" in capsys.readouterr().out
+
+
+def of_schema_1(folder, base_hash):
+    """Recorded rows with items, as schema 1 had them: a folder's base under its name alone."""
+    scores = Items(hashes_of(range(4)), (1, 0, 1, 1), "binary")
+    own = {"params": {"decoding": "greedy"}, "items": scores, "base": "tiny"}
+    record(folder, row("rag.exact_match", scores.mean, **own), size(100.0, base="tiny"), base_hash=base_hash)
+    [path] = folder.glob("tiny-*/nf4.json")
+    path.parent.rename(folder / "tiny")
+    path = folder / "tiny" / "nf4.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 1}))
+    sign(path)
+    return path
+
+
+def test_a_baseline_of_schema_1_is_migrated_if_the_base_at_hand_is_the_one_that_was_recorded(tmp_path, folder, capsys):
+    baselines = tmp_path / "baselines"
+    path = of_schema_1(baselines, old_hash(locate(str(folder))))
+    assert ("tiny", f"{OLD}{old_hash(locate(str(folder)))}") == Baseline.load(path).identity
+
+    for more, words in (([], "say where it is with --checkpoint"), (["--checkpoint", tmp_path], "say where it is")):
+        with pytest.raises(SystemExit):
+            asked(baselines, "migrate", "--yes", *more)
+        assert words in capsys.readouterr().err
+    asked(baselines, "migrate", "--yes", "--checkpoint", folder)
+
+    digest = locate(str(folder)).digest
+    assert [f"tiny-{digest[:8]}/items/nf4.json", f"tiny-{digest[:8]}/nf4.json"] == sorted(
+        str(each.relative_to(baselines)) for each in baselines.rglob("*.json")
+    )
+    kept = Baseline.find(baselines, "tiny", "nf4", digest)
+    assert ("tiny", digest) == kept.identity and 2 == len(kept.sections[ANYWHERE].rows)
+    asked(baselines, "migrate", "--yes")
+    assert "there is nothing to write\n" == capsys.readouterr().out.rpartition("written to")[2].partition("\n")[2]
+
+
+def test_a_baseline_of_schema_1_is_not_migrated_to_another_base_and_not_compared(tmp_path, folder, capsys):
+    path = of_schema_1(tmp_path / "baselines", "b" * 64)
+    before = path.read_bytes()
+
+    with pytest.raises(SystemExit):
+        asked(tmp_path / "baselines", "migrate", "--yes", "--checkpoint", folder)
+
+    assert "recorded for a base of hash bbbbbbbbbbbb" in capsys.readouterr().err
+    assert before == path.read_bytes()
+    found = Baseline.find(tmp_path / "baselines", "tiny", "nf4", locate(str(folder)).digest)
+    context = CONTEXT | {"base_hash": locate(str(folder)).digest}
+    verdict = judge(size(100.0, base="tiny"), found, mode="auto", fingerprint=HERE, context=context)
+    assert ("not_comparable", True) == (verdict.outcome, verdict.fails) and "baselines migrate` checks" in verdict.words
+
+
+def test_nothing_is_recorded_over_a_baseline_of_schema_1_of_a_name(tmp_path):
+    path = tmp_path / "reference" / "nf4.json"
+    path.parent.mkdir()
+    path.write_text(PLAIN_NUMBERS)
+
+    with pytest.raises(BaselineError, match="baselines migrate"):
+        record(tmp_path, size(100.0))
 
 
 @pytest.mark.parametrize(

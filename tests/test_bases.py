@@ -113,6 +113,28 @@ def test_rows_of_several_bases_under_one_name_are_never_one_table():
     assert 2 == len(by_device(rows_told_apart(rows)))
 
 
+def test_a_model_that_was_calibrated_on_another_text_is_no_part_of_the_line_of_a_recipe():
+    def of(text, metric, value):
+        known = all_metrics()[metric]
+        params = {"calibration": text} if text else {}
+        return Row(run="r", base="hf", recipe="gptq", device=DEVICE, metric=metric, value=value, unit=known.unit,
+                   better=known.better, of=known.of, params=params, seed=0)  # fmt: skip
+
+    rows = [row("a" * 64, metric, "fp16") for metric in MEASURED]
+    rows = [replace(each, base_hash=None) for each in rows]
+    mixed = [*rows, of("1" * 12, "efficiency.model_size_gb", 1.0), of("2" * 12, "quality.perplexity", 3.0)]
+
+    assert "gptq" not in [point.recipe for point in points_of(mixed, "perplexity")[0]]
+    for table in tables(mixed):
+        cells = {cell.value for line in table.lines if line.recipe == "gptq" for cell in line.cells if not line.source}
+        assert not {1.0, 1024.0} & cells
+    assert any(
+        "1 values of these recipes on other calibration text" in each for t in tables(mixed) for each in t.remarks
+    )
+    alike = [*rows, of("2" * 12, "efficiency.model_size_gb", 1.0), of("2" * 12, "quality.perplexity", 3.0)]
+    assert "gptq" in [point.recipe for point in points_of(alike, "perplexity")[0]]
+
+
 def test_a_label_that_is_not_one_base_is_refused_with_the_names_that_are(tmp_path):
     path = journal(tmp_path / "journal.jsonl", *((base_hash, MEASURED) for base_hash in BASES))
 

@@ -72,6 +72,22 @@ def test_a_base_that_was_trained_in_place_is_another(run, pytester, hf):
     assert 2 == len({row.base_hash for row in read(pytester.path / ".bench" / "journal.jsonl").rows()})
 
 
+def test_a_resumed_run_measures_anew_what_read_a_text_that_changed(run, pytester, hf, tmp_path):
+    base, data = hf("A"), text(tmp_path / "data")
+    pytester.makepyfile(test_other="def test_fails():\n    assert False")
+    settings = (PERPLEXITY, "test_other.py", "--model", "fp16", "--data", data, "--length", 32)
+    run(*settings, base=base).assert_outcomes(passed=1, failed=1)
+    run(*settings, "--resume", base=base).assert_outcomes(passed=1, failed=1)
+    rows = read(pytester.path / ".bench" / "journal.jsonl").rows()
+    text(data, "A lazy dog jumps over the quick brown fox, twice a week. ")
+
+    run(*settings, "--resume", base=base).assert_outcomes(passed=1, failed=1)
+
+    after = read(pytester.path / ".bench" / "journal.jsonl").rows()
+    assert 2 * len(rows) == len(after) and 1 == len({row.run for row in after})
+    assert 2 == len({row.inputs["data"].digest for row in after})
+
+
 def test_copies_of_base_and_texts_are_compared_wherever_they_lie_and_changed_texts_are_named(run, hf, tmp_path):
     base, data = hf("A"), text(tmp_path / "data")
     notes = text(tmp_path / "x" / "notes", "A rain in spring, a storm in autumn, snow in winter. ", "train")

@@ -29,7 +29,8 @@ class LocalJudge:
         self.spec, self.device = spec, device
         source = locate(spec)
         self.name = f"local:{source.label}"
-        self.read = Input(self.name, source.digest if source.kind == "folder" else None)
+        digest = None if source.folder is None else source.digest  # what the hub has goes by its name alone
+        self.read = Input(self.name, digest, named=source.kind != "folder")
 
     @functools.cached_property
     def opened(self) -> tuple[Any, Any]:
