@@ -124,7 +124,7 @@ def _plain(value: Any) -> Any:
 def without_paths(text: str) -> str:
     """A text with each local path by its last part: what people read elsewhere tells nothing of this machine's folders.
 
-    >>> without_paths("pytest bench --base /home/ann/models/hf --data=~/texts -m quality")
+    >>> without_paths("pytest bench --base /srv/ann/models/hf --data=~/texts -m quality")
     'pytest bench --base …/hf --data=…/texts -m quality'
     >>> without_paths("'/data/my models/hf' has 2.1 ms/token, see https://host/v1")
     "'…/hf' has 2.1 ms/token, see https://host/v1"

@@ -253,7 +253,7 @@ def test_what_is_no_local_path_stays(text):
 
 
 def test_a_report_has_no_folder_of_the_machine_that_the_journal_was_written_on(tmp_path):
-    path, secret = tmp_path / "journal.jsonl", "/home/ann/my models"
+    path, secret = tmp_path / "journal.jsonl", "/srv/ann/my models"
     with Journal(path) as lines:
         lines.start({"base": "hf", "base_hash": "a" * 64, "fingerprint": DEVICE, "commit": "abc",
                      "command": f"pytest bench --base '{secret}/hf' --data ~/texts/mine"})  # fmt: skip

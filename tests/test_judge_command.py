@@ -10,6 +10,7 @@ from commands import FILES, pytest_bench
 from judges import KEY, MISHAPS, Server, by_answer
 
 from bench.metrics import all_metrics
+from compression import locate
 
 pytest_plugins = ["pytester"]
 
@@ -104,7 +105,10 @@ def test_a_local_judge_is_asked_by_its_log_probabilities(run, pytester, small_ju
 
     result.assert_outcomes(passed=1)
     assert 0 < scores["judge.g_eval"]["value"] < 1
-    assert {"judge": "local:small", "scores": "logprobs"}.items() <= scores["judge.g_eval"]["params"].items()
+    row = scores["judge.g_eval"]
+    judge = {"name": "local:small", "digest": locate(str(small_judge)).digest}
+    assert judge == row["inputs"]["judge"]
+    assert {"judge": judge["digest"][:12], "scores": "logprobs"}.items() <= row["params"].items()
 
 
 @pytest.mark.parametrize(
