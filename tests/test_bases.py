@@ -34,9 +34,16 @@ PARAMS = {"efficiency.latency_ms": {"mode": "eager", "batch": 1}}
 
 def row(base_hash, metric, recipe="nf4", run="r", **facts):
     known = all_metrics()[metric]
-    own = {"unit": known.unit, "better": known.better, "of": known.of, "params": PARAMS.get(metric, {}), "seed": 0}
+    own = {
+        "base": "hf",
+        "unit": known.unit,
+        "better": known.better,
+        "of": known.of,
+        "params": PARAMS.get(metric, {}),
+        "seed": 0,
+    }
     value = BASES[base_hash] + MEASURED[metric] + (10 if recipe == "nf4" else 0)
-    return Row(run=run, base="hf", base_hash=base_hash, recipe=recipe, device=DEVICE, metric=metric, value=value,
+    return Row(run=run, base_hash=base_hash, recipe=recipe, device=DEVICE, metric=metric, value=value,
                **own | facts)  # fmt: skip
 
 
