@@ -31,9 +31,9 @@ CONTEXT = {"base_hash": "b1", "data_hash": {}, "seed": 0, "torch": "2.13.0", "co
 def row(metric, value, *, base_value=None, recipe="nf4", device=HERE, run="r1", **facts):
     known = all_metrics()[metric]
     ratio = value / base_value if base_value else None
-    own = {"unit": known.unit, "better": known.better, "of": known.of, "seed": 0}
+    own = {"base": "reference", "unit": known.unit, "better": known.better, "of": known.of, "seed": 0}
     return Row(
-        run=run, base="reference", recipe=recipe, device=device, metric=metric, value=value, base_value=base_value,
+        run=run, recipe=recipe, device=device, metric=metric, value=value, base_value=base_value,
         ratio=ratio, **own | facts,
     )  # fmt: skip
 
