@@ -17,21 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from compression._beside import COPIED
 from compression._files import digest_of_file
 from compression._formats import SIDE_FILES
-
-TEXT_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "chat_template.jinja", "chat_template.json",
-    "additional_chat_templates/*.jinja", "generation_config.json",
-)  # fmt: skip
 
 
 def of_files(folder: Path, weights: Iterable[Path], *, published: bool = False) -> str:
     """The digest, hex, of a checkpoint. OSError where a file cannot be read."""
-    beside = ["config.json", *TEXT_FILES, *(SIDE_FILES if published else ())]
-    found = [path for pattern in beside for path in sorted(folder.glob(pattern)) if path.is_file()]
-    paths = [*found, *weights]
+    beside = ["config.json", *COPIED, *(SIDE_FILES if published else ())]
+    found = {path for pattern in beside for path in folder.glob(pattern) if path.is_file()}
+    paths = [*sorted(found), *weights]
     with ThreadPoolExecutor(4) as threads:  # hashing lets go of the interpreter, and large checkpoints have many files
         digests = list(threads.map(digest_of_file, paths))
     names = [path.relative_to(folder).as_posix() for path in paths]
