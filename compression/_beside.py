@@ -12,8 +12,8 @@ from compression._errors import CheckpointError
 
 GENERATION = "generation_config.json"
 COPIED = (
-    GENERATION, "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "*.model",
-    "*.tiktoken", "chat_template*", "additional_chat_templates/*",
+    GENERATION, "tokenizer*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json", "vocab*",
+    "merges*", "*.model", "*.tiktoken", "chat_template*", "additional_chat_templates/*",
 )  # fmt: skip
 
 
