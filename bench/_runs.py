@@ -1,6 +1,6 @@
 """The runs of a journal, one value each: what was measured, under what, and how it ended."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,35 +35,39 @@ class Run:
         return str(self.context.get("commit") or "").endswith(UNCLEAN)
 
 
-def runs_of(path: str | Path, *, apart: bool = False) -> list[Run]:
-    """The runs that have rows, oldest first; `apart`: as readers see them (`bench.bases`), not as they were written.
+def runs_of(path: str | Path, *, apart: bool = False) -> Iterator[Run]:
+    """The runs that have rows, oldest first, one at a time in memory.
 
-    Raises JournalError as `bench.journal.read` does.
+    `apart`: as readers see them (`bench.bases`), not as they were written. Raises JournalError as `bench.journal.read`
+    does, at the first one.
     """
     contents = told_apart(read(path)) if apart else read(path)
-    return [_run(name, contents) for name in dict.fromkeys(each["run"] for each in contents.records if _is_row(each))]
+    for name in _names(contents):
+        yield _run(name, contents)
 
 
 def last_run(path: str | Path, name: str | None = None) -> Run:
     """The newest run of a journal, or the one of that name. Raises JournalError where there is none."""
-    found = runs_of(path)
-    wanted = [each for each in found if name in (None, each.name)]
+    contents = read(path)
+    found = _names(contents)
+    wanted = [each for each in found if name in (None, each)]
     if not wanted:
-        known = ", ".join(each.name for each in found[-5:])
+        known = ", ".join(found[-5:])
         raise JournalError(
             f"{path} has no run {name!r}; its last are {known}"
             if name and known
             else f"{path} holds no results; run pytest bench first, or give --journal FILE"
         )
-    return wanted[-1]
+    return _run(wanted[-1], contents)
 
 
-def _is_row(record: Mapping[str, Any]) -> bool:
-    return record["kind"] == "row"
+def _names(contents: Contents) -> list[str]:
+    """Runs that have rows, in the order of their first ones."""
+    return list(dict.fromkeys(each["run"] for each in contents.records if each["kind"] == "row"))
 
 
 def _run(name: str, contents: Contents) -> Run:
-    records = [each for each in contents.records if each["run"] == name]
+    records = contents.runs[name]
     context: dict[str, Any] = {}
     for each in records:
         if each["kind"] == "run" and isinstance(each.get("context"), dict):

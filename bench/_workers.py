@@ -8,7 +8,6 @@ rows killed its worker; the controller gives it rows that say so. What else is m
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from bench._errors import BenchError, JournalError
-from bench.journal import JOURNAL, files_of, new_run, read, resume
+from bench.journal import JOURNAL, files_of, new_run, now, read, resume
 from bench.rows import REFUSED
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class Controller:
 
     def __init__(self, config: pytest.Config):
         self._config = config
-        self._began = time.time()
+        self._began = now(journal_of(config))
         self._run: str | None = None
         self._places: dict[Any, int] = {}
         self._told: list[dict[str, Any]] = []

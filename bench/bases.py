@@ -94,10 +94,10 @@ def told_apart(contents: "Contents") -> "Contents":
 
     `baselines update`, which records under the label itself, and runs that are gone on with take what was written.
     """
-    return replace(contents, records=[_shown(record, contents.bases) for record in contents.records])
+    return replace(contents, records=[each.told_apart(contents.bases) for each in contents.records])
 
 
-def _shown(record: dict[str, Any], bases: Bases) -> dict[str, Any]:
+def shown(record: dict[str, Any], bases: Bases) -> dict[str, Any]:
     """A record as readers see it; the same one where nothing changes, as in most of hundreds of thousands."""
     changed: dict[str, Any] = {}
     if record["kind"] in ("row", "layers"):

@@ -33,7 +33,7 @@ SAME = 1e-9  # relative: what is not a change of a deterministic number
 WATCHED = ("torch", "python", "data_hash", "seed", "driver")  # named beside a step where they differ
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Point:
     """One row of one run."""
 
@@ -155,18 +155,22 @@ def _levels(series: Series, places: Sequence[tuple[int, float | None]]) -> list[
 def of_journal(path: str | Path) -> list[Series]:
     """The series of a journal. Raises JournalError where it cannot be read."""
     series: dict[tuple[str, ...], tuple[dict[str, Any], list[Point]]] = {}
+    metrics = all_metrics()
     for run in runs_of(path, apart=True):
+        contexts: dict[str, Mapping[str, Any]] = {}  # by kind of measurement: one for all of its rows
         for row in run.rows:
             if row.status not in MEASURED:
                 continue
-            metric = all_metrics().get(row.metric)
+            metric = metrics.get(row.metric)
             exact = metric is not None and metric.kind in ("counted", "deterministic")
             as_ratio = row.ratio is not None and not exact
             # rows that were measured without the base are a series of their own: their numbers are no ratios
             key = (row.base, row.recipe, row.device, row.key, "ratio" if as_ratio else "value")
-            data = run.context.get("data_hash")
-            context = {**run.context, "data_hash": data.get(row.of) if isinstance(data, dict) else data}
-            point = Point(run.time, run.commit, row.ratio if as_ratio else row.value, context)
+            if row.of not in contexts:
+                data = run.context.get("data_hash")
+                data = data.get(row.of) if isinstance(data, dict) else data
+                contexts[row.of] = {name: run.context.get(name) for name in WATCHED} | {"data_hash": data}
+            point = Point(run.time, run.commit, row.ratio if as_ratio else row.value, contexts[row.of])
             facts = {
                 "unit": "of fp16" if as_ratio else row.unit,
                 "better": row.better,

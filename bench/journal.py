@@ -7,32 +7,39 @@ the named file, `journal.jsonl`, the next `journal.1.jsonl` and so on; readers m
 when `append` returns: a killed run loses nothing that was finished. A line that is not what was written is refused, by
 file and number; `python -m bench mend` moves it aside and keeps the rest.
 
+Records are ordered as they were written, whatever the clock did: a writer begins behind the last record of every file,
+so that `time` never falls, and of one file, which older versions may have written, the order of lines holds.
+
 A "layers" record says what became of each layer under a recipe (`bench.layers`).
 """
 
 import fcntl
 import functools
+import hashlib
 import json
 import logging
 import os
 import re
 import secrets
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from bench._errors import JournalError
 from bench._lines import is_sealed, opened, sealed, whole_in
 from bench._strict import exact_fields, finite_field, strict_json
-from bench.bases import Bases
+from bench.bases import Bases, shown
 from bench.rows import MEASURED, SCHEMA, Row, checked_params
 
 JOURNAL = Path(".bench/journal.jsonl")  # of runs that were not told another
 KINDS = ("run", "begin", "row", "verdict", "layers", "end")
 ENDINGS = ("passed", "failed", "interrupted")
+STEP_S = 1e-6  # between two records, where the clock does not tell them apart or went back
+YEAR_10000 = 253_402_300_800.0  # seconds since the epoch: no calendar has later times
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +57,9 @@ class Journal:
 
     def __init__(self, path: str | Path, *, run: str | None = None) -> None:
         self.run = run or new_run()
-        self._last = 0.0
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._last = _last_time(path)
             self.path, self._file = self._claim(Path(path))
             self._mend()
         except OSError as error:
@@ -81,10 +88,8 @@ class Journal:
 
     def _mend(self) -> None:
         """End the last line where an earlier writer was killed within it: keep it if it is whole, else take it away."""
-        with open(self._file, "rb", closefd=False) as lines:
-            lines.seek(0)
-            content = lines.read()
-        kept, newline, rest = content.rpartition(b"\n")
+        with open(self._file, "rb", closefd=False) as file:
+            rest, size = _last_lines(file)[-1], file.seek(0, os.SEEK_END)
         if not rest:
             return
         with suppress(ValueError):
@@ -95,13 +100,13 @@ class Journal:
             os.write(self._file, b"\n")
             return
         log.warning("%s: took away an unfinished last line of a writer that was killed: %r", self.path, rest[:200])
-        os.ftruncate(self._file, len(kept + newline))
+        os.ftruncate(self._file, size - len(rest))
 
     def append(self, record: "Row | Mapping[str, Any]") -> None:
         """Write one row, or one record with a `kind`. Raises JournalError, and leaves no half line, where it cannot."""
         if isinstance(record, Row):
             record = {"kind": "row", **record.to_json()}
-        self._last = max(time.time(), self._last)
+        self._last = max(time.time(), self._last + STEP_S)
         line = {"time": self._last, "run": self.run, **record}
         if line["run"] != self.run:
             raise JournalError(f"a record of run {line['run']!r} does not belong in the journal of run {self.run!r}")
@@ -157,7 +162,8 @@ def _record(line: bytes) -> dict[str, Any]:
     kind = record["kind"]
     if not isinstance(record.get("run"), str) or not record["run"]:
         raise ValueError(f"run={record.get('run')!r} must be a text that is not empty")
-    finite_field("time", record.get("time"))
+    if not 0 <= finite_field("time", record.get("time")) < YEAR_10000:
+        raise ValueError(f"time={record['time']!r} must be seconds since 1970, and before the year 10000")
     if kind in _FIELDS:
         exact_fields(record, {"kind", "run", "time", *_FIELDS[kind]})
     if kind == "run" and not isinstance(record["context"], dict):
@@ -187,11 +193,44 @@ def matches(row: Row, begun: Mapping[str, Any]) -> bool:
     return (row.of, row.recipe) == (begun["of"], begun["recipe"]) and given <= dict(row.params).items()
 
 
+class Record(Mapping[str, Any]):
+    """A whole line of a journal. Its kind, run and time are at hand; all else is read from the line when it is needed,
+    so that a journal of hundreds of thousands of lines fits in memory.
+    """
+
+    __slots__ = ("_bases", "_line", "kind", "run", "time")
+    _read: tuple["Record", dict[str, Any]] | None = None  # the last one that was read, since fields are read in turn
+
+    def __init__(self, line: bytes, kind: str, run: str, time: float, bases: Bases | None = None) -> None:
+        self._line, self.kind, self.run, self.time, self._bases = line, sys.intern(kind), sys.intern(run), time, bases
+
+    def told_apart(self, bases: Bases) -> "Record":
+        """The record as readers of results see it (`bench.bases.shown`)."""
+        return Record(self._line, self.kind, self.run, self.time, bases)
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name) if name in ("kind", "run", "time") else self.table[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """All fields; not to be changed."""
+        if Record._read is None or Record._read[0] is not self:
+            table = strict_json(opened(self._line)) | {"time": self.time}
+            Record._read = self, table if self._bases is None else shown(table, self._bases)
+        return Record._read[1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contents:
     """What a journal holds, all its files merged."""
 
-    records: list[dict[str, Any]]  # in order of time
+    records: Sequence[Mapping[str, Any]]  # in the order in which they were written
     torn: list[str]  # "file:line" of last lines that a killed writer left unfinished
     writing: frozenset[str]  # runs whose writer is alive
 
@@ -200,19 +239,32 @@ class Contents:
         """Which record is of which base, and what each is called beside the others."""
         return Bases(self.records)
 
-    def rows(self, run: str | None = None, *, since: float = 0.0) -> list[Row]:
-        """The rows, of one run or of all; each once: of what a run measured again, as after a kill, the last.
+    @functools.cached_property
+    def runs(self) -> Mapping[str, list[Mapping[str, Any]]]:
+        """The records of each run, in the order of their first ones."""
+        found: dict[str, list[Mapping[str, Any]]] = {}
+        for record in self.records:
+            found.setdefault(record["run"], []).append(record)
+        return found
+
+    def each_row(self, run: str | None = None, *, since: float = 0.0) -> Iterator[Row]:
+        """The rows, of one run or of all, those included that the run measured again later; one at a time in memory.
 
         Of those before `since`, a time, only what was measured.
         """
-        found: dict[tuple[str, ...], Row] = {}
-        for record in self.records:
-            if record["kind"] == "row" and run in (None, record["run"]):
-                row = _row(record if record.get("base_hash") else record | {"base_hash": self.bases.of(record)[1]})
+        for record in self.records if run is None else self.runs.get(run, ()):
+            if record["kind"] == "row":
+                row = _row(record if record.get("base_hash") else {**record, "base_hash": self.bases.of(record)[1]})
                 if record["time"] >= since or row.status in MEASURED:
-                    name = (row.run, row.base, row.recipe, row.device, row.key)
-                    found.pop(name, None)
-                    found[name] = row
+                    yield row
+
+    def rows(self, run: str | None = None, *, since: float = 0.0) -> list[Row]:
+        """The same, each once: of what a run measured again, as after a kill, the last."""
+        found: dict[tuple[str, ...], Row] = {}
+        for row in self.each_row(run, since=since):
+            name = (row.run, row.base, row.recipe, row.device, row.key)
+            found.pop(name, None)
+            found[name] = row
         return list(found.values())
 
     def rows_of(self, run: str | None = None) -> list[Row]:
@@ -234,7 +286,8 @@ def read(path: str | Path) -> Contents:
         raise JournalError(
             f"there is no journal {path}; a run of the benchmarks writes one: pytest bench --journal {path}"
         )
-    records, torn, writing, seen = [], [], set(), set()
+    records: list[Record] = []
+    torn, writing, seen = [], set(), set()
     for file in files:
         found = []
         for line in lines_of(file, seen):
@@ -248,9 +301,10 @@ def read(path: str | Path) -> Contents:
                     "aside and keeps everything else"
                 )
         if found and _is_held(file):
-            writing.add(found[-1]["run"])
+            writing.add(found[-1].run)
         records += found
-    return Contents(records=sorted(records, key=lambda each: each["time"]), torn=torn, writing=frozenset(writing))
+    records.sort(key=lambda each: each.time)
+    return Contents(records=records, torn=torn, writing=frozenset(writing))
 
 
 def files_of(path: str | Path) -> list[Path]:
@@ -268,33 +322,74 @@ class Line(NamedTuple):
 
     number: int
     text: bytes
-    record: dict[str, Any] | None
+    record: Record | None
     why: str = ""
     torn: bool = False  # it has no end: its writer was killed within it
 
 
 def lines_of(file: Path, seen: set[bytes]) -> Iterator[Line]:
-    """All lines of one file. `seen` holds the lines before it, and is added to: no writer writes a line twice.
+    """All lines of one file. `seen` has the names (`name_of`) of those before it, and is added to: no writer writes a
+    line twice.
 
     Raises JournalError where the file cannot be read.
     """
-    try:
-        *lines, last = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise JournalError(f"the journal {file} cannot be read: {error.strerror or error}") from None
-    checked = False
-    for number, text in enumerate([*lines, last] if last else lines, 1):
+    checked, latest = False, 0.0
+    for number, (text, ended) in enumerate(_texts(file), 1):
         try:
             record = _record(text)
             if checked and not is_sealed(text):
                 raise ValueError("it has no check value, which lines before it have")
             checked = is_sealed(text)
-            if text in seen:
+            if (name := name_of(text)) in seen:
                 raise ValueError("the same line, to the microsecond, stands before it")
-            seen.add(text)
-            yield Line(number, text, record)
+            seen.add(name)
+            latest = max(latest, record["time"])
+            yield Line(number, text, Record(text, record["kind"], record["run"], latest))
         except ValueError as error:
-            yield Line(number, text, None, str(error), torn=number > len(lines) and not whole_in(text))
+            yield Line(number, text, None, str(error), torn=not ended and not whole_in(text))
+
+
+def name_of(line: bytes) -> bytes:
+    """What tells a line from all others, in a few bytes: there may be hundreds of thousands."""
+    return hashlib.blake2b(line, digest_size=16).digest()
+
+
+def _texts(file: Path) -> Iterator[tuple[bytes, bool]]:
+    """The lines of a file, and whether each has its end. Raises JournalError where it cannot be read."""
+    try:
+        with open(file, "rb") as lines:
+            for line in lines:
+                yield line.removesuffix(b"\n"), line.endswith(b"\n")
+    except OSError as error:
+        raise JournalError(f"the journal {file} cannot be read: {error.strerror or error}") from None
+
+
+def _last_lines(file: BinaryIO) -> list[bytes]:
+    """The last lines of an open file, at least two where there are as many: its last whole line is among them.
+
+    The last of them is empty where the file ends with a line end.
+    """
+    size, length = file.seek(0, os.SEEK_END), 2**16
+    while True:
+        file.seek(max(0, size - length))
+        lines = file.read().split(b"\n")
+        if length >= size or len(lines) > 3:
+            return lines if length >= size else lines[1:]
+        length *= 4
+
+
+def _last_time(path: str | Path) -> float:
+    """The time of the last record in the files of a journal; 0 where there is none that can be read."""
+    latest = 0.0
+    for each in files_of(path):
+        with suppress(OSError, ValueError, IndexError), open(each, "rb") as file:
+            latest = max(latest, _record(_last_lines(file)[-2])["time"])
+    return latest
+
+
+def now(path: str | Path) -> float:
+    """Seconds since the epoch, and behind every record of the journal, also where the clock went back."""
+    return max(time.time(), _last_time(path) + STEP_S)
 
 
 def _is_held(path: Path) -> bool:

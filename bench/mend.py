@@ -14,7 +14,7 @@ from bench._arguments import journal_option
 from bench._errors import JournalError
 from bench._files import write_whole
 from bench._lines import whole_in
-from bench.journal import files_of, lines_of
+from bench.journal import files_of, lines_of, name_of
 
 
 def mend(path: str | Path) -> list[str]:
@@ -45,8 +45,8 @@ def _mend(file: Path, seen: set[bytes]) -> list[str]:
             if line.record is not None:
                 kept.append(line.text)
                 continue
-            found = [each for each in whole_in(line.text) if each not in seen]
-            seen.update(found)
+            found = [each for each in whole_in(line.text) if name_of(each) not in seen]
+            seen.update(map(name_of, found))
             kept += found
             rest = f"; {len(found)} whole records in it are kept" if found else ""
             words.append(f"{file}:{line.number}: {line.why}{rest}")

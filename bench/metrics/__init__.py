@@ -4,6 +4,7 @@ A new one is a function under `@metric(...)` in any public module of this packag
 imports torch at its top, so that collecting the benchmarks stays cheap.
 """
 
+import functools
 import importlib
 import pkgutil
 
@@ -14,10 +15,15 @@ __all__ = ["Metric", "all_metrics", "metric", "metrics_of"]
 
 def all_metrics() -> dict[str, Metric]:
     """Every metric by name, in order of names; imports the public modules of this package."""
+    _import_modules()
+    return dict(sorted(METRICS.items()))
+
+
+@functools.cache
+def _import_modules() -> None:
     for module in pkgutil.iter_modules(__path__):
         if not module.name.startswith("_"):
             importlib.import_module(f"{__name__}.{module.name}")
-    return dict(sorted(METRICS.items()))
 
 
 def metrics_of(measurement: str) -> list[Metric]:

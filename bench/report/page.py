@@ -10,7 +10,7 @@ import base64
 import gzip
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -51,7 +51,7 @@ def page(rows: Sequence[Row], contents: Contents, storage: Path = Path(".benchma
         raise ValueError("a page of no results: measure something first, e.g. pytest bench -m efficiency")
     current = newest(rows)
     bases = list(dict.fromkeys(row.base for row in current))
-    notes = Notes.of(contents)
+    notes = Notes.of(contents, {row.run for row in current})
     called = {(label_of(row.base, row.base_hash), row.base_hash): row.base for row in current}
     runs, rounds = past.runs(contents.records), past.stored(storage, called)
     subjects = [
@@ -95,10 +95,11 @@ class Notes:
     contexts: Mapping[tuple[str, str], Mapping[str, Any]]
 
     @classmethod
-    def of(cls, contents: Contents) -> Self:
+    def of(cls, contents: Contents, runs: Collection[str]) -> Self:
+        """Of the verdicts those of these runs."""
         found = cls({}, {}, {})
         for record in contents.records:
-            if record["kind"] == "verdict":
+            if record["kind"] == "verdict" and record["run"] in runs:
                 found.verdicts[record["run"], record["recipe"], record["key"]] = record
             elif record["kind"] == "layers":
                 known = {name: record[name] for name in ("executed", "seconds", "kernels", "layers")}

@@ -127,7 +127,7 @@ def results(rows: Sequence[Row]) -> "pd.DataFrame":
 def measured(
     path: Path, base: str | None = None, device: str | None = None, base_hash: str | None = None
 ) -> tuple[list[Row], Contents]:
-    """The rows of a journal for one base and device, those of its last row unless others are asked for.
+    """The newest rows of a journal for one base and device, those of its last row unless others are asked for.
 
     `base` is what the base is called among those of the journal (`bench.bases`); or its label, with its `base_hash`.
     Raises JournalError where there are none, or for a bad journal.
@@ -136,7 +136,7 @@ def measured(
     if base is not None and base_hash is not None:
         base = written.bases.names[base, base_hash]
     contents = told_apart(written)
-    return chosen(contents.rows(), base, device, str(path)), contents
+    return chosen(newest(contents.each_row()), base, device, str(path)), contents
 
 
 def chosen(rows: Sequence[Row], base: str | None, device: str | None, source: str) -> list[Row]:
