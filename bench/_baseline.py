@@ -237,13 +237,17 @@ class Baseline:
         try:
             written = strict_json(Path(path).read_text(encoding="utf-8"))
             table, renamed = migrated(without_digest(written))
+            named = table.pop("items", None)  # without it they have the file's own name, as older versions wrote them
+            if named is not None and not (isinstance(named, str) and re.fullmatch("[0-9a-f]{8}", named)):
+                raise ValueError(f"items={named!r} must be eight hexadecimal digits")
             table = exact_fields(table, {"schema", "base", "recipe", "context", "rows", "devices"})
             for name in ("base", "recipe"):
                 if not isinstance(table[name], str) or not table[name]:
                     raise ValueError(f"{name}={table[name]!r} must be a text that is not empty")
             if not isinstance(table["devices"], dict) or ANYWHERE in table["devices"]:
                 raise ValueError("devices must be a table by fingerprint")
-            kept = stored.load(Path(path).parent / ITEMS, items or Path(path).stem)
+            stem = items or Path(path).stem
+            kept = stored.load(Path(path).parent / ITEMS, stem if named is None else f"{stem}.{named}")
             kept = {renamed.get(key, key): each for key, each in kept.items()}
             sections = {ANYWHERE: Section.from_json({name: table[name] for name in ("context", "rows")}, kept)}
             sections |= {device: Section.from_json(section, {}) for device, section in table["devices"].items()}
@@ -259,7 +263,10 @@ class Baseline:
         return cls(base=table["base"], recipe=table["recipe"], sections=sections)
 
     def save(self, directory: str | Path) -> Path:
-        """Write the file, whole or not at all, and return its path; the items before it, which it names by digest.
+        """Write the file and its items, whole or not at all, and return its path.
+
+        The items lie in a file whose name has their digest, and the baseline names it: until the baseline is renamed
+        into its place it has the old ones, behind that the new ones. Items that none names are removed last.
 
         Raises BaselineError where that cannot be done.
         """
@@ -267,10 +274,12 @@ class Baseline:
         shared = self.sections.get(ANYWHERE, Section(context={}, rows={}))
         devices = {device: self.sections[device].to_json() for device in self.devices}
         table = {"schema": SCHEMA, "base": self.base, "recipe": self.recipe, **shared.to_json(), "devices": devices}
-        table["digest"] = digest_of(table)
         kept = {key: entry.items for key, entry in shared.rows.items() if entry.items}
-        if kept or (path.parent / ITEMS).exists():
-            stored.save(path.parent / ITEMS, path.stem, kept)
+        items = stored.digest(kept) if kept else None
+        if items is not None:
+            table["items"] = items
+            stored.save(path.parent / ITEMS, f"{path.stem}.{items}", kept)
+        table["digest"] = digest_of(table)
         try:
             text = json.dumps(table, indent=2, sort_keys=True, allow_nan=False)
             text = re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
@@ -280,7 +289,15 @@ class Baseline:
             raise BaselineError(
                 f"baseline {path} cannot be written: {error}; --baselines DIR chooses another folder"
             ) from None
+        stored.remove(path.parent / ITEMS, path.stem, keep=items)
         return path
+
+    def items_file(self, directory: str | Path) -> Path | None:
+        """Where its items are kept; None where it has none."""
+        path = self.file(directory)
+        kept = {key: e.items for key, e in self.sections[ANYWHERE].rows.items() if e.items} if (
+            ANYWHERE in self.sections) else {}  # fmt: skip
+        return path.parent / ITEMS / f"{path.stem}.{stored.digest(kept)}.json" if kept else None
 
 
 def _hashes(sections: Mapping[str, Section]) -> set[str]:

@@ -240,11 +240,11 @@ def write(directory: str | Path, proposals: Iterable[Proposal]) -> None:
         left = each.new is not None and any(section.rows for section in each.new.sections.values())
         if (left and each.new.save(directory) == path) or path is None:
             continue  # else there is no file any more, or another: a folder's base got its digits
-        stored.save(path.parent / ITEMS, path.stem, {})
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise BaselineError(f"baseline {path} cannot be removed: {error.strerror or error}") from None
+        stored.remove(path.parent / ITEMS, path.stem)
 
 
 def _before(directory: str | Path, base: str, recipe: str, base_hash: str | None) -> Baseline:

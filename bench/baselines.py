@@ -190,7 +190,7 @@ def pruned(old: Baseline, devices: Iterable[str] = ()) -> Proposal:
 def unused(directory: Path, kept: Mapping[Key, Baseline | None]) -> list[Path]:
     """Files that no kept baseline names: items of others, lists of items, and what a killed writer left."""
     left = [each for each in kept.values() if each is not None]
-    files = {each.file(directory) for each in left}
+    files = {each.items_file(directory) for each in left}
     lists = {
         each.file(directory).parent / ITEMS / f"{entry.items.asked}.hashes"
         for each in left
@@ -198,7 +198,7 @@ def unused(directory: Path, kept: Mapping[Key, Baseline | None]) -> list[Path]:
         for entry in section.rows.values()
         if entry.items
     }
-    gone = [path for path in directory.glob(f"*/{ITEMS}/*.json") if path.parent.parent / path.name not in files]
+    gone = [path for path in directory.glob(f"*/{ITEMS}/*.json") if path not in files]
     gone += [path for path in directory.glob(f"*/{ITEMS}/*.hashes") if path not in lists]
     gone += [path for pattern in ("*/.*.tmp", f"*/{ITEMS}/.*.tmp") for path in directory.glob(pattern)]
     return sorted(gone)

@@ -14,6 +14,7 @@ of another run, is refused.
 import base64
 import hashlib
 import json
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,24 +136,45 @@ class Items:
 def save(folder: str | Path, name: str, rows: Mapping[str, Items]) -> None:
     """Write the items of a baseline's rows by key into `folder`, as `<name>.json` and the lists that are not there yet.
 
-    Without any the file goes. Raises BaselineError where it cannot be done.
+    Raises BaselineError where it cannot be done.
     """
     folder = Path(folder)
     path = folder / f"{name}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for items in rows.values():
+            _write(folder / f"{items.asked}.hashes", _bytes(items.hashes))
+        _write(path, _content(rows))
+    except OSError as error:
+        raise BaselineError(f"items {path} cannot be written: {error.strerror or error}") from None
+
+
+def digest(rows: Mapping[str, Items]) -> str:
+    """Of what `save` writes of these rows: part of a file's name that no other content has."""
+    return _digest(_content(rows))[:8]
+
+
+def remove(folder: str | Path, name: str, keep: str | None = None) -> None:
+    """Remove the items of a baseline: `<name>.json`, and `<name>.<digest>.json` but for the digest that is kept.
+
+    Raises BaselineError where it cannot be done.
+    """
+    own = re.compile(re.escape(name) + r"(\.[0-9a-f]{8})?\.json")
+    kept = None if keep is None else f"{name}.{keep}.json"
+    try:
+        for path in Path(folder).iterdir() if Path(folder).is_dir() else ():
+            if own.fullmatch(path.name) and path.name != kept:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise BaselineError(f"items in {folder} cannot be removed: {error.strerror or error}") from None
+
+
+def _content(rows: Mapping[str, Items]) -> bytes:
     table = {
         key: {"kind": items.kind, "asked": items.asked, "count": len(items), "values": items._values()}
         for key, items in sorted(rows.items())
     }
-    try:
-        if not table:
-            path.unlink(missing_ok=True)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        for items in rows.values():
-            _write(folder / f"{items.asked}.hashes", _bytes(items.hashes))
-        _write(path, (json.dumps({"schema": SCHEMA, "rows": table}, indent=1, sort_keys=True) + "\n").encode())
-    except OSError as error:
-        raise BaselineError(f"items {path} cannot be written: {error.strerror or error}") from None
+    return (json.dumps({"schema": SCHEMA, "rows": table}, indent=1, sort_keys=True) + "\n").encode()
 
 
 def load(folder: str | Path, name: str) -> dict[str, Items]:

@@ -43,7 +43,7 @@ def written(tmp_path_factory):
 
 
 def _records(path):
-    return sorted(json.dumps(record, sort_keys=True) for record in read(path).records)
+    return sorted(json.dumps(dict(record), sort_keys=True) for record in read(path).records)
 
 
 def _of_lines(lines):

@@ -282,7 +282,7 @@ def test_time_never_goes_back_within_a_file(tmp_path, monkeypatch):
             journal.append({"kind": "verdict", "number": number})
 
     records = read(tmp_path / "journal.jsonl").records
-    assert [(each["number"], each["time"]) for each in records] == [(0, 100.0), (1, 100.0), (2, 101.0)]
+    assert [(each["number"], each["time"]) for each in records] == [(0, 100.0), (1, 100.000001), (2, 101.0)]
 
 
 def test_without_a_journal_or_a_run_there_is_nothing_to_resume(tmp_path):
