@@ -367,7 +367,9 @@ def of_schema_1(folder, base_hash):
     [path] = folder.glob("tiny-*/nf4.json")
     path.parent.rename(folder / "tiny")
     path = folder / "tiny" / "nf4.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 1}))
+    table = json.loads(path.read_text()) | {"schema": 1}
+    (path.parent / "items" / f"nf4.{table.pop('items')}.json").rename(path.parent / "items" / "nf4.json")
+    path.write_text(json.dumps(table))
     sign(path)
     return path
 
