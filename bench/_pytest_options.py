@@ -202,17 +202,19 @@ def _rag(config: pytest.Config) -> Any:
 
 
 def _judge(config: pytest.Config) -> Any:
-    from bench.judge.endpoint import Patience
+    from bench.judge.endpoint import Patience, Url
     from bench.judge.setup import Setup
 
     def given(**options: str) -> dict[str, Any]:
         return {name: value for name, option in options.items() if (value := config.getoption(option)) is not None}
 
     patience = Patience(**given(timeout="--judge-timeout", attempts="--judge-attempts", first="--judge-wait"))
+    addressed = config.getoption("--judge-url") is not None
     return Setup(
         patience=patience,
+        url=Url(config.getoption("--judge-url")) if addressed else None,  # in no variable: it may hold a key
         **given(
-            url="--judge-url", model="--judge-model", local="--judge", samples="--judge-samples",
+            model="--judge-model", local="--judge", samples="--judge-samples",
             concurrency="--judge-concurrency", cache="--judge-cache", decoding="--judge-decoding",
             new_tokens="--judge-new-tokens", questions="--num-questions", fluency="--fluency-model",
             encoder="--coherence-encoder",

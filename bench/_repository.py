@@ -1,12 +1,12 @@
 """What git knows of the folder that a command runs in. Outside a repository, or without git, it knows nothing."""
 
-import os
 import subprocess
 import tarfile
 from io import BytesIO
 from pathlib import Path
 
 from bench._errors import BaselineError
+from bench.judge.key import child_environment
 
 UNCLEAN = "+"  # behind a commit: tracked files differed from it
 
@@ -97,4 +97,4 @@ def _git(*arguments: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "LC_ALL": "C"}  # its words are read
+    return child_environment(LC_ALL="C")  # its words are read

@@ -23,6 +23,7 @@ import bench
 from bench import _repository as repository
 from bench._errors import BaselineError, BenchError, NotAvailable, OptionError
 from bench.generation import Load, Round
+from bench.judge.key import child_environment
 
 CODE = ("bench", "compression")
 PAIRS = 3  # of processes that share the rounds of a further look
@@ -98,7 +99,7 @@ class Process:
         paths = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
-            text=True, env=os.environ | {"PYTHONPATH": paths},
+            text=True, env=child_environment(PYTHONPATH=paths),
         )  # fmt: skip
         self._ask(given)
 

@@ -18,7 +18,8 @@ from bench.judge import alignment, bias, g_eval, readings
 from bench.judge.answers import Answered, Asked
 from bench.judge.asking import Verdict, chosen, restricted
 from bench.judge.cache import Cache, key_of
-from bench.judge.endpoint import Endpoint, Patience, Refused
+from bench.judge.endpoint import Endpoint, Patience, Refused, Url
+from bench.judge.key import Key
 from bench.judge.local import LocalJudge
 from bench.judge.remote import RemoteJudge
 from bench.judge.setup import Setup
@@ -34,8 +35,8 @@ def answered(text, truth="red", question="Which colour has the fox?"):
 
 
 def remote(server, folder, *, key=KEY, patience=QUICK, **settings):
-    return RemoteJudge(Endpoint(server.url, key=key, patience=patience), "judge-1", Cache(folder / "judge.jsonl"),
-                       **settings)  # fmt: skip
+    endpoint = Endpoint(Url(server.url), key=Key(key), patience=patience)
+    return RemoteJudge(endpoint, "judge-1", Cache(folder / "judge.jsonl"), **settings)
 
 
 # --- what is read of a reply ------------------------------------------------------------------------------------------
@@ -193,28 +194,48 @@ def test_no_more_requests_are_under_way_than_allowed(tmp_path):
 @pytest.mark.parametrize("key", ["two words", "line\nend", 'quo"te', ""])
 def test_a_key_that_cannot_be_is_refused_without_showing_it(key):
     with pytest.raises(OptionError, match="BENCH_JUDGE_KEY") as raised:
-        Endpoint("http://127.0.0.1:1/v1", key=key)
+        Key(key)
     assert not key or key not in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"url": "host/v1", "model": "m"}, ["no address"]),
-        ({"url": "http://me:secret@host/v1", "model": "m"}, ["BENCH_JUDGE_KEY"]),
-        ({"url": "http://host/v1?key=secret", "model": "m"}, ["BENCH_JUDGE_KEY"]),
-        ({"url": "http://host/v1"}, ["--judge-url needs --judge-model"]),
+        ({"url": Url("http://host/v1")}, ["--judge-url needs --judge-model"]),
         ({"model": "m"}, ["--judge-model needs --judge-url"]),
-        ({"url": "http://host/v1", "model": "m", "local": "reference"}, ["two judges"]),
+        ({"url": Url("http://host/v1"), "model": "m", "local": "reference"}, ["two judges"]),
         ({"samples": 0}, ["--judge-samples 0"]),
         ({"decoding": "beam"}, ["--judge-decoding beam", "sampled, greedy"]),
     ],
     ids=lambda each: "-".join(each) if isinstance(each, dict) else "",
 )
 def test_a_setup_that_cannot_be_is_refused(given, words):
-    with pytest.raises(OptionError, match=says(*words)) as raised:
+    with pytest.raises(OptionError, match=says(*words)):
         Setup(**given)
-    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("host/v1", "no address"),
+        ("ftp://host/v1", "no address"),
+        ("http://me:secret@host/v1", "BENCH_JUDGE_KEY"),
+        ("http://secret@host/v1", "BENCH_JUDGE_KEY"),
+        ("http://host/v1?key=secret", "BENCH_JUDGE_KEY"),
+        ("http://host/v1#secret", "BENCH_JUDGE_KEY"),
+        ("http://[secret/v1", "no URL that can be read"),
+        ("http://host:secret/v1", "no URL that can be read"),
+        ("http://host:99999/v1", "no URL that can be read"),
+        ("http://host/secret\r\nv1 x", "letters that no URL has"),
+        ("http://h\u00f6st/v1", "letters that no URL has"),
+    ],
+)
+def test_a_url_that_cannot_be_is_refused_and_stands_in_no_frame(url, words):
+    with pytest.raises(OptionError, match=words) as raised:
+        Url(url)
+    frame = raised.value.__traceback__.tb_next.tb_frame
+
+    assert "secret" not in str(raised.value) + repr(frame.f_locals)
 
 
 # --- replies on disk --------------------------------------------------------------------------------------------------
@@ -274,7 +295,7 @@ def test_another_model_or_url_is_asked_anew(tmp_path):
     with Server() as server:
         cache = Cache(tmp_path / "judge.jsonl")
         for model in ("judge-1", "judge-2", "judge-1"):
-            RemoteJudge(Endpoint(server.url, patience=QUICK), model, cache).choose(["Score:"], SCORES)
+            RemoteJudge(Endpoint(Url(server.url), patience=QUICK), model, cache).choose(["Score:"], SCORES)
 
     assert 2 == server.answered.total() == len(cache)
 

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+ROUNDING = 1e-3  # nat by which a log-probability may exceed 0
+MOST = 1.1  # probability of all candidates together, at most
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -41,6 +44,28 @@ class Judge(Protocol):
         """For each prompt, which of the options (single words or numbers) comes next, in the order of the prompts."""
 
 
+def weighed(candidates: Mapping[str, float | None], options: Sequence[str]) -> Verdict:
+    """A verdict from log-probabilities of candidate tokens (nat); none where they cannot be log-probabilities, or none
+    of them is an option.
+
+    A log-probability is a finite number of at most 0; together candidates have a probability of 1, but for rounding.
+    """
+    wrong = {token: value for token, value in candidates.items() if not _is_logprob(value)}
+    if wrong:
+        token, value = next(iter(wrong.items()))
+        return Verdict(invalid=(f"the log-probability of {short(token, 20)} is {value}, which none can be",))
+    sound = {token: value for token, value in candidates.items() if value is not None}
+    total = math.fsum(map(math.exp, sound.values()))
+    if total > MOST:
+        return Verdict(invalid=(f"{len(sound)} tokens have a probability of {total:.2f} together",))
+    weights = restricted(sound, options)
+    return Verdict(weights) if weights else Verdict(invalid=(f"no token is one of {', '.join(options)}",))
+
+
+def _is_logprob(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and value <= ROUNDING
+
+
 def restricted(candidates: Mapping[str, float], options: Sequence[str]) -> dict[str, float]:
     """Probabilities of the options among candidate tokens, given as log-probabilities in nat, and renormalised.
 
@@ -52,13 +77,13 @@ def restricted(candidates: Mapping[str, float], options: Sequence[str]) -> dict[
     {'4': 0.75, '5': 0.25}
     """
     known = {option.casefold(): option for option in options}
+    able = [(known[name], value) for token, value in candidates.items() if (name := token.strip().casefold()) in known]
+    highest = max((value for _, value in able), default=0.0)
     found: dict[str, float] = {}
-    for token, logprob in candidates.items():
-        option = known.get(token.strip().casefold())
-        if option is not None:
-            found[option] = found.get(option, 0.0) + math.exp(logprob)
+    for option, value in able:
+        found[option] = found.get(option, 0.0) + math.exp(value - highest)
     total = math.fsum(found.values())
-    return {option: share / total for option, share in sorted(found.items())} if total > 0 else {}
+    return {option: share / total for option, share in sorted(found.items())}
 
 
 def counted(choices: Sequence[str]) -> dict[str, float]:
@@ -77,11 +102,32 @@ def chosen(text: str, options: Sequence[str]) -> str | None:
     >>> [chosen(text, "12345") for text in ("4", " **Score:** 4.", "5/5", "4 or 5", "4.5", "-4", "")]
     ['4', '4', '5', None, None, None, None]
     """
-    names = "|".join(re.escape(option) for option in options)
-    pattern = rf"""[\s*"'`(\[]*(?:[a-z ]+\W*[:=][\s*]*)?[\s*"'`(\[]*({names})[\s*"'`)\]]*(?:/\s*\d+)?[\s*.!"'`)\]]*"""
-    found = re.fullmatch(pattern, text, re.IGNORECASE)
     known = {option.casefold(): option for option in options}
-    return known[found[1].casefold()] if found else None
+    colon = max(map(text.rfind, ":="))
+    if colon >= 0 and not _is_label(_bare(text[:colon], before=_BEFORE)):
+        return None
+    said, slash, most = _bare(text[colon + 1 :], before=_BEFORE, behind=_BEHIND).partition("/")
+    if slash and not most.strip().isdecimal():
+        return None
+    return known.get(_bare(said, behind=_AMID if slash else _BEHIND).casefold())
+
+
+_BEFORE, _AMID, _BEHIND = "*\"'`([", "*\"'`)]", "*.!\"'`)]"  # marks around an option, beside white space
+
+
+def _bare(text: str, *, before: str = "", behind: str = "") -> str:
+    """A text without white space and these marks at its ends; in time that grows as its length."""
+    begin, end = 0, len(text)
+    while begin < end and (text[begin].isspace() or text[begin] in before):
+        begin += 1
+    while begin < end and (text[end - 1].isspace() or text[end - 1] in behind):
+        end -= 1
+    return text[begin:end]
+
+
+def _is_label(text: str) -> bool:
+    """Letters and blanks, and then nothing that belongs to a word."""
+    return not re.search(r"\w", text[len(re.match(r"[a-z ]*", text, re.IGNORECASE)[0]) :])  # type: ignore[index]
 
 
 def short(text: str, most: int = 120) -> str:

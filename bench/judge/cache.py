@@ -88,7 +88,7 @@ class Cache:
             try:
                 record = json.loads(line)
                 self._found.setdefault(record["key"], record["reply"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise JudgeError(
                     f"{self.path}: the line at byte {self._read} is damaged; delete the file to ask the judge anew, or "
                     "that line"

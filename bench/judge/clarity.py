@@ -71,7 +71,7 @@ def words(text: str) -> list[str]:
 
 def sentences(text: str) -> int:
     """Sentences, told by . ! or ? at the end of a word and by line ends; at least 1."""
-    return max(1, sum(bool(words(part)) for part in re.split(r"[.!?]+(?=[\s\"')\]]|$)|\n+", text)))
+    return max(1, sum(bool(words(part)) for part in re.split(r"(?<![.!?])[.!?]++(?=[\s\"')\]]|$)|\n+", text)))
 
 
 def syllables(word: str) -> int:

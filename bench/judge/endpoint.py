@@ -6,32 +6,25 @@ several clients do not come back together; where the server says how long to wai
 10.2.3), all requests wait that long. Other refusals are errors at once. Redirections are not followed, which would show
 the key to another server.
 
-The key is read from the environment and held in memory. It is in no message, no file and no key of the cache, and it is
-taken out of whatever the server says.
+The key is read from the environment and held in memory (`key`). It is in no message, no traceback, no file and no key
+of the cache, and it is taken out of whatever the server says (`exchange`).
 """
 
-import http.client
 import json
-import os
 import random
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from bench._errors import JudgeError, OptionError
+from bench.judge.exchange import Failure, exchange
+from bench.judge.key import KEY, Key
 
-KEY = "BENCH_JUDGE_KEY"  # environment variable
 PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
 Read = TypeVar("Read")
-LARGEST = 2**24  # bytes of a reply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +57,36 @@ class Refused(JudgeError):
         self.status = status
 
 
+class Unreadable(JudgeError):
+    """The server answered, time and again, with what is no reply of this protocol. The message says what."""
+
+
+class Url(str):
+    """The address of an endpoint, without a slash at its end.
+
+    Raises:
+        OptionError: no http or https, no host, a port that cannot be; or a name, a password or a query, which may hold
+            a key: the command and the URL are written to files. Neither the message nor the frame holds them.
+    """
+
+    def __new__(cls, text: str) -> "Url":
+        wrong = _wrong_with(text)
+        if wrong is not None:
+            del text
+            raise OptionError(wrong)
+        return super().__new__(cls, text.rstrip("/"))
+
+
 class Endpoint:
     """A server at `url`, such as https://host/v1. May be used by several threads.
 
     Args:
         key: sent as a bearer token; None sends none.
-
-    Raises:
-        OptionError: a URL or a key that cannot be; the message does not hold the key.
     """
 
-    def __init__(self, url: str, *, key: str | None = None, patience: Patience | None = None):
-        self.url = check_url(url)
+    def __init__(self, url: Url, *, key: Key | None = None, patience: Patience | None = None):
+        self.url = url
         self.patience = patience or Patience()
-        if key is not None and not (key and key.isascii() and key.isprintable() and not set(key) & set(" \"'\\")):
-            raise OptionError(f"the key in {KEY} has characters that no key has (spaces, quotes, line ends ...)")
         self._key = key
         self._calm = 0.0  # nothing is sent before this time, by the monotonic clock
         self._stopped = threading.Event()
@@ -91,9 +99,6 @@ class Endpoint:
         """Once set, waits end and nothing more is sent."""
         return self._stopped
 
-    def without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
-
     def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], Read]) -> Read:
         """Send a body, and return what `read` makes of the JSON that comes back, from which the key is taken out.
 
@@ -101,84 +106,49 @@ class Endpoint:
 
         Raises:
             Refused: the server will not do it.
+            Unreadable: it answered in the last attempt, and what it said is no JSON, or not of the form.
             JudgeError: no whole reply in all attempts.
         """
         data = json.dumps(body).encode()
-        why = ""
+        why, answered = "", False
         for attempt in range(self.patience.attempts):
-            wait = 0.0
-            if attempt:
-                wait = min(self.patience.longest, self.patience.first * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
-            wait = max(wait, self._calm - time.monotonic())
-            if self._stopped.wait(max(wait, 0.0)) if wait > 0 else self._stopped.is_set():
-                raise JudgeError(f"the judge at {self.url} is not asked any more: the run stops")
-            try:
-                status, headers, text = self._once(path, data)
-            except ssl.SSLCertVerificationError as error:
-                raise JudgeError(f"the judge at {self.url} is not who it says: {error.verify_message}") from None
-            except (OSError, http.client.HTTPException) as error:
-                why = self.without_key(f"{type(error).__name__}: {error}".removesuffix(": "))
-                continue
-            if status in PASSING:
-                why = f"status {status}: {_excerpt(text)}"
-                self._wait_as_told(headers.get("Retry-After"), why)
-            elif status != 200:
-                raise Refused(f"the judge at {self.url} refuses: status {status}: {_excerpt(text)}{_hint(status)}",
-                              status)  # fmt: skip
+            self._wait(attempt)
+            reply = exchange(f"{self.url}{path}", data, self._key, self.patience.timeout)
+            answered = False
+            if isinstance(reply, Failure):
+                if reply.final:
+                    raise JudgeError(f"the judge at {self.url} is not who it says: {reply.words}")
+                why = reply.words
+            elif reply.status in PASSING:
+                why = f"status {reply.status}: {reply.excerpt}"
+                self._wait_as_told(reply.retry_after, why)
+            elif reply.status != 200:
+                raise Refused(f"the judge at {self.url} refuses: status {reply.status}: {reply.excerpt}"
+                              f"{_hint(reply.status)}", reply.status)  # fmt: skip
             else:
+                answered = True
                 try:
-                    return read(json.loads(text))
+                    if reply.wrong:
+                        raise ValueError(reply.wrong)
+                    return read(reply.content)
                 except ValueError as error:
-                    why = f"a reply that cannot be read ({error}): {_excerpt(text)}"
-        raise JudgeError(
+                    why = f"a reply that cannot be read ({error}): {reply.excerpt}"
+        kind = Unreadable if answered else JudgeError
+        raise kind(
             f"the judge at {self.url} did not answer in {self.patience.attempts} attempts; the last: {why}. What it "
             "has answered is kept: run the same command again, with --resume"
         )
 
-    def _once(self, path: str, body: bytes) -> tuple[int, Mapping[str, str], str]:
-        """One attempt: status, headers and text."""
-        parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        assert parts.hostname is not None
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        connection = kind(parts.hostname, parts.port, timeout=self.patience.timeout)
-        late = threading.Event()
-        try:
-            connection.connect()
-            held = connection.sock  # http.client lets go of it before the reply is read
+    def _wait(self, attempt: int) -> None:
+        """Until the server may be asked again. Raises JudgeError where the run stops meanwhile."""
+        wait = 0.0
+        if attempt:
+            wait = min(self.patience.longest, self.patience.first * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
+        wait = max(wait, self._calm - time.monotonic())
+        if self._stopped.wait(max(wait, 0.0)) if wait > 0 else self._stopped.is_set():
+            raise JudgeError(f"the judge at {self.url} is not asked any more: the run stops")
 
-            def cut() -> None:  # a server that sends a byte now and then never lets a socket time out
-                late.set()
-                with suppress(OSError):
-                    held.shutdown(socket.SHUT_RDWR)
-
-            timer = threading.Timer(self.patience.timeout, cut)
-            timer.daemon = True
-            timer.start()
-            try:
-                connection.request("POST", f"{parts.path}{path}", body=body, headers=headers)
-                response = connection.getresponse()
-                data = response.read(LARGEST + 1)
-                if len(data) > LARGEST:
-                    raise http.client.HTTPException(f"a reply of more than {LARGEST} bytes")
-                if response.length:
-                    raise http.client.IncompleteRead(data, response.length)
-            except (OSError, http.client.HTTPException):
-                if late.is_set():
-                    raise TimeoutError(f"no whole reply in {self.patience.timeout:g} s") from None
-                raise
-            finally:
-                timer.cancel()
-            if late.is_set():
-                raise TimeoutError(f"no whole reply in {self.patience.timeout:g} s")
-            return response.status, response.headers, self.without_key(data.decode(errors="replace"))
-        finally:
-            connection.close()
-
-    def _wait_as_told(self, told: str | None, why: str) -> None:
-        seconds = retry_after(told, datetime.now(UTC))
+    def _wait_as_told(self, seconds: float | None, why: str) -> None:
         if seconds is None:
             return
         if seconds > self.patience.longest:
@@ -190,54 +160,25 @@ class Endpoint:
         self._calm = max(self._calm, time.monotonic() + seconds)
 
 
-def retry_after(told: str | None, now: datetime) -> float | None:
-    """Seconds to wait by the header Retry-After, a number or a date; None where it says nothing that can be read.
-
-    >>> now = datetime(2026, 11, 22, 23, 0, 0, tzinfo=UTC)
-    >>> [retry_after(told, now) for told in ("7", "Sun, 22 Nov 2026 23:00:30 GMT", "soon", None)]
-    [7.0, 30.0, None, None]
-    """
-    if told is None:
-        return None
-    if told.strip().isdecimal():
-        return float(told)
+def _wrong_with(url: str) -> str | None:
+    """Why a URL is none of an endpoint, without a part of it that may be a secret; None where it is one."""
+    example = "give one such as https://host/v1"
     try:
-        return max(0.0, (parsedate_to_datetime(told) - now).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def check_url(url: str) -> str:
-    """The URL without a slash at its end.
-
-    Raises:
-        OptionError: no http or https, no host; or a name, a password or a query, which may hold a key: the command and
-            the URL are written to files.
-    """
-    parts = urlsplit(url)
+        parts = urlsplit(url)
+        secret = "@" in parts.netloc or parts.query or parts.fragment
+        port = parts.port
+    except ValueError:
+        return f"--judge-url is no URL that can be read; {example}"
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise OptionError("--judge-url is no address of an endpoint; give one such as https://host/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise OptionError(
+        return f"--judge-url is no address of an endpoint; {example}"
+    if secret:
+        return (
             f"--judge-url with a name, a password or a query would be written to files; put the key into {KEY} and "
             f"give {parts.scheme}://{parts.hostname}... alone"
         )
-    try:
-        parts.port  # noqa: B018 - raises for one that cannot be
-    except ValueError as error:
-        raise OptionError(f"--judge-url: {error}") from None
-    return url.rstrip("/")
-
-
-def key_from_environment() -> str | None:
-    """The key, or None where there is none, as local servers need none."""
-    return os.environ.get(KEY) or None
-
-
-def _excerpt(text: str) -> str:
-    from bench.judge.asking import short
-
-    return short(text, 300)
+    if port == 0 or not url.isascii() or not url.isprintable() or " " in url:
+        return f"--judge-url has a port or letters that no URL has; {example}"
+    return None
 
 
 def _hint(status: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench._errors import JudgeError
-from bench.judge.asking import Verdict, restricted
+from bench.judge.asking import Verdict, weighed
 from bench.rows import Input
 
 STEPS_TOKENS = 256
@@ -71,9 +71,9 @@ class LocalJudge:
             for number, (place, option) in enumerate((place, option) for place in able for option in options)
         ]
         logprobs = iter(value for value, _ in (self._scorer.loglikelihood(requests) if requests else []))
-        found = {place: restricted({option: next(logprobs) for option in options}, options) for place in able}
+        found = {place: weighed({option: next(logprobs) for option in options}, options) for place in able}
         return [
-            Verdict(found[place]) if place in found else
+            found[place] if place in found else
             Verdict(invalid=(f"a prompt of {length} tokens does not fit into the {room} positions of {self.name}",))
             for place, length in enumerate(lengths)
         ]  # fmt: skip

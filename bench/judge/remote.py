@@ -1,19 +1,22 @@
 """A judge behind an OpenAI-compatible endpoint: every reply is kept before the next step relies on it."""
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from bench._errors import JudgeError, OptionError
-from bench.judge.asking import Verdict, chosen, counted, restricted, short
+from bench.judge.asking import Verdict, chosen, counted, short, weighed
 from bench.judge.cache import Cache, key_of
-from bench.judge.endpoint import Endpoint, Refused
+from bench.judge.endpoint import Endpoint, Refused, Unreadable
 
 PATH = "/chat/completions"
 TOPS = 20  # log-probabilities asked for at each token: the most that the protocol allows
 SAMPLES = 20  # Liu et al. 2023, section 3, for a model without log-probabilities
 STEPS_TOKENS = 512  # of a text
 CHOICE_TOKENS = 8  # of a choice, which may have a label or marks around it
+MAX = sys.float_info.max
 
 
 class RemoteJudge:
@@ -34,6 +37,7 @@ class RemoteJudge:
         self.samples, self.concurrency = samples, concurrency
         self.asked = 0  # requests that were answered by the endpoint and not by the cache
         self._logprobs: bool | None = None
+        self._unreadable: dict[str, dict[str, Any]] = {}
 
     @property
     def name(self) -> str:
@@ -83,38 +87,82 @@ class RemoteJudge:
     def _replies(self, bodies: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The replies in order; equal bodies, and those that were answered before, are not sent again."""
         keys = [key_of({"url": self.endpoint.url + PATH, "body": body}) for body in bodies]
-        wanted = {key: body for key, body in zip(keys, bodies, strict=True) if self.cache.get(key) is None}
+        wanted = {key: body for key, body in zip(keys, bodies, strict=True)
+                  if key not in self._unreadable and self.cache.get(key) is None}  # fmt: skip
         _together(self._ask, list(wanted.items()), self.concurrency, self.endpoint)
-        found = [self.cache.get(key) for key in keys]
-        return [reply for reply in found if reply is not None]
+        return [self._kept(key) for key in keys]
+
+    def _kept(self, key: str) -> Mapping[str, Any]:
+        """A reply of the cache. Raises JudgeError where it is none that was kept by `_ask`."""
+        reply = self._unreadable.get(key) or self.cache.get(key)
+        try:
+            return read_kept(reply)
+        except ValueError as error:
+            raise JudgeError(
+                f"{self.cache.path}: the reply with the key {key} is damaged ({error}); delete its line to ask anew"
+            ) from None
 
     def _ask(self, item: tuple[str, Mapping[str, Any]]) -> None:
         key, body = item
         try:
-            reply = self.endpoint.post(PATH, body, self._read)
+            reply = self.endpoint.post(PATH, body, read_completion)
         except Refused as error:
             if "logprobs" not in body or error.status not in (400, 422) or "logprob" not in str(error).lower():
                 raise
-            reply = {"text": None, "end": "log-probabilities are refused", "tops": []}
+            reply = no_reply("log-probabilities are refused")
+        except Unreadable as error:
+            if body["max_tokens"] != CHOICE_TOKENS:
+                raise
+            self._unreadable[key] = no_reply(str(error))  # not on disk: another run asks anew
+            return
         self.asked += 1
         self.cache.put(key, reply)
 
-    def _read(self, found: Any) -> dict[str, Any]:
-        """What is kept of a completion: its text, why it ended, and for each token the likeliest ones.
 
-        Raises ValueError for JSON of another form.
-        """
-        clean = self.endpoint.without_key
-        try:
-            choice = found["choices"][0]
-            text, logprobs = choice["message"].get("content"), choice.get("logprobs") or {}
-            tops = [
-                {clean(top["token"]): float(top["logprob"]) for top in (*(at.get("top_logprobs") or []), at)}
-                for at in logprobs.get("content") or []
-            ]
-            return {"text": text and clean(text), "end": clean(str(choice.get("finish_reason"))), "tops": tops}
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"no completion: {type(error).__name__} {error}") from None
+def no_reply(why: str) -> dict[str, Any]:
+    """What is kept where no text came."""
+    return {"text": None, "end": why, "tops": []}
+
+
+def read_completion(found: Any) -> dict[str, Any]:
+    """What is kept of a completion: its text, why it ended, and for each token the likeliest ones with their
+    log-probabilities; None for what is no finite number.
+
+    Raises ValueError for JSON of another form.
+    """
+    try:
+        choice = found["choices"][0]
+        logprobs = choice.get("logprobs") or {}
+        tops = [
+            {top["token"]: _finite(top["logprob"]) for top in (*(at.get("top_logprobs") or []), at)}
+            for at in logprobs.get("content") or []
+        ]
+        text, end = choice["message"].get("content"), short(str(choice.get("finish_reason")))
+        return read_kept({"text": text, "end": end, "tops": tops})
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"no completion: {type(error).__name__} {short(str(error))}") from None
+
+
+def read_kept(reply: Any) -> Mapping[str, Any]:
+    """A reply, checked: a text or None, why it ended, and numbers or None by token. Raises ValueError for another."""
+    if not isinstance(reply, Mapping) or not {"text", "end", "tops"} <= set(reply):
+        raise ValueError("it lacks text, end or tops")
+    if not isinstance(reply["text"], str | None) or not isinstance(reply["end"], str):
+        raise ValueError("its text or its end is no text")
+    tables = reply["tops"]
+    if not isinstance(tables, list) or not all(isinstance(at, dict) for at in tables):
+        raise ValueError("its tops are no list of tables")
+    for token, value in (pair for at in tables for pair in at.items()):
+        if not isinstance(token, str) or (value is not None and _finite(value) is None):
+            raise ValueError("its tops are not log-probabilities of tokens")
+    return reply
+
+
+def _finite(value: Any) -> float | None:
+    """A number as a float; None for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX <= value <= MAX:
+        return None
+    return float(value)
 
 
 def by_logprobs(reply: Mapping[str, Any], options: Sequence[str]) -> Verdict:
@@ -124,10 +172,12 @@ def by_logprobs(reply: Mapping[str, Any], options: Sequence[str]) -> Verdict:
         return Verdict(invalid=(f"no text came ({reply['end']})",))
     if chosen(text, options) is None:
         return Verdict(invalid=(f"none of {', '.join(options)}: {short(text)}",))
+    names = {option.casefold() for option in options}
     for tops in reply["tops"]:
-        likeliest = max(tops, key=tops.__getitem__, default="")
-        if likeliest.strip().casefold() in {option.casefold() for option in options}:
-            return Verdict(restricted(tops, options))
+        values = {token: -math.inf if value is None else value for token, value in tops.items()}
+        likeliest = max(values, key=values.__getitem__, default="")
+        if likeliest.strip().casefold() in names or None in tops.values():
+            return weighed(tops, options)
     return Verdict(invalid=(f"no token by itself is one of {', '.join(options)} in {short(text)}",))
 
 

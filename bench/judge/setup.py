@@ -7,7 +7,8 @@ from bench._errors import NotAvailable, OptionError
 from bench.judge.answers import DECODING, NEW_TOKENS
 from bench.judge.asking import Judge
 from bench.judge.clarity import DEFAULT_LM
-from bench.judge.endpoint import Endpoint, Patience, check_url, key_from_environment
+from bench.judge.endpoint import Endpoint, Patience, Url
+from bench.judge.key import Key
 from bench.judge.remote import SAMPLES, RemoteJudge
 
 NO_JUDGE = (
@@ -28,7 +29,7 @@ class Setup:
         encoder: model of sentence-transformers for coherence; None: TF-IDF.
     """
 
-    url: str | None = None
+    url: Url | None = None
     model: str | None = None
     local: str | None = None
     samples: int = SAMPLES
@@ -42,8 +43,6 @@ class Setup:
     encoder: str | None = None
 
     def __post_init__(self) -> None:
-        if self.url is not None:
-            check_url(self.url)
         if (self.url is None) != (self.model is None):
             given, lacking = ("--judge-url", "--judge-model") if self.url else ("--judge-model", "--judge-url")
             raise OptionError(f"{given} needs {lacking}")
@@ -71,6 +70,6 @@ class Setup:
             raise NotAvailable(NO_JUDGE)
         from bench.judge.cache import Cache
 
-        endpoint = Endpoint(self.url, key=key_from_environment(), patience=self.patience)
+        endpoint = Endpoint(self.url, key=Key.from_environment(), patience=self.patience)
         cache = Cache(self.cache or folder / "judge.jsonl")
         return RemoteJudge(endpoint, self.model, cache, samples=self.samples, concurrency=self.concurrency)

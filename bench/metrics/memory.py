@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from bench import machine
 from bench._errors import BenchError, MetricError, OptionError
 from bench.generation import Load
+from bench.judge.key import child_environment
 from bench.metrics._registry import metric
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def peak_in_child(
     takes longer than `timeout` seconds.
     """
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | STEADY_HEAP | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = child_environment(**STEADY_HEAP, PYTHONPATH=os.pathsep.join(paths))
     name = f"the process that measures the memory of {spec.target!r}"
     try:
         child = subprocess.run(
