@@ -131,7 +131,7 @@ class Inputs:
         if self.base.tokenizer is None:
             raise DataError(f"base {self.source.text} has no tokenizer: questions need tokenizer.json beside it")
         return questions_of(
-            self.collection, self.base.tokenizer, count=self.options.judge.questions,
+            self.collection, self.base.tokenizer, count=self.options.judge.questions, seed=self.options.seed,
             new_tokens=self.options.judge.new_tokens, positions=self.source.config.get("max_position_embeddings"),
         )  # fmt: skip
 
@@ -151,13 +151,21 @@ class Inputs:
         judge = self.options.judge.judge(self.options.journal.parent, self.options.device)
         return judge, write_steps(judge)
 
-    @functools.cached_property
-    def small_model(self) -> "SmallModel":
-        """The language model of fluency."""
-        from bench.judge.clarity import SmallModel
+    @property
+    def fluency_model(self) -> str | None:
+        """The language model of fluency; None where none knows the language of what is answered."""
+        from bench.judge.clarity import DEFAULT_LM
 
         assert self.options.judge is not None
-        return SmallModel(self.options.judge.fluency, self.options.device)
+        return self.options.judge.fluency or (DEFAULT_LM if self.collection.form == "reference" else None)
+
+    @functools.cached_property
+    def small_model(self) -> "SmallModel | None":
+        """That model, opened."""
+        from bench.judge.clarity import SmallModel
+
+        name = self.fluency_model
+        return None if name is None else SmallModel(name, self.options.device)
 
     @functools.cached_property
     def coherence(self) -> "Callable[[Sequence[Answered]], list[float]]":

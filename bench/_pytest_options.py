@@ -37,7 +37,8 @@ def declare(parser: pytest.Parser) -> None:
     add("--cache", type=Path, metavar="DIR", help="what training left for later runs; default $COMPRESSION_CACHE, or "
         "compression-bench in the user's cache folder")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:N; default auto: cuda if there is one")
-    add("--seed", type=int, default=0, help="of prompts, random weights and calibration")
+    add("--seed", type=int, default=0, help="of prompts, random weights, calibration, and which questions "
+        "of a set are asked")  # fmt: skip
     add(
         "--gate",
         choices=("auto", "strict", "off"),
@@ -68,7 +69,8 @@ def declare(parser: pytest.Parser) -> None:
     add("--dataset-path", metavar="PATH", help="questions for RAG: a SQuAD file, a JSON list of question and answer, "
         "or a folder with Cranfield; default the embedded manuals")  # fmt: skip
     add("--documents", metavar="PATH", help="text file or folder that a list of questions is about")
-    add("--num-questions", type=int, help="questions asked; default 64, or as many as there are")
+    add("--num-questions", type=int, help="questions asked, spread over the set; default 64, or as many as "
+        "there are")  # fmt: skip
     add("--retriever", default="bm25", help="bm25, dense or hybrid; the last two need --encoder")
     add("--encoder", metavar="MODEL", help="folder or hub id of a sentence-transformers model")
     add("--index", default="exact", help="of vectors: exact, faiss, qdrant:FOLDER or qdrant:http://HOST:PORT")
@@ -95,11 +97,12 @@ def declare(parser: pytest.Parser) -> None:
     add("--judge-decoding", choices=("sampled", "greedy"), help="of the answers that are judged; default sampled, at "
         "temperature 0.7")  # fmt: skip
     add("--judge-new-tokens", type=int, help="of an answer that is judged; default 200")
-    add("--fluency-model", metavar="MODEL", help="folder or hub id of the language model of fluency; default the "
-        "embedded reference's teacher")  # fmt: skip
+    add("--fluency-model", metavar="MODEL", help="folder or hub id of the language model of fluency; default for "
+        "the embedded set the reference's teacher, else none")  # fmt: skip
     add("--coherence-encoder", metavar="MODEL", help="sentence-transformers model; default TF-IDF of words")
     add("--tasks", default="core", help="core, full, none, or names separated by commas; see METHODOLOGY.md")
-    add("--limit", type=int, help="questions of each task (of MMLU: of each subject); default all")
+    add("--limit", type=int, help="questions of each task (of MMLU: of each subject), the first, as lm-eval "
+        "takes them; default all")  # fmt: skip
     add("--task-rows", type=int, help="sequences that tasks read in one forward pass; default by tokens")
     add("--chat-template", action="store_true", help="put the tasks' prompts into the tokenizer's chat template")
     add(
@@ -188,6 +191,7 @@ def _rag(config: pytest.Config) -> Any:
         dataset=get("--dataset-path"),
         documents=get("--documents"),
         questions=get("--num-questions"),
+        seed=get("--seed"),
         retriever=get("--retriever"),
         encoder=get("--encoder"),
         index=get("--index"),

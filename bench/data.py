@@ -1,7 +1,7 @@
 """Where the texts come from that a model is measured on: the embedded world, the hub, or a folder.
 
 `open_data` chooses; whatever it returns answers `texts(split)` and `conversations(split)` and says, for the row of a
-result, what exactly was read (`name`) and which bytes (`digest`). Nothing is opened before it is asked for.
+result, what exactly was read (`name`) and which text (`digest`). Nothing is opened before it is asked for.
 
 Rows. A WikiText file is read as the `datasets` library reads it: one row per line, the newline kept, a blank line as an
 empty row, so that the raw file in a folder and the hub give the same rows. Any other text file holds documents apart by
@@ -25,6 +25,7 @@ from typing import Any
 
 from bench._errors import DataError, OptionError
 from bench.rows import Input
+from compression._reading import check_texts, digest_of_texts, lines_of_json, loads, read_text, whole_text
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 
@@ -52,7 +53,7 @@ class Source:
 
     name: str
     rows: list[Any]
-    digest: str  # SHA-256, hex, of the bytes read
+    digest: str  # SHA-256, hex, of the text read, in UTF-8
     origin: str  # the file, repository or module
     named: bool = False  # whether the suite or the hub calls it so; else it is the name of a folder
 
@@ -63,7 +64,13 @@ class Source:
 
 
 class Data(ABC):
-    """Texts and conversations by split. Every method raises DataError where a split is not there or is malformed."""
+    """Texts and conversations by split. Every method raises DataError where a split is not there or is malformed.
+
+    Attributes:
+        drawn: the rows stand in an order that was drawn when they were made; the first are a sample of them.
+    """
+
+    drawn = False
 
     def __init__(self) -> None:
         self._sources: dict[tuple[str, str], Source] = {}
@@ -97,7 +104,7 @@ class Data(ABC):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the bytes of the language test split."""
+        """SHA-256 (hex) of the text of the language test split."""
         return self.source("test").digest
 
     def describe(self, split: str = "test", *, what: str = LANGUAGE) -> str:
@@ -108,6 +115,8 @@ class Data(ABC):
 
 class Embedded(Data):
     """The generated world of the embedded reference."""
+
+    drawn = True
 
     def _read(self, split: str, what: str) -> Source:
         if what != LANGUAGE:
@@ -131,13 +140,16 @@ class Hub(Data):
         except ImportError as error:
             raise DataError("--data hub needs the datasets library: pip install datasets, or give a folder") from error
         try:
-            rows = list(load_dataset(repository, configuration, split=splits[split])[field])
+            found = list(load_dataset(repository, configuration, split=splits[split])[field])
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(
                 f"{repository} cannot be loaded from the hub ({type(error).__name__}: {error}); "
                 "without a network give --data a folder that holds it"
             ) from error
-        digest = _digest(json.dumps(row, sort_keys=True).encode() for row in rows)
+        parse = {LANGUAGE: _language_row, CONVERSATIONS: _conversation_row}[what]
+        rows = [parse(f"{repository}: row {number}", {field: row}) for number, row in enumerate(found, 1)]
+        check_texts(rows, repository, DataError)
+        digest = _digest(json.dumps(row, sort_keys=True).encode() for row in found)
         name = f"hub:{configuration or repository.partition('/')[2]}"
         return Source(name=name, rows=rows, digest=digest, origin=f"{repository}, {splits[split]}", named=True)
 
@@ -158,7 +170,7 @@ class Folder(Data):
                 raise DataError(f"{place} has several files of {what} for the {split} split: {names}; keep one")
             for path, rows in found.items():
                 name = f"{place.name}{_form(path)}" if what == LANGUAGE else f"{place.name}/{path.stem}"
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest = digest_of_texts([_text(path)])
                 return Source(name=name, rows=rows, digest=digest, origin=str(path.relative_to(self.folder)))
         there = sorted(path.name for path in self.folder.iterdir())
         raise DataError(
@@ -223,10 +235,7 @@ def _words(path: Path) -> set[str]:
 
 
 def _text(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}; convert it") from error
+    text = read_text(path, DataError)
     if not text.strip():
         raise DataError(f"{path} is empty: there is no text in it to score")
     return text
@@ -275,26 +284,16 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where it stands, record) of a JSONL file, or of a JSON file that is one list."""
     text = _text(path)
     if path.suffix.lower() == ".json":
-        whole = _json(text, str(path), 1)
+        whole = loads(text, str(path), DataError)
         if not isinstance(whole, list):
             raise DataError(f"{path}: a {type(whole).__name__}; a JSON file of data must be a list of records")
         records = ((f"{path}: row {number}", record) for number, record in enumerate(whole, 1))
     else:
-        lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-        records = ((f"{path}:{number}", _json(line, str(path), number)) for number, line in lines)
+        records = lines_of_json(text, str(path), DataError)
     for where, record in records:
         if not isinstance(record, dict):
             raise DataError(f"{where}: a {type(record).__name__}; every row must be a JSON object")
         yield where, record
-
-
-def _json(text: str, path: str, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        what = f"not JSON: {error.msg} at column {error.colno}"
-        raise DataError(f"{path}:{line}: {what}; mend or delete the line") from error
 
 
 def _kind(where: str, record: dict[str, Any]) -> str:
@@ -309,10 +308,7 @@ def _kind(where: str, record: dict[str, Any]) -> str:
 
 
 def _language_row(where: str, record: dict[str, Any]) -> str:
-    text = record.get("text", record.get("content"))
-    if not isinstance(text, str):
-        raise DataError(f"{where}: its text is a {type(text).__name__}; it must be a string")
-    return text
+    return whole_text(record.get("text", record.get("content")), where, DataError)
 
 
 def _conversation_row(where: str, record: dict[str, Any]) -> list[Message]:

@@ -35,11 +35,13 @@ def test_bias(workbench, recipe):
 
 def test_clarity(workbench, recipe):
     def of(said):
-        return readings.clarity(said(), workbench.small_model.perplexities, workbench.coherence)
+        model = workbench.small_model
+        return readings.clarity(said(), model and model.perplexities, workbench.coherence)
 
     setup = workbench.options.judge
     vectors = model_read(setup.encoder) if setup.encoder else "tf-idf"
-    against_base(workbench, "clarity", recipe, of, lm=model_read(setup.fluency), vectors=vectors)
+    model = workbench.fluency_model
+    against_base(workbench, "clarity", recipe, of, lm=model and model_read(model), vectors=vectors)
 
 
 def test_likelihood(workbench, recipe):
@@ -97,5 +99,6 @@ def measure(workbench, of, recipe, take, notes, **params):
     except NotAvailable:  # which `take` says too
         count = None
     asked = {"data": workbench.collection.read, "questions": count, "decoding": setup.decoding,
-             "new_tokens": setup.new_tokens}  # fmt: skip
+             "new_tokens": setup.new_tokens,
+             "draw": None if workbench.collection.drawn else workbench.options.seed}  # fmt: skip
     workbench.measure(of, recipe, take, asked | params, notes=notes)

@@ -216,7 +216,12 @@ class Workbench(Models, Inputs, Findings):
                 refused = {"status": "not_available", "reason": self.options.shared}
                 rows.append(self._row(of, recipe, metric, params, value=None, **refused))
                 continue
-            value = metric(reading)
+            try:
+                value = metric(reading)
+            except NotAvailable as error:  # one metric of several cannot be had of it
+                unavailable = {"status": "not_available", "reason": str(error)}
+                rows.append(self._row(of, recipe, metric, params, value=None, **unavailable))
+                continue
             base_value = None if base is None else metric(base)
             samples = tuple(metric(r) for r in each(reading)) if each and metric.per_device else ()
             base_samples = tuple(metric(r) for r in each(base)) if samples and base is not None and each else ()

@@ -13,7 +13,6 @@ A source is named by text, or given as it is:
 
 import functools
 import itertools
-import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +27,7 @@ from compression._checkpoint import BaseSource
 from compression._errors import CalibrationError
 from compression._files import digest_of
 from compression._identity import of_texts
+from compression._reading import json_lines, read_text, whole_text
 
 WAYS_OUT = 'give calibration (--calibration) as "embedded", "hub", "random", a folder of text, texts, or token ids'
 EVALUATION = {"test", "validation", "valid", "val", "dev"}
@@ -123,6 +123,8 @@ def open_calibration(given: Any, base: BaseSource) -> Calibration | None:
     documents = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(document, str) for document in documents):
         raise CalibrationError(f"calibration must be texts or token ids, not {type(given).__name__}; {WAYS_OUT}")
+    for number, document in enumerate(documents, 1):
+        whole_text(document, f"calibration text {number}", CalibrationError)
     return _texts(f"of {len(documents)} given texts", lambda: documents)
 
 
@@ -164,8 +166,10 @@ def _hub(seed: int) -> Iterator[str]:
 
         repository, file = _C4
         rows = load_dataset(repository, data_files={"train": file}, split="train", streaming=True)
-        for row in rows.shuffle(seed=seed, buffer_size=1_000):
-            yield row["text"]
+        for number, row in enumerate(rows.shuffle(seed=seed, buffer_size=1_000), 1):
+            yield whole_text(row["text"], f"{repository}: row {number}", CalibrationError)
+    except CalibrationError:
+        raise
     except Exception as error:  # the library raises many kinds, all of them for the same reason
         raise CalibrationError(
             f"C4 cannot be had from the hub: {type(error).__name__}: {str(error)[:200]}; without a network give "
@@ -187,18 +191,14 @@ def _folder(folder: Path) -> Calibration:
 
 
 def _read(path: Path) -> Iterator[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".txt":
-            yield from (part.strip() for part in re.split(r"\n[ \t]*\n", text) if part.strip())
-            return
-        for row in map(json.loads, filter(str.strip, text.split("\n"))):
-            yield row["text"] if "text" in row else row["content"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CalibrationError(
-            f"calibration file {path} cannot be read: {type(error).__name__}: {error}; each line of a .jsonl file is "
-            "an object with the field text or content"
-        ) from error
+    if path.suffix == ".txt":
+        text = read_text(path, CalibrationError)
+        yield from (part.strip() for part in re.split(r"\n[ \t]*\n", text) if part.strip())
+        return
+    for where, row in json_lines(path, CalibrationError):
+        if not isinstance(row, dict) or not {"text", "content"} & set(row):
+            raise CalibrationError(f"{where}: calibration needs an object with the field text or content on each line")
+        yield whole_text(row.get("text", row.get("content")), where, CalibrationError)
 
 
 def _shuffled(documents: Iterable[str], seed: int) -> list[str]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from compression._calibration import EVALUATION, SEPARATOR
 from compression._checkpoint import BaseSource
 from compression._errors import TrainingError
+from compression._reading import json_lines, whole_text
 
 WAYS_OUT = (
     "give downstream (--downstream) as a task of the embedded reference, a folder of *.jsonl with prompt and answer, "
@@ -118,6 +119,9 @@ def open_downstream(given: Any, base: BaseSource) -> Downstream | None:
     if not pairs or not all(isinstance(p, Sequence) and len(p) == 2 and all(isinstance(t, str) for t in p)
                             for p in pairs):  # fmt: skip
         raise TrainingError(f"a downstream task must be (prompt, answer) pairs, not {type(given).__name__}; {WAYS_OUT}")
+    for number, pair in enumerate(pairs, 1):
+        for text in pair:
+            whole_text(text, f"downstream pair {number}", TrainingError)
     return Downstream("given", lambda: [(prompt, answer) for prompt, answer in pairs])
 
 
@@ -150,17 +154,12 @@ def read_examples(path: Path) -> list[Example]:
         TrainingError: it cannot be read, or a line is not an object with prompt and answer.
     """
     found = []
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-            if not line.strip():
-                continue
-            row = json.loads(line)
-            prompt, answer = (row.get(key) if isinstance(row, dict) else None for key in ("prompt", "answer"))
-            if not isinstance(prompt, str) or not isinstance(answer, str) or not answer.strip():
-                raise ValueError(f"line {number} has no prompt or no answer, which are texts: {line[:80]}")
-            found.append((prompt, answer))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read: {error}; each line is an object with prompt and answer") from error
+    for where, row in json_lines(path, TrainingError):
+        fields = row if isinstance(row, dict) else {}
+        prompt, answer = (whole_text(fields.get(key), where, TrainingError, key) for key in ("prompt", "answer"))
+        if not answer.strip():
+            raise TrainingError(f"{where}: the answer is blank; each line is an object with prompt and answer")
+        found.append((prompt, answer))
     return found
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from compression import _registry
 from compression._errors import RecipeError
+from compression._reading import read_text
 from compression._registry import Method
 
 SCHEMA = 1
@@ -117,8 +118,8 @@ class Recipe:
     @classmethod
     def _from_file(cls, path: Path) -> "Recipe":
         try:
-            value = _DECODER.decode(path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
+            value = _DECODER.decode(read_text(path, ValueError))
+        except (ValueError, RecursionError) as error:
             raise RecipeError(f"recipe file {str(path)!r} cannot be read as JSON: {error}") from error
         return cls.from_json(value)
 

@@ -73,8 +73,8 @@ def test_a_folder_gives_its_texts_and_leaves_out_those_for_evaluation(tmp_path):
     [
         ({}, "holds no calibration text"),
         ({"test.txt": "x"}, "holds no calibration text"),
-        ({"a.jsonl": "{"}, "a.jsonl cannot be read"),
-        ({"a.jsonl": '{"body": "x"}'}, "a.jsonl cannot be read: KeyError"),
+        ({"a.jsonl": "{"}, "a.jsonl:1: not JSON"),
+        ({"a.jsonl": '{"body": "x"}'}, "a.jsonl:1: calibration needs an object with the field text or content"),
     ],
 )
 def test_a_folder_that_cannot_serve_is_refused(tmp_path, write, words):

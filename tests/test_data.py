@@ -129,7 +129,7 @@ def test_the_digest_is_that_of_the_bytes_of_the_file(tmp_path):
         ({"test.json": '{"text": "x"}'}, ["test.json", "must be a list"]),
         ({"test.jsonl": "[1]\n"}, ["test.jsonl:1", "JSON object"]),
         ({"test.jsonl": jsonl({"txet": "x"})}, ["test.jsonl:1", "txet", "'text' or 'content'"]),
-        ({"test.jsonl": jsonl({"text": 3})}, ["test.jsonl:1", "int", "string"]),
+        ({"test.jsonl": jsonl({"text": 3})}, ["test.jsonl:1", "its text is 3", "must be a text"]),
         ({"test.jsonl": jsonl({"text": "x"}, {"messages": TURNS})}, ["test.jsonl:2", "separate files"]),
     ],
 )

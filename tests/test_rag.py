@@ -2,17 +2,21 @@
 
 import json
 import os
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from checkpoints import says
 from commands import FILES, pytest_bench
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench._errors import DataError, NotAvailable, OptionError
 from bench.rag import readings, robustness
 from bench.rag.answers import ask, check_lengths, prompt
 from bench.rag.chunking import Chunking
-from bench.rag.collection import Collection, Document, Question
+from bench.rag.collection import Collection, Document, Question, spread
 from bench.rag.pipeline import Asked, Setup, retrieve
 from bench.rag.readers import embedded, open_collection
 from bench.sign import sign
@@ -144,7 +148,10 @@ def test_judgements_alone_have_rankings_and_no_answers(tmp_path):
     collection = open_collection(cranfield_folder(tmp_path, "1 2 1\n2 1 1\n"))
     found = retrieve(Setup(top_k=1), collection=collection)
 
-    assert [["2"], ["1"]] == [list(ranking) for ranking in readings.rankings(found, "judged").rankings]
+    ranked = dict(
+        zip([each.question.id for each in found.asked], readings.rankings(found, "judged").rankings, strict=True)
+    )
+    assert {"1": ["2"], "2": ["1"]} == ranked
     for read in (readings.contexts, lambda f: readings.rankings(f, "tokens")):
         with pytest.raises(NotAvailable, match="no answers"):
             read(found)
@@ -193,6 +200,73 @@ def test_a_setup_that_cannot_be_is_refused(given, words):
 def test_more_than_there_is_cannot_be_asked_for(tmp_path, given, words):
     with pytest.raises(OptionError, match=says(*words)):
         retrieve(Setup(dataset=written(tmp_path, SQUAD), **{"top_k": 1, **given}))
+
+
+# --- which questions are asked ----------------------------------------------------------------------------------------
+
+places = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=40)
+
+
+def placed(pairs):
+    """Questions of (article, paragraph), named by their place."""
+    return [question(str(n), part=(f"article-{a}", f"paragraph-{a}-{p}")) for n, (a, p) in enumerate(pairs)]
+
+
+@given(places, st.integers(0, 9), st.integers(1, 40), st.randoms())
+def test_the_first_questions_of_a_draw_are_spread_over_articles_and_their_paragraphs(pairs, seed, count, random):
+    questions = placed(pairs)
+    drawn = spread(questions, seed)
+    shuffled = list(questions)
+    random.shuffle(shuffled)
+
+    assert sorted(map(id, questions)) == sorted(map(id, drawn))
+    assert drawn == spread(shuffled, seed)  # the order of the file does not matter
+    for depth in (0, 1):  # a part is asked a second time when every other of its whole has been asked, or is used up
+        for whole in {each.part[:depth] for each in questions}:
+            there = Counter(each.part[: depth + 1] for each in questions if each.part[:depth] == whole)
+            asked = Counter(each.part[: depth + 1] for each in drawn[:count] if each.part[:depth] == whole)
+            most = max(asked.values(), default=0)
+            assert all(asked[part] >= min(most - 1, there[part]) for part in there)
+
+
+def test_another_seed_draws_other_questions_and_fewer_are_the_first_of_more(tmp_path):
+    questions = tuple(placed([(n % 6, n % 4) for n in range(60)]))
+    collection = Collection(name="mine", digest="0", documents=(document("a"),), questions=questions)
+    drawn = collection.take(20, 0).questions
+
+    assert drawn == collection.take(20, 0).questions != collection.take(20, 1).questions
+    assert drawn[:5] == collection.take(5, 0).questions
+    assert set(questions) == set(collection.take(None, 0).questions)
+
+
+def test_the_embedded_questions_are_drawn_already_and_taken_from_their_beginning():
+    collection = embedded()
+
+    assert collection.questions[:64] == collection.take(64, 7).questions
+    assert 60 <= len({name for each in collection.questions[:64] for name in each.gains})
+
+
+def test_questions_of_a_squad_file_are_of_all_its_articles_and_the_draw_stands_in_the_key(tmp_path):
+    articles = [{"paragraphs": [{"context": f"Text {a}.{p}.", "qas": [
+        {"id": f"{a}.{p}.{q}", "question": f"What is {a}.{p}.{q}?", "answers": [{"text": f"{a}.{p}"}]}
+        for q in range(3)]} for p in range(3)]} for a in range(8)]  # fmt: skip
+    path = written(tmp_path, {"data": articles})
+    found = retrieve(Setup(dataset=path, questions=8, top_k=1, seed=3))
+
+    assert [str(n) for n in range(8)] == sorted(each.question.id[0] for each in found.asked)
+    assert (3, 8) == (found.params["draw"], found.params["questions"])
+    assert found.asked[0].question == retrieve(Setup(dataset=path, questions=4, top_k=1, seed=3)).asked[0].question
+    assert retrieve(Setup(questions=4, top_k=1), collection=embedded()).params["draw"] is None
+
+
+def test_xquad_as_published_is_asked_of_all_its_articles():
+    if not os.environ.get("BENCH_DATA"):
+        pytest.skip("BENCH_DATA is not set: the folder with xquad-en")
+    [path] = (Path(os.environ["BENCH_DATA"]) / "xquad-en").glob("*.json")
+    drawn = open_collection(path).take(64, 0).questions
+
+    assert 48 == len({each.part[0] for each in drawn})
+    assert 64 == len({each.part[1] for each in drawn})
 
 
 @pytest.fixture(scope="module")

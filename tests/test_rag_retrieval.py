@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench._errors import DataError, OptionError
+from bench._scripts import token_spans
 from bench.rag import chunking, readings
 from bench.rag.chunking import Chunking, cut
 from bench.rag.pipeline import Setup, retrieve, retriever_of
@@ -48,7 +49,7 @@ def test_every_letter_is_in_a_chunk_and_every_chunk_is_a_slice(text, how):
 @given(texts, st.integers(1, 8), st.integers(0, 7))
 def test_chunks_of_tokens_have_their_size_and_share_their_overlap(text, size, overlap):
     overlap = min(overlap, size - 1)
-    tokens = chunking.words(text)
+    tokens = token_spans(text)
     held = [
         [n for n, (begin, end) in enumerate(tokens) if chunk.begin <= begin and end <= chunk.end]
         for chunk in cut("d", text, Chunking(size=size, overlap=overlap))

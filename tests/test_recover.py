@@ -274,10 +274,10 @@ def test_a_task_that_cannot_be_is_refused(base, task, words, tmp_path):
     ("name", "text", "words"),
     [
         ("test.jsonl", "{}", "holds no training examples"),
-        ("train.jsonl", "{}", r"train\.jsonl cannot be read: line 1 has no prompt or no answer"),
-        ("train.jsonl", '{"prompt":"a","answer":" "}', "line 1 has no prompt or no answer"),
-        ("train.jsonl", "7", "line 1 has no prompt or no answer"),
-        ("train.jsonl", "{", "cannot be read: Expecting"),
+        ("train.jsonl", "{}", r"train\.jsonl:1: prompt is None"),
+        ("train.jsonl", '{"prompt":"a","answer":" "}', r"train\.jsonl:1: the answer is blank"),
+        ("train.jsonl", "7", r"train\.jsonl:1: prompt is None"),
+        ("train.jsonl", "{", r"train\.jsonl:1: not JSON: Expecting"),
     ],
 )
 def test_a_folder_that_cannot_be_read_is_refused(base, name, text, words, tmp_path):

@@ -81,13 +81,15 @@ def questions_of(
     tokenizer: "PreTrainedTokenizerFast",
     *,
     count: int | None = None,
+    seed: int = 0,
     new_tokens: int = NEW_TOKENS,
     positions: int | None = None,
 ) -> tuple[Asked, ...]:
     """The answerable questions with the paragraph that each is about.
 
     Args:
-        count: so many of them, the first; None: `QUESTIONS`, or as many as there are.
+        count: so many of them, spread over the set; None: `QUESTIONS`, or as many as there are.
+        seed: of the draw of questions.
         positions: of the model.
 
     Raises:
@@ -97,7 +99,7 @@ def questions_of(
     """
     check(collection)
     texts = {document.id: document.text for document in collection.documents}
-    able = [question for question in collection.take(count).questions if question.answerable and question.gains]
+    able = [question for question in collection.take(count, seed).questions if question.answerable and question.gains]
     found = []
     for question in able[:QUESTIONS] if count is None else able:
         context = texts[max(question.gains, key=lambda name: question.gains[name])]

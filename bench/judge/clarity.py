@@ -5,9 +5,11 @@ from the start of a text. [O] prints 1 - 1 / (1 + log2 PPL), which grows with pe
 Coherence is the cosine of vectors of the answer and its paragraph; readability is Flesch's reading ease, cut to 0..100
 and divided by 100. An answer without a word has 0 of each.
 
-Without a model hub there is neither DistilGPT2 nor a sentence encoder. The language model is then the embedded
-reference's teacher, which knows the language of the reference and no other; vectors are words weighted by TF-IDF, so
-that coherence is overlap of words and not of meaning.
+Without a model hub there is neither DistilGPT2 nor a sentence encoder. For the embedded set the language model is then
+the embedded reference's teacher, which knows the language of the reference and no other: of other texts there is no
+fluency unless a model is given. Vectors are words weighted by TF-IDF, so that coherence is overlap of words and not of
+meaning. Flesch's formula and the rule for syllables are of English: of a set in another language there is no
+readability, nor of a single answer in other letters.
 """
 
 import math
@@ -19,31 +21,40 @@ from pathlib import Path
 from typing import Any
 
 from bench._errors import OptionError
+from bench._scripts import has_english_letters, joined_words
 from bench.judge.answers import Answered
 
 DEFAULT_LM = "reference-teacher"
 DEFAULT_VECTORS = "tf-idf"
-
-_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+NO_MODEL = (
+    "no model that knows the language of these answers was given: --fluency-model FOLDER (or a hub id) measures fluency"
+)
+NOT_ENGLISH = "readability is Flesch's formula, which is of English, and the texts of this set are not in English"
 
 
 @dataclass(frozen=True)
 class Clarity:
     """The parts for one answer."""
 
-    fluency: float
-    fluency_paper: float
+    fluency: float | None
+    fluency_paper: float | None
     coherence: float
-    readability: float
+    readability: float | None
 
     @property
-    def mean(self) -> float:
-        return (self.fluency + self.coherence + self.readability) / 3
+    def mean(self) -> float | None:
+        """None where a part is None."""
+        return self._mean(self.fluency)
 
     @property
-    def mean_paper(self) -> float:
+    def mean_paper(self) -> float | None:
         """With the fluency that [O] prints."""
-        return (self.fluency_paper + self.coherence + self.readability) / 3
+        return self._mean(self.fluency_paper)
+
+    def _mean(self, fluency: float | None) -> float | None:
+        if fluency is None or self.readability is None:
+            return None
+        return (fluency + self.coherence + self.readability) / 3
 
 
 def fluency(perplexity: float) -> float:
@@ -66,7 +77,7 @@ def fluency_paper(perplexity: float) -> float:
 
 def words(text: str) -> list[str]:
     """Runs of letters and digits, apostrophes within them included, in lower case."""
-    return _WORD.findall(text.lower())
+    return joined_words(text)
 
 
 def sentences(text: str) -> int:
@@ -107,8 +118,10 @@ def reading_ease(text: str) -> float:
     return 206.835 - 1.015 * len(found) / sentences(text) - 84.6 * sum(map(syllables, found)) / len(found)
 
 
-def readability(text: str) -> float:
-    """Reading ease cut to 0..100, as a share."""
+def readability(text: str) -> float | None:
+    """Reading ease cut to 0..100, as a share; None of a text whose letters are not those of English."""
+    if not has_english_letters(text):
+        return None
     return min(100.0, max(0.0, reading_ease(text))) / 100
 
 
@@ -196,19 +209,21 @@ def _opened(name: str, device: str) -> tuple[Any, Any]:
 
 def clarity(
     answers: Sequence[Answered],
-    perplexities: Callable[[Sequence[str]], Sequence[float]],
+    perplexities: Callable[[Sequence[str]], Sequence[float]] | None,
     coherence: Callable[[Sequence[Answered]], Sequence[float]],
 ) -> list[Clarity]:
-    """The clarity of each answer."""
+    """The clarity of each answer; without a model of the language, without fluency."""
     able = [each for each in answers if words(each.text)]
     if not able:
         return [Clarity(0.0, 0.0, 0.0, 0.0) for _ in answers]
-    found = iter(zip(able, perplexities([each.text for each in able]), coherence(able), strict=True))
+    surprises = perplexities([each.text for each in able]) if perplexities else [None] * len(able)
+    found = iter(zip(surprises, coherence(able), strict=True))
     parts = []
     for each in answers:
         if not words(each.text):
             parts.append(Clarity(0.0, 0.0, 0.0, 0.0))
             continue
-        _, perplexity, near = next(found)
-        parts.append(Clarity(fluency(perplexity), fluency_paper(perplexity), near, readability(each.text)))
+        perplexity, near = next(found)
+        fluent = (None, None) if perplexity is None else (fluency(perplexity), fluency_paper(perplexity))
+        parts.append(Clarity(*fluent, near, readability(each.text)))
     return parts

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bench._scripts import is_english
 from bench.items import hashes_of
 from bench.judge import alignment, g_eval
 from bench.judge import clarity as clear
@@ -30,10 +31,11 @@ def judged(judge: Judge, steps: dict[str, str], answers: Sequence[Answered]) -> 
 
 def clarity(
     answers: Sequence[Answered],
-    perplexities: Callable[[Sequence[str]], Sequence[float]],
+    perplexities: Callable[[Sequence[str]], Sequence[float]] | None,
     coherence: Callable[[Sequence[Answered]], Sequence[float]],
 ) -> Scores:
-    """Clarity of answers, and its parts."""
+    """Clarity of answers, and its parts; without fluency where no model knows their language, and without readability
+    where the paragraphs are not English."""
     parts = clear.clarity(answers, perplexities, coherence)
     by = {
         "clarity": tuple(each.mean for each in parts),
@@ -41,7 +43,12 @@ def clarity(
         **{name: tuple(getattr(each, name) for each in parts)
            for name in ("fluency", "fluency_paper", "coherence", "readability")},
     }  # fmt: skip
-    return _scores(answers, by, empty=sum(not clear.words(each.text) for each in answers))
+    refused = {}
+    if perplexities is None:
+        refused |= dict.fromkeys(("fluency", "fluency_paper", "clarity", "clarity_paper"), clear.NO_MODEL)
+    if not is_english(list(dict.fromkeys(each.asked.context for each in answers))):
+        refused |= dict.fromkeys(("readability", "clarity", "clarity_paper"), clear.NOT_ENGLISH)
+    return _scores(answers, by, empty=sum(not clear.words(each.text) for each in answers), refused=refused)
 
 
 def likelihood(answers: Sequence[Answered], values: Sequence[float]) -> Scores:

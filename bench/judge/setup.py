@@ -6,7 +6,6 @@ from pathlib import Path
 from bench._errors import NotAvailable, OptionError
 from bench.judge.answers import DECODING, NEW_TOKENS
 from bench.judge.asking import Judge
-from bench.judge.clarity import DEFAULT_LM
 from bench.judge.endpoint import Endpoint, Patience, Url
 from bench.judge.key import Key
 from bench.judge.remote import SAMPLES, RemoteJudge
@@ -25,7 +24,7 @@ class Setup:
         url, model: of an endpoint; both or none.
         local: base that judges instead.
         cache: file of the endpoint's replies; None: `judge.jsonl` beside the journal.
-        fluency: language model of fluency.
+        fluency: language model of fluency; None: that of the embedded reference, for its own set.
         encoder: model of sentence-transformers for coherence; None: TF-IDF.
     """
 
@@ -39,7 +38,7 @@ class Setup:
     decoding: str = "sampled"
     new_tokens: int = NEW_TOKENS
     questions: int | None = None
-    fluency: str = DEFAULT_LM
+    fluency: str | None = None
     encoder: str | None = None
 
     def __post_init__(self) -> None:

@@ -80,8 +80,9 @@ def samples_of(tokenizer: Any, data: Data, protocol: "PerplexityProtocol", *, co
         whole = _encode(tokenizer, "\n\n".join(data.texts(protocol.split)), special=False)
         if len(whole.ids) < length:
             raise DataError(f"{what}, has {len(whole.ids)} tokens; one window needs {length}: give more text")
-        parts = windows(len(whole.ids), length, protocol.stride)[: protocol.samples]
-        return [whole.sample(part, f"tokens {part.begin}:{part.end}") for part in parts]
+        parts = windows(len(whole.ids), length, protocol.stride)
+        places = range(len(parts))[: protocol.samples] if data.drawn else spread(len(parts), protocol.samples)
+        return [whole.sample(parts[i], f"tokens {parts[i].begin}:{parts[i].end}") for i in places]
 
     found = []
     for label, row in _rows(tokenizer, data, protocol):

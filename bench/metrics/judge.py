@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import fsum
 from typing import TYPE_CHECKING, Any, Self
 
-from bench._errors import MetricError
+from bench._errors import MetricError, NotAvailable
 from bench.items import Items
 from bench.metrics._registry import metric
 
@@ -28,6 +28,7 @@ class Scores:
         by: name of the metric without its group, and its values.
         invalid: replies that could not be read, each with its reason.
         params: part of the key of the rows.
+        refused: metrics that cannot be had of these answers, each with the reason.
     """
 
     hashes: tuple[str, ...]
@@ -35,9 +36,12 @@ class Scores:
     invalid: tuple[str, ...] = ()
     empty: int = 0  # answers without a word
     params: Mapping[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def mean(self, name: str) -> float:
-        """Over the questions that have a value. Raises MetricError where none has."""
+        """Over the questions that have a value. Raises MetricError where none has, NotAvailable for what is refused."""
+        if name in self.refused:
+            raise NotAvailable(self.refused[name])
         values = [value for value in self.by[name] if value is not None]
         if not values:
             why = f", the first because: {self.invalid[0]}" if self.invalid else ""
@@ -66,7 +70,7 @@ class Scores:
         found = {}
         for name, values in self.by.items():
             pairs = [(hash_, value) for hash_, value in zip(self.hashes, values, strict=True) if value is not None]
-            if pairs:
+            if pairs and name not in self.refused:
                 found[f"judge.{name}"] = Items(*zip(*pairs, strict=True), "real")
         return found
 
@@ -76,8 +80,8 @@ class Scores:
         said = []
         if self.invalid:
             said.append(f"{len(self.invalid)} replies of the judge were no verdict, such as {self.invalid[0]}")
-        left = {name: sum(value is None for value in values) for name, values in self.by.items()}
-        if count := max(left.values()):
+        kept = {name: values for name, values in self.by.items() if name not in self.refused}
+        if count := max((sum(value is None for value in values) for values in kept.values()), default=0):
             said.append(f"up to {count} of {len(self.hashes)} questions are left out, here and of the base")
         return "; ".join(said) or None
 
@@ -126,7 +130,7 @@ def clarity_paper(scores: Scores) -> float:
 
 @_judged("judge.fluency", of="clarity")
 def fluency(scores: Scores) -> float:
-    """Fluency: 1 / (1 + log2 PPL) of the answer under a small model, by default the embedded reference's teacher."""
+    """Fluency: 1 / (1 + log2 PPL) of the answer under a small model, of the embedded set the reference's teacher."""
     return scores.mean("fluency")
 
 

@@ -4,9 +4,10 @@
 
 Three protocols, since published numbers differ by more than any compression does (Mistral-7B: about 5 and 12.79):
 
-- `default`: the rows joined with a blank line, tokenised once without special tokens, cut in windows of `length`; the
-  first `samples` windows. They are disjoint unless a smaller `stride` is given; the first token of the text (of each
-  disjoint window) has no context and is not scored.
+- `default`: the rows joined with a blank line, tokenised once without special tokens, cut in windows of `length`;
+  `samples` of them spread evenly over the text (of the embedded world, whose documents are drawn, the first). They are
+  disjoint unless a smaller `stride` is given; the first token of the text (of each disjoint window) has no context and
+  is not scored.
 - `e`: table 4 of the E-JUST paper as its published code computes it: `samples` rows spread evenly over the split; of
   these the blank ones (at most 10 characters) are dropped; each is stripped, tokenised with the tokenizer's own special
   tokens, cut off at `length`, and scored alone. Summed over tokens, not averaged over rows. With `stride` a row longer

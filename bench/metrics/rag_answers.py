@@ -2,9 +2,9 @@
 
 [E]'s token measures are as it defines them (`bench.rag.overlap`), SQuAD's stand beside them. ROUGE is that of
 rouge-score (F measure, Porter's stemmer), BLEU that of sacrebleu (sentence BLEU, exponential smoothing, effective
-order), BERTScore that of bert-score. Where a question has answers in alternative words, the first is the reference, and
-SQuAD's measures take the best. A mean is over questions and samples of each; a question that failed counts as an empty
-answer.
+order), both over words of any script (`bench._scripts`); BERTScore is that of bert-score. Where a question has answers in
+alternative words, the first is the reference, and SQuAD's measures take the best. A mean is over questions and samples
+of each; a question that failed counts as an empty answer.
 """
 
 import functools
@@ -15,6 +15,7 @@ from math import fsum
 from statistics import pstdev
 from typing import TYPE_CHECKING, Any
 
+from bench._scripts import spaced, words
 from bench.items import Items, hashes_of
 from bench.metrics._registry import metric
 from bench.rag import overlap
@@ -73,7 +74,7 @@ class AnswersReading:
         hashes = hashes_of([one.prompt, one.truths] for one in self.replies)
         once = "binary" if len(self.replies[0].rag) == 1 else "real"
         kinds = {"rag.f1": (_f1, "real"), "rag.squad_f1": (_squad_f1, "real"), "rag.exact_match": (_exact, once),
-                 "rag.squad_exact_match": (_squad_exact, once)}  # fmt: skip
+                 "rag.squad_exact_match": (_squad_exact, once), "rag.contains": (_contains, once)}  # fmt: skip
         return {name: Items(hashes, self.each(of), kind) for name, (of, kind) in kinds.items()}
 
 
@@ -91,6 +92,10 @@ def _squad_f1(answer: str, one: Replies) -> float:
 
 def _squad_exact(answer: str, one: Replies) -> float:
     return float(overlap.squad_exact(answer, one.truths))
+
+
+def _contains(answer: str, one: Replies) -> float:
+    return float(overlap.contains(answer, one.truths))
 
 
 def _length(answer: str, one: Replies) -> float:
@@ -133,7 +138,7 @@ def faithfulness(reading: AnswersReading) -> float:
 @_sampled("rag.faithfulness_normalised", of="rag_answers")
 def faithfulness_normalised(reading: AnswersReading) -> float:
     """`faithfulness` over SQuAD's tokens: without the punctuation that hides the last word of every sentence."""
-    return reading.mean(lambda said, one: overlap.share(overlap.squad_tokens(said), overlap.squad_tokens(one.context)))
+    return reading.mean(lambda said, one: overlap.squad_share(said, one.context))
 
 
 @_sampled("rag.answer_relevance", of="rag_answers")
@@ -142,11 +147,32 @@ def answer_relevance(reading: AnswersReading) -> float:
     return reading.mean(lambda said, one: overlap.share(overlap.tokens(one.question), overlap.tokens(said)))
 
 
+@_sampled("rag.contains", of="rag_answers")
+def contains(reading: AnswersReading) -> float:
+    """Share of answers that hold one of the references, whatever else they say, under SQuAD's normalisation."""
+    return reading.mean(_contains)
+
+
+class _Words:
+    """The tokens of ROUGE: rouge-score's of ASCII texts, which drops every other letter; words of any script beyond."""
+
+    def tokenize(self, text: str) -> list[str]:
+        stem = _stemmer().stem
+        return [stem(word) if len(word) > 3 and word.isascii() else word for word in words(text)]
+
+
+@functools.cache
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer()
+
+
 @functools.cache
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Words())
 
 
 def _rouge_of(name: str) -> Callable[[str, Replies], float]:
@@ -176,7 +202,10 @@ def bleu(reading: AnswersReading) -> float:
     """Sentence BLEU, smoothed, 0 to 1 (Papineni et al. 2002; Post 2018; [E], table 10)."""
     from sacrebleu import sentence_bleu
 
-    return reading.mean(lambda said, one: sentence_bleu(said, [one.truths[0]]).score / 100)
+    def apart(text: str) -> str:  # sacrebleu's own tokenizer then sees letters of scripts without spaces as words
+        return text if text.isascii() else spaced(text)
+
+    return reading.mean(lambda said, one: sentence_bleu(apart(said), [apart(one.truths[0])]).score / 100)
 
 
 @metric("rag.answer_length", unit="words", better="neither", kind="sampled", of="rag_answers")

@@ -73,7 +73,7 @@ def context_coverage(reading: ContextReading) -> float:
 @metric("rag.context_coverage_normalised", unit="share", better="higher", kind="deterministic", of="rag_context")
 def context_coverage_normalised(reading: ContextReading) -> float:
     """`context_coverage` over SQuAD's tokens: without the punctuation that hides the last word of every sentence."""
-    return reading.mean(lambda c: overlap.share(overlap.squad_tokens(c.answer), overlap.squad_tokens(c.text)))
+    return reading.mean(lambda c: overlap.squad_share(c.answer, c.text))
 
 
 @metric("rag.retrieval_consistency", unit="score", better="neither", kind="deterministic", of="rag_context")

@@ -6,6 +6,7 @@ Beyond [E]. Answers are greedy, and of at most 16 tokens.
 from dataclasses import dataclass
 from math import fsum
 
+from bench._errors import NotAvailable
 from bench.metrics._registry import metric
 from bench.rag import overlap
 
@@ -40,25 +41,33 @@ def distracted_tokens(reading: DistractedReading) -> float:
 class UnanswerableReading:
     """Answers to questions from contexts without the answer, and to the same number from contexts with it.
 
-    `truths` are the right answers that the former do not hold; empty for questions that have none anywhere.
+    `truths` are the right answers that the former do not hold; empty for questions that have none anywhere. `foreign`
+    is the name of a set that is not English, whose abstentions cannot be told.
     """
 
     without: tuple[str, ...]
     truths: tuple[tuple[str, ...], ...]
     having: tuple[str, ...]
+    foreign: str | None = None
+
+    def abstentions(self, answers: tuple[str, ...]) -> float:
+        """The share of abstentions. Raises NotAvailable for a set that is not English."""
+        if self.foreign is not None:
+            raise NotAvailable(f"abstentions are told by English phrases, and {self.foreign} is not in English")
+        return sum(map(overlap.abstains, answers)) / len(answers)
 
 
 @metric("rag.abstained", unit="share", better="higher", kind="sampled", of="rag_unanswerable", rel=0.1, floor=0.05)
 def abstained(reading: UnanswerableReading) -> float:
     """Share of the answers from a context without the answer that say so, by the phrases of `overlap.ABSTAINS`."""
-    return sum(map(overlap.abstains, reading.without)) / len(reading.without)
+    return reading.abstentions(reading.without)
 
 
 @metric("rag.abstained_wrongly", unit="share", better="lower", kind="sampled", of="rag_unanswerable",
         rel=0.1, floor=0.05)  # fmt: skip
 def abstained_wrongly(reading: UnanswerableReading) -> float:
     """Share of the answers from a context with the answer that say that there is none."""
-    return sum(map(overlap.abstains, reading.having)) / len(reading.having)
+    return reading.abstentions(reading.having)
 
 
 @metric("rag.unanswerable_f1", unit="share", better="neither", kind="sampled", of="rag_unanswerable")

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench._errors import OptionError
+from bench._scripts import sentence_ends, token_spans
 
 BY = ("tokens", "sentences", "headings", "documents")
 Span = tuple[int, int]  # characters begin:end
 Tokenize = Callable[[str], Sequence[Span]]
 
-_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])|\n\s*\n")
 _HEADING = re.compile(r"^(?:#{1,6} .*|[^\n]+\n(?:={3,}|-{3,})|\s?=+ [^=\n]+ =+\s?)$", re.MULTILINE)
 
 
@@ -57,16 +57,7 @@ class Chunk:
     end: int
 
 
-def words(text: str) -> list[Span]:
-    """Runs of letters and digits, and every other sign by itself: tokens where there is no tokenizer.
-
-    >>> words("It's 4.")
-    [(0, 2), (2, 3), (3, 4), (5, 6), (6, 7)]
-    """
-    return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
-
-
-def cut(document: str, text: str, chunking: Chunking, tokenize: Tokenize = words) -> list[Chunk]:
+def cut(document: str, text: str, chunking: Chunking, tokenize: Tokenize = token_spans) -> list[Chunk]:
     """The chunks of a document's text in order; none of a blank one.
 
     >>> [c.text for c in cut("d", "One two. Three four. Five.", Chunking(by="sentences", size=6, overlap=3))]
@@ -95,7 +86,7 @@ def _by_tokens(text: str, chunking: Chunking, tokenize: Tokenize) -> Iterator[Sp
 
 def _by_sentences(text: str, chunking: Chunking, tokenize: Tokenize) -> Iterator[Span]:
     """A sentence longer than `size` is a chunk of its own."""
-    ends = [*(match.end() for match in _SENTENCE.finditer(text)), len(text)]
+    ends = [*sentence_ends(text), len(text)]
     sentences = [(begin, end) for begin, end in zip([0, *ends], ends, strict=False) if text[begin:end].strip()]
     costs = [len(tokenize(text[begin:end])) for begin, end in sentences]
     first = last = 0

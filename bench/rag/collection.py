@@ -1,11 +1,15 @@
 """What is asked, and what the answers are in: documents, questions and judgements of relevance."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import zip_longest
 from typing import Self
 
 from bench._errors import DataError, OptionError
+from bench._scripts import is_english
 from bench.rag.chunking import Chunking
 from bench.rows import Input
 
@@ -26,6 +30,7 @@ class Question:
         answers: what is right, in alternative words; the first is the reference where a metric takes only one.
         gains: gain of each relevant document by its id, above 0; empty where nobody has judged.
         answerable: False for a question that the documents do not answer, as SQuAD 2.0 has them.
+        part: of the set that it is from, from the whole to the smallest: article, paragraph; empty for a list.
     """
 
     id: str
@@ -33,6 +38,7 @@ class Question:
     answers: tuple[str, ...] = ()
     gains: Mapping[str, int] = field(default_factory=dict, hash=False)
     answerable: bool = True
+    part: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,7 @@ class Collection:
         answered: whether its questions have answers; sets for information retrieval have judgements alone.
         form: the form of its prompts, one of `answers.FORMS`.
         chunking: how its documents are cut unless something else is asked for.
+        drawn: its questions stand in an order that was drawn when it was made; the first are a sample of it.
 
     Raises:
         DataError: no documents or no questions, an id that is there twice, a question without an answer, or a judgement
@@ -59,6 +66,7 @@ class Collection:
     answered: bool = True
     form: str = "plain"
     chunking: Chunking = field(default_factory=Chunking)
+    drawn: bool = False
     named: bool = False
 
     @property
@@ -94,25 +102,50 @@ class Collection:
             if wrong := {document: gain for document, gain in question.gains.items() if gain <= 0}:
                 raise DataError(f"{self.name}: question {question.id!r}: gains must be above 0, not {wrong}")
 
+    @cached_property
+    def english(self) -> bool:
+        """Whether its documents and questions are English, for measures that know no other language."""
+        return is_english([each.text for each in (*self.documents[:500], *self.questions[:500])])
+
     @property
     def judged(self) -> bool:
         """Whether every answerable question has relevant documents."""
         return all(question.gains for question in self.questions if question.answerable)
 
-    def take(self, count: int | None) -> Self:
-        """The collection with its first `count` questions; None takes all.
+    def take(self, count: int | None, seed: int = 0) -> Self:
+        """The collection with `count` of its questions, spread over its parts (see `spread`); None takes all.
+
+        Fewer questions under the same seed are the first of more.
 
         Raises:
             OptionError: fewer than one, or more than there are.
         """
-        if count is None:
-            return self
-        if not 1 <= count <= len(self.questions):
+        if count is not None and not 1 <= count <= len(self.questions):
             raise OptionError(
                 f"--num-questions {count} is not allowed: {self.name} has {len(self.questions)}; give 1 to "
                 f"{len(self.questions)}"
             )
-        return replace(self, questions=self.questions[:count])
+        questions = self.questions if self.drawn else spread(self.questions, seed)
+        return replace(self, questions=tuple(questions[:count]))
+
+
+def spread(questions: Sequence[Question], seed: int, depth: int = 0) -> list[Question]:
+    """All questions in a drawn order of which every beginning is spread over the parts of the set.
+
+    One of each article in turn, and within an article one of each paragraph. The order is that of hashes of the seed
+    and the names: the same on every machine, wherever a question stands in the file.
+    """
+
+    def drawn(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{depth}/{name}".encode()).digest()
+
+    parts: dict[str, list[Question]] = {}
+    for question in questions:
+        parts.setdefault(question.part[depth] if depth < len(question.part) else "", []).append(question)
+    if parts.keys() <= {""}:
+        return sorted(questions, key=lambda question: drawn(question.id))
+    orders = [spread(parts[name], seed, depth + 1) for name in sorted(parts, key=drawn)]
+    return [each for turn in zip_longest(*orders) for each in turn if each is not None]
 
 
 def _said(answer: str) -> bool:

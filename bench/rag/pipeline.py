@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench._errors import BenchError, DataError, OptionError
+from bench._scripts import token_spans as token_spans_of_words
 from bench.rag import chunking, vectors
 from bench.rag.chunking import Chunk, Chunking
 from bench.rag.collection import Collection, Question
@@ -29,7 +30,8 @@ class Setup:
 
     Attributes:
         dataset, documents: see `readers.open_collection`.
-        questions: so many of them, the first; None is 64, or all of an IR set.
+        questions: so many of them, spread over the set; None is 64, or all of an IR set.
+        seed: of the draw of questions.
         encoder: model of sentence-transformers, needed by the retrievers "dense" and "hybrid".
         threshold: least score of a chunk; None is that of the retriever.
         chunking: None is that of the collection.
@@ -42,6 +44,7 @@ class Setup:
     dataset: str | None = None
     documents: str | None = None
     questions: int | None = None
+    seed: int = 0
     retriever: str = "bm25"
     encoder: str | None = None
     index: str = "exact"
@@ -125,13 +128,14 @@ class Retrieved:
             "questions": len(self.asked),
             "retrieval": "-".join(how),
             "encoder": encoder,
+            "draw": None if self.collection.drawn else setup.seed,
         }
 
 
 def token_spans(tokenizer: "PreTrainedTokenizerFast | None") -> chunking.Tokenize:
     """Tokens of a tokenizer as characters begin:end; words where there is none."""
     if tokenizer is None:
-        return chunking.words
+        return token_spans_of_words
 
     def spans(text: str) -> list[chunking.Span]:
         found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -194,7 +198,7 @@ def retrieve(
     count = setup.questions
     if count is None and found.answered:
         count = min(QUESTIONS, len(found.questions))
-    found = found.take(count)
+    found = found.take(count, setup.seed)
     how = setup.chunking or found.chunking
     chunks = chunks_of(found, how, token_spans(tokenizer))
     if setup.top_k > len(chunks):

@@ -12,6 +12,7 @@ from pathlib import Path
 from bench._errors import DataError, OptionError
 from bench.rag.chunking import Chunking
 from bench.rag.collection import Collection, Document, Question
+from compression._reading import digest_of_texts, loads, read_text, whole_text
 
 FORMS = "a SQuAD file, a JSON list of questions and answers (with --documents), or a folder with cran.all.1400"
 _TEXTS = {".txt", ".md"}
@@ -40,10 +41,7 @@ def open_collection(path: str | Path | None = None, documents: str | Path | None
             raise OptionError(f"--dataset-path {path} is a folder without cran.all.1400; give {FORMS}")
         _refuse(documents, str(path))
         return cranfield(path)
-    try:
-        content = json.loads(_text(path))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}; give {FORMS}") from None
+    content = loads(read_text(path, DataError), str(path), DataError)
     if isinstance(content, dict) and "data" in content:
         _refuse(documents, str(path))
         return squad(path)
@@ -79,6 +77,7 @@ def embedded(split: str = "test") -> Collection:
         documents=tuple(documents),
         questions=tuple(questions),
         form="reference",
+        drawn=True,
         chunking=Chunking(by="sentences", size=40, overlap=0),
     )
 
@@ -90,23 +89,28 @@ def _bare(question: str) -> str:
 
 def squad(path: Path) -> Collection:
     """SQuAD 1.1 and 2.0: a paragraph is a document, relevant to the questions below it; equal paragraphs are one."""
+    text = read_text(path, DataError)
     documents: dict[str, Document] = {}
     questions = []
     try:
-        for article in json.loads(_text(path))["data"]:
-            for paragraph in article["paragraphs"]:
-                text = paragraph["context"]
-                document = documents.setdefault(text, Document(id=f"paragraph-{len(documents)}", text=text))
-                for asked in paragraph["qas"]:
-                    answers = tuple(dict.fromkeys(answer["text"] for answer in asked["answers"]))
+        for n, article in enumerate(loads(text, str(path), DataError)["data"]):
+            for m, paragraph in enumerate(article["paragraphs"]):
+                where = f"{path}: data[{n}].paragraphs[{m}]"
+                context = whole_text(paragraph["context"], where, DataError, "its context")
+                document = documents.setdefault(context, Document(id=f"paragraph-{len(documents)}", text=context))
+                for k, asked in enumerate(paragraph["qas"]):
                     answerable = not asked.get("is_impossible", False)
+                    given = asked["answers"] if answerable else ()
+                    at = f"{where}.qas[{k}]"
+                    answers = [whole_text(answer["text"], at, DataError, "an answer") for answer in given]
                     questions.append(
                         Question(
                             id=str(asked["id"]),
-                            text=asked["question"],
-                            answers=answers if answerable else (),
+                            text=whole_text(asked["question"], at, DataError, "its question"),
+                            answers=tuple(dict.fromkeys(answers)),
                             gains={document.id: 1} if answerable else {},
                             answerable=answerable,
+                            part=(f"article-{n}", document.id),
                         )
                     )
     except (KeyError, TypeError, AttributeError) as error:
@@ -115,7 +119,7 @@ def squad(path: Path) -> Collection:
             "qas, and in each of these id, question and answers"
         ) from None
     return Collection(
-        name=path.stem, digest=_digest([path]), documents=tuple(documents.values()), questions=tuple(questions)
+        name=path.stem, digest=digest_of_texts([text]), documents=tuple(documents.values()), questions=tuple(questions)
     )
 
 
@@ -125,8 +129,10 @@ def question_answers(path: Path, documents: str | Path) -> Collection:
     `answer` is a text or a list of texts in alternative words.
     """
     files = _files(Path(documents).expanduser())
+    listed = read_text(path, DataError)
+    texts = [read_text(file, DataError) for file in files]
     questions = []
-    for number, record in enumerate(json.loads(_text(path)), 1):
+    for number, record in enumerate(loads(listed, str(path), DataError), 1):
         fields = record if isinstance(record, dict) else {}
         text, answer = fields.get("question"), fields.get("answer")
         answers = [answer] if isinstance(answer, str) else answer
@@ -137,8 +143,8 @@ def question_answers(path: Path, documents: str | Path) -> Collection:
         questions.append(Question(id=str(fields.get("id", number)), text=text, answers=tuple(answers)))
     return Collection(
         name=path.stem,
-        digest=_digest([path, *files]),
-        documents=tuple(Document(id=file.name, text=_text(file)) for file in files),
+        digest=digest_of_texts([listed, *texts]),
+        documents=tuple(Document(id=file.name, text=text) for file, text in zip(files, texts, strict=True)),
         questions=tuple(questions),
     )
 
@@ -154,7 +160,7 @@ def cranfield(folder: Path) -> Collection:
         raise DataError(f"{folder} lacks {', '.join(absent)} of Cranfield")
     abstracts, queries, judgements = paths
     gains: dict[int, dict[str, int]] = {}
-    for number, line in enumerate(_text(judgements).splitlines(), 1):
+    for number, line in enumerate(read_text(judgements, DataError).strip("\n").split("\n"), 1):
         try:
             query, document, grade = map(int, line.split())
         except ValueError:
@@ -167,7 +173,7 @@ def cranfield(folder: Path) -> Collection:
         raise DataError(f"{judgements} judges query {beyond[0]}; {queries} has {len(texts)}")
     return Collection(
         name="cranfield",
-        digest=_digest(paths),
+        digest=digest_of_texts(read_text(path, DataError) for path in paths),
         documents=tuple(Document(id=name, text=text) for name, text in _entries(abstracts)),
         questions=tuple(
             Question(id=str(number), text=text, gains=gains.get(number, {})) for number, text in enumerate(texts, 1)
@@ -178,7 +184,7 @@ def cranfield(folder: Path) -> Collection:
 
 def _entries(path: Path) -> Iterable[tuple[str, str]]:
     """(number, text under .W) of each entry of a file in SMART's form."""
-    _, *parts = re.split(r"^\.I (\d+)\s*\n", _text(path), flags=re.MULTILINE)
+    _, *parts = re.split(r"^\.I (\d+)\s*\n", read_text(path, DataError), flags=re.MULTILINE)
     for number, entry in zip(parts[::2], parts[1::2], strict=True):
         yield str(int(number)), entry.partition(".W\n")[2].strip()
 
@@ -195,14 +201,3 @@ def _files(place: Path) -> Sequence[Path]:
 def _refuse(documents: object, what: str) -> None:
     if documents is not None:
         raise OptionError(f"--documents {documents} is not used: {what} brings its own documents; leave it out")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}; convert it") from None
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()

@@ -6,13 +6,13 @@ BM25 returns what shares a word with the query (score above 0), as its scores ha
 """
 
 import functools
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench._errors import OptionError
+from bench._scripts import search_terms
 from bench.rag.vectors import best
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ class Retriever(ABC):
 class BM25(Retriever):
     """Okapi BM25 in Lucene's form (Robertson and Zaragoza 2009; k1 1.5, b 0.75) by the bm25s library.
 
-    Texts are cut into runs of letters and digits in lower case; the 33 stop words of Lucene are left out, the others
-    are reduced by Porter's stemmer (1980).
+    Texts are cut into runs of letters and digits in lower case; of scripts without spaces every two letters that follow
+    each other are a term. The 33 English stop words of Lucene are left out, and words of a to z reduced by Porter's
+    stemmer (1980), which is English: words of other languages are searched for as they stand.
 
     Args:
         texts: the chunks.
@@ -128,7 +129,7 @@ def terms(text: str) -> list[str]:
     >>> terms("What are the Ponies' names?")
     ['what', 'poni', 'name']
     """
-    return [_stem(word) for word in re.findall(r"\w+", text.lower()) if word not in _stop_words()]
+    return [_stem(word) if word.isascii() else word for word in search_terms(text) if word not in _stop_words()]
 
 
 @functools.cache

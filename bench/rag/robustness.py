@@ -24,7 +24,7 @@ def right_chunk(found: Retrieved, asked: Asked) -> int | None:
     """The chunk with the answer, by its place among all; None where no ranked one has it."""
     for chunk in asked.ranking:
         one = found.chunks[chunk]
-        if one.document in asked.question.gains and any(a.lower() in one.text.lower() for a in asked.question.answers):
+        if one.document in asked.question.gains and any(overlap.holds(one.text, a) for a in asked.question.answers):
             return chunk
     return None
 
@@ -89,7 +89,10 @@ def unanswerable(found: Retrieved, reader: Reader) -> UnanswerableReading:
         return tuple(s.text for s in ask(reader.model, reader.tokenizer, texts, form=form, new_tokens=NEW_TOKENS))
 
     return UnanswerableReading(
-        without=answers(none), truths=tuple(each.question.answers for each in none), having=answers(able)
+        without=answers(none),
+        truths=tuple(each.question.answers for each in none),
+        having=answers(able),
+        foreign=None if found.collection.english else found.collection.name,
     )
 
 

@@ -109,7 +109,7 @@ _ANSWERS = (
     *_columns("rag", {
         "Faithfulness": "faithfulness", "Relevance": "answer_relevance", "ROUGE-1": "rouge1", "ROUGE-2": "rouge2",
         "ROUGE-L": "rouge_l", "BERTScore F1": "bertscore_f1", "BLEU": "bleu", "SQuAD F1": "squad_f1",
-        "SQuAD EM": "squad_exact_match", "Faithfulness, normalised": "faithfulness_normalised",
+        "SQuAD EM": "squad_exact_match", "Contains": "contains", "Faithfulness, normalised": "faithfulness_normalised",
     }),
 )  # fmt: skip
 _COMPARISON = _columns("rag", {

@@ -10,10 +10,7 @@ The rows of `commonsense8` are instructions with the options in their text; they
 are scored by their likelihood. Its BoolQ has lost the passages: its questions are scored without.
 """
 
-import csv
-import gzip
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +19,8 @@ from typing import Any
 
 from bench._errors import DataError, NotAvailable
 from bench.tasks import Task
+from bench.tasks._records import TEXTS, Record, cells_of, checked, records_of, text_of
 
-Record = dict[str, Any]
 LETTERS = "ABCDEFGH"
 
 
@@ -67,47 +64,11 @@ class _Place:
         if len(found) > 1:
             names = ", ".join(str(path.relative_to(self.folder)) for path in found)
             raise DataError(f"{self.folder} has several files for {self.task.title}: {names}; keep one")
-        self.digest.update(found[0].read_bytes())
+        self.digest.update(text_of(found[0]).encode())
         return found[0]
 
     def splits(self, rows: dict[str, list[Record]], *, note: str = "", **changes: Any) -> Splits:
         return Splits(rows=rows, changes=changes, digest=self.digest.hexdigest(), note=note)
-
-
-def _records(path: Path, **columns: type | tuple[type, ...]) -> Iterator[tuple[str, Record]]:
-    """(where it stands, record) of a JSON or JSONL file, with columns of these types."""
-    text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
-    if ".json" in path.suffixes and ".jsonl" not in path.suffixes:
-        whole = _json(text, f"{path}")
-        whole = whole.get("examples", whole.get("data", whole)) if isinstance(whole, dict) else whole
-        if not isinstance(whole, list):
-            raise DataError(f"{path}: expected a list of records, found a {type(whole).__name__}")
-        records = [(f"{path}: row {number}", record) for number, record in enumerate(whole, 1)]
-    else:
-        lines = enumerate(text.split("\n"), 1)
-        records = [(f"{path}:{number}", _json(line, f"{path}:{number}")) for number, line in lines if line.strip()]
-    for where, record in records:
-        yield where, _checked(where, record, columns)
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: expected JSON, found {text[:60]!r} ({error})") from error
-
-
-def _checked(where: str, record: Any, columns: dict[str, Any]) -> Record:
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: expected a record, found a {type(record).__name__}")
-    if missing := [name for name in columns if name not in record]:
-        raise DataError(f"{where}: expected the columns {', '.join(columns)}, found {', '.join(sorted(record))}; "
-                        f"{', '.join(missing)} missing")  # fmt: skip
-    for name, kind in columns.items():
-        if not isinstance(record[name], kind):
-            wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise DataError(f"{where}: expected {name} to be {wanted}, found {record[name]!r:.60}")
-    return record
 
 
 def _place_of(where: str, answer: Any, answers: Sequence[Any]) -> int:
@@ -119,8 +80,10 @@ def _place_of(where: str, answer: Any, answers: Sequence[Any]) -> int:
 
 def _hellaswag(place: _Place, _: Record) -> Splits:
     rows = []
-    columns = {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": list, "label": (int, str)}
-    for where, record in _records(place.file("hellaswag/*val*.jsonl", "hellaswag_val*.jsonl"), **columns):
+    columns = {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": TEXTS, "label": (int, str)}
+    for where, record in records_of(place.file("hellaswag/*val*.jsonl", "hellaswag_val*.jsonl"), **columns):
+        if not str(record["label"]).isdecimal():
+            raise DataError(f"{where}: expected label to be a number, found {record['label']!r:.60}")
         _place_of(where, int(record["label"]), range(len(record["endings"])))
         rows.append({name: record[name] for name in columns} | {"label": str(record["label"])})
     return place.splits({"validation": rows})
@@ -130,7 +93,7 @@ def _gsm8k(place: _Place, configuration: Record) -> Splits:
     rows = {}
     for split in ("train", "test"):
         rows[split] = []
-        for where, record in _records(place.file(f"gsm8k/{split}.jsonl"), question=str, answer=str):
+        for where, record in records_of(place.file(f"gsm8k/{split}.jsonl"), question=str, answer=str):
             if "####" not in record["answer"]:
                 raise DataError(f"{where}: expected an answer that ends with #### and a number, found "
                                 f"{record['answer'][-40:]!r}")  # fmt: skip
@@ -144,28 +107,25 @@ def _mmlu(place: _Place, configuration: Record) -> Splits:
     for split in ("dev", "test"):
         path = place.file(f"mmlu/{split}/{subject}_{split}.csv")
         rows[split] = []
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
-            for cells in reader:
-                where = f"{path}:{reader.line_num}"
-                if len(cells) != 6:
-                    raise DataError(
-                        f"{where}: expected 6 columns (question, 4 choices, letter), found {len(cells)}: {cells!r:.80}"
-                    )
-                answer = _place_of(where, cells[5].strip(), LETTERS[:4])
-                rows[split].append({"question": cells[0], "subject": subject, "choices": cells[1:5], "answer": answer})
+        for where, cells in cells_of(path):
+            if len(cells) != 6:
+                raise DataError(
+                    f"{where}: expected 6 columns (question, 4 choices, letter), found {len(cells)}: {cells!r:.80}"
+                )
+            answer = _place_of(where, cells[5].strip(), LETTERS[:4])
+            rows[split].append({"question": cells[0], "subject": subject, "choices": cells[1:5], "answer": answer})
     return place.splits(rows)
 
 
 def _humaneval(place: _Place, _: Record) -> Splits:
     columns = dict.fromkeys(("task_id", "prompt", "entry_point", "canonical_solution", "test"), str)
     path = place.file("humaneval/HumanEval.jsonl", "humaneval/HumanEval.jsonl.gz")
-    return place.splits({"test": [{name: r[name] for name in columns} for _, r in _records(path, **columns)]})
+    return place.splits({"test": [{name: r[name] for name in columns} for _, r in records_of(path, **columns)]})
 
 
 def _mbpp(place: _Place, _: Record) -> Splits:
-    columns = {"task_id": int, "text": str, "code": str, "test_list": list, "test_setup_code": str}
-    records = [record for _, record in _records(place.file("mbpp/mbpp.jsonl"), **columns)]
+    columns = {"task_id": int, "text": str, "code": str, "test_list": TEXTS, "test_setup_code": str}
+    records = [record for _, record in records_of(place.file("mbpp/mbpp.jsonl"), **columns)]
     rows = {
         "prompt": [r for r in records if r["task_id"] <= 10],
         "test": [r for r in records if 10 < r["task_id"] <= 510],
@@ -176,7 +136,7 @@ def _mbpp(place: _Place, _: Record) -> Splits:
 def _instructions(place: _Place, name: str, word: str) -> Iterator[tuple[str, str, list[str], int]]:
     """(where, question, options, place of the right one) of the rows of a file of commonsense8."""
     path = place.file(f"commonsense8/{name}/test.json")
-    for where, record in _records(path, instruction=str, answer=str):
+    for where, record in records_of(path, instruction=str, answer=str):
         text = record["instruction"].partition(": ")[2]
         text, _, _ = text.rpartition("Answer format:")
         question, *options = _cut(text, word)
@@ -235,7 +195,7 @@ def _winogrande(place: _Place, _: Record) -> Splits:
 
 def _boolq(place: _Place, _: Record) -> Splits:
     rows = []
-    for where, record in _records(place.file("commonsense8/boolq/test.json"), instruction=str, answer=str):
+    for where, record in records_of(place.file("commonsense8/boolq/test.json"), instruction=str, answer=str):
         question = record["instruction"].partition("question: ")[2].rpartition("Answer format:")[0].strip()
         if not question:
             raise DataError(f"{where}: expected 'question: ...', found {record['instruction']!r:.80}")
@@ -246,9 +206,9 @@ def _boolq(place: _Place, _: Record) -> Splits:
 
 def _commonsenseqa(place: _Place, _: Record) -> Splits:
     rows = []
-    for where, record in _records(place.file("commonsenseqa/dev*.jsonl"), question=dict, answerKey=str):
-        asked = _checked(where, record["question"], {"stem": str, "choices": list})
-        choices = [_checked(where, choice, {"label": str, "text": str}) for choice in asked["choices"]]
+    for where, record in records_of(place.file("commonsenseqa/dev*.jsonl"), question=dict, answerKey=str):
+        asked = checked(where, record["question"], {"stem": str, "choices": list})
+        choices = [checked(where, choice, {"label": str, "text": str}) for choice in asked["choices"]]
         labels = [choice["label"] for choice in choices]
         _place_of(where, record["answerKey"], labels)
         rows.append({"question": asked["stem"], "choices": {"label": labels, "text": [c["text"] for c in choices]},
@@ -257,12 +217,12 @@ def _commonsenseqa(place: _Place, _: Record) -> Splits:
 
 
 def _nq_open(place: _Place, _: Record) -> Splits:
-    found = _records(place.file("nq-open/NQ-open.dev.jsonl"), question=str, answer=list)
+    found = records_of(place.file("nq-open/NQ-open.dev.jsonl"), question=str, answer=TEXTS)
     return place.splits({"validation": [{"question": r["question"], "answer": r["answer"]} for _, r in found]})
 
 
 def _triviaqa(place: _Place, _: Record) -> Splits:
-    found = _records(place.file("triviaqa*/triviaqa*.jsonl"), question=str, golden_answers=list)
+    found = records_of(place.file("triviaqa*/triviaqa*.jsonl"), question=str, golden_answers=TEXTS)
     rows = [
         {"question": r["question"].strip('"').removesuffix("?"), "answer": {"aliases": r["golden_answers"]}}
         for _, r in found
@@ -272,7 +232,7 @@ def _triviaqa(place: _Place, _: Record) -> Splits:
 
 def _bbh(place: _Place, configuration: Record) -> Splits:
     path = place.file(f"bbh/bbh/{configuration['dataset_name']}.json", f"bbh/{configuration['dataset_name']}.json")
-    found = _records(path, input=str, target=str)
+    found = records_of(path, input=str, target=str)
     return place.splits({"test": [{"input": r["input"], "target": r["target"]} for _, r in found]})
 
 
@@ -283,7 +243,7 @@ _SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_al
 def _math(place: _Place, configuration: Record) -> Splits:
     rows = []
     path = place.file("math500/math500_test_ori.jsonl", "math500/test.jsonl")
-    for where, record in _records(path, problem=str, solution=str, subject=str):
+    for where, record in records_of(path, problem=str, solution=str, subject=str):
         if not re.search(r"\\boxed\b|\\fbox\b", record["solution"]):
             raise DataError(f"{where}: expected a solution with its answer in \\boxed, found "
                             f"{record['solution'][-60:]!r}")  # fmt: skip
@@ -297,9 +257,9 @@ def _math(place: _Place, configuration: Record) -> Splits:
 def _agieval(place: _Place, configuration: Record) -> Splits:
     """The prompt is the one that the hub's copies hold: passage, question and options in one text."""
     name = configuration["dataset_path"].rpartition("/agieval-")[2]
-    columns = {"passage": (str, type(None)), "question": str, "options": list, "label": str}
+    columns = {"passage": (str, type(None)), "question": str, "options": TEXTS, "label": str}
     rows = []
-    for where, record in _records(place.file(f"agieval/v1/{name}.jsonl", f"agieval/{name}.jsonl"), **columns):
+    for where, record in records_of(place.file(f"agieval/v1/{name}.jsonl", f"agieval/{name}.jsonl"), **columns):
         options, letters = record["options"], LETTERS[: len(record["options"])]
         asked = f"{record['passage'] or ''}Q: {record['question']} Answer Choices: {' '.join(options)}\n"
         rows.append({"query": f"{asked}A: Among A through {letters[-1]}, the answer is", "choices": options,
@@ -310,13 +270,13 @@ def _agieval(place: _Place, configuration: Record) -> Splits:
 def _quac(place: _Place, _: Record) -> Splits:
     path = place.file("quac/val_v0.2.json")
     dialogues = []
-    for where, page in _records(path, title=str, section_title=str, paragraphs=list):
+    for where, page in records_of(path, title=str, section_title=str, paragraphs=list):
         for paragraph in page["paragraphs"]:
-            turns = _checked(where, paragraph, {"context": str, "qas": list})["qas"]
+            turns = checked(where, paragraph, {"context": str, "qas": list})["qas"]
             for turn in turns:
-                _checked(where, turn, {"question": str, "answers": list, "orig_answer": dict})
+                checked(where, turn, {"question": str, "answers": list, "orig_answer": dict})
                 for answer in (*turn["answers"], turn["orig_answer"]):
-                    _checked(where, answer, {"text": str})
+                    checked(where, answer, {"text": str})
             dialogues.append({
                 "wikipedia_page_title": page["title"], "section_title": page["section_title"],
                 "context": paragraph["context"], "questions": [turn["question"] for turn in turns],
