@@ -2,9 +2,9 @@
 
 [E]'s token measures are as it defines them (`bench.rag.overlap`), SQuAD's stand beside them. ROUGE is that of
 rouge-score (F measure, Porter's stemmer), BLEU that of sacrebleu (sentence BLEU, exponential smoothing, effective
-order), both over words of any script (`bench._scripts`); BERTScore is that of bert-score. Where a question has answers in
-alternative words, the first is the reference, and SQuAD's measures take the best. A mean is over questions and samples
-of each; a question that failed counts as an empty answer.
+order), both over words of any script (`bench._scripts`); BERTScore is that of bert-score. Where a question has answers
+in alternative words, the first is the reference, and SQuAD's measures take the best. A mean is over questions and
+samples of each; a question that failed counts as an empty answer.
 """
 
 import functools
