@@ -54,6 +54,7 @@ def prepare(task: Task, data: Data, *, run_code: bool = False) -> Prepared:
         except (TemplateError, LookupError) as error:
             where = f"{configuration.get('dataset_path')} is not of the form that its configuration reads"
             raise DataError(f"{task.title}: {where} ({type(error).__name__}: {str(error)[:200]})") from error
+        _check_shots(part, task)
         _check_examples(part, task)
         parts[configuration["task"]] = part
     return Prepared(task, parts, source or f"hub:{configurations[0]['dataset_path']}@{_digest(parts)[:8]}")
@@ -118,6 +119,20 @@ def _maker(rows: dict[str, list[dict[str, Any]]]) -> Callable[..., Any]:
         return {split: Dataset.from_list(of) for split, of in rows.items()}
 
     return make
+
+
+def _check_shots(part: Any, task: Task) -> None:
+    """Raise DataError if there are fewer examples than are shown."""
+    shots = part.config.num_fewshot or 0
+    if not shots:
+        return
+    split, same = part.fewshot_cfg.split, part.fewshot_cfg.split == part.config.test_split
+    there = len(list(part.fewshot_docs()))
+    if there < shots + same:
+        besides = " besides the one that is asked" if same else ""
+        where = "its own examples" if split is None else f"the {split} split"
+        raise DataError(f"{part.config.task}: {shots} examples are shown before each question{besides}, and {where} "
+                        f"has {there} rows; give {shots + same} or more")  # fmt: skip
 
 
 def _check_examples(part: Any, task: Task) -> None:
