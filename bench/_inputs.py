@@ -133,6 +133,7 @@ class Inputs:
         return questions_of(
             self.collection, self.base.tokenizer, count=self.options.judge.questions, seed=self.options.seed,
             new_tokens=self.options.judge.new_tokens, positions=self.source.config.get("max_position_embeddings"),
+            template=self.options.template,
         )  # fmt: skip
 
     @functools.cached_property

@@ -1,5 +1,6 @@
 """The options of `pytest bench`: declared with their help, and read from the command line as checked `Options`."""
 
+import json
 import math
 import os
 import shlex
@@ -105,6 +106,8 @@ def declare(parser: pytest.Parser) -> None:
         "takes them; default all")  # fmt: skip
     add("--task-rows", type=int, help="sequences that tasks read in one forward pass; default by tokens")
     add("--chat-template", action="store_true", help="put the tasks' prompts into the tokenizer's chat template")
+    add("--chat-template-args", metavar="ARGS", help="arguments of the tokenizer's chat template: name=value separated "
+        "by commas, or a JSON object; default enable_thinking=false")  # fmt: skip
     add(
         "--allow-code-execution",
         action="store_true",
@@ -172,12 +175,41 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         limit=get("--limit"),
         task_rows=get("--task-rows"),
         chat_template=get("--chat-template"),
+        template=template_arguments(get("--chat-template-args")),
         allow_code_execution=get("--allow-code-execution"),
         command=shlex.join(["pytest", *(a for a in config.invocation_params.args if a not in _RECORDING)]),
     )  # fmt: skip
     for size in options.batch_sizes:
         options.load(size)
     return options
+
+
+def template_arguments(text: str | None) -> dict[str, Any]:
+    """Those of `--chat-template-args`, a value being JSON or else a text. Raises OptionError for what are none.
+
+    >>> template_arguments('enable_thinking=true,style=brief'), template_arguments('{"depth": 2}')
+    ({'enable_thinking': True, 'style': 'brief'}, {'depth': 2})
+    """
+    if not text:
+        return {}
+    from compression._tokens import reserved
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    found = value(text) if text.lstrip().startswith("{") else {
+        name.strip(): value(given) for name, is_, given in (part.partition("=") for part in text.split(",")) if is_
+    }  # fmt: skip
+    whole = isinstance(found, dict) and (text.lstrip().startswith("{") or len(found) == len(text.split(",")))
+    if not whole or not all(name.isidentifier() for name in found):
+        raise OptionError(f"--chat-template-args {text}: give name=value separated by commas, each name once, or a "
+                          'JSON object, such as enable_thinking=true or {"enable_thinking": true}')  # fmt: skip
+    if wrong := sorted(reserved() & set(found)):
+        raise OptionError(f"--chat-template-args {text}: {', '.join(wrong)} is for the benchmarks to say")
+    return found
 
 
 def _rag(config: pytest.Config) -> Any:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import _rope
+
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
@@ -26,6 +28,8 @@ def lean_step(model: Any, length: int) -> Callable[[Tensor, int, Any], Tensor] |
         return None
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return None
+    if (limit := _rope.limit(model.config)) is not None and length > limit:
+        return None  # each position has the frequencies of its own pass
     body = model.model
     device = body.embed_tokens.weight.device
     probe = torch.empty(0, dtype=body.embed_tokens.weight.dtype, device=device)

@@ -6,8 +6,8 @@ are read side by side in one row: every token attends to the cache and to its ow
 it has in its sequence. No token is read twice, and no padding is read at all.
 
 That needs a model whose attention takes a mask of its own over a cache. `shares` finds out by comparing logits with
-those of one plain pass for each sequence; where they differ, and where a sequence is longer than a sliding window,
-sequences are read one by one instead.
+those of one plain pass for each sequence; where they differ, and where a sequence is longer than a sliding window or
+than what the model's rotary positions are indifferent to (`bench._rope`), sequences are read one by one instead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from bench import _cache
+from bench import _cache, _rope
 from bench._errors import MetricError
+from compression._tokens import check_ids, common
 
 PIECE = 2048  # tokens of one sequence read in one forward pass, at most
 ELEMENTS = 2**25  # positions x vocabulary of the logits that exist at once: 128 MiB of fp32
@@ -61,23 +62,27 @@ class Tree:
     def score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """For each request the log-likelihood (nat) of its scored ids, and whether each is the likeliest there.
 
-        Raises MetricError where the model's logits are not finite.
+        Raises MetricError where the model's logits are not finite, CheckpointError for ids that it does not know.
         """
+        for request in requests:
+            check_ids(request.ids, self.model.config.vocab_size, "a text")
         found: dict[tuple[int, ...], _Leaf] = {}
         for number, request in enumerate(requests):
             leaf = found.setdefault(request.ids[:-1], _Leaf(request.ids[:-1]))
             leaf.wanted += [(at - 1, request.ids[at], number) for at in range(request.first, len(request.ids))]
         self._sums = [0.0] * len(requests)
         self._greedy = [True] * len(requests)
-        window = getattr(self.model.config, "sliding_window", None)
-        longest = 0 if not self.shared else window or max(map(len, found), default=0)
+        bounds = [getattr(self.model.config, "sliding_window", None), _rope.limit(self.model.config)]
+        longest = min(filter(None, bounds), default=max(map(len, found), default=0)) if self.shared else 0
         alone = [leaf for leaf in found.values() if len(leaf.ids) > longest]
         leaves = sorted((leaf for leaf in found.values() if len(leaf.ids) <= longest), key=lambda leaf: leaf.ids)
         with torch.inference_mode():
             for leaf in alone:
+                _rope.forget(self.model)
                 hidden = self._decoder(input_ids=self._tensor(leaf.ids), use_cache=False).last_hidden_state[0]
                 self._add(hidden, leaf.wanted)
             if leaves:
+                _rope.forget(self.model)
                 self._leaves = leaves
                 self._common = [0, *(common(one.ids, two.ids) for one, two in pairwise(leaves))]
                 self._held = _cache.new_cache(self.model)
@@ -200,14 +205,6 @@ class Tree:
                     )
                 self._sums[number] += value
                 self._greedy[number] &= best
-
-
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
-    for at, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return at
-    return min(len(one), len(other))
 
 
 def shares(model: Any) -> bool:

@@ -18,7 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bench import _rope
+from bench._decoding import Answering, Decoder, begun, parts
 from bench._errors import MetricError, OptionError
+from compression._tokens import check_ids, common, encode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,14 +58,18 @@ class Answer:
     """What was written after one prompt.
 
     Attributes:
-        text: up to the first stop, without it and without special tokens.
-        tokens: generated, the one that ended the answer included.
+        text: behind any thinking up to the first stop, without it and without special tokens.
+        tokens: generated, those of thinking and the one that ended the answer included.
         reason: "stop" (a stop text), "end" (an end-of-sequence token) or "length" (all tokens allowed were written).
+        thought: the thinking that was cut, marks included.
+        finished: unset where the thinking has no end.
     """
 
     text: str
     tokens: int
     reason: str
+    thought: str = ""
+    finished: bool = True
 
 
 def answer(
@@ -79,14 +86,15 @@ def answer(
 
     Args:
         model: a causal decoder of transformers, in eval mode.
-        prompts: texts, tokenised with the special tokens of the tokenizer, or token ids as they are.
+        prompts: texts, plain or in a chat template, or token ids as they are.
         new_tokens: written for each, at most.
-        stops: texts that end an answer; one that is a token of its own, such as "</s>", ends it as that token.
+        stops: texts that end an answer; one that is a special token, such as "</s>", ends it as that token.
         sampling: None is greedy.
         seed: of the drawn tokens; a prompt's numbers are fixed by it and by the prompt's place.
 
     Raises:
         OptionError: a prompt is empty or, with `new_tokens`, longer than the model's positions; an empty stop.
+        CheckpointError: a prompt has an id that the model does not know.
         MetricError: the model's logits are not finite.
     """
     import torch
@@ -97,16 +105,22 @@ def answer(
         raise OptionError(f"new_tokens={new_tokens} is not allowed: at least 1")
     if "" in stops:
         raise OptionError("a stop is an empty text, which every answer holds; leave it out")
-    ids = [list(tokenizer(p, verbose=False)["input_ids"]) if isinstance(p, str) else list(p) for p in prompts]
+    ids = [encode(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
     _check(ids, new_tokens, model.config)
-    ends = _ends(model, tokenizer, stops)
+    decoder = Decoder(tokenizer)
+    ends = _ends(model, tokenizer, [decoder.special[stop] for stop in stops if stop in decoder.special])
     found: dict[int, Answer] = {}
     cached = not ids or shares(model)
+    limit = _rope.limit(model.config)
+    alone = [place for place, prompt in enumerate(ids)
+             if not cached or (limit is not None and len(prompt) + new_tokens > limit)]  # fmt: skip
+    together = sorted(set(range(len(ids))) - set(alone))
     with torch.inference_mode():
-        for places, shared in _groups(ids, new_tokens) if cached else (([place], 0) for place in range(len(ids))):
+        for places, shared in (*(([place], 0) for place in alone), *_groups(ids, together, new_tokens)):
             if _slides(model.config, max(len(ids[place]) for place in places) + new_tokens):
                 shared = 0  # a window counts the padding behind what is shared
-            rows = [_Row(place, ids[place], tokenizer, stops) for place in places]
+            rows = [_Row(place, ids[place], decoder, stops) for place in places]
+            _rope.forget(model)
             _write(model, rows, shared, ends, new_tokens, sampling, seed, cached)
             found.update({row.place: row.answer(ends) for row in rows})
     return [found[place] for place in range(len(ids))]
@@ -138,37 +152,37 @@ class _Row:
 
     place: int
     prompt: list[int]
-    tokenizer: Any
+    decoder: Decoder
     stops: Sequence[str]
     ids: list[int] = field(default_factory=list)  # generated
     done: bool = False
-    _begin: int = 0  # ids[_begin:_read] are text already, decoded again for the sake of the next ones
-    _read: int = 0
-    _tail: str = ""  # end of the text that a stop may begin in
+
+    def __post_init__(self) -> None:
+        self._all = list(self.prompt)
+        self._begin, self._read = 0, len(self._all)  # _all[_begin:_read] is text already, decoded again for the next
+        self._begun = begun(self.decoder(self.prompt))
+        self._answer = Answering(self.stops, begun=self._begun)
 
     def add(self, token: int, ends: set[int]) -> None:
         self.ids.append(token)
+        self._all.append(token)
         self.done = token in ends or (bool(self.stops) and self._stopped())
 
     def _stopped(self) -> bool:
         """Whether a stop is in the text, the new part of which is looked through."""
-        before, after = self._text(self.ids[self._begin : self._read]), self._text(self.ids[self._begin :])
-        if len(after) <= len(before) or after.endswith("\ufffd"):  # a character is not complete
+        new = self.decoder.behind(self._all[self._begin : self._read], self._all[self._read :])
+        if not new or new.endswith("\ufffd"):  # a character is not complete
             return False
-        self._begin, self._read = self._read, len(self.ids)
-        text = self._tail + after[len(before) :]
-        self._tail = text[-max(map(len, self.stops)) :]
-        return any(stop in text for stop in self.stops)
-
-    def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        self._begin, self._read = self._read, len(self._all)
+        return self._answer.stopped(new)
 
     def answer(self, ends: set[int]) -> Answer:
         ended = bool(self.ids) and self.ids[-1] in ends
-        text = self._text(self.ids[:-1] if ended else self.ids)
+        text = self.decoder.behind(self.prompt, self.ids[:-1] if ended else self.ids)
+        thought, text, finished = parts(text, begun=self._begun)
         found = [at for at in map(text.find, self.stops) if at >= 0]
         reason = "stop" if found else "end" if ended else "length"
-        return Answer(text[: min(found)] if found else text, len(self.ids), reason)
+        return Answer(text[: min(found)] if found else text, len(self.ids), reason, thought, finished)
 
 
 def _check(ids: Sequence[Sequence[int]], new_tokens: int, config: Any) -> None:
@@ -176,6 +190,7 @@ def _check(ids: Sequence[Sequence[int]], new_tokens: int, config: Any) -> None:
     for place, prompt in enumerate(ids):
         if not prompt:
             raise OptionError(f"prompt {place} has no tokens: an answer needs at least one to begin from")
+        check_ids(prompt, config.vocab_size, f"prompt {place}")
         if positions and len(prompt) + new_tokens > positions:
             raise OptionError(
                 f"prompt {place} has {len(prompt)} tokens, and new_tokens={new_tokens}: more than the {positions} "
@@ -183,12 +198,11 @@ def _check(ids: Sequence[Sequence[int]], new_tokens: int, config: Any) -> None:
             )
 
 
-def _ends(model: Any, tokenizer: Any, stops: Sequence[str]) -> set[int]:
-    """Ids of the end-of-sequence tokens of tokenizer and model, and of stops that are special tokens."""
+def _ends(model: Any, tokenizer: Any, more: Sequence[int]) -> set[int]:
+    """Ids of the end-of-sequence tokens of tokenizer and model, as generation_config.json has them too, and of more."""
     configured = [getattr(each, "eos_token_id", None) for each in (model.generation_config, model.config, tokenizer)]
     found = {n for each in configured for n in (each if isinstance(each, list | tuple) else [each]) if n is not None}
-    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    return found | {special[stop] for stop in stops if stop in special}
+    return found | set(more)
 
 
 def _slides(config: Any, tokens: int) -> bool:
@@ -197,34 +211,28 @@ def _slides(config: Any, tokens: int) -> bool:
     return window is not None and window < tokens
 
 
-def _groups(ids: Sequence[Sequence[int]], new_tokens: int) -> Iterator[tuple[list[int], int]]:
+def _groups(ids: Sequence[Sequence[int]], places: Sequence[int], new_tokens: int) -> Iterator[tuple[list[int], int]]:
     """(places of the prompts of a batch, tokens that they have in common), longest prompts first within a group.
 
-    A group is a stretch of the prompts in sorted order where neighbours share a beginning; all that share none with a
-    neighbour are one group. The last token of a prompt is never shared: its logits are wanted.
+    Of `ids` those at `places` are put in groups. A group is a stretch of the prompts in sorted order where neighbours
+    share a beginning; all that share none with a neighbour are one group. The last token of a prompt is never shared:
+    its logits are wanted.
     """
     runs: list[list[int]] = []
-    for place in sorted(range(len(ids)), key=lambda place: ids[place]):
-        if runs and _common(ids[runs[-1][-1]], ids[place]) >= SHARED:
+    for place in sorted(places, key=lambda place: ids[place]):
+        if runs and common(ids[runs[-1][-1]], ids[place]) >= SHARED:
             runs[-1].append(place)
         else:
             runs.append([place])
     alone = [run[0] for run in runs if len(run) == 1]
     for run in [*(run for run in runs if len(run) > 1), *([alone] if alone else [])]:
-        shared = min(_common(ids[run[0]], ids[run[-1]]), *(len(ids[place]) - 1 for place in run))
+        shared = min(common(ids[run[0]], ids[run[-1]]), *(len(ids[place]) - 1 for place in run))
         shared = shared if shared >= SHARED and len(run) > 1 else 0
         run.sort(key=lambda place: (-len(ids[place]), place))
         while run:
             count = max(1, min(ROWS, TOKENS // (len(ids[run[0]]) + new_tokens)))
             yield run[:count], shared
             run = run[count:]
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    for at, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return at
-    return min(len(one), len(other))
 
 
 def _write(

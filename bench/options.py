@@ -1,5 +1,6 @@
 """What the command line of `pytest bench` asks for."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,7 @@ class Options:
     limit: int | None = None
     task_rows: int | None = None
     chat_template: bool = False
+    template: Mapping[str, Any] = field(default_factory=dict)  # arguments of chat templates, beside the usual ones
     allow_code_execution: bool = False
     command: str = "pytest bench"
     run: str | None = None  # id of the run that this process is part of, where it did not begin it
@@ -58,6 +60,15 @@ class Options:
 
     def load(self, batch_size: int) -> Load:
         return Load(batch_size=batch_size, prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens)
+
+    @property
+    def template_text(self) -> str | None:
+        """Part of the key of what is measured with chat templates: their arguments, None where they are the usual."""
+        from compression._tokens import TEMPLATE_ARGUMENTS
+
+        other = {name: value for name, value in sorted(self.template.items())
+                 if name not in TEMPLATE_ARGUMENTS or value != TEMPLATE_ARGUMENTS[name]}  # fmt: skip
+        return json.dumps(other, sort_keys=True) if other else None
 
     @property
     def record_command(self) -> str:

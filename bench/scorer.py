@@ -7,14 +7,16 @@ come from `bench.answering`. Sums are taken in float32 from float32 logits and d
 its rounding, up to 0.05 nat on the embedded reference), and than `TOLERANCE_16` in 16 bits. The outlier columns of
 LLM.int8() are those of the whole batch, and its scores depend on it by their nature.
 
-Tokens are those of `HFLM`: the tokenizer's special tokens unless the text begins with them; a request longer than the
-context loses its beginning, which `Scorer.truncated` counts.
+Tokens are those of `HFLM` where it encodes prompt and choice as the one text that they are (`compression._tokens`). It
+does not where a merge reaches over the border between them, or the tokenizer ends every text with a token of its own. A
+request longer than the context loses its beginning, as there, which `Scorer.truncated` counts; a choice that is longer
+by itself has no score.
 """
 
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval import utils
@@ -22,9 +24,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-from bench._errors import OptionError
+from bench._decoding import Thinking
+from bench._errors import DataError, OptionError
 from bench._tree import Request, Tree, shares
 from bench.answering import Sampling, answer
+from compression._tokens import Templated, conversation, encode, encode_parts
 
 TOLERANCE = 1e-3  # nat, of the log-likelihood of one choice, where the model computes in float32
 TOLERANCE_16 = 1.0  # where it computes in 16 bits; half of the reference's choices differ by less than 0.02
@@ -39,21 +43,31 @@ class Scorer(TemplateLM):
         rows: sequences read side by side in one forward pass, at most; None: as many as `TOKENS` of the device allow.
         tokens: instead of `TOKENS`.
         seed: of sampled answers.
+        template: arguments of the tokenizer's chat template.
 
     Attributes:
         shared: whether the model's attention lets sequences share what they begin with; else each is read alone.
+        thinking: what was cut of answers.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, rows: int | None = None, tokens: int | None = None, seed: int = 1234
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        rows: int | None = None,
+        tokens: int | None = None,
+        seed: int = 1234,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.seed = model, tokenizer, seed
+        self.model, self.tokenizer, self.seed, self.template = model, tokenizer, seed, template
+        self.thinking = Thinking()
         self.shared = shares(model)
         self._cut: set[tuple[int, ...]] = set()  # prompts longer than the context
         self._tree = Tree(model, tokens=tokens or TOKENS.get(model.device.type, TOKENS["cpu"]), rows=rows,
                           shared=self.shared)  # fmt: skip
-        self._ids = functools.lru_cache(maxsize=256)(self._encode)
+        self._ids = functools.lru_cache(maxsize=256, typed=True)(lambda text: tuple(encode(tokenizer, text)))
 
     @property
     def truncated(self) -> int:
@@ -61,14 +75,17 @@ class Scorer(TemplateLM):
         return len(self._cut)
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> int | None:
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has nothing before it."""
-        bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else bos
+        """What stands before a text that has nothing before it. Raises DataError where the tokenizer has nothing."""
+        for found in (self.tokenizer.bos_token_id, self.eot_token_id):
+            if found is not None:
+                return found
+        raise DataError("the tokenizer has neither a beginning (bos_token) nor an end of sequence (eos_token), one of "
+                        "which must stand before a text that is scored with nothing before it")  # fmt: skip
 
     @property
     def max_length(self) -> int:
@@ -79,33 +96,51 @@ class Scorer(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return list(self._ids(string, add_special_tokens))
+        return encode(self.tokenizer, string, special=False) if add_special_tokens is False else list(self._ids(string))
 
-    def _encode(self, text: str, special: bool | None) -> tuple[int, ...]:
-        start = self.tokenizer.decode([self.prefix_token_id])
-        if special is None and start and text.startswith(start):
-            special = False
-        options = {} if special is None else {"add_special_tokens": special}
-        return tuple(self.tokenizer.encode(text, verbose=False, **options))
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of the context and those that are scored, encoded together; white space between is scored, as there.
+
+        Behind an empty context stands what a text begins with.
+        """
+        bare = context.rstrip()
+        special = bool(bare) and not isinstance(context, Templated)
+        before, scored = encode_parts(self.tokenizer, [bare, context[len(bare) :] + continuation], special=special)
+        if not before and scored[:1] == [self.prefix_token_id]:
+            return scored[:1], scored[1:]
+        return before or [self.prefix_token_id], scored
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
+        return conversation(
+            self.tokenizer,
             chat_history,
-            tokenize=False,
+            self.template,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        """Raises DataError for a choice without tokens, and one that is longer than the context."""
+        return self._loglikelihood_tokens([(one.args, *self._encode_pair(*one.args)) for one in requests])
+
+    def mean_logprobs(self, contexts: Sequence[str], texts: Sequence[str]) -> list[float]:
+        """Mean log-probability (nat per token) of each text after its context; after the start of a text where that is
+        empty. Raises as `loglikelihood`."""
+        pairs = [((one, two), *self._encode_pair(one, two)) for one, two in zip(contexts, texts, strict=True)]
+        sums = self._loglikelihood_tokens(pairs)
+        return [value / len(scored) for (value, _), (_, _, scored) in zip(sums, pairs, strict=True)]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Each request is (what it is called, ids of the context, ids that are scored)."""
         wanted = []
-        for _, context, continuation in requests:
-            context = context or [self.prefix_token_id]  # spaces alone are scored, and so nothing is before them
+        for name, context, continuation in requests:
+            if not 0 < len(continuation) <= self.max_length:
+                text = repr(name[-1][:60]) if name else "a piece of a text"
+                raise DataError(f"{text} has {len(continuation)} tokens to be scored: there must be 1 to "
+                                f"{self.max_length}, the positions of the model")  # fmt: skip
+            context = context or [self.prefix_token_id]
             ids = (*context, *continuation)[-(self.max_length + 1) :]
             if len(ids) < len(context) + len(continuation):
                 self._cut.add(tuple(context))
@@ -131,7 +166,7 @@ class Scorer(TemplateLM):
         for place, request in enumerate(requests):
             groups[json.dumps(request.args[1], sort_keys=True)].append(place)
         found: dict[int, str] = {}
-        end = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
+        end = None if self.eot_token_id is None else self.tokenizer.decode([self.eot_token_id])
         for places in groups.values():
             stops, new_tokens, sampling = _generation(requests[places[0]].args[1], end)
             room = self.max_length - new_tokens
@@ -147,11 +182,12 @@ class Scorer(TemplateLM):
                 self.model, self.tokenizer, prompts, new_tokens=new_tokens, stops=stops, sampling=sampling,
                 seed=self.seed,
             )  # fmt: skip
+            self.thinking.count(said)
             found.update(zip(places, (one.text for one in said), strict=True))
         return [found[place] for place in range(len(requests))]
 
 
-def _generation(settings: dict[str, Any], end: str) -> tuple[list[str], int, Sampling | None]:
+def _generation(settings: dict[str, Any], end: str | None) -> tuple[list[str], int, Sampling | None]:
     """(stops, new tokens, sampling) of a task's settings."""
     known = dict(normalize_gen_kwargs(settings, NEW_TOKENS))
     stops = handle_stop_sequences(known.pop("until", None), eos=end)

@@ -88,10 +88,10 @@ def against_base(workbench, of, recipe, read, **params):
             return base, None
         return read(lambda: answers(workbench, recipe)).beside(base)
 
-    measure(workbench, of, recipe, take, lambda scores: ("ok", scores.remark, None), **params)
+    measure(workbench, of, recipe, take, **params)
 
 
-def measure(workbench, of, recipe, take, notes, **params):
+def measure(workbench, of, recipe, take, notes=None, **params):
     workbench.note_data(of, workbench.collection.digest)
     setup = workbench.options.judge
     try:
@@ -99,6 +99,6 @@ def measure(workbench, of, recipe, take, notes, **params):
     except NotAvailable:  # which `take` says too
         count = None
     asked = {"data": workbench.collection.read, "questions": count, "decoding": setup.decoding,
-             "new_tokens": setup.new_tokens,
+             "new_tokens": setup.new_tokens, "template": workbench.options.template_text,
              "draw": None if workbench.collection.drawn else workbench.options.seed}  # fmt: skip
     workbench.measure(of, recipe, take, asked | params, notes=notes)

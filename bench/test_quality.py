@@ -20,6 +20,8 @@ def _protocol(workbench):
     source = workbench.data.source(protocol.split, what=protocol.what)
     asked = {"protocol": protocol.name, "length": protocol.length, "split": protocol.split, "batch": _BATCH,
              "data": source.read}  # fmt: skip
+    if protocol.name == "o":
+        asked["template"] = workbench.options.template_text
     return protocol, asked
 
 
@@ -29,7 +31,7 @@ def _read(workbench, protocol, recipe):
 
     def of(model, base=None):
         return perplexity(model.model, tokenizer, workbench.data, protocol, device=device, base=base and base.model,
-                          states=workbench.base_states)  # fmt: skip
+                          states=workbench.base_states, template=workbench.options.template)  # fmt: skip
 
     if recipe.text == UNCOMPRESSED:
         return workbench.base_reading(("perplexity", protocol), lambda: of(workbench.base))
@@ -69,7 +71,7 @@ def test_task(workbench, recipe, task):
             raise NotAvailable("the recipe brings a cache of its own, which scoring does not use yet")
         prepared = workbench.task(task)
         return score(prepared, model.model, _tokenizer(workbench), limit=options.limit, rows=options.task_rows,
-                     chat=options.chat_template)  # fmt: skip
+                     chat=options.chat_template, template=options.template)  # fmt: skip
 
     def take():
         base = workbench.base_reading(("task", task), lambda: of(workbench.base))
@@ -78,10 +80,10 @@ def test_task(workbench, recipe, task):
     filtered = None if task.filter == "none" else task.filter
     asked = {"task": task.name, "shots": task.shots, "score": task.metric, "filter": filtered, "limit": options.limit,
              "temperature": task.temperature or None, "rows": options.task_rows, "chat": options.chat_template or None,
-             "programs": _programs(options, [task])}  # fmt: skip
+             "programs": _programs(options, [task]), "template": _template(options)}  # fmt: skip
     with suppress(NotAvailable):  # which `of` says
         asked["data"] = workbench.task(task).data
-    workbench.measure("task", recipe, take, asked, notes=lambda reading: ("ok", reading.remark, None))
+    workbench.measure("task", recipe, take, asked)
 
 
 def test_average(workbench, recipe, tasks):
@@ -92,13 +94,18 @@ def test_average(workbench, recipe, tasks):
 
     options = workbench.options
     asked = {"tasks": tasks, "limit": options.limit, "rows": options.task_rows, "chat": options.chat_template or None,
-             "programs": _programs(options, options.tasks)}  # fmt: skip
+             "programs": _programs(options, options.tasks), "template": _template(options)}  # fmt: skip
     workbench.measure("tasks", recipe, take, asked)
 
 
 def _programs(options, tasks):
     """Part of the key where programs had to be run and were not: another row than that of a run that may run them."""
     return None if options.allow_code_execution or not any(task.runs_code for task in tasks) else "not run"
+
+
+def _template(options):
+    """Part of the key where prompts are in a chat template: its arguments, unless they are the usual ones."""
+    return options.template_text if options.chat_template else None
 
 
 def _tokenizer(workbench):

@@ -101,7 +101,8 @@ def reader(workbench, model):
     if tokenizer is None:
         raise DataError(f"base {workbench.source.text} has no tokenizer: RAG needs tokenizer.json beside it")
     options = workbench.options
-    return readings.Reader(model=model.model, tokenizer=tokenizer, device=options.device, new_tokens=options.new_tokens)
+    return readings.Reader(model=model.model, tokenizer=tokenizer, device=options.device, new_tokens=options.new_tokens,
+                           template=options.template)  # fmt: skip
 
 
 def against_base(workbench, of, recipe, read, **params):
@@ -115,4 +116,5 @@ def against_base(workbench, of, recipe, read, **params):
 def measure(workbench, of, recipe, take, *, each=None, more=None, **params):
     found = workbench.retrieved
     workbench.note_data(of, found.collection.digest)
-    workbench.measure(of, recipe, take, {**found.params, **params}, each=each, more=more)
+    asked = {**found.params, "template": workbench.options.template_text, **params}
+    workbench.measure(of, recipe, take, asked, each=each, more=more)

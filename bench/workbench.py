@@ -24,6 +24,7 @@ from bench.options import Options
 from bench.rows import Row
 from compression import CompressionError, Recipe, locate
 from compression._recipe import UNCOMPRESSED
+from compression._tokens import check_template
 
 if TYPE_CHECKING:
     from bench.gate import Verdict
@@ -67,6 +68,8 @@ class Workbench(Models, Inputs, Findings):
         for recipe in (*options.recipes, *options.derived):
             if recipe.text not in self.refused:
                 self.inputs_of(recipe)  # texts that cannot be read are refused now, by what the digest is of
+        if options.template:
+            check_template(self.source.tokenizer, options.template)
         positions = self.source.config.get("max_position_embeddings")
         if positions and options.prompt_tokens + options.new_tokens > positions:
             raise OptionError(
@@ -122,7 +125,7 @@ class Workbench(Models, Inputs, Findings):
             each: splits a reading into those of its rounds, for samples.
             more: takes the measurement with so many times the usual rounds (timings, memory). It is asked, up to
                 `gate.MORE` times them, until the gate has decided.
-            notes: (status, reason, source) of a reading; ("ok", None, None) if not given.
+            notes: (status, reason, source) of a reading; ("ok", its remark if it has one, None) if not given.
 
         Raises:
             AssertionError: a verdict fails; the words of each are in the message.
@@ -206,7 +209,7 @@ class Workbench(Models, Inputs, Findings):
         notes: Callable[[Reading], tuple[str, str | None, Any]] | None,
     ) -> list[Row]:
         reading, base = readings
-        status, reason, source = notes(reading) if notes else ("ok", None, None)
+        status, reason, source = notes(reading) if notes else ("ok", getattr(reading, "remark", None), None)
         own = {**getattr(reading, "params", {}), **getattr(reading, "inputs", {})}
         params = {name: each for name, each in {**params, **own}.items() if each is not None}
         items, base_items = _items_of(reading), {} if base is None else _items_of(base)

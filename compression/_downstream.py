@@ -7,8 +7,9 @@ A task is named by text, or given as it is:
                          valid, val or dev in their name are for evaluation and are left out
     an iterable of (prompt, answer)
 
-Prompt and answer are read as they stand, one behind the other, so the space between them belongs to one of the two. An
-answer that does not end in white space gets a blank line behind it, which is learnt with it.
+Prompt and answer are read as they stand, one behind the other, so the space between them belongs to one of the two;
+what goes into one text is encoded as one text, and a token that reaches into an answer is learnt with it. An answer
+that does not end in white space gets a blank line behind it, which is learnt with it.
 """
 
 import functools
@@ -28,6 +29,7 @@ from compression._calibration import EVALUATION, SEPARATOR
 from compression._checkpoint import BaseSource
 from compression._errors import TrainingError
 from compression._reading import json_lines, whole_text
+from compression._tokens import encode, encode_parts
 
 WAYS_OUT = (
     "give downstream (--downstream) as a task of the embedded reference, a folder of *.jsonl with prompt and answer, "
@@ -83,21 +85,21 @@ class Downstream:
         found = list(self.examples())
         random.Random(seed).shuffle(found)
         found = found[:samples]
-        rows: list[list[tuple[int, bool]]] = [[]]
+        rows: list[list[str]] = [[]]  # prompt, answer, prompt, answer ...
         for prompt, answer in found:
-            tokens = [(token, False) for token in _encode(tokenizer, prompt)]
-            tokens += [(token, True) for token in _encode(tokenizer, _ended(answer))]
-            if len(tokens) > length:
-                raise TrainingError(f"an example of the downstream task {self.name} has {len(tokens)} tokens, and a "
-                                    f"text {length}; give sequence_length={len(tokens)} or more")  # fmt: skip
-            if len(rows[-1]) + len(tokens) > length:
+            example = [prompt, _ended(answer)]
+            if (alone := len(encode(tokenizer, "".join(example), special=False))) > length:
+                raise TrainingError(f"an example of the downstream task {self.name} has {alone} tokens, and a text "
+                                    f"{length}; give sequence_length={alone} or more")  # fmt: skip
+            if len(encode(tokenizer, "".join([*rows[-1], *example]), special=False)) > length:
                 rows.append([])
-            rows[-1] += tokens
+            rows[-1] += example
         ids, mask, learn = torch.zeros(3, len(rows), length, dtype=torch.long)
         for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor([token for token, _ in row])
-            mask[i, : len(row)] = 1
-            learn[i, : len(row)] = torch.tensor([learnt for _, learnt in row])
+            parts = encode_parts(tokenizer, row, special=False)
+            tokens = [(token, place % 2) for place, part in enumerate(parts) for token in part]
+            ids[i, : len(tokens)], learn[i, : len(tokens)] = torch.tensor(tokens).T
+            mask[i, : len(tokens)] = 1
         return Texts(ids, mask.bool(), learn.bool(), len(found))
 
 
@@ -165,7 +167,3 @@ def read_examples(path: Path) -> list[Example]:
 
 def _ended(answer: str) -> str:
     return answer if answer[-1:].isspace() else answer + SEPARATOR
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False, verbose=False)

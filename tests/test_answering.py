@@ -108,7 +108,7 @@ def test_an_answer_does_not_depend_on_what_shares_its_batch(student, sampling):
 
 class TestSampling:
     @given(
-        st.lists(st.floats(-8, 8, width=32), min_size=4, max_size=12, unique=True),
+        st.lists(st.integers(-800, 800).map(lambda n: n / 100), min_size=4, max_size=12, unique=True),
         st.floats(0.1, 2), st.floats(0.05, 0.99), st.floats(0.5, 2), st.sets(st.integers(0, 3)),
     )  # fmt: skip
     def test_the_distribution_is_that_of_transformers_processors(self, logits, temperature, top_p, penalty, said):

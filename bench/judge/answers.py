@@ -4,7 +4,7 @@
 uses fixed by the seed and the place of the question, the same for every model. `greedy` takes the likeliest tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from bench._errors import DataError, NotAvailable
 from bench.answering import Sampling, answer
 from bench.rag.answers import STOPS
 from bench.rag.answers import prompt as reference_prompt
+from compression._tokens import conversation, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,10 +52,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """A question and what a model wrote, without white space around it."""
+    """A question and what a model wrote, without white space around it.
+
+    `thought` is the thinking that was cut from before it, `finished` unset where that has no end.
+    """
 
     asked: Asked
     text: str
+    thought: str = ""
+    finished: bool = True
 
 
 def instructions(template: str) -> tuple[str, ...]:
@@ -84,6 +90,7 @@ def questions_of(
     seed: int = 0,
     new_tokens: int = NEW_TOKENS,
     positions: int | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> tuple[Asked, ...]:
     """The answerable questions with the paragraph that each is about.
 
@@ -91,6 +98,7 @@ def questions_of(
         count: so many of them, spread over the set; None: `QUESTIONS`, or as many as there are.
         seed: of the draw of questions.
         positions: of the model.
+        template: arguments of the tokenizer's chat template.
 
     Raises:
         NotAvailable: see `check`.
@@ -108,11 +116,11 @@ def questions_of(
                 question=question.text,
                 context=context,
                 truths=question.answers,
-                prompt=prompt(question.text, context, collection.form, tokenizer),
+                prompt=prompt(question.text, context, collection.form, tokenizer, template),
                 instructions=REFERENCE_INSTRUCTIONS if collection.form == "reference" else instructions(TEMPLATE),
             )
         )
-        length = len(tokenizer(found[-1].prompt, verbose=False)["input_ids"])
+        length = len(encode(tokenizer, found[-1].prompt))
         if positions is not None and length + new_tokens > positions:
             raise DataError(
                 f"question {question.id!r} of {collection.name} with its paragraph has {length} tokens, and "
@@ -122,14 +130,20 @@ def questions_of(
     return tuple(found)
 
 
-def prompt(question: str, context: str, form: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+def prompt(
+    question: str,
+    context: str,
+    form: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    template: Mapping[str, Any] | None = None,
+) -> str:
     """All that the model reads before it answers, in its chat template where it has one."""
     if form == "reference":
         return reference_prompt(question, [context], form, tokenizer)
     text = TEMPLATE.format(context=context, question=question)
     if tokenizer.chat_template:
         message = [{"role": "user", "content": text}]
-        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        return conversation(tokenizer, message, template, add_generation_prompt=True)
     return f"{text}\nAnswer:"
 
 
@@ -146,4 +160,6 @@ def answers_of(
     """What a model answers; `form` is that of the collection."""
     said = answer(model, tokenizer, [each.prompt for each in asked], new_tokens=new_tokens, stops=STOPS[form],
                   sampling=DECODING[decoding], seed=seed)  # fmt: skip
-    return tuple(Answered(each, one.text.strip()) for each, one in zip(asked, said, strict=True))
+    return tuple(
+        Answered(each, one.text.strip(), one.thought, one.finished) for each, one in zip(asked, said, strict=True)
+    )

@@ -184,9 +184,7 @@ class SmallModel:
 
     def perplexities(self, texts: Sequence[str]) -> list[float]:
         """Of each text by itself, the first token given the start of a text."""
-        from bench.judge.likelihood import mean_logprobs
-
-        return [math.exp(-mean) for mean in mean_logprobs(self.scorer, [""] * len(texts), texts)]
+        return [math.exp(-mean) for mean in self.scorer.mean_logprobs([""] * len(texts), texts)]
 
 
 def _opened(name: str, device: str) -> tuple[Any, Any]:

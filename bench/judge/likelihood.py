@@ -10,14 +10,20 @@ model would have said.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.judge.answers import Answered, prompt
 
 
-def likelihoods(model: Any, tokenizer: Any, answers: Sequence[Answered], *, form: str) -> list[float]:
-    """The likelihood of every answer after its prompt, as this model reads it; `form` is that of the collection.
+def likelihoods(
+    model: Any, tokenizer: Any, answers: Sequence[Answered], *, form: str, template: Mapping[str, Any] | None = None
+) -> list[float]:
+    """The likelihood of every answer after its prompt, as this model reads it.
+
+    Args:
+        form: that of the collection.
+        template: arguments of the tokenizer's chat template.
 
     An empty answer has the likelihood of ending at once.
     """
@@ -25,21 +31,6 @@ def likelihoods(model: Any, tokenizer: Any, answers: Sequence[Answered], *, form
 
     end = "\n" if form == "reference" else tokenizer.eos_token or "\n"
     lead = "" if tokenizer.chat_template and form != "reference" else " "
-    prompts = [prompt(each.asked.question, each.asked.context, form, tokenizer) for each in answers]
+    prompts = [prompt(each.asked.question, each.asked.context, form, tokenizer, template) for each in answers]
     texts = [f"{lead if each.text else ''}{each.text}{end}" for each in answers]
-    return [math.exp(mean) for mean in mean_logprobs(Scorer(model, tokenizer), prompts, texts)]
-
-
-def mean_logprobs(scorer: Any, contexts: Sequence[str], texts: Sequence[str]) -> list[float]:
-    """Mean log-probability (nat per token) of each text after its context; after the start of a text where that is
-    empty."""
-    requests, counts = [], []
-    for context, text in zip(contexts, texts, strict=True):
-        if context:
-            ids, more = scorer._encode_pair(context, text)
-        else:
-            ids, more = [scorer.prefix_token_id], scorer.tok_encode(text, add_special_tokens=False)
-        requests.append(((context, text), ids, more))
-        counts.append(len(more))
-    sums = scorer._loglikelihood_tokens(requests)
-    return [value / count for (value, _), count in zip(sums, counts, strict=True)]
+    return [math.exp(mean) for mean in Scorer(model, tokenizer).mean_logprobs(prompts, texts)]

@@ -11,6 +11,7 @@ from typing import Any
 from bench._errors import JudgeError
 from bench.judge.asking import Verdict, weighed
 from bench.rows import Input
+from compression._tokens import conversation, encode
 
 STEPS_TOKENS = 256
 
@@ -49,22 +50,27 @@ class LocalJudge:
         return Scorer(*self.opened)
 
     def write(self, prompt: str) -> str:
-        """The likeliest text, of at most `STEPS_TOKENS` tokens; a base that continues texts may write anything."""
+        """The likeliest text, of at most `STEPS_TOKENS` tokens; a base that continues texts may write anything.
+
+        Raises JudgeError where all of it is thinking that has no end.
+        """
         from bench.answering import answer
 
         model, tokenizer = self.opened
         [said] = answer(model, tokenizer, [self._templated(prompt)], new_tokens=STEPS_TOKENS)
+        if not said.finished:
+            raise JudgeError(f"the judge {self.name} was still thinking after {said.tokens} tokens of its steps")
         return said.text.strip()
 
     def choose(self, prompts: Sequence[str], options: Sequence[str]) -> list[Verdict]:
         """See `asking.Judge`. A prompt that is longer than the model's context has no judgement."""
         from lm_eval.api.instance import Instance
 
-        model, tokenizer = self.opened
+        _, tokenizer = self.opened
         lead = "" if tokenizer.chat_template else " "
         texts = [self._templated(prompt) for prompt in prompts]
-        room = model.config.max_position_embeddings - 8
-        lengths = [len(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+        room = self._scorer.max_length - max(8, *(len(encode(tokenizer, lead + option)) for option in options))
+        lengths = [len(encode(tokenizer, text)) for text in texts]
         able = [place for place, length in enumerate(lengths) if length <= room]
         requests = [
             Instance("loglikelihood", {}, (texts[place], lead + option), number)
@@ -83,4 +89,4 @@ class LocalJudge:
         if not tokenizer.chat_template:
             return prompt
         message = [{"role": "user", "content": prompt}]
-        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        return conversation(tokenizer, message, add_generation_prompt=True)

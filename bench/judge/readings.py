@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bench._decoding import thinking_in
 from bench._scripts import is_english
 from bench.items import hashes_of
 from bench.judge import alignment, g_eval
@@ -58,4 +59,4 @@ def likelihood(answers: Sequence[Answered], values: Sequence[float]) -> Scores:
 
 def _scores(answers: Sequence[Answered], by: dict[str, tuple[Any, ...]], **more: Any) -> Scores:
     hashes = hashes_of([each.asked.prompt, each.asked.truths] for each in answers)
-    return Scores(hashes=hashes, by=by, **more)
+    return Scores(hashes=hashes, by=by, thinking=thinking_in(answers).remark, **more)

@@ -1,15 +1,18 @@
 """Which tokens a perplexity protocol feeds and which of them it scores; see `bench.metrics.perplexity`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench._errors import DataError, OptionError
 from bench.data import Data, Message, plain
+from compression._tokens import conversation as render
+from compression._tokens import tokens_of
 
 if TYPE_CHECKING:
     from bench.metrics.perplexity import PerplexityProtocol
 
+Template = Mapping[str, Any] | None
 BLANK = 10  # characters; protocol "e" drops rows of no more
 
 
@@ -67,8 +70,12 @@ def spread(count: int, samples: int) -> list[int]:
     return [i * (count - 1) // max(samples - 1, 1) for i in range(samples)]
 
 
-def samples_of(tokenizer: Any, data: Data, protocol: "PerplexityProtocol", *, context: int) -> list[Sample]:
+def samples_of(
+    tokenizer: Any, data: Data, protocol: "PerplexityProtocol", *, context: int, template: Template = None
+) -> list[Sample]:
     """What the protocol scores, as token ids; `context` is the longest sequence the model takes, in tokens.
+
+    `template` are arguments of the tokenizer's chat template.
 
     Raises DataError where there is less text than one sample needs, OptionError where `length` exceeds the context.
     """
@@ -85,7 +92,7 @@ def samples_of(tokenizer: Any, data: Data, protocol: "PerplexityProtocol", *, co
         return [whole.sample(parts[i], f"tokens {parts[i].begin}:{parts[i].end}") for i in places]
 
     found = []
-    for label, row in _rows(tokenizer, data, protocol):
+    for label, row in _rows(tokenizer, data, protocol, template):
         parts = windows(len(row.ids), length, protocol.stride)
         kept = parts if protocol.stride else parts[:1]
         found += [row.sample(part, label, cut=kept[-1].end < len(row.ids)) for part in kept]
@@ -94,7 +101,7 @@ def samples_of(tokenizer: Any, data: Data, protocol: "PerplexityProtocol", *, co
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Tokens:
     """A text as token ids, with the characters that each stands for where the tokenizer can tell."""
 
@@ -116,29 +123,29 @@ class _Tokens:
         return len(self.text[start:stop].encode()) if clean and start < stop else None
 
 
-def _encode(tokenizer: Any, text: str, *, special: bool) -> _Tokens:
-    fast = getattr(tokenizer, "is_fast", False)
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=fast, verbose=False)
-    return _Tokens(text=text, ids=encoded["input_ids"], spans=encoded["offset_mapping"] if fast else None)
+def _encode(tokenizer: Any, text: str, *, special: bool = True) -> _Tokens:
+    return _Tokens(text, *tokens_of(tokenizer, text, special=special))
 
 
-def _rows(tokenizer: Any, data: Data, protocol: "PerplexityProtocol") -> Iterator[tuple[str, _Tokens]]:
+def _rows(
+    tokenizer: Any, data: Data, protocol: "PerplexityProtocol", template: Template
+) -> Iterator[tuple[str, _Tokens]]:
     """(where, tokens) of the rows that "e", or the conversations that "o" scores."""
     rows = data.source(protocol.split, what=protocol.what).rows
     for i in spread(len(rows), protocol.samples):
         if protocol.name == "o":
-            yield f"conversation {i}", _encode_chat(tokenizer, rows[i], i)
+            yield f"conversation {i}", _encode_chat(tokenizer, rows[i], i, template)
         elif len(text := rows[i].strip()) > BLANK:
-            yield f"row {i}", _encode(tokenizer, text, special=True)
+            yield f"row {i}", _encode(tokenizer, text)
 
 
-def _encode_chat(tokenizer: Any, conversation: list[Message], number: int) -> _Tokens:
+def _encode_chat(tokenizer: Any, conversation: list[Message], number: int, template: Template) -> _Tokens:
     if not getattr(tokenizer, "chat_template", None):
-        return _encode(tokenizer, plain(conversation), special=True)
+        return _encode(tokenizer, plain(conversation))
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False)
+        text = render(tokenizer, conversation, template)
     except TemplateError as error:
         raise DataError(f"conversation {number} does not fit the tokenizer's chat template: {error}") from error
-    return _encode(tokenizer, text, special=False)
+    return _encode(tokenizer, text)

@@ -27,6 +27,7 @@ class Scores:
     Attributes:
         by: name of the metric without its group, and its values.
         invalid: replies that could not be read, each with its reason.
+        thinking: what was cut of the answers, in words.
         params: part of the key of the rows.
         refused: metrics that cannot be had of these answers, each with the reason.
     """
@@ -35,6 +36,7 @@ class Scores:
     by: Mapping[str, tuple[float | None, ...]]
     invalid: tuple[str, ...] = ()
     empty: int = 0  # answers without a word
+    thinking: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,7 +79,7 @@ class Scores:
     @property
     def remark(self) -> str | None:
         """What a reader of the values must know, or None."""
-        said = []
+        said = [self.thinking] if self.thinking else []
         if self.invalid:
             said.append(f"{len(self.invalid)} replies of the judge were no verdict, such as {self.invalid[0]}")
         kept = {name: values for name, values in self.by.items() if name not in self.refused}

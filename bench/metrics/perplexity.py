@@ -20,10 +20,11 @@ Departure from the published code: a sample that fails is an error, not skipped.
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from bench import _rope
 from bench._errors import DataError, MetricError, OptionError
 from bench.data import CONVERSATIONS, LANGUAGE, Data
 from bench.items import Items, hashes_of
@@ -179,6 +180,7 @@ def perplexity(
     states: "KeptStates | None" = None,
     token_budget: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> PerplexityReading:
     """Scores `model` (a causal decoder of transformers, on `device`, in eval mode) on `data`.
 
@@ -186,7 +188,8 @@ def perplexity(
     it; the loss keeps every bit. What that adds to memory is the base's hidden states of a batch and its logits of one
     chunk of positions. `states` keeps those hidden states for further calls with the same base.
     `token_budget` is the number of tokens in one forward pass where the protocol names no batch size; by default
-    TOKEN_BUDGET of the device. `progress` is called with (samples done, samples) after each batch.
+    TOKEN_BUDGET of the device. `progress` is called with (samples done, samples) after each batch. `template` are
+    arguments of the tokenizer's chat template.
     Raises DataError for too little data or the tokenizer of another model, MetricError for a loss that is not finite.
     """
     import torch
@@ -194,7 +197,8 @@ def perplexity(
     if model.training:
         raise MetricError("the model is in training mode, where dropout changes its scores; call model.eval() first")
     device = torch.device(device)
-    samples = samples_of(tokenizer, data, protocol, context=model.config.max_position_embeddings)
+    positions = model.config.max_position_embeddings
+    samples = samples_of(tokenizer, data, protocol, context=positions, template=template)
     highest, vocabulary = max(max(sample.ids) for sample in samples), model.config.vocab_size
     if highest >= vocabulary:
         raise DataError(f"the tokenizer gives token {highest}, the model knows {vocabulary}: not of one checkpoint")
@@ -206,9 +210,8 @@ def perplexity(
         raise DataError(f"the base knows {base.config.vocab_size} tokens, the model {vocabulary}: not of one base")
 
     sums, distances = [0.0] * len(samples), [(0.0, 0.0)] * len(samples)
-    longest_first = sorted(range(len(samples)), key=lambda i: -len(samples[i].ids))
-    for start in range(0, len(samples), batch_size):
-        batch = longest_first[start : start + batch_size]
+    done = 0
+    for batch in _batches([len(sample.ids) for sample in samples], batch_size, _rope.limit(model.config)):
         for i, (nll, *distance) in zip(
             batch, _scored(model, base, [samples[i] for i in batch], device, states), strict=True
         ):
@@ -218,8 +221,9 @@ def perplexity(
                     raise MetricError(f"the {what} of {where} is {value}")
             sums[i] = nll
             distances[i] = tuple(distance)
+        done += len(batch)
         if progress is not None:
-            progress(start + len(batch), len(samples))
+            progress(done, len(samples))
 
     total = math.fsum(sums)
     counts = [len(sample.ids) - sample.first_scored for sample in samples]
@@ -247,6 +251,15 @@ def perplexity(
         kl=kl, agreed=agreed, tokens=tuple(counts), asked=asked, params=reading.params, inputs=reading.inputs
     )
     return replace(reading, divergence=divergence)
+
+
+def _batches(lengths: Sequence[int], size: int, limit: int | None) -> Iterator[list[int]]:
+    """Places of samples that share a pass, longest first; on each side of `limit` (`bench._rope`) by themselves."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    beyond = sum(limit is not None and length > limit for length in lengths)
+    for side in (order[:beyond], order[beyond:]):
+        for start in range(0, len(side), size):
+            yield side[start : start + size]
 
 
 class KeptStates:

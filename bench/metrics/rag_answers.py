@@ -15,6 +15,7 @@ from math import fsum
 from statistics import pstdev
 from typing import TYPE_CHECKING, Any
 
+from bench._decoding import thinking_in
 from bench._scripts import spaced, words
 from bench.items import Items, hashes_of
 from bench.metrics._registry import metric
@@ -67,6 +68,11 @@ class AnswersReading:
         """Standard deviation over the seeds of the mean over the questions."""
         seeds = range(len(self.replies[0].rag))
         return pstdev(fsum(of(one.rag[n].text, one) for one in self.replies) / len(self.replies) for n in seeds)
+
+    @property
+    def remark(self) -> str | None:
+        """What a reader of the scores must know, or None."""
+        return thinking_in(said for one in self.replies for said in (*one.rag, *one.bare)).remark
 
     @cached_property
     def items(self) -> Mapping[str, Items]:

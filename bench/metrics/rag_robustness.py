@@ -13,12 +13,16 @@ from bench.rag import overlap
 
 @dataclass(frozen=True, kw_only=True)
 class DistractedReading:
-    """Answers from the chunk with the answer among so many others, with that chunk at the start, middle or end."""
+    """Answers from the chunk with the answer among so many others, with that chunk at the start, middle or end.
+
+    `remark` is what a reader of the score must know, or None.
+    """
 
     f1: tuple[float, ...]  # SQuAD's, of each question
     context_tokens: tuple[int, ...]
     distractors: int
     gold: str
+    remark: str | None = None
 
     @property
     def params(self) -> dict[str, int | str]:
@@ -48,6 +52,7 @@ class UnanswerableReading:
     without: tuple[str, ...]
     truths: tuple[tuple[str, ...], ...]
     having: tuple[str, ...]
+    remark: str | None = None
     foreign: str | None = None
 
     def abstentions(self, answers: tuple[str, ...]) -> float:

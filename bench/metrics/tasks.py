@@ -36,6 +36,7 @@ class TaskReading:
     hashes: tuple[str, ...]
     truncated: int = 0  # prompts that lost their beginning to the context
     shared: bool = True  # whether what prompts begin with was read once
+    thinking: str | None = None  # what was cut of answers, in words
 
     @property
     def accuracy(self) -> float:
@@ -49,7 +50,7 @@ class TaskReading:
     @property
     def remark(self) -> str | None:
         """What a reader of the score must know, or None."""
-        said = []
+        said = [self.thinking] if self.thinking else []
         if self.truncated:
             said.append(
                 f"{self.truncated} prompts of {self.task.title} exceed the context: their beginning was left out"
@@ -130,6 +131,7 @@ def score(
     limit: int | None = None,
     rows: int | None = None,
     chat: bool = False,
+    template: Mapping[str, Any] | None = None,
 ) -> TaskReading:
     """Score a causal decoder of transformers, in eval mode, on a task.
 
@@ -137,9 +139,11 @@ def score(
         limit: questions of each part of the task, from its beginning; None: all.
         rows: sequences in one forward pass, at most; None: by the budget of the device.
         chat: whether prompts are put into the tokenizer's chat template, examples as turns of their own.
+        template: arguments of that.
 
     Raises:
         MetricError: the model's logits are not finite.
+        DataError: a choice is longer than the model's context, or a tokenizer has not the special token that is needed.
         NotAvailable: the tokenizer has no chat template.
     """
     from lm_eval.evaluator import evaluate
@@ -149,7 +153,7 @@ def score(
 
     if chat and not getattr(tokenizer, "chat_template", None):
         raise NotAvailable("--chat-template: the tokenizer has no chat template")
-    scorer = Scorer(model, tokenizer, rows=rows, seed=SEED)
+    scorer = Scorer(model, tokenizer, rows=rows, seed=SEED, template=template)
     task = prepared.task
     for part in prepared.parts.values():
         part.set_fewshot_seed(seed=SEED)  # the same examples for every model
@@ -174,6 +178,7 @@ def score(
         hashes=hashes_of(asked),
         truncated=scorer.truncated,
         shared=scorer.shared,
+        thinking=scorer.thinking.remark,
     )
 
 

@@ -7,13 +7,14 @@ same question stands alone. A greedy answer is one of many that a model may give
 among them, and so works against copying from the context.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench._errors import BenchError, DataError
-from bench.answering import Sampling, answer
+from bench.answering import Answer, Sampling, answer
 from bench.rag.pipeline import Asked, Retrieved
+from compression._tokens import conversation, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,28 +32,51 @@ _BARE_INSTRUCTION = "Answer the question in few words."
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """An answer: its text without white space around it, and the tokens that were generated; or why there is none."""
+    """An answer: its text without white space around it, and the tokens that were generated; or why there is none.
+
+    `thought` is the thinking that was cut from before it, `finished` unset where that has no end.
+    """
 
     text: str = ""
     tokens: int = 0
     error: str | None = None
+    thought: str = ""
+    finished: bool = True
 
 
-def prompt(question: str, contexts: Sequence[str], form: str, tokenizer: "PreTrainedTokenizerFast") -> str:
-    """All that the model reads before it answers; without contexts, the question alone."""
+def prompt(
+    question: str,
+    contexts: Sequence[str],
+    form: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    template: Mapping[str, Any] | None = None,
+) -> str:
+    """All that the model reads before it answers; without contexts, the question alone.
+
+    `template` are arguments of the tokenizer's chat template.
+    """
     if form == "reference":
         return "".join(f"{context}\n" for context in contexts) + f"Q: {question}\nA:"
     told = f"{_INSTRUCTION}\n\nContext:\n" + "\n\n".join(contexts) if contexts else _BARE_INSTRUCTION
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": f"{told}\n\nQuestion: {question}"}]
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return conversation(tokenizer, messages, template, add_generation_prompt=True)
     return f"{told}\n\nQuestion: {question}\nAnswer:"
 
 
-def prompts(found: Retrieved, asked: Sequence[Asked], tokenizer: "PreTrainedTokenizerFast", *, rag: bool) -> list[str]:
+def prompts(
+    found: Retrieved,
+    asked: Sequence[Asked],
+    tokenizer: "PreTrainedTokenizerFast",
+    template: Mapping[str, Any] | None = None,
+    *,
+    rag: bool,
+) -> list[str]:
     """The prompts of questions with their contexts, or without any."""
     form = found.collection.form
-    return [prompt(each.question.text, found.contexts(each) if rag else (), form, tokenizer) for each in asked]
+    contexts = [found.contexts(each) if rag else () for each in asked]
+    return [prompt(each.question.text, context, form, tokenizer, template)
+            for each, context in zip(asked, contexts, strict=True)]  # fmt: skip
 
 
 def ask(
@@ -73,19 +97,23 @@ def ask(
     wanted = {"new_tokens": new_tokens, "stops": STOPS[form], "sampling": DECODING[decoding]}
     try:
         found = answer(model, tokenizer, texts, seed=seed, **wanted)
-        return [Said(text=each.text.strip(), tokens=each.tokens) for each in found]
+        return [_said(each) for each in found]
     except BenchError as error:
         first = error
     said = []
     for place, text in enumerate(texts):
         try:
             [one] = answer(model, tokenizer, [text], seed=1_000_003 * (seed + 1) + place, **wanted)
-            said.append(Said(text=one.text.strip(), tokens=one.tokens))
+            said.append(_said(one))
         except BenchError as error:
             said.append(Said(error=f"{type(error).__name__}: {error}"))
     if all(each.error for each in said):
         raise first
     return said
+
+
+def _said(one: Answer) -> Said:
+    return Said(text=one.text.strip(), tokens=one.tokens, thought=one.thought, finished=one.finished)
 
 
 def check_lengths(
@@ -97,7 +125,7 @@ def check_lengths(
     used = sorted({hit.chunk for asked in found.asked for hit in asked.hits})
     for place in used:
         chunk = found.chunks[place]
-        count = len(tokenizer(chunk.text, add_special_tokens=False, verbose=False)["input_ids"])
+        count = len(encode(tokenizer, chunk.text))
         if count + new_tokens > positions:
             raise DataError(
                 f"a chunk of document {chunk.document!r} (characters {chunk.begin} to {chunk.end}) has {count} tokens, "

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """A model that reads contexts: `model` in eval mode on `device`, up to `new_tokens` for an answer."""
+    """A model that reads contexts: `model` in eval mode on `device`, up to `new_tokens` for an answer.
+
+    `template` are arguments of the tokenizer's chat template.
+    """
 
     model: Any
     tokenizer: "PreTrainedTokenizerFast"
     device: str
     new_tokens: int
+    template: Mapping[str, Any] | None = None
 
     def answers(self, found: Retrieved, asked: Sequence[Asked], *, rag: bool, decoding: str, seed: int) -> list[Said]:
         """Answers in the order of the questions; one whose search failed has that error."""
         able = [each for each in asked if not (rag and each.error)]
-        texts = prompts(found, able, self.tokenizer, rag=rag)
+        texts = prompts(found, able, self.tokenizer, self.template, rag=rag)
         form = found.collection.form
         said = iter(ask(self.model, self.tokenizer, texts, form=form, new_tokens=self.new_tokens, decoding=decoding,
                         seed=seed))  # fmt: skip
@@ -104,7 +108,7 @@ def replies(found: Retrieved, reader: Reader, decoding: str, note: dict[str, Any
         raise NotAvailable("--rag-seeds 0: answers are not sampled")
     rag = [reader.answers(found, asked, rag=True, decoding=decoding, seed=seed) for seed in seeds]
     bare = [reader.answers(found, asked, rag=False, decoding=decoding, seed=seed) for seed in seeds if setup.compare]
-    texts = prompts(found, asked, reader.tokenizer, rag=True)
+    texts = prompts(found, asked, reader.tokenizer, reader.template, rag=True)
     reading = AnswersReading(
         tuple(
             Replies(

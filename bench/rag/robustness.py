@@ -7,13 +7,15 @@ are the best-ranked chunks of other documents, in the order of the ranking.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bench._decoding import thinking_in
 from bench._errors import NotAvailable
 from bench.metrics.rag_robustness import DistractedReading, UnanswerableReading
 from bench.rag import overlap
-from bench.rag.answers import ask, prompt, prompts
+from bench.rag.answers import Said, ask, prompt, prompts
 from bench.rag.pipeline import Asked, Retrieved
 from bench.rag.readings import Reader
 from bench.rag.retrieval import Hit
+from compression._tokens import encode
 
 QUESTIONS = 32  # at most: the grid has seven places
 NEW_TOKENS = 16
@@ -61,13 +63,15 @@ def distracted(found: Retrieved, reader: Reader, count: int, gold: str) -> Distr
     texts = []
     for asked, right in able:
         context = around(right, others(found, asked)[:count], gold)
-        texts.append(prompt(asked.question.text, [found.chunks[c].text for c in context], form, reader.tokenizer))
+        texts.append(prompt(asked.question.text, [found.chunks[c].text for c in context], form, reader.tokenizer,
+                            reader.template))  # fmt: skip
     said = ask(reader.model, reader.tokenizer, texts, form=form, new_tokens=NEW_TOKENS)
     return DistractedReading(
         f1=tuple(overlap.squad_f1(s.text, asked.question.answers) for s, (asked, _) in zip(said, able, strict=True)),
-        context_tokens=tuple(len(reader.tokenizer(text, verbose=False)["input_ids"]) for text in texts),
+        context_tokens=tuple(len(encode(reader.tokenizer, text)) for text in texts),
         distractors=count,
         gold=gold,
+        remark=thinking_in(said).remark,
     )
 
 
@@ -84,14 +88,16 @@ def unanswerable(found: Retrieved, reader: Reader) -> UnanswerableReading:
         none = [replace(each, hits=tuple(Hit(chunk, 0.0) for chunk in others(found, each)[:top_k])) for each in able]
     form = found.collection.form
 
-    def answers(asked: Sequence[Asked]) -> tuple[str, ...]:
-        texts = prompts(found, asked, reader.tokenizer, rag=True)
-        return tuple(s.text for s in ask(reader.model, reader.tokenizer, texts, form=form, new_tokens=NEW_TOKENS))
+    def answers(asked: Sequence[Asked]) -> list[Said]:
+        texts = prompts(found, asked, reader.tokenizer, reader.template, rag=True)
+        return ask(reader.model, reader.tokenizer, texts, form=form, new_tokens=NEW_TOKENS)
 
+    without, having = answers(none), answers(able)
     return UnanswerableReading(
-        without=answers(none),
+        without=tuple(said.text for said in without),
         truths=tuple(each.question.answers for each in none),
-        having=answers(able),
+        having=tuple(said.text for said in having),
+        remark=thinking_in([*without, *having]).remark,
         foreign=None if found.collection.english else found.collection.name,
     )
 

@@ -105,14 +105,11 @@ def likelihoods(
     model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", items: Sequence[Item]
 ) -> list[list[float]]:
     """Mean log-likelihood (nat per token) of every choice of every item after its prompt."""
-    from lm_eval.api.instance import Instance
-
     from ..scorer import Scorer
 
-    asked = [(tasks.prompt(item), choice) for item in items for choice in item["choices"]]
-    requests = [Instance("loglikelihood", {}, pair, n) for n, pair in enumerate(asked)]
-    sums = Scorer(model, vocabulary).loglikelihood(requests)
-    means = iter([value / len(vocabulary.encode(choice)) for (value, _), (_, choice) in zip(sums, asked, strict=True)])
+    prompts = [tasks.prompt(item) for item in items for _ in item["choices"]]
+    choices = [choice for item in items for choice in item["choices"]]
+    means = iter(Scorer(model, vocabulary).mean_logprobs(prompts, choices))
     return [[next(means) for _ in item["choices"]] for item in items]
 
 
