@@ -160,7 +160,7 @@ class _Row:
     def __post_init__(self) -> None:
         self._all = list(self.prompt)
         self._begin, self._read = 0, len(self._all)  # _all[_begin:_read] is text already, decoded again for the next
-        self._begun = begun(self.decoder(self.prompt))
+        self._begun = begun(self.decoder(self.prompt[-64:]))
         self._answer = Answering(self.stops, begun=self._begun)
 
     def add(self, token: int, ends: set[int]) -> None:
