@@ -30,7 +30,7 @@ def read_generation_config(folder: Path | None) -> Any:
     """transformers' GenerationConfig of a folder, None if there is no folder or no generation_config.json in it.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: it cannot be read, or its end tokens are no ids.
     """
     if folder is None or not (path := folder / GENERATION).exists():
         return None
@@ -38,9 +38,11 @@ def read_generation_config(folder: Path | None) -> Any:
 
     from compression._checkpoint import _read_json
 
+    values = _read_json(path)
+    ends = values.get("eos_token_id")
+    if not all(type(each) is int and each >= 0 for each in (ends if isinstance(ends, list) else [ends or 0])):
+        raise CheckpointError(f"{path}: eos_token_id {ends!r} must be a token id or a list of them")
     try:
-        return GenerationConfig.from_dict(_read_json(path))
-    except CheckpointError:
-        raise
+        return GenerationConfig.from_dict(values)
     except Exception as error:  # whatever wrong values lead to
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {str(error)[:300]}") from error
