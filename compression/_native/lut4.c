@@ -367,12 +367,11 @@ static void multiply(const Job *job, int kind, int n, int end, int M)
     if (m < M) span[0](job, n, end, m);
 }
 
-#else  /* any other machine: the same sums, one code at a time */
+#else  /* any other machine: one code at a time, summed up in double precision, so that no group overflows */
 
 static int prepare(Job *job, float *x, float *sums, size_t M)
 {
-    memset(sums, 0, M * job->groups * 16 * sizeof(float));
-    for (size_t i = 0; i < M * job->K; i++) sums[16 * (i / job->group)] += x[i];
+    (void)job, (void)x, (void)sums, (void)M;
     return 0;
 }
 
@@ -381,17 +380,18 @@ static void multiply(const Job *job, int kind, int n, int end, int M)
     (void)kind;
     for (; n < end; n++) for (int m = 0; m < M; m++) {
         const uint8_t *codes = job->codes + (size_t)n * (job->K / 2);
-        float total = 0;
+        double total = 0;
         for (int g = 0; g < job->groups; g++) {
             const size_t at = (size_t)n * job->groups + g;
-            float sum = -zero_of(job, at) * job->sums[16 * ((size_t)m * job->groups + g)];
+            const double zero = zero_of(job, at);
+            double sum = 0;
             for (int k = g * job->group; k < (g + 1) * job->group; k++) {
                 uint8_t byte = codes[32 * (k / 64) + 16 * (k >> 2 & 1) + 8 * (k >> 4 & 1) + 2 * (k & 3) + (k >> 3 & 1)];
-                sum += job->table[k & 32 ? byte >> 4 : byte & 15] * job->x[(size_t)m * job->K + k];
+                sum += (job->table[k & 32 ? byte >> 4 : byte & 15] - zero) * job->x[(size_t)m * job->K + k];
             }
             total += sum * scale_of(job, at);
         }
-        store(job->y, job->type, (size_t)m * job->N + n, total);
+        store(job->y, job->type, (size_t)m * job->N + n, (float)total);
     }
 }
 
