@@ -51,8 +51,8 @@ class Kernel:
 
     Attributes:
         refuses: why a layer cannot have it, or None.
-        pack: canonical packed codes (rows, bytes), spec -> the kernel's layout.
-        unpack: the exact inverse.
+        pack: canonical packed codes (rows, bytes), stored parameters, spec -> the kernel's layout.
+        unpack: layout, spec -> exactly those codes.
         bind: layout, stored parameters, spec -> the product as a function of x (..., in_features) in the spec's dtype,
             to (..., out_features), without bias; what can be prepared is prepared once.
         max_rows: rows of input, as a function of the spec, up to which the kernel is the faster way.
@@ -64,7 +64,7 @@ class Kernel:
     name: str
     library: str
     refuses: Callable[[LayerSpec], str | None]
-    pack: Callable[[Tensor, LayerSpec], Tensor]
+    pack: Callable[[Tensor, Params, LayerSpec], Tensor]
     unpack: Callable[[Tensor, LayerSpec], Tensor]
     bind: Callable[[Tensor, Params, LayerSpec], Product]
     max_rows: Callable[[LayerSpec], float]
@@ -148,7 +148,7 @@ def _lut4_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
     return _native.bind(layout, table, scales.contiguous(), zeros, spec.group)
 
 
-def _lut4_pack(codes: Tensor, spec: LayerSpec) -> Tensor:
+def _lut4_pack(codes: Tensor, params: Params, spec: LayerSpec) -> Tensor:
     """Codes of 2 and 3 bits take 4 each in memory: what is stored is canonical all the same."""
     from compression import _native
 
@@ -163,6 +163,10 @@ def _lut4_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
 
 
 # --- int4 and int8 of core torch --------------------------------------------------------------------------------------
+#
+# Both round what they add up to bf16, so an offset that is added afterwards, or in bf16, costs the precision of the
+# larger of two numbers that cancel. Offsets are therefore columns: of the codes, with sums of x as their inputs, summed
+# up in fp32 with all others and rounded once.
 
 
 def _int4_refuses(spec: LayerSpec) -> str | None:
@@ -185,8 +189,27 @@ def _int4_refuses(spec: LayerSpec) -> str | None:
     return _missing_op("_weight_int4pack_mm_for_cpu", spec)
 
 
-def _int4_pack(codes: Tensor, spec: LayerSpec) -> Tensor:
-    q = canonical(codes, spec)
+def _int4_residue(params: Params, spec: LayerSpec) -> tuple[Tensor, Tensor]:
+    """What bf16 leaves of the offsets, as further groups of 4-bit weights: one input, the sum of x, to each group of x.
+
+    Returns:
+        Codes uint8 (rows, further columns), around 8, and bf16 (rows, further groups) scales; no columns where bf16
+        holds every offset.
+    """
+    _, offsets = _affine_zeros(params, spec, middle=8)
+    residue = offsets - offsets.bfloat16().float()
+    tile = max(spec.group, 128)  # CUDA takes multiples of 128 columns
+    columns = -(-residue.shape[1] // tile) * tile if residue.any() else 0
+    grouped = torch.nn.functional.pad(residue, (0, columns - residue.shape[1] if columns else -residue.shape[1]))
+    grouped = grouped.view(spec.out_features, columns // spec.group, spec.group)
+    scales = (grouped.abs().amax(-1) / 7).bfloat16() if columns else grouped.new_zeros(spec.out_features, 0).bfloat16()
+    unit = torch.where(scales == 0, 1, scales).float()
+    codes = (grouped / unit[..., None]).round().clamp(-8, 7) + 8
+    return codes.to(torch.uint8).view(spec.out_features, columns), scales
+
+
+def _int4_pack(codes: Tensor, params: Params, spec: LayerSpec) -> Tensor:
+    q = torch.cat([canonical(codes, spec), _int4_residue(params, spec)[0]], 1)
     if spec.device == "cuda":
         return torch.ops.aten._convert_weight_to_int4pack(q[:, ::2] << 4 | q[:, 1::2], 8)
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
@@ -194,28 +217,39 @@ def _int4_pack(codes: Tensor, spec: LayerSpec) -> Tensor:
 
 def _int4_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
     """The product with the identity, under scales of one, is q - 8: small integers, exact in bf16."""
-    unit = torch.zeros(spec.in_features // spec.group, spec.out_features, 2, dtype=torch.bfloat16, device=layout.device)
+    cols = layout.numel() * layout.element_size() * 2 // spec.out_features
+    unit = torch.zeros(cols // spec.group, spec.out_features, 2, dtype=torch.bfloat16, device=layout.device)
     unit[..., 0] = 1
-    eye = torch.eye(spec.in_features, dtype=torch.bfloat16, device=layout.device)
-    product = _int4_product(layout, unit, spec)
-    q = torch.cat([product(rows) for rows in eye.split(1024)])
+    eye = torch.eye(spec.in_features, cols, dtype=torch.bfloat16, device=layout.device)
+    op = _int4_op(spec)
+    q = torch.cat([op(rows, layout, spec.group, unit) for rows in eye.split(1024)])
     return _packing.pack((q.t() + 8).to(torch.uint8).contiguous(), 4)
+
+
+def _int4_op(spec: LayerSpec) -> Callable[..., Tensor]:
+    return torch.ops.aten._weight_int4pack_mm if spec.device == "cuda" else torch.ops.aten._weight_int4pack_mm_for_cpu
 
 
 def _int4_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
     scales, offsets = _affine_zeros(params, spec, middle=8)
-    return _int4_product(layout, torch.stack([scales.t(), offsets.t()], -1).to(torch.bfloat16).contiguous(), spec)
-
-
-def _int4_product(layout: Tensor, scales_and_offsets: Tensor, spec: LayerSpec) -> Product:
-    op = torch.ops.aten._weight_int4pack_mm if spec.device == "cuda" else torch.ops.aten._weight_int4pack_mm_for_cpu
+    codes, further = _int4_residue(params, spec)
+    pairs = torch.stack([scales.t(), offsets.t()], -1).to(torch.bfloat16)
+    pairs = torch.cat([pairs, torch.stack([further.t(), torch.zeros_like(further.t())], -1)]).contiguous()
+    op, room = _int4_op(spec), codes.shape[1] - scales.shape[1]
 
     def product(x: Tensor) -> Tensor:
-        y = op(x.reshape(-1, spec.in_features).contiguous(), layout, spec.group, scales_and_offsets)
-        return y.view(*x.shape[:-1], spec.out_features)
+        flat = x.reshape(-1, spec.in_features).contiguous()
+        if room >= 0:
+            sums = flat.view(len(flat), -1, spec.group).sum(-1)
+            flat = torch.cat([flat, torch.nn.functional.pad(sums, (0, room))], 1)
+        return op(flat, layout, spec.group, pairs).view(*x.shape[:-1], spec.out_features)
 
-    product.held = scales_and_offsets  # type: ignore[attr-defined]
+    product.held = pairs  # type: ignore[attr-defined]
     return product
+
+
+_SUM_COLUMNS = 16  # of an int8 layout: three bf16 parts of the sum of x for each digit of the offset, and a spare one
+_DIGITS = tuple(128.0**power for power in (2, 1, 0, -1, -2))  # signed digits of 128 - zero, which may be a real number
 
 
 def _int8_refuses(spec: LayerSpec) -> str | None:
@@ -228,26 +262,55 @@ def _int8_refuses(spec: LayerSpec) -> str | None:
     return _missing_op("_weight_int8pack_mm", spec)
 
 
-def _int8_layout(codes: Tensor, spec: LayerSpec) -> Tensor:
-    return (codes ^ 0x80).view(torch.int8)
+def _int8_columns(spec: LayerSpec) -> int:
+    """Zeros up to a multiple of 16, beyond whose last whole one the operator of the CPU reads past the end of a row."""
+    return -(-spec.in_features // 16) * 16
+
+
+def _int8_pack(codes: Tensor, params: Params, spec: LayerSpec) -> Tensor:
+    """q - 128, and for offsets the digits of 128 - z, each three times."""
+    signed = torch.nn.functional.pad((codes ^ 0x80).view(torch.int8), (0, _int8_columns(spec) - spec.in_features))
+    if spec.grid.symmetric:  # type: ignore[attr-defined]
+        return signed
+    _, zeros = spec.grid.expand(params, spec.out_features, spec.in_features)
+    rest, columns = 128 - zeros[:, :1].double(), []  # type: ignore[index]
+    for unit in _DIGITS:
+        digit = (rest / unit).round().clamp(-128, 127)
+        rest = rest - digit * unit
+        columns += [digit] * 3
+    return torch.cat([signed, *(digit.to(torch.int8) for digit in columns), torch.zeros_like(signed[:, :1])], 1)
 
 
 def _int8_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
-    return layout.view(torch.uint8) ^ 0x80
+    return layout[:, : spec.in_features].contiguous().view(torch.uint8) ^ 0x80
 
 
 def _int8_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
-    scales, offsets = _affine_zeros(params, spec, middle=128)
-    column = scales[:, 0].to(spec.dtype)
-    shift = offsets[:, 0].to(spec.dtype) if offsets.any() else None
+    """y = s (x (q - 128)^T + sum(x) (128 - z)), all of it one product of codes."""
+    scales, _ = spec.grid.expand(params, spec.out_features, spec.in_features)
+    column, room = scales[:, 0].to(spec.dtype), _int8_columns(spec) - spec.in_features
+    units = torch.zeros(3, _SUM_COLUMNS, dtype=spec.dtype, device=layout.device)
+    for place, unit in enumerate(_DIGITS):
+        units[:, 3 * place : 3 * place + 3] = unit * torch.eye(3)
 
     def product(x: Tensor) -> Tensor:
-        y = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, spec.in_features).contiguous(), layout, column)
-        y = y.view(*x.shape[:-1], spec.out_features)
-        return y if shift is None else y + x.sum(-1, keepdim=True) * shift
+        flat = x.reshape(-1, spec.in_features)
+        parts = [flat, flat.new_zeros(len(flat), room)] if room else [flat]
+        if layout.shape[1] > spec.in_features + room:
+            parts.append(_split(flat.sum(-1, dtype=torch.float32)) @ units)
+        wide = torch.cat(parts, 1) if len(parts) > 1 else flat.contiguous()
+        return torch.ops.aten._weight_int8pack_mm(wide, layout, column).view(*x.shape[:-1], spec.out_features)
 
-    product.held = (column, shift)  # type: ignore[attr-defined]
+    product.held = (column, units)  # type: ignore[attr-defined]
     return product
+
+
+def _split(sums: Tensor) -> Tensor:
+    """fp32 (n,) as three bf16 numbers each that add up to it, (n, 3)."""
+    high = sums.bfloat16()
+    rest = sums - high
+    middle = rest.bfloat16()
+    return torch.stack([high, middle, (rest - middle).bfloat16()], -1)
 
 
 # --- bitsandbytes -----------------------------------------------------------------------------------------------------
@@ -269,9 +332,13 @@ def _bnb4_refuses(spec: LayerSpec) -> str | None:
     return _bitsandbytes_missing()
 
 
-def _bnb4_swap(codes: Tensor, spec: LayerSpec) -> Tensor:
-    """bitsandbytes holds the first of two codes in the high half of a byte; its own inverse."""
-    return (codes << 4 | codes >> 4).view(spec.out_features, -1)
+def _bnb4_pack(codes: Tensor, params: Params, spec: LayerSpec) -> Tensor:
+    """bitsandbytes holds the first of two codes in the high half of a byte."""
+    return _bnb4_unpack(codes, spec)
+
+
+def _bnb4_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
+    return (layout << 4 | layout >> 4).view(spec.out_features, -1)
 
 
 def _bnb4_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
@@ -297,6 +364,14 @@ def _bnb8_refuses(spec: LayerSpec) -> str | None:
     if not isinstance(spec.grid, Int8RowGrid) or spec.threshold is None:
         return "LLM.int8() only"
     return _bitsandbytes_missing()
+
+
+def _bnb8_pack(codes: Tensor, params: Params, spec: LayerSpec) -> Tensor:
+    return (codes ^ 0x80).view(torch.int8)
+
+
+def _bnb8_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
+    return layout.view(torch.uint8) ^ 0x80
 
 
 def _bnb8_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
@@ -353,7 +428,7 @@ def _gptqmodel_refuses(spec: LayerSpec) -> str | None:
     return None
 
 
-def _gptqmodel_pack(codes: Tensor, spec: LayerSpec) -> Tensor:
+def _gptqmodel_pack(codes: Tensor, params: Params, spec: LayerSpec) -> Tensor:
     from compression._formats._layer import to_words
 
     return to_words(codes).t().contiguous()
@@ -366,6 +441,7 @@ def _gptqmodel_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
 
 
 def _gptqmodel_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
+    from compression._formats._layer import to_words
     from compression._formats.gptq import shift_zeros
 
     scales, zeros = spec.grid.expand(params, spec.out_features, spec.in_features)
@@ -374,7 +450,7 @@ def _gptqmodel_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
         bits=spec.grid.bits, group_size=spec.grid.group_size, desc_act=False, sym=spec.grid.symmetric, bias=False,
         in_features=spec.in_features, out_features=spec.out_features, pack_dtype=torch.int32, register_buffers=True,
     ).eval()  # fmt: skip
-    qzeros = _gptqmodel_pack(_packing.pack(zeros.to(torch.uint8).t().contiguous(), spec.grid.bits), spec).t()
+    qzeros = to_words(_packing.pack(zeros.to(torch.uint8).t().contiguous(), spec.grid.bits))
     layer.qweight = layout if spec.device == "cpu" else layout.clone()  # CUDA kernels may reorder it in place
     layer.qzeros = (qzeros if kind.REQUIRES_FORMAT_V2 else shift_zeros(qzeros, spec.grid.bits, -1)).contiguous()
     layer.scales = scales.t().to(spec.dtype).contiguous()
@@ -409,15 +485,15 @@ _INT4 = Kernel(
     bind=_int4_bind, max_rows=lambda spec: spec.in_features,
 )  # fmt: skip
 _INT8 = Kernel(
-    name="int8", library="torch", refuses=_int8_refuses, pack=_int8_layout, unpack=_int8_unpack,
+    name="int8", library="torch", refuses=_int8_refuses, pack=_int8_pack, unpack=_int8_unpack,
     bind=_int8_bind, max_rows=_unlimited,
 )  # fmt: skip
 _BNB4 = Kernel(
-    name="bitsandbytes-nf4", library="bitsandbytes", refuses=_bnb4_refuses, pack=_bnb4_swap, unpack=_bnb4_swap,
+    name="bitsandbytes-nf4", library="bitsandbytes", refuses=_bnb4_refuses, pack=_bnb4_pack, unpack=_bnb4_unpack,
     bind=_bnb4_bind, max_rows=_unlimited,
 )  # fmt: skip
 _BNB8 = Kernel(
-    name="bitsandbytes-int8", library="bitsandbytes", refuses=_bnb8_refuses, pack=_int8_layout, unpack=_int8_unpack,
+    name="bitsandbytes-int8", library="bitsandbytes", refuses=_bnb8_refuses, pack=_bnb8_pack, unpack=_bnb8_unpack,
     bind=_bnb8_bind, max_rows=_unlimited, graph_safe=False,
 )  # fmt: skip
 

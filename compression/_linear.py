@@ -241,7 +241,7 @@ class PackedLinear(nn.Module):
         if self._bound is None:
             self._product, self._most = self._multiply_dense, -1  # no x is small enough for a kernel
         else:
-            self.codes = self._bound.pack(self.codes, self._spec)
+            self.codes = self._bound.pack(self.codes, self.stored_parameters(), self._spec)
             self._product = self._bound.bind(self.codes, self.stored_parameters(), self._spec)
             self._held = getattr(self._product, "held", None)  # where what is in memory is counted, it is found
             self._most = self._bound.max_rows(self._spec) * self.in_features

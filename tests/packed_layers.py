@@ -53,6 +53,8 @@ WAYS = (
     Way("int4", affine(4, 32, True), BF16, BRAIN, backend="torch"),
     Way("int8", affine(8, -1, True), BF16, BRAIN),
     Way("int8", affine(8, -1), BF16, BRAIN),
+    Way("int8", affine(8, -1, True), BF16, BRAIN, cols=200, rows=13),
+    Way("int8", affine(8, -1), BF16, BRAIN, cols=200),
     Way("bitsandbytes-nf4", NF4Grid(), BF16, BRAIN, backend="bitsandbytes"),
     Way("bitsandbytes-nf4", NF4Grid(), FP32, EXACT, backend="bitsandbytes"),
     Way("bitsandbytes-nf4", NF4Grid(double_quant=False), FP16, HALF, backend="bitsandbytes"),
