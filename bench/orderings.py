@@ -1,6 +1,8 @@
 """Steps in every order: their recipes, and how the orders compare, as in [O], table 1.
 
-`pytest bench -m ordering` measures RECIPES: the base, each step by itself, the first two of each order, and the orders;
+`pytest bench -m ordering` measures RECIPES: the base, each step by itself, the control of the one that distils (the
+same training on labels alone, which tells what the teacher gives from what more training does), the first two of each
+order, and the orders;
 what an order loses with each step is in the rows of its beginnings. Any recipes that take the same steps in another
 order are compared in the same way, whatever their settings.
 
@@ -10,7 +12,7 @@ finding in a table is at most 5 %.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 from bench._errors import JournalError
@@ -24,7 +26,8 @@ _STEPS = ("p", "kd", "nf4")
 
 ORDERS = tuple("-".join(order) for order in permutations(_STEPS))
 BEGINNINGS = tuple("-".join(two) for two in permutations(_STEPS, 2))
-RECIPES = (UNCOMPRESSED, *_STEPS, *BEGINNINGS, *ORDERS)
+CONTROL = "kd(alpha=0.0)"
+RECIPES = (UNCOMPRESSED, *_STEPS, CONTROL, *BEGINNINGS, *ORDERS)
 
 _PERPLEXITY = "quality.perplexity"
 _LEVEL = 0.05
@@ -74,15 +77,17 @@ def compared(rows: Iterable[Row], family: Sequence[str]) -> list[Order]:
 def findings(rows: Iterable[Row]) -> list[str]:
     """Whether what [O] found holds here: p-kd-nf4 is the best order, and those that quantize before pruning are worst.
 
-    And whether quantizing before distilling is what costs, which [O] does not tell apart. Empty where these orders were
-    not all measured.
+    And whether quantizing before distilling is what costs, which [O] does not tell apart; and what the teacher gives
+    beyond the training. Empty where these orders were not all measured. All is of one training of each order, whose
+    seed is named: another seed may turn what lies close.
     """
     rows = list(rows)
     if not set(ORDERS) <= {row.recipe for row in rows if row.metric == _PERPLEXITY and row.items is not None}:
         return []
     best, *others = _orders(rows, _STEPS)
     theirs = ORDERS[0]
-    said = f"[O]: {theirs} is the best order. Here: "
+    seeds = sorted({row.seed for row in rows if row.recipe in ORDERS})
+    said = f"[O]: {theirs} is the best order. Here, of one training of each (seed {', '.join(map(str, seeds))}): "
     if best == theirs:
         apart = compare(_items(rows, others[0]), _items(rows, best))
         said += f"it is; the next, {others[0]}, is {_words(apart)} above it"
@@ -92,7 +97,29 @@ def findings(rows: Iterable[Row]) -> list[str]:
         said,
         f"[O]: quantizing before pruning loses most. Here {_early(rows, 'p')}",
         f"Quantizing before distilling: {_early(rows, 'kd')}",
+        _control(rows),
     ]
+
+
+def _control(rows: Sequence[Row]) -> str:
+    """What of a perplexity below the base's is the teacher's, and what is that of the training itself."""
+    what = f"{CONTROL}, the same training on labels alone"
+    if _row(rows, CONTROL) is None or _row(rows, "kd") is None:
+        return f"{what}, was not measured: how much of kd's perplexity is the teacher's is not known."
+    apart = compare(_items(rows, CONTROL), _items(rows, "kd"))
+    return (
+        f"{what}, has perplexity {_value(rows, CONTROL):.4g}, {_words(apart)} above kd's; that alone is the teacher's."
+    )
+
+
+def controls(steps: Iterable[str]) -> list[str]:
+    """Of the steps that learn from a teacher the same training on labels alone.
+
+    >>> controls(("p", "kd(epochs=1)", "nf4"))
+    ['kd(alpha=0.0,epochs=1)']
+    """
+    taught = (step for text in steps for step in Recipe.parse(text).steps if step.method.teacher)
+    return [str(replace(step, method=replace(step.method, alpha=0.0))) for step in taught]  # type: ignore[type-var]
 
 
 def _early(rows: Sequence[Row], step: str) -> str:

@@ -9,7 +9,7 @@ from healthy_results import healthy_row
 from bench import orderings
 from bench._errors import JournalError
 from bench.items import Items, hashes_of
-from bench.orderings import ORDERS, RECIPES
+from bench.orderings import CONTROL, ORDERS, RECIPES
 from bench.report.tables import tables
 
 HASHES = hashes_of(range(40))
@@ -31,15 +31,15 @@ def rows_of(losses, *, size=1 << 20, noise=0.01):
     return found
 
 
-LOSSES = {"fp16": 0.5, "p": 0.6, "kd": 0.4, "nf4": 0.55} | dict(
+LOSSES = {"fp16": 0.5, "p": 0.6, "kd": 0.4, CONTROL: 0.45, "nf4": 0.55} | dict(
     zip(ORDERS, (0.50, 0.52, 0.51, 0.70, 0.72, 0.71), strict=True)
 )
 
 
 def test_the_recipes_are_the_base_each_step_each_pair_and_each_order():
-    assert 16 == len(set(RECIPES))
+    assert 17 == len(set(RECIPES))
     assert {frozenset(("p", "kd", "nf4"))} == {frozenset(order.split("-")) for order in ORDERS}
-    assert {"-".join(order.split("-")[:n]) for order in ORDERS for n in (1, 2, 3)} == set(RECIPES) - {"fp16"}
+    assert {"-".join(order.split("-")[:n]) for order in ORDERS for n in (1, 2, 3)} == set(RECIPES) - {"fp16", CONTROL}
 
 
 def test_orders_stand_with_the_best_first_and_what_each_step_did():
@@ -60,7 +60,7 @@ def test_the_table_of_orders_has_the_steps_the_best_order_and_what_was_not_measu
     table = next(each for each in tables(rows_of({**LOSSES, "p-kd": 0.45})) if each.number == "S4")
 
     cells = {line.name: [cell.text for cell in line.cells] for line in table.lines}
-    assert ["fp16", "kd", "nf4", "p", *sorted(ORDERS, key=LOSSES.get)] == list(cells)
+    assert ["fp16", "kd", "nf4", "p", CONTROL, *sorted(ORDERS, key=LOSSES.get)] == list(cells)
     assert "the best" == cells[ORDERS[0]][-1]
     assert "not measured" == cells["kd-p-nf4"][-2].split(" → ")[1]
     assert table.findings == tuple(orderings.findings(rows_of({**LOSSES, "p-kd": 0.45})))
@@ -87,18 +87,22 @@ def test_p_values_are_those_of_holm():
 
 
 def test_findings_of_the_paper_that_hold_are_said_to_hold():
-    best, early, before_distilling = orderings.findings(rows_of(LOSSES))
+    best, early, before_distilling, control = orderings.findings(rows_of(LOSSES))
 
-    assert "it is; the next, kd-p-nf4, is +0.0100 nat" in best
+    assert "of one training of each (seed 0): it is; the next, kd-p-nf4, is +0.0100 nat" in best
     assert "Here it loses more: the mean of kd-nf4-p, nf4-p-kd, nf4-kd-p is +0.2000 nat" in early
     assert "it loses more: the mean of p-nf4-kd, nf4-p-kd, nf4-kd-p is +0.0800 nat" in before_distilling
+    assert "kd(alpha=0.0), the same training on labels alone, has perplexity" in control
+    assert "+0.0500 nat" in control
 
 
 def test_findings_of_the_paper_that_do_not_hold_are_said_not_to():
     turned = {**LOSSES, **dict(zip(ORDERS, (0.70, 0.72, 0.71, 0.50, 0.52, 0.51), strict=True))}
     alike = {**LOSSES, **dict.fromkeys(ORDERS, 0.5)}
 
-    best, early, _ = orderings.findings(rows_of(turned))
+    del turned[CONTROL]
+    best, early, _, control = orderings.findings(rows_of(turned))
+    assert "kd(alpha=0.0), the same training on labels alone, was not measured" in control
     assert "kd-nf4-p is, and p-kd-nf4 +0.2000 nat" in best
     assert "Here it loses less" in early
     assert "no difference is seen" in orderings.findings(rows_of(alike))[1]

@@ -1,12 +1,15 @@
 """Training by the objective: against plain loops, stopped, killed, and gone on with."""
 
 import dataclasses
+import math
 import random
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import transformers_model
+from hypothesis import given
+from hypothesis import strategies as st
 from killing import killed_at
 from torch.nn import functional
 
@@ -284,7 +287,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_made(outputs, tmp_
     ("change", "words"),
     [
         ({"epochs": 0}, "epochs=0: must be at least 1"),
-        ({"warmup": -1}, "warmup=-1"),
+        ({"warmup": -0.1}, r"warmup=-0.1: allowed are 0 \(none\) to below 1, a share of the steps"),
+        ({"warmup": 5}, "warmup=5: allowed are .* a share of the steps"),
+        ({"warmup": float("nan")}, "warmup=nan"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: must be above 0"),
         ({"clip": float("nan")}, "clip=nan"),
         ({"optimizer": "sgd"}, "optimizer='sgd': allowed are adamw, adamw_8bit"),
@@ -293,6 +298,41 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_made(outputs, tmp_
 def test_settings_that_cannot_be_are_refused(change, words):
     with pytest.raises(RecipeError, match=words):
         Settings(**{"epochs": 1, "learning_rate": 1e-3, "batch": 4, "accumulation": 1, "clip": 1.0} | change)
+
+
+@given(
+    warmup=st.floats(0, 1, exclude_max=True), texts=st.integers(1, 300), batch=st.integers(1, 5),
+    accumulation=st.integers(1, 5), epochs=st.integers(1, 4), patience=st.integers(0, 1),
+)  # fmt: skip
+def test_a_warm_up_that_is_not_refused_ends_before_the_last_step(warmup, texts, batch, accumulation, epochs, patience):
+    settings = Settings(epochs=epochs, learning_rate=1e-3, batch=batch, accumulation=accumulation, clip=1.0,
+                        warmup=warmup, patience=patience)  # fmt: skip
+    steps = epochs * math.ceil(math.ceil((texts - settings.held_out(texts)) / batch) / accumulation)
+    taken = math.ceil(warmup * steps)
+
+    if taken == 0 or taken < steps:
+        settings.check_warmup(texts)
+    else:
+        with pytest.raises(RecipeError, match=rf"of {steps} steps over {texts} texts it takes {taken}, so that it"):
+            settings.check_warmup(texts)
+
+
+def test_the_learning_rate_rises_over_its_share_of_the_steps_and_falls_to_zero(tmp_path, monkeypatch):
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def recorded(optimizer, *args, **kwargs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    settings = Settings(epochs=5, learning_rate=1.0e-3, batch=4, accumulation=1, clip=1.0, warmup=0.3)
+    trained = train(student(), IDS, Objective(alpha=0, temperature=1), settings, tmp_path / "runs")
+
+    steps = len(trained.losses)
+    rise = math.ceil(0.3 * steps)
+    expected = [at / rise if at < rise else (steps - at) / (steps - rise) for at in range(steps)]
+    assert rates == pytest.approx([1e-3 * each for each in expected])
 
 
 # --- Texts held out ---------------------------------------------------------------------------------------------------

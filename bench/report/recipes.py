@@ -3,14 +3,14 @@
 from collections.abc import Set
 
 from bench.metrics import recovery
-from bench.orderings import BEGINNINGS, ORDERS
+from bench.orderings import BEGINNINGS, CONTROL, ORDERS
 from compression import split_recipes
 from compression._recipe import UNCOMPRESSED
 
 _FAMILIES = (
     ("rtn", "rtn(bits=3)", "nf4", "llm_int8", "gptq", "awq", "hqq"),
     ("magnitude", "wanda", "sparsegpt", "structured", "nf4-structured", "p"),
-    ("distilled", "kd"),
+    ("distilled", "kd", CONTROL),
     ORDERS,
 )
 
@@ -18,7 +18,7 @@ ALL = (UNCOMPRESSED, *(recipe for family in _FAMILIES for recipe in family), *BE
 
 _ONLY = {  # by marker: the recipes that a table has a line for; all others have one for every recipe
     "recovery": frozenset(split_recipes(recovery.DEFAULT)),
-    "judge": frozenset((UNCOMPRESSED, "p", "kd", "nf4", *ORDERS)),
+    "judge": frozenset((UNCOMPRESSED, "p", "kd", CONTROL, "nf4", *ORDERS)),
 }
 
 

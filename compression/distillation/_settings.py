@@ -51,7 +51,7 @@ class Settings:
     batch: int  # texts of a forward pass
     accumulation: int  # forward passes of a step
     clip: float  # largest norm of a step's gradient
-    warmup: int = 0  # steps in which the learning rate rises from 0
+    warmup: float = 0.0  # share of the steps in which the learning rate rises from 0
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     bf16: bool = False  # whether to multiply in bf16
     save_steps: int = 100  # between checkpoints; the last step has one in any case
@@ -64,13 +64,23 @@ class Settings:
         """How many of so many texts, the last ones, are not trained on: a tenth, at least a batch, with `patience`."""
         return max(self.batch, texts // 10) if self.patience else 0
 
+    def check_warmup(self, texts: int) -> None:
+        """Raise RecipeError if the warm-up over so many texts takes all steps: the rate would never be reached."""
+        batches = -(-(texts - self.held_out(texts)) // self.batch)
+        steps = self.epochs * -(-batches // self.accumulation)
+        if self.warmup and math.ceil(self.warmup * steps) >= steps:
+            raise RecipeError(f"warmup={self.warmup}: of {steps} steps over {texts} texts it takes "
+                              f"{math.ceil(self.warmup * steps)}, so that it does not end before the training does; "
+                              "give a smaller share, 0 for none, or more texts or epochs")  # fmt: skip
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "accumulation", "save_steps"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("warmup", "patience"):
-            if getattr(self, name) < 0:
-                raise RecipeError(f"{name}={getattr(self, name)}: must be 0 or more")
+        if self.patience < 0:
+            raise RecipeError(f"patience={self.patience}: must be 0 or more")
+        if not 0 <= self.warmup < 1:
+            raise RecipeError(f"warmup={self.warmup}: allowed are 0 (none) to below 1, a share of the steps")
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise RecipeError(f"{name}={getattr(self, name)}: must be above 0")

@@ -98,6 +98,7 @@ def train(
         progress: called with (steps done, steps, what).
 
     Raises:
+        RecipeError: the warm-up would not end.
         TrainingError: there are too few texts for one step, the teacher's outputs are of other texts, a loss or
             gradient is not finite (what was saved before stays), or what the run left is damaged or of another run,
             or another process is in the same run.
@@ -318,6 +319,7 @@ def _check(ids: Tensor, settings: Settings, objective: Objective, teacher: Teach
         held_out = f", {held} of them held out" if held else ""
         raise TrainingError(f"one step takes {settings.batch} x {settings.accumulation} = {texts} texts, and there are "
                             f"{len(ids)}{held_out}; give more text, or lower batch or accumulation")  # fmt: skip
+    settings.check_warmup(len(ids))
     if objective.alpha and teacher is None:
         raise TrainingError(f"alpha={objective.alpha} needs a teacher's outputs; give them, or alpha=0")
     if teacher is not None and teacher.identity["token ids"] != digest_of(ids.long()):

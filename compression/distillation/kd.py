@@ -11,7 +11,8 @@ the document before. What pruning set to zero stays zero.
 scale 16 / 64, dropout 0.1), alpha 0.5, T 2.0, learning rate 2e-4, batches of 4 x 4, 3 epochs, warm-up over 100 steps,
 AdamW in 8 bits, 500 texts. Dense weights take the adapters in at the end, packed ones keep them beside (`_lora.merge`).
 Departures: the paper's loss neither shifts labels nor masks, and divides the divergence by the number of texts; see
-`_losses`. With 500 texts there are 96 steps, fewer than those of the warm-up, in the paper as here.
+`_losses`. With 500 texts there are 96 steps, fewer than the 100 of the paper's warm-up, which would never end: here it
+is the first tenth of the steps.
 Limits: training is in fp32, with two more copies of every trained weight for AdamW; `optimizer=adamw_8bit` and
 `bf16=true` are for large models.
 """
@@ -48,7 +49,7 @@ class KD(Method):
     batch: int = 2
     accumulation: int = 4
     clip: float = 0.5
-    warmup: int = 0
+    warmup: float = 0.0  # share of the steps in which the learning rate rises
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     bf16: bool = False
     save_steps: int = 100
@@ -65,6 +66,7 @@ class KD(Method):
             raise RecipeError(f"{self.info.name}(samples={self.samples}): one step takes batch x accumulation = "
                               f"{self.batch} x {self.accumulation} = {texts} texts; give more samples, or lower one "
                               "of them")  # fmt: skip
+        self.settings(seed=0).check_warmup(self.samples)
         if self.top_k is not None and self.top_k < 1:
             raise RecipeError(f"{self.info.name}(top_k={self.top_k}): allowed are 1 or more, or none for all tokens")
         if any(step.method.calibration or step.method.trains for step in Recipe.parse(self.teacher_recipe).steps):
@@ -147,7 +149,7 @@ class Distilled(KD):
     batch: int = 4
     accumulation: int = 4
     clip: float = 1.0
-    warmup: int = 100
+    warmup: float = 0.1  # the paper's 100 steps are more than there are
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw_8bit"
     rank: int = 64
     lora_alpha: float = 16.0  # the adapters' product is scaled by lora_alpha / rank

@@ -37,7 +37,7 @@ class Recover(Method):
     sequence_length: int = 512  # tokens of a text
     epochs: int = 1
     learning_rate: float = 1e-3
-    warmup: int = 5  # steps
+    warmup: float = 0.04  # share of the steps in which the learning rate rises
     batch: int = 2  # texts of a forward pass
     accumulation: int = 1
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
