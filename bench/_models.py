@@ -30,6 +30,7 @@ class Models:
         layers: what became of its layers (`bench.layers`), until that is in the journal.
         refused: why a recipe of a named list cannot be, by its text.
         calibration, teacher, downstream_task: what recipes read, as `compression.compress` takes it.
+        notes: for each recipe what a reader of its results has to know, as sentences.
     """
 
     refused: Mapping[str, str]
@@ -42,6 +43,7 @@ class Models:
         self.kernels: dict[str, dict[str, int]] = {}
         self.steps: dict[str, tuple[tuple[str, float], ...]] = {}
         self.layers: dict[str, dict[str, Any]] = {}
+        self.notes: dict[str, tuple[str, ...]] = {}
         self._base: Base | None = None
         self._compressed: tuple[Recipe, Compressed | BaseException] | None = None
         self._folder: Path | None = None
@@ -93,6 +95,7 @@ class Models:
             self._compressed = (recipe, result)
             self.kernels[recipe.text] = result.kernels()
             self.steps[recipe.text] = tuple(zip(result.executed, result.seconds, strict=False))
+            self.notes[recipe.text] = result.notes
             self.layers[recipe.text] = layers.describe(result, base.model)
         if isinstance(self._compressed[1], BaseException):
             raise self._compressed[1]

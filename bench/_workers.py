@@ -200,6 +200,7 @@ class Controller:
         for told in self._told:
             workbench.kernels |= told["kernels"]
             workbench.steps |= told["steps"]
+            workbench.notes |= told["notes"]
             if told["sandbox"]:
                 vars(workbench)["sandbox"] = told["sandbox"]
         return workbench
@@ -228,7 +229,12 @@ def report(config: pytest.Config, workbench: "Workbench") -> None:
     with suppress(JournalError):  # of which the tests spoke
         workbench.write_waiting()
     found = vars(workbench)
-    told = {"kernels": workbench.kernels, "steps": workbench.steps, "sandbox": str(found.get("sandbox") or "")}
+    told = {
+        "kernels": workbench.kernels,
+        "steps": workbench.steps,
+        "notes": workbench.notes,
+        "sandbox": str(found.get("sandbox") or ""),
+    }
     config.workeroutput[KEY] = json.dumps(told)  # type: ignore[attr-defined]
 
 

@@ -1,7 +1,8 @@
 """What became of each layer under a recipe: a record beside the rows, for the cards of the report.
 
 A journal has a `layers` record for each recipe that a run compressed: what was executed and the seconds of each step,
-how many layers have which kernel, and for each layer of the compressed model's report its stored bits and its error.
+what has to be known of it (`notes`, sentences), how many layers have which kernel, and for each layer of the compressed
+model's report its stored bits and its error.
 """
 
 import re
@@ -16,7 +17,7 @@ _SAID = re.compile(r"\b(output|weight) error ([0-9.e+-]+)")
 
 
 def describe(compressed: "Compressed", base: "nn.Module") -> dict[str, Any]:
-    """`executed`, `seconds`, `kernels` and `layers` of a compressed model, ready for JSON.
+    """`executed`, `seconds`, `kernels`, `notes` and `layers` of a compressed model, ready for JSON.
 
     A layer has `name`, `outcome` and `detail` as in the report (the details of several steps joined); `bits`, stored
     bits for each weight that the base's layer has, None for what is no single layer; `error`, a share, and `of`, what
@@ -47,6 +48,7 @@ def describe(compressed: "Compressed", base: "nn.Module") -> dict[str, Any]:
         "executed": list(compressed.executed),
         "seconds": list(compressed.seconds),
         "kernels": compressed.kernels(),
+        "notes": list(compressed.notes),
         "layers": layers,
     }
 

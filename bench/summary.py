@@ -13,7 +13,7 @@ from bench._errors import JournalError
 from bench.bases import told_apart
 from bench.journal import read
 from bench.metrics import all_metrics
-from bench.report import formats
+from bench.report import formats, settings
 from bench.report._cells import number
 from bench.report.tables import tables
 from bench.rows import Row
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bench.workbench import Workbench
 
 _MARKS = {"pass": "ok", "regressed": "REGRESSED", "invalid": "INVALID", "missing": "MISSING"}
-_ABOVE = ("Efficiency", "Memory and compression")  # tables whose numbers are in the one above
+_ABOVE = ("Efficiency", "Memory and compression", settings.TITLE)  # tables that say what stands elsewhere
 _SILENT = ("no_baseline", "new", "not_comparable")
 
 
@@ -40,6 +40,12 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     yield table(rows, {key: verdict.outcome for key, verdict in workbench.verdicts.items()}).to_string()
     yield from (formats.text(table) for table in tables(rows) if table.title not in _ABOVE)
     yield from dict.fromkeys(f"{r.recipe}: {r.metric} {r.status}: {r.reason}" for r in rows if r.reason)
+    reasons = {row.reason for row in rows}
+    yield from (f"{recipe}: {note}" for recipe, notes in workbench.notes.items() for note in notes
+                if "; ".join(notes) not in reasons)  # fmt: skip
+    grids = {row.recipe: settings.grid(row.recipe) for row in rows}
+    if any(grids.values()):
+        yield "grids: " + "; ".join(f"{recipe} {grid}" for recipe, grid in grids.items() if grid)
     kernels = {recipe: str(kernels) for recipe, kernels in workbench.kernels.items() if kernels}
     if kernels:
         yield "kernels: " + "; ".join(f"{recipe} {what}" for recipe, what in kernels.items())

@@ -47,7 +47,10 @@ def test_perplexity(workbench, recipe):
         base = _read(workbench, protocol, Recipe())
         return (base, None) if recipe.text == UNCOMPRESSED else (_read(workbench, protocol, recipe), base)
 
-    workbench.measure("perplexity", recipe, take, asked)
+    def notes(reading):
+        return "ok", "; ".join(workbench.notes.get(recipe.text, ())) or None, None
+
+    workbench.measure("perplexity", recipe, take, asked, notes=notes)
 
 
 def test_divergence(workbench, recipe):

@@ -169,7 +169,10 @@ class ours(Library):
         self.answer("hqq", quantized=rounded.decode(grid))
 
     def block(self) -> None:
-        self._model("block", f"gptq(bits={BITS},group_size={GROUP},symmetric=true,damp={DAMP}")
+        self._model(
+            "block",
+            f"gptq(bits={BITS},group_size={GROUP},symmetric=true,act_order=false,static_groups=false,damp={DAMP}",
+        )
 
     def awq(self) -> None:
         self._model("awq", f"awq(bits={BITS},group_size={GROUP}")

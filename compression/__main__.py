@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the compressed model: new, or left by a run that was "
                         "interrupted, which is then resumed")  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0],
-                        help="own, or the format of published GPTQ or AWQ checkpoints; exact, or refused")  # fmt: skip
+                        help="own, or the format of published GPTQ or AWQ checkpoints; exact, or refused; "
+                        "vLLM opens gptq with symmetric=true alone")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default cuda if there is one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calibration", help="text for methods that need some: embedded, hub, random or a folder; "
@@ -77,6 +78,7 @@ def _compress(options: argparse.Namespace) -> int:
         "trained_tokens": result.cost.trained_tokens if result.cost else 0,
         "trained_parameters": result.cost.trained_parameters if result.cost else 0,
         "kernels": result.kernels(device),
+        "notes": [*result.notes, *_engines(result, options.format)],
         "layers": [f"{entry.name}: {entry.outcome}, {entry.detail}" for entry in result.report],
     }
     if options.json:
@@ -85,8 +87,17 @@ def _compress(options: argparse.Namespace) -> int:
     for line in facts.pop("layers"):
         print(line)
     for key, value in facts.items():  # last: what is looked for stands at the end, however many layers there are
-        print(f"{key}: {value}")
+        for line in value if key == "notes" else [f"{key}: {value}"]:
+            print(line)
     return 0
+
+
+def _engines(result: "Compressed", format: str) -> list[str]:
+    """Which engines do not open what was written in a published format, and what they want."""
+    from compression._formats._model import vllm_refusal
+
+    refusal = vllm_refusal(result.model) if format == "gptq" else None
+    return [f"written for transformers with gptqmodel: {refusal}"] if refusal else []
 
 
 def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compressed":

@@ -58,6 +58,7 @@ class Compressed:
         base: text and digest of the base that it came from.
         executed: the steps as they were run, inserted `dequantize` and re-applied quantizers included.
         report: one entry for every layer that could have been replaced, and for the tables that stay.
+        notes: sentences that a reader of the result has to know, such as of too little calibration text.
         seconds: that each of the steps in `executed` took; empty where they took each block together.
         cache_factory: makes the KV cache for methods that bring their own; None for the model's usual one.
         folder: the checkpoint whose tokenizer and generation settings go with the model; None for random bases.
@@ -70,6 +71,7 @@ class Compressed:
     executed: tuple[str, ...] = ()
     report: tuple[LayerReport, ...] = ()
     seconds: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
     cost: Cost | None = None
     cache_factory: Callable[..., Any] | None = None
     tokenizer_source: Callable[[], Any] = field(default=lambda: None, repr=False)
@@ -140,6 +142,7 @@ class Compressed:
             "torch": torch.__version__,
             "cost": None if self.cost is None else dataclasses.asdict(self.cost),
             "report": [dataclasses.asdict(entry) for entry in self.report],
+            "notes": list(self.notes),
             "layers": layers,
         }
 
@@ -285,6 +288,7 @@ def outline(path: Path) -> Compressed:
         if not isinstance(manifest["executed"], list):
             raise TypeError(f"executed must be a list, not {manifest['executed']!r}")
         executed, seconds = tuple(manifest["executed"]), tuple(map(float, manifest.get("seconds", ())))
+        notes = tuple(map(str, manifest.get("notes", ())))  # folders of earlier versions have none
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
     _, headers = _weights.index(_files(path, manifest))
@@ -292,8 +296,8 @@ def outline(path: Path) -> Compressed:
     _weights.assign(model, headers, where=str(path))
     model.tie_weights()
     return Compressed(
-        model=model, recipe=recipe, base=base, executed=executed, report=report, seconds=seconds, cost=cost,
-        tokenizer_source=lambda: _checkpoint.read_tokenizer(path, config), folder=path,
+        model=model, recipe=recipe, base=base, executed=executed, report=report, seconds=seconds, notes=notes,
+        cost=cost, tokenizer_source=lambda: _checkpoint.read_tokenizer(path, config), folder=path,
     )  # fmt: skip
 
 

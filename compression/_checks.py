@@ -15,6 +15,31 @@ from compression._recipe import Recipe, Step
 from compression._registry import CalibratedMethod, LayerwiseMethod
 from compression._schedule import is_whole, make_schedule
 
+TOKENS_PER_INPUT = 10  # of calibration text, for every input of a layer whose weights are fitted to it
+
+
+def thin_calibration(step: Step, model: nn.Module, tokens: int) -> str | None:
+    """A sentence where a step fits a layer of the model to fewer than `TOKENS_PER_INPUT` tokens for each of its inputs.
+
+    A Hessian (cols, cols) of few more than cols tokens is mostly chance: weights that make up for each other on it do
+    so on no other text, and come out worse than rounded to nearest.
+    """
+    fitted = [
+        linear.in_features
+        for block in _blocks.decoder_blocks(model)
+        for name, linear in block.linears()
+        if getattr(step.for_layer(name), "fits_hessian", False)
+    ]
+    widest = max(fitted, default=0)
+    if tokens >= TOKENS_PER_INPUT * widest:
+        return None
+    length = step.method.calibration[1]  # type: ignore[index]
+    return (
+        f"{step} fits layers of up to {widest:,} inputs to {tokens:,} tokens of calibration text, "
+        f"{tokens / widest:.2g} for each input; below {TOKENS_PER_INPUT} it fits chance, and can be worse than "
+        f"rounding: give samples={-(-TOKENS_PER_INPUT * widest // length)} or more"
+    )
+
 
 def _check_zeros(recipe: Recipe) -> None:
     """Refuse a step that would lose the zeros of one before it."""

@@ -16,7 +16,14 @@ from compression._artefact import LEFT_ALONE, Compressed, LayerReport
 from compression._cache import StepCache, default_folder
 from compression._calibration import Calibration
 from compression._checkpoint import Base
-from compression._checks import check, check_source, find_calibration, find_downstream, find_teacher
+from compression._checks import (
+    check,
+    check_source,
+    find_calibration,
+    find_downstream,
+    find_teacher,
+    thin_calibration,
+)
 from compression._cost import Cost, CostMeter
 from compression._downstream import Downstream
 from compression._errors import RecipeError
@@ -124,7 +131,9 @@ def compress(
         context.downstream = task if context.step is not None and context.step.method.downstream else None
     identities = _identities(schedule, contexts, base, store)
     begin, kept = store.find(identities, base.device)
-    report, seconds = ([], []) if kept is None else (list(kept.report), list(kept.seconds))
+    report, seconds, notes = ([], [], []) if kept is None else (
+        list(kept.report), list(kept.seconds), list(kept.notes)
+    )  # fmt: skip
     model = model if kept is None else kept.model
     if begin < len(schedule):
         _kernels.warm_up(base.device)
@@ -140,12 +149,13 @@ def compress(
         return Compressed(
             model=model.eval().requires_grad_(False), recipe=recipe, base=(base.text, base.digest),
             executed=tuple(what for _, what in schedule[:steps]), report=tuple(report), seconds=tuple(seconds),
-            cost=cost, tokenizer_source=lambda: base.tokenizer, folder=base.source.folder,
+            notes=tuple(notes), cost=cost, tokenizer_source=lambda: base.tokenizer, folder=base.source.folder,
         )  # fmt: skip
 
     with CostMeter(base.device) as meter:
         for done in range(begin, len(schedule)):
             meter.lap()
+            notes += notes_of(contexts[done], model)
             model = _take(contexts[done], model, recipe.text)
             seconds.append(meter.lap())
             report += contexts[done].report
@@ -155,6 +165,13 @@ def compress(
                     shutil.rmtree(run.folder, ignore_errors=True)
     report[:] = full_report(report)
     return result(len(schedule))
+
+
+def notes_of(context: Context, model: nn.Module) -> list[str]:
+    """What a reader of the result has to know of a step, as sentences; `model` is what the step takes."""
+    if context.step is None:
+        return []
+    return list(filter(None, [thin_calibration(context.step, model, context.calibration_tokens)]))
 
 
 def _take(context: Context, model: nn.Module, what: str) -> nn.Module:

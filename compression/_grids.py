@@ -40,11 +40,17 @@ class Grid(Protocol):
     bits: int
     group_size: int
 
+    @property
+    def words(self) -> str: ...
     def fit(self, weight: Tensor) -> Params: ...
     def encode(self, weight: Tensor, params: Params) -> Tensor: ...
     def expand(self, params: Params, rows: int, cols: int) -> tuple[Tensor, Tensor | None]: ...
     def take(self, params: Params, places: Tensor, size: int) -> "tuple[Grid, Params]": ...
     def table(self, device: torch.device | str = "cpu") -> Tensor: ...
+
+
+def _groups(group_size: int) -> str:
+    return "in one group per channel" if group_size == -1 else f"in groups of {group_size}"
 
 
 def groups_of(cols: int, group_size: int) -> int:
@@ -116,6 +122,11 @@ class AffineGrid:
         if self.symmetric and self.float_zeros:
             raise RecipeError("AffineGrid(symmetric=True, float_zeros=True): a symmetric grid has no zero points to "
                               "store; leave one of the two out")  # fmt: skip
+
+    @property
+    def words(self) -> str:
+        zeros = "symmetric" if self.symmetric else "real zero points" if self.float_zeros else "asymmetric"
+        return f"{self.bits} bits {_groups(self.group_size)}, {zeros}"
 
     def table(self, device: torch.device | str = "cpu") -> Tensor:
         return torch.arange(2**self.bits, dtype=torch.float32, device=device)
@@ -197,6 +208,10 @@ class NF4Grid:
     group_size: int = 64
     double_quant: bool = True
 
+    @property
+    def words(self) -> str:
+        return f"NF4 {_groups(self.group_size)}, scales in {'8 bits' if self.double_quant else 'fp32'}"
+
     def table(self, device: torch.device | str = "cpu") -> Tensor:
         return _table(NF4_LEVELS, str(device))
 
@@ -269,6 +284,10 @@ class Int8RowGrid:
     kind: ClassVar[str] = "int8_row"
     bits: int = 8
     group_size: int = -1
+
+    @property
+    def words(self) -> str:
+        return f"{self.bits} bits {_groups(self.group_size)}, symmetric"
 
     def table(self, device: torch.device | str = "cpu") -> Tensor:
         return torch.arange(256, dtype=torch.float32, device=device)

@@ -28,7 +28,10 @@ from compression._errors import RecipeError
 from compression._reading import read_text
 from compression._registry import Method
 
-SCHEMA = 1
+SCHEMA = 2
+_DEFAULTS = {  # by schema: what a parameter that is left out meant until the next one
+    1: {"gptq": {"symmetric": True, "act_order": False, "static_groups": False}},
+}
 UNCOMPRESSED = "fp16"
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -97,13 +100,16 @@ class Recipe:
     def from_json(cls, value: Any) -> "Recipe":
         """The inverse of `to_json`; also the form of recipe files.
 
+        What an older schema leaves out has the default that it had then.
+
         Raises:
-            RecipeError: not of the form {"schema": 1, "steps": [{"method": ..., <parameters>}]}.
+            RecipeError: not of the form {"schema": 2, "steps": [{"method": ..., <parameters>}]}.
         """
         if (
             not isinstance(value, dict)
             or value.keys() != {"schema", "steps"}
-            or value["schema"] != SCHEMA
+            or type(value["schema"]) is not int
+            or not 1 <= value["schema"] <= SCHEMA
             or not isinstance(value["steps"], list)
         ):
             raise RecipeError(f'a recipe in JSON is {{"schema": {SCHEMA}, "steps": [{{"method": ...}}]}}, got '
@@ -112,7 +118,10 @@ class Recipe:
         for step in value["steps"]:
             if not isinstance(step, dict) or not isinstance(step.get("method"), str):
                 raise RecipeError(f'every step of a recipe needs a "method", got {json.dumps(step, default=str)[:120]}')
-            steps.append(_step(step["method"], {k: v for k, v in step.items() if k != "method"}))
+            given = {k: v for k, v in step.items() if k != "method"}
+            for schema in range(value["schema"], SCHEMA):
+                given = _DEFAULTS[schema].get(step["method"], {}) | given
+            steps.append(_step(step["method"], given))
         return cls(tuple(steps))
 
     @classmethod

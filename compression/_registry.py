@@ -135,7 +135,8 @@ class LayerwiseMethod(Method):
         """What became of a linear layer, for the report."""
         from compression._linear import PackedLinear
 
-        return spell(self) + (f", kernel {layer.kernel_name()}" if isinstance(layer, PackedLinear) else "")
+        packed = isinstance(layer, PackedLinear)
+        return spell(self) + (f", {layer.grid.words}, kernel {layer.kernel_name()}" if packed else "")
 
 
 class CalibratedMethod(LayerwiseMethod):
@@ -158,6 +159,11 @@ class CalibratedMethod(LayerwiseMethod):
     def calibration(self) -> tuple[int, int]:
         """(samples, tokens of each): one run over the text serves all layers."""
         return self.samples, self.sequence_length
+
+    @property
+    def fits_hessian(self) -> bool:
+        """Whether weights are fitted to the inputs by their whole Hessian, which needs many more tokens than inputs."""
+        return False
 
     def observer(self, cols: int, device: Any) -> Any:
         """What sums up inputs (..., cols) by `add`, and has the sum as its `value()`; their Hessian."""

@@ -121,9 +121,9 @@ def gptq(
             first column is reached, from the weights as they are by then.
         dtype: of stored scales; by default that of the weight.
 
-    With `act_order` and without `params`, groups are made of columns that follow each other in the new order, and the
-    codes are stored in it. A column that no input reaches is rounded to nearest. A weight of zero, as pruned ones are,
-    stays zero.
+    With `act_order`, without `params` and in more than one group, groups are made of columns that follow each other in
+    the new order, and the codes are stored in it. A column that no input reaches is rounded to nearest. A weight of
+    zero, as pruned ones are, stays zero.
 
     Raises:
         LayerError: H is not finite, or no damping makes it positive definite.
@@ -142,9 +142,10 @@ def gptq(
         solver.set_levels(scales, zeros, (columns // group_size).tolist())
     solver.solve(0, cols)
     codes = solver.wanted.t().to(torch.uint8)
-    if params is None:
-        return Rounded(codes.contiguous(), grid.store(*solver.levels(), solver.dtype), order, damping)
-    return Rounded((codes if order is None else codes[:, order.argsort()]).contiguous(), params, None, damping)
+    found = grid.store(*solver.levels(), solver.dtype) if params is None else params
+    if order is not None and (params is not None or group_size == cols):  # groups are of neighbouring inputs
+        codes, order = codes[:, order.argsort()], None
+    return Rounded(codes.contiguous(), found, order, damping)
 
 
 def half_quadratic(

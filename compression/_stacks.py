@@ -148,7 +148,8 @@ def round_to_grid(block: Block, method: CalibratedQuantizer, layers: list[Layer]
         answers = layer.unscaled(own.decode(grid)), decode(grid, *quantize(grid, weight))
         error, nearest = (method.output_error(weight, answer, hessian) for answer in answers)
         layer.detail = (
-            f"{spell(method)}, kernel {packed.kernel_name()}{note}, output error {error:.3g} (nearest: {nearest:.3g})"
+            f"{spell(method)}, {grid.words}, kernel {packed.kernel_name()}{note}, "
+            f"output error {error:.3g} (nearest: {nearest:.3g})"
         )
         if rounded.damping > method.damp:
             layer.detail += f", damping raised to {rounded.damping:g}"

@@ -36,7 +36,7 @@ from compression._artefact import STATE, Compressed, LayerReport, check_writable
 from compression._beside import read_generation_config
 from compression._checkpoint import MANIFEST, BaseSource
 from compression._checks import check_source, find_calibration
-from compression._compress import Pass, Progress, full_report, make_contexts, make_passes
+from compression._compress import Pass, Progress, full_report, make_contexts, make_passes, notes_of
 from compression._cost import Cost, CostMeter
 from compression._errors import CheckpointError, RecipeError
 from compression._files import code_digest, digest_of, digest_of_file, filling, locked, replacing, sync
@@ -106,6 +106,7 @@ def compress_to(
             model=skeleton, recipe=recipe, base=(source.label, source.digest), cost=output.state.cost,
             executed=tuple(what for _, what in schedule),
             report=full_report(entry for each in passes for entry in each.context.report), folder=source.folder,
+            notes=tuple(note for context in contexts for note in notes_of(context, skeleton)),
         )  # fmt: skip
         output.finish(result, weights.dtype, source.tokenizer)
     return Path(folder)

@@ -200,7 +200,8 @@ def test_a_published_checkpoint_is_multiplied_by_the_backend_that_is_asked_for(h
     from bench.workbench import Workbench
 
     compression.compress(half, "rtn(group_size=32,symmetric=true)").save(tmp_path / "out", "gptq")
-    asked = compression.Recipe.parse("gptq(group_size=32,backend=torch)")
+    own = "gptq(group_size=32,symmetric=true,act_order=false,static_groups=false"
+    asked = compression.Recipe.parse(f"{own},backend=torch)")
     options = {"base": str(tmp_path / "out"), "recipes": (asked,), "prompt_tokens": 4, "new_tokens": 4}
 
     model = Workbench(Options(**options, journal=tmp_path / "journal.jsonl")).compressed(asked).model

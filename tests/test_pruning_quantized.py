@@ -89,7 +89,7 @@ def test_gptq_of_a_pruned_weight_is_nearer_than_rounding_it_to_nearest():
 
 JOINT = (
     f"sparsegpt({SMALL})-gptq(group_size=32,{SMALL})",
-    f"sparsegpt(pattern=2:4,store=nm,{SMALL})-gptq(bits=3,group_size=32,act_order=true,{SMALL})",
+    f"sparsegpt(pattern=2:4,store=nm,{SMALL})-gptq(bits=3,group_size=32,static_groups=false,{SMALL})",
     f"wanda({SMALL})-nf4(group_size=32)",
     f"wanda(store=bitmask,{SMALL})-rtn(group_size=32)",
     f"magnitude(scope=global)-awq(group_size=32,{SMALL})",

@@ -184,3 +184,28 @@ def test_first_steps_of_orders_are_measured_as_far_as_the_table_of_orders_needs(
         assert not recipes.has_a_line(recipe, {"efficiency"})
     assert recipes.has_a_line("nf4", {"recovery"})
     assert not recipes.has_a_line("gptq", {"recovery"})
+
+
+def test_a_table_says_what_the_recipes_are_and_what_their_texts_leave_out():
+    table = table_of([row(SIZE, 1.0, "gptq"), row(SIZE, 1.0, "gptq(symmetric=true)")], "S0")
+
+    grids = {name: line["Grid"].text for name, line in cells(table).items()}
+    assert {"gptq": "4 bits in groups of 128, asymmetric",
+            "gptq(symmetric=true)": "4 bits in groups of 128, symmetric"} == grids  # fmt: skip
+    assert "act_order=true, static_groups=true" in cells(table)["gptq"]["Parameters"].text
+    assert "128 x 512 tokens" == cells(table)["gptq"]["Calibration Text"].text
+
+
+def test_the_control_of_distillation_stands_beside_it():
+    rows = [row(PERPLEXITY, 2.0, recipe) for recipe in ("kd", "kd(alpha=0.0)", *ORDERS)]
+
+    assert {"kd", "kd(alpha=0.0)"} <= set(cells(table_of(rows, "O1")))
+    assert "kd(alpha=0.0)" in recipes.ALL and recipes.has_a_line("kd(alpha=0.0)", {"ordering"})
+
+
+def test_of_the_reference_it_is_said_that_its_outliers_are_planted():
+    [table] = [each for each in tables([row(PERPLEXITY, 2.0)]) if each.number == "E20"]
+    [other] = [each for each in tables([row(PERPLEXITY, 2.0, base="mine")]) if each.number == "E20"]
+
+    assert any("is planted" in remark for remark in table.remarks)
+    assert not any("is planted" in remark for remark in other.remarks)

@@ -32,7 +32,7 @@ def deep(tmp_path_factory):
         "nf4(group_size=32)",
         "hqq(group_size=8)",
         GPTQ,
-        "gptq(group_size=8,act_order=true,samples=4,sequence_length=12)",
+        "gptq(group_size=8,static_groups=false,samples=4,sequence_length=12)",
         "awq(group_size=8,samples=4,sequence_length=12)",
         f"hqq(group_size=8)-{GPTQ}",
         TWICE,

@@ -119,7 +119,7 @@ def test_columns_that_no_group_tiles_are_refused():
 PACKED = (
     CUTS[1],
     f"rtn(group_size=32)-{CUTS[0]}",
-    f"gptq(group_size=32,act_order=true,samples=4,sequence_length=12)-{CUTS[0]}",
+    f"gptq(group_size=32,static_groups=false,samples=4,sequence_length=12)-{CUTS[0]}",
     f"hqq(group_size=32)-{CUTS[2]}",
     f"{NF4}-{CUTS[2]}",
 )

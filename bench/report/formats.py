@@ -58,7 +58,7 @@ def markdown(table: Table) -> str:
     body = _frame(table, _flat, cell).to_markdown(disable_numparse=True)
     notes = [f"({place}) {_flat(note)}" for place, note in enumerate(table.notes, 1)]
     below = [*table.findings, *notes, *table.remarks, *(_reported(line, table.columns) for line in table.elsewhere)]
-    lines = "".join(f"- {each}\n" for each in [*below, f"Measured by `{table.command}`."])
+    lines = "".join(f"- {each}\n" for each in below + ([f"Measured by `{table.command}`."] if table.command else []))
     return f"### {title(table)}\n\n{body}\n\n{lines}"
 
 
@@ -96,7 +96,7 @@ def html(table: Table) -> str:
         for line in table.lines
     )
     below = [*table.findings, *table.remarks, *(_reported(line, table.columns) for line in table.elsewhere),
-             f"Measured by {table.command}"]  # fmt: skip
+             *([f"Measured by {table.command}"] if table.command else [])]  # fmt: skip
     return (
         f'<figure id="{table.name}">\n<table>\n<caption>{markup.escape(title(table))}</caption>\n'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n<figcaption>\n"

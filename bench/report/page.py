@@ -103,6 +103,7 @@ class Notes:
                 found.verdicts[record["run"], record["recipe"], record["key"]] = record
             elif record["kind"] == "layers":
                 known = {name: record[name] for name in ("executed", "seconds", "kernels", "layers")}
+                known["notes"] = record.get("notes", [])  # which journals of earlier versions have not
                 found.layers[record["base"], record["device"], record["recipe"]] = known
             elif record["kind"] == "run":
                 context = record["context"]

@@ -181,6 +181,17 @@ def check(model: nn.Module, quant_method: str) -> None:
         _half_scales(layer, name)
 
 
+def vllm_refusal(model: nn.Module) -> str | None:
+    """Why vLLM does not open the model in the format "gptq", which GPTQModel and transformers do, or None."""
+    published = _describe(model, "gptq")
+    reasons = []
+    if not published.symmetric:
+        reasons.append("vLLM opens GPTQ with symmetric=true alone")
+    if published.desc_act:
+        reasons.append("vLLM refuses columns in activation order: leave static_groups=true")
+    return "; ".join(reasons) or None
+
+
 def _describe(model: nn.Module, quant_method: str) -> Published:
     """The one description that fits every layer.
 

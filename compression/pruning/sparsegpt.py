@@ -32,6 +32,10 @@ class SparseGPT(CalibratedPruner):
 
     damp: float = 0.01  # share of the mean of the Hessian's diagonal that is added to it
 
+    @property
+    def fits_hessian(self) -> bool:
+        return True
+
     def prune(self, weights: "list[torch.Tensor]", seen: "torch.Tensor") -> "Pruned":
         from compression import _sparsity
 

@@ -51,6 +51,10 @@ class AWQ(CalibratedQuantizer):
         if not 1 <= self.n_grid <= 1000:
             raise RecipeError(f"awq(n_grid={self.n_grid}): allowed are 1 (no scaling) to 1000; the paper takes 20")
 
+    @property
+    def fits_hessian(self) -> bool:
+        return self.rounding == "gptq"
+
     def grid(self) -> "AffineGrid":
         from compression._grids import AffineGrid
 

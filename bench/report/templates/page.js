@@ -137,6 +137,7 @@ async function fill(card) {
       make("div", {}, make("dt", {}, "steps"), make("dd", {}, steps.join(", "))),
       kernels.length ? make("div", {}, make("dt", {}, "kernels"), make("dd", {}, kernels.join(", "))) : ""));
   }
+  for (const note of known.notes ?? []) inside.prepend(make("p", { class: "note" }, note));
   if (known.layers?.length) {
     const most = Math.max(...known.layers.map((layer) => layer.error ?? 0)) || 1;
     const heads = [head("Layer", "text"), head("Bits per weight"), head("Error"), head("Error of", "text"), head("Outcome", "text"), head("What became of it", "text wrap")];
