@@ -31,8 +31,8 @@ def lean_step(model: Any, length: int) -> Callable[[Tensor, int, Any], Tensor] |
     if (limit := _rope.limit(model.config)) is not None and length > limit:
         return None  # each position has the frequencies of its own pass
     body = model.model
-    device = body.embed_tokens.weight.device
-    probe = torch.empty(0, dtype=body.embed_tokens.weight.dtype, device=device)
+    device = body.norm.weight.device
+    probe = torch.empty(0, dtype=body.norm.weight.dtype, device=device)
     cos, sin = (t[0] for t in body.rotary_emb(probe, torch.arange(length, device=device)[None]))
     half = cos.shape[-1] // 2
     sin = torch.cat([-sin[:, :half], sin[:, half:]], -1)  # with the sign of the rotated half

@@ -67,6 +67,7 @@ def _bits(layer: Any, old: Any) -> float | None:
     from compression._artefact import stored_bytes
 
     weight = getattr(old, "weight", None)
+    layer = getattr(layer, "table", layer)  # of packed embeddings, which are the head where the two are tied
     return None if layer is None or weight is None else 8 * stored_bytes(layer) / weight.numel()
 
 
@@ -76,6 +77,7 @@ def _change(layer: Any, old: Any) -> float | None:
 
     if layer is None or not isinstance(old, nn.Linear | nn.Embedding):
         return None
+    layer = getattr(layer, "table", layer)
     dense = layer if isinstance(layer, nn.Linear | nn.Embedding) else layer.to_linear()
     weight, other = dense.weight.detach().float(), old.weight.detach().float()
     if weight.shape != other.shape or not (whole := float(other.norm())):

@@ -39,10 +39,10 @@ def lines(workbench: "Workbench") -> Iterable[str]:
     yield f"journal {workbench.journal.path}"
     yield table(rows, {key: verdict.outcome for key, verdict in workbench.verdicts.items()}).to_string()
     yield from (formats.text(table) for table in tables(rows) if table.title not in _ABOVE)
-    yield from dict.fromkeys(f"{r.recipe}: {r.metric} {r.status}: {r.reason}" for r in rows if r.reason)
-    reasons = {row.reason for row in rows}
-    yield from (f"{recipe}: {note}" for recipe, notes in workbench.notes.items() for note in notes
-                if "; ".join(notes) not in reasons)  # fmt: skip
+    noted = {"; ".join(notes) for notes in workbench.notes.values()}
+    reasons = (row for row in rows if row.reason and row.reason not in noted)
+    yield from dict.fromkeys(f"{row.recipe}: {row.metric} {row.status}: {row.reason}" for row in reasons)
+    yield from (f"{recipe}: {note}" for recipe, notes in workbench.notes.items() for note in notes)
     grids = {row.recipe: settings.grid(row.recipe) for row in rows}
     if any(grids.values()):
         yield "grids: " + "; ".join(f"{recipe} {grid}" for recipe, grid in grids.items() if grid)

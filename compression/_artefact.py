@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression import _beside, _blocks, _checkpoint, _weights
+from compression import _beside, _blocks, _checkpoint, _embedding, _weights
 from compression._checkpoint import MANIFEST, PACKED_TYPE, BaseSource
 from compression._cost import Cost
+from compression._embedding import EMBEDDINGS, PackedEmbedding
 from compression._errors import CheckpointError, LayerError
 from compression._files import filling
 from compression._formats import BITS, FORMATS
@@ -238,9 +239,10 @@ def load(folder: str | Path, device: str = "cpu", *, backend: str | None = None)
 
 def _take_backend(model: Any, backend: str | None, device: str) -> None:
     """Have the kernels of a library multiply every packed layer; BackendError if one of them cannot be had."""
-    for layer in _blocks.packed_layers(model).values() if backend else ():
-        layer.backend = backend
-        layer.kernel_name(device)
+    for name, layer in _blocks.packed_layers(model).items() if backend else ():
+        if name.startswith("model.layers.") or not _embedding.is_packed(model):
+            layer.backend = backend
+            layer.kernel_name(device)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -278,10 +280,13 @@ def outline(path: Path) -> Compressed:
     model = _checkpoint.build(config, torch.float32, device="meta")  # each tensor comes in the dtype it is stored in
     try:
         for name, spec in manifest["layers"].items():
+            if "embedding" in spec:
+                continue
             dense, packed = model.get_submodule(name), _restore(spec)
             if (dense.in_features, dense.out_features) != (packed.in_features, packed.out_features):
                 raise ValueError(f"{name} is {packed}, and {dense} in {path / 'config.json'}")
             model.set_submodule(name, packed)
+        _restore_embeddings(model, manifest["layers"])
         report = tuple(LayerReport(**entry) for entry in manifest["report"])
         cost = None if manifest["cost"] is None else Cost(**manifest["cost"])
         recipe, base = Recipe.from_json(manifest["recipe"]), (manifest["base"]["text"], manifest["base"]["digest"])
@@ -294,7 +299,7 @@ def outline(path: Path) -> Compressed:
     _, headers = _weights.index(_files(path, manifest))
     _weights.fit(model, headers, where=str(path))
     _weights.assign(model, headers, where=str(path))
-    model.tie_weights()
+    _checkpoint.tie(model)
     return Compressed(
         model=model, recipe=recipe, base=base, executed=executed, report=report, seconds=seconds, notes=notes,
         cost=cost, tokenizer_source=lambda: _checkpoint.read_tokenizer(path, config), folder=path,
@@ -360,13 +365,18 @@ def stored_bytes(model: Any) -> int:
 
 def count_parameters(model: Any) -> int:
     """Weights of the model as mathematics: a packed or sparse layer has as many as the dense one that it replaced."""
+    layers = _blocks.stored_layers(model).values()
+    tables = [layer.table for layer in layers if isinstance(layer, PackedEmbedding) and not layer.tied]
+    layers = [*tables, *(layer for layer in layers if not isinstance(layer, PackedEmbedding))]
     stored = sum(layer.in_features * layer.out_features + (0 if layer.bias is None else layer.out_features)
-                 for layer in _blocks.stored_layers(model).values())  # fmt: skip
+                 for layer in layers)  # fmt: skip
     return stored + sum(p.numel() for p in model.parameters())
 
 
-def describe(layer: PackedLinear | SparseLinear | LoraLinear) -> dict[str, Any]:
+def describe(layer: PackedLinear | SparseLinear | LoraLinear | PackedEmbedding) -> dict[str, Any]:
     """What compression.json says of a layer."""
+    if isinstance(layer, PackedEmbedding):
+        return {"embedding": "tied" if layer.tied else describe(layer.table)}
     if isinstance(layer, LoraLinear):
         return {"adapter": layer.describe(), "base": describe(layer.base)}  # type: ignore[arg-type]
     if isinstance(layer, SparseLinear):
@@ -390,6 +400,22 @@ def describe(layer: PackedLinear | SparseLinear | LoraLinear) -> dict[str, Any]:
         "threshold": layer.threshold,
         "permuted": layer.permutation is not None,
     }
+
+
+def _restore_embeddings(model: Any, layers: dict[str, Any]) -> None:
+    """Put packed embeddings into a model whose head is packed already. Raises ValueError for what cannot be."""
+    found = [name for name, spec in layers.items() if "embedding" in spec]
+    if not found:
+        return
+    spec, dense = layers[EMBEDDINGS]["embedding"], model.get_submodule(EMBEDDINGS)
+    tied, head = bool(model.config.tie_word_embeddings), model.get_submodule(_embedding.HEAD)
+    table = None if spec == "tied" else _restore(spec)
+    shape = (head if table is None else table).out_features, (head if table is None else table).in_features
+    if found != [EMBEDDINGS] or (spec == "tied") != tied or not isinstance(head, PackedLinear):
+        raise ValueError(f"packed embeddings are those of {EMBEDDINGS}, on the head where config.json ties the two")
+    if shape != (dense.num_embeddings, dense.embedding_dim):
+        raise ValueError(f"{EMBEDDINGS} is packed as {shape}, and {dense} in config.json")
+    _embedding.restore(model, tied=tied, table=table)  # type: ignore[arg-type]
 
 
 def _restore(spec: dict[str, Any]) -> PackedLinear | SparseLinear | LoraLinear:

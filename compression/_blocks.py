@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compression import _embedding
+from compression._embedding import PackedEmbedding
 from compression._kernels import has_bf16_cpu
 from compression._linear import PackedLinear
 from compression._lora_linear import LoraLinear
@@ -160,15 +162,15 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
 
 
-def stored_layers(model: nn.Module) -> dict[str, PackedLinear | SparseLinear | LoraLinear]:
-    """Every layer of a model that is no dense one any more, by its full name; an adapted one as a whole."""
-    return dict(_whole(model, PackedLinear | SparseLinear | LoraLinear))
+def stored_layers(model: nn.Module) -> dict[str, PackedLinear | SparseLinear | LoraLinear | PackedEmbedding]:
+    """Every layer of a model that is no dense one any more, by its full name; adapted and embedding ones whole."""
+    return dict(_whole(model, PackedLinear | SparseLinear | LoraLinear | PackedEmbedding))
 
 
 def _whole(model: nn.Module, kinds: Any) -> list[tuple[str, Any]]:
-    """Path and module of these kinds, but not what is inside of an adapted layer."""
+    """Path and module of these kinds, but not what is inside of an adapted layer or of embeddings."""
     found = [(path, module) for path, module in model.named_modules() if isinstance(module, kinds)]
-    inside = tuple(f"{path}." for path, module in found if isinstance(module, LoraLinear))
+    inside = tuple(f"{path}." for path, module in found if isinstance(module, LoraLinear | PackedEmbedding))
     return [(path, module) for path, module in found if not path.startswith(inside)]
 
 
@@ -179,5 +181,7 @@ def as_linear(layer: nn.Linear | SparseLinear | LoraLinear) -> nn.Linear:
 
 def make_dense(module: nn.Module) -> None:
     """Put a dense layer in the place of every stored one."""
+    if isinstance(getattr(getattr(module, "model", None), "embed_tokens", None), PackedEmbedding):
+        _embedding.unpack(module)
     for name, layer in stored_layers(module).items():
-        module.set_submodule(name, layer.to_linear())
+        module.set_submodule(name, layer.to_linear())  # type: ignore[union-attr]

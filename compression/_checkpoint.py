@@ -287,10 +287,18 @@ def finish(model: Any, device: str, generation_config: Any) -> Any:
 
     How texts are generated is in no configuration of the model: `generation_config` is transformers', or None.
     """
-    model.tie_weights()
+    tie(model)
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     model.generation_config = generation_config
     return model.to(device).eval().requires_grad_(False)
+
+
+def tie(model: Any) -> None:
+    """Ties what the configuration ties; packed embeddings are on their head already."""
+    from torch import nn
+
+    if isinstance(model.get_submodule("model.embed_tokens"), nn.Embedding):
+        model.tie_weights()
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any] | None = None) -> Any:

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from compression import _blocks, _checkpoint, _downstream, _registry
+from compression import _blocks, _checkpoint, _downstream, _embedding, _registry
 from compression._calibration import WAYS_OUT, Calibration, open_calibration
 from compression._downstream import Downstream, open_downstream
 from compression._errors import CalibrationError, CompressionError, LayerError, RecipeError, TeacherError, TrainingError
 from compression._linear import PackedLinear
 from compression._recipe import Recipe, Step
-from compression._registry import CalibratedMethod, LayerwiseMethod
+from compression._registry import CalibratedMethod, LayerwiseMethod, Quantizer
 from compression._schedule import is_whole, make_schedule
 
 TOKENS_PER_INPUT = 10  # of calibration text, for every input of a layer whose weights are fitted to it
@@ -78,6 +78,11 @@ def check(recipe: Recipe, model: nn.Module) -> nn.Module:
 
 
 def _check_layers(step: Step, model: nn.Module) -> None:
+    if isinstance(step.method, Quantizer):
+        for pattern, override in step.layers:
+            if override is not None and override.embeddings != step.method.embeddings:  # type: ignore[attr-defined]
+                raise RecipeError(f"{step}: {pattern!r} cannot have embeddings of its own: they are of the model, and "
+                                  "no layer of it")  # fmt: skip
     if isinstance(step.method, CalibratedMethod):
         for pattern, override in step.layers:
             if override is not None and override.calibration != step.method.calibration:
@@ -101,6 +106,8 @@ def _check_layers(step: Step, model: nn.Module) -> None:
 
 def _pack(step: Step, model: nn.Module) -> None:
     """Puts layers without weights where a step packs some."""
+    if getattr(step.method, "embeddings", 16) == 8:
+        _embedding.shaped(model)
     for block in _blocks.decoder_blocks(model):
         for name, linear in block.linears():
             grid = getattr(step.for_layer(name), "grid", None)

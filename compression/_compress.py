@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from compression import _blocks, _checkpoint, _kernels
+from compression import _blocks, _checkpoint, _embedding, _kernels
 from compression._artefact import LEFT_ALONE, Compressed, LayerReport
 from compression._cache import StepCache, default_folder
 from compression._calibration import Calibration
@@ -181,11 +181,26 @@ def _take(context: Context, model: nn.Module, what: str) -> nn.Module:
         return step.method.apply(model, context)  # type: ignore[attr-defined]
     [each] = make_passes([context], model)
     each.enter(model)
+    context.report += around_blocks(step, model)
     blocks = _blocks.decoder_blocks(model)
     for i, block in enumerate(blocks):
         each.take(i, block)
         context.progress(i + 1, len(blocks), what)
     return model
+
+
+def around_blocks(step: Step | None, model: nn.Module) -> list[LayerReport]:
+    """Take a step to embeddings and head, behind what it reads of them; the report of that."""
+    if step is None:
+        _embedding.unpack(model)
+    elif getattr(step.method, "embeddings", 16) == 8:
+        _embedding.pack(model)
+        layers = {name: model.get_submodule(name) for name in (_embedding.EMBEDDINGS, _embedding.HEAD)}
+        return [
+            LayerReport(name, "replaced", f"{step}, {_embedding.GRID.words}, kernel {layer.kernel_name()}")  # type: ignore[operator]
+            for name, layer in layers.items()
+        ]
+    return []
 
 
 def _identities(
@@ -306,8 +321,10 @@ def full_report(report: Iterable[LayerReport]) -> tuple[LayerReport, ...]:
     report = list(report)
     if report:
         reported = {entry.name for entry in report}
-        report += [LayerReport(name, "kept", "embeddings, output head and norms stay as they are")
-                   for name in ("model.embed_tokens", "lm_head", "norms") if name not in reported]  # fmt: skip
+        parts = {"model.embed_tokens": "embeddings", "lm_head": "output head", "norms": "norms"}
+        kept = {name: words for name, words in parts.items() if name not in reported}
+        said = "embeddings, output head and norms" if len(kept) == len(parts) else " and ".join(kept.values())
+        report += [LayerReport(name, "kept", f"{said} stay as they are") for name in kept]
     return tuple(report)
 
 

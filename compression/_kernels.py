@@ -56,6 +56,7 @@ class Kernel:
         bind: layout, stored parameters, spec -> the product as a function of x (..., in_features) in the spec's dtype,
             to (..., out_features), without bias; what can be prepared is prepared once.
         max_rows: rows of input, as a function of the spec, up to which the kernel is the faster way.
+        rowwise: whether some rows of the layout are the layout of these rows of codes.
         graph_safe: whether a CUDA graph can hold it: not if it waits for the device to decide what to do next.
 
     A product may keep tensors of its own, made by `bind`; it names them in an attribute `held`.
@@ -69,6 +70,7 @@ class Kernel:
     bind: Callable[[Tensor, Params, LayerSpec], Product]
     max_rows: Callable[[LayerSpec], float]
     graph_safe: bool = True
+    rowwise: bool = False
 
 
 def choose(spec: LayerSpec) -> tuple[Kernel | None, dict[str, str]]:
@@ -486,7 +488,7 @@ _INT4 = Kernel(
 )  # fmt: skip
 _INT8 = Kernel(
     name="int8", library="torch", refuses=_int8_refuses, pack=_int8_pack, unpack=_int8_unpack,
-    bind=_int8_bind, max_rows=_unlimited,
+    bind=_int8_bind, max_rows=_unlimited, rowwise=True,
 )  # fmt: skip
 _BNB4 = Kernel(
     name="bitsandbytes-nf4", library="bitsandbytes", refuses=_bnb4_refuses, pack=_bnb4_pack, unpack=_bnb4_unpack,

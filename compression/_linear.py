@@ -139,6 +139,25 @@ class PackedLinear(nn.Module):
         weight = _grids.decode(self.grid, codes, self.stored_parameters(), dtype or self.dtype)
         return weight if self.permutation is None else weight[:, self.permutation.argsort()]
 
+    def rows(self, places: Tensor) -> Tensor:
+        """W[places] for int64 (...), (..., in_features) in the dtype of the layer: its rows alone are decoded."""
+        flat = places.reshape(-1)
+        if self._bound is None:
+            codes = self.codes[flat]
+        elif self._bound.rowwise:
+            codes = self._bound.unpack(self.codes[flat], self._spec)  # type: ignore[arg-type]
+        else:
+            codes = self._canonical_codes()[flat]
+        groups = _grids.groups_of(self.in_features, self.grid.group_size)
+        grid, params = self.grid.take(
+            self.stored_parameters(), flat[:, None] * groups + torch.arange(groups, device=flat.device),
+            self.grid.group_size,
+        )  # fmt: skip
+        weight = _grids.decode(grid, _packing.unpack(codes, self.grid.bits, self.in_features), params, self.dtype)
+        if self.permutation is not None:
+            weight = weight[:, self.permutation.argsort()]
+        return weight.view(*places.shape, self.in_features)
+
     def to_linear(self) -> nn.Linear:
         """A dense layer with the dequantized weight."""
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")

@@ -139,6 +139,13 @@ class LayerwiseMethod(Method):
         return spell(self) + (f", {layer.grid.words}, kernel {layer.kernel_name()}" if packed else "")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quantizer(LayerwiseMethod):
+    """A layerwise method that packs weights: the linears of the blocks, with `embeddings=8` also those around them."""
+
+    embeddings: Literal[16, 8] = 16  # bits of embeddings and head; 16: as the base stores them
+
+
 class CalibratedMethod(LayerwiseMethod):
     """A block method that reads the inputs of each linear.
 
@@ -191,7 +198,7 @@ class CalibratedMethod(LayerwiseMethod):
         _stacks.compress(block, inputs, context)
 
 
-class CalibratedQuantizer(CalibratedMethod):
+class CalibratedQuantizer(Quantizer, CalibratedMethod):
     """Rounding to an affine grid by the inputs' Hessian.
 
     Linears that read the same input and have the same settings are rounded as one matrix. Subclasses define a `grid`, a

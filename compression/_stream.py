@@ -36,7 +36,7 @@ from compression._artefact import STATE, Compressed, LayerReport, check_writable
 from compression._beside import read_generation_config
 from compression._checkpoint import MANIFEST, BaseSource
 from compression._checks import check_source, find_calibration
-from compression._compress import Pass, Progress, full_report, make_contexts, make_passes, notes_of
+from compression._compress import Pass, Progress, around_blocks, full_report, make_contexts, make_passes, notes_of
 from compression._cost import Cost, CostMeter
 from compression._errors import CheckpointError, RecipeError
 from compression._files import code_digest, digest_of, digest_of_file, filling, locked, replacing, sync
@@ -44,6 +44,8 @@ from compression._recipe import Recipe
 from compression._schedule import is_whole, make_schedule
 from compression._weight_files import INDEX
 from compression._weights import Weights
+
+_BLOCKS = "model.layers."
 
 
 def compress_to(
@@ -231,12 +233,7 @@ class _Output:
         name = _shard(skeleton, 0)
         if name in self.state.files and not any(each.ids is not None and done <= each.last for each in passes):
             return
-        model = _outside(skeleton, weights)
-        if name not in self.state.files:
-            tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()  # type: ignore[union-attr]
-            tensors = model.state_dict()
-            self._write(name, {key: tensors[key] for key in _outer(weights) if key not in tied})
-            self.commit()
+        model, fresh = _outside(skeleton, weights), name not in self.state.files
         for number, each in enumerate(passes):
             stored = self.folder / _inputs(done, number)
             hidden = None
@@ -244,6 +241,16 @@ class _Output:
                 tensors = _weights.read_tensors([stored])
                 hidden = [tensors[str(i)].to(each.context.device) for i in range(len(tensors))]
             each.enter(model, done, hidden)
+            around = around_blocks(each.step, model)
+            each.context.report += around if fresh else []
+        if fresh:
+            tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()  # type: ignore[union-attr]
+            self._write(name, {key: tensor for key, tensor in model.state_dict().items()
+                               if key not in tied and not key.startswith(_BLOCKS)})  # fmt: skip
+            stored = _blocks.stored_layers(model)
+            self.state.layers |= {key: describe(stored[key]) for key in stored if not key.startswith(_BLOCKS)}
+            self.state.reports = [each.context.report for each in passes]
+            self.commit()
 
     def take(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
         """Compress and write the next block, and what reaches the one behind it; `commit` is up to the caller."""
@@ -317,7 +324,7 @@ def _inputs(at: int, number: int) -> str:
 
 
 def _outer(weights: Weights) -> list[str]:
-    return [name for name in weights.headers if not name.startswith("model.layers.")]
+    return [name for name in weights.headers if not name.startswith(_BLOCKS)]
 
 
 def _outside(skeleton: nn.Module, weights: Weights) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from compression import _blocks, _checkpoint
 from compression._blocks import Block
+from compression._embedding import PackedEmbedding
 from compression._errors import LayerError
 from compression._linear import PackedLinear
 from compression._lora_linear import LoraLinear
@@ -178,6 +179,8 @@ def _as_mistral(model: nn.Module) -> nn.Module:
     weight = model.get_submodule("model.embed_tokens").weight
     renamed = _checkpoint.build(config, weight.dtype, device="meta")
     for name, module in model.named_modules():
-        if isinstance(module, PackedLinear | LoraLinear) or (module._parameters and not any(module.children())):
+        if isinstance(module, PackedLinear | LoraLinear | PackedEmbedding) or (
+            module._parameters and not any(module.children())
+        ):
             renamed.set_submodule(name, module)
     return _checkpoint.finish(renamed, weight.device, model.generation_config)

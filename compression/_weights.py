@@ -126,7 +126,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> No
     Raises:
         CheckpointError: there are two heads where the configuration ties the head to the embeddings.
     """
-    if _tied(model):
+    if _tied(model) and isinstance(model.get_submodule("lm_head"), nn.Linear):
         embedding = tensors[_EMBEDDING]
         head = tensors.get(_HEAD, embedding)
         if not (head.is_meta or torch.equal(head, embedding)):

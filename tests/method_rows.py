@@ -100,6 +100,7 @@ ROWS = (
     Row("rtn", 0.12, rtn_bytes(4, 128)),
     Row("rtn(group_size=32,symmetric=true,backend=torch)", 0.11, rtn_bytes(4, 32, zeros=False)),
     Row("rtn(bits=3,group_size=64)", 0.25, rtn_bytes(3, 64)),
+    Row("rtn(embeddings=8)", 0.12, rtn_bytes(4, 128)),
     Row("rtn(bits=2,group_size=8)", 0.35, rtn_bytes(2, 8)),
     Row("rtn(bits=2)", 0.65, rtn_bytes(2, 128)),
     Row("hqq", 0.11, hqq_bytes(4, 64)),

@@ -139,7 +139,7 @@ def test_a_packed_model_is_cut_and_stays_packed(text, tmp_path):
         for name, linear in block.linears():
             block.replace(name, linear.to_linear())
     exact = not any("rounded again" in entry.detail for entry in result.report)
-    assert exact == (CUTS[0] in text and "act_order" not in text)
+    assert exact == (CUTS[0] in text and "static_groups" not in text)
     if exact:
         assert_close(logits(result.model), logits(without(whole, layers=[1, 2], heads=[3])))
     opened_again = compression.load(result.save(tmp_path / "cut"))

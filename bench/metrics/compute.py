@@ -49,10 +49,14 @@ def prefill_flops(model: "Module", tokens: int, *, logits: int = 1) -> int:
 
 def _linear_flops(model: "Module") -> int:
     """2 in out of the innermost linear layers: a low-rank or adapted layer counts as the layers it is made of."""
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    looked_up = set() if embeddings is None else set(embeddings.modules())  # rows of packed ones: nothing is multiplied
     flops = sum(
         2 * module.in_features * module.out_features
         for module in model.modules()
-        if _is_linear(module) and not any(_is_linear(part) for part in module.modules() if part is not module)
+        if module not in looked_up
+        and _is_linear(module)
+        and not any(_is_linear(part) for part in module.modules() if part is not module)
     )
     if not flops:
         raise MetricError(f"{type(model).__name__} has no layer with in_features and out_features: nothing to count")

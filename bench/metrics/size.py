@@ -119,6 +119,7 @@ def zeros(model: "nn.Module") -> int:
     from torch import nn
 
     from compression._blocks import stored_layers
+    from compression._embedding import PackedEmbedding
 
     stored = stored_layers(model)
     inside = tuple(f"{path}." for path in stored)
@@ -128,5 +129,7 @@ def zeros(model: "nn.Module") -> int:
         if isinstance(layer, nn.Linear) and path not in stored and not path.startswith(inside)
     ]
     return sum(int((layer.weight == 0).sum()) for layer in dense) + sum(
-        int((layer.to_linear().weight == 0).sum()) for layer in stored.values()
+        int((layer.to_linear().weight == 0).sum())
+        for layer in stored.values()
+        if not isinstance(layer, PackedEmbedding)
     )

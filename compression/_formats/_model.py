@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression import _blocks, _checkpoint, _grids, _packing, _registry, _weights
+from compression import _blocks, _checkpoint, _embedding, _grids, _packing, _registry, _weights
 from compression._checkpoint import BaseSource
 from compression._errors import CheckpointError, LayerError, RecipeError
 from compression._formats import BITS, GROUP_SIZES, VERSIONS, Published
@@ -200,6 +200,9 @@ def _describe(model: nn.Module, quant_method: str) -> Published:
     """
     if quant_method not in BITS:
         raise LayerError(f"format {quant_method!r} is not written; those that are: {', '.join(BITS)}")
+    if _embedding.is_packed(model):
+        raise LayerError(f"format {quant_method} cannot hold {_embedding.EMBEDDINGS}: its readers take embeddings "
+                         "in 16 bits; leave embeddings=8 out")  # fmt: skip
     layers = [pair for block in _blocks.decoder_blocks(model) for pair in block.linears()]
     layers += [("lm_head", head)] if isinstance(head := model.get_submodule("lm_head"), PackedLinear) else []
     first, of_first = layers[0]

@@ -68,7 +68,7 @@ class Settings:
         """Raise RecipeError if the warm-up over so many texts takes all steps: the rate would never be reached."""
         batches = -(-(texts - self.held_out(texts)) // self.batch)
         steps = self.epochs * -(-batches // self.accumulation)
-        if self.warmup and math.ceil(self.warmup * steps) >= steps:
+        if self.warmup and steps and math.ceil(self.warmup * steps) >= steps:
             raise RecipeError(f"warmup={self.warmup}: of {steps} steps over {texts} texts it takes "
                               f"{math.ceil(self.warmup * steps)}, so that it does not end before the training does; "
                               "give a smaller share, 0 for none, or more texts or epochs")  # fmt: skip

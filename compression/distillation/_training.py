@@ -228,7 +228,9 @@ class _Trainer(Trainer):
             found = model.model(
                 input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
             )
-            student = Projected(found.last_hidden_state, model.lm_head.weight, model.lm_head.bias)
+            head = model.lm_head
+            weight = head.dequantize(torch.float32) if isinstance(head, PackedLinear) else head.weight
+            student = Projected(found.last_hidden_state, weight, head.bias)
             loss = distillation(
                 student, outputs, inputs["shift_labels"], self.objective, items=num_items_in_batch
             ).total

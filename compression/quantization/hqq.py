@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from compression._errors import BackendError, LayerError, RecipeError, install_command
-from compression._registry import LayerwiseMethod, method
+from compression._registry import Quantizer, method
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @method("hqq", keeps_zeros=False)  # zero points are real numbers: zero is not among the levels
 @dataclass(frozen=True, kw_only=True)
-class HQQ(LayerwiseMethod):
+class HQQ(Quantizer):
     """Real-valued zero points that make the errors of most weights small, found without data (HQQ)."""
 
     bits: Literal[2, 3, 4, 8] = 4
@@ -102,10 +102,10 @@ def _library() -> Any:
         BackendError: it is not installed, or does not import.
     """
     try:
-        from hqq.core.quantize import Quantizer
+        from hqq.core.quantize import Quantizer as Library
     except ImportError as error:
         raise BackendError(
             f"hqq(backend=hqq): the hqq library cannot be imported ({error}); "
             f"{install_command('hqq')}, or leave backend out"
         ) from error
-    return Quantizer
+    return Library

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compression._errors import RecipeError
-from compression._registry import LayerwiseMethod, method
+from compression._registry import Quantizer, method
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @method("llm_int8", needs=("bitsandbytes",))
 @dataclass(frozen=True, kw_only=True)
-class LLMInt8(LayerwiseMethod):
+class LLMInt8(Quantizer):
     """8-bit weights and activations, outlier features above the threshold in high precision (bitsandbytes)."""
 
     threshold: float = 6.0  # absolute value of an activation from which its feature counts as an outlier

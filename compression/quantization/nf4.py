@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compression._errors import RecipeError
-from compression._registry import LayerwiseMethod, method
+from compression._registry import Quantizer, method
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ GROUP_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 @method("nf4", aliases=("q",))
 @dataclass(frozen=True, kw_only=True)
-class NF4(LayerwiseMethod):
+class NF4(Quantizer):
     """4-bit NormalFloat with double-quantized scales, without data (QLoRA's format)."""
 
     double_quant: bool = True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compression._errors import RecipeError
-from compression._registry import LayerwiseMethod, method
+from compression._registry import Quantizer, method
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @method("rtn")
 @dataclass(frozen=True, kw_only=True)
-class RTN(LayerwiseMethod):
+class RTN(Quantizer):
     """Round every weight to the nearest of 2**bits evenly spaced levels, group by group, without data."""
 
     bits: Literal[2, 3, 4, 8] = 4
