@@ -19,8 +19,10 @@ _ABSENT = "-"
 def cells(recipe: str) -> tuple[Cell, ...]:
     """The cells of a recipe under HEADS, what its steps have in common one behind the other.
 
-    >>> [cell.text for cell in cells("rtn(bits=3)")]
-    ['3 bits in groups of 128, asymmetric', '-', 'rtn: bits=3, group_size=128, symmetric=false, backend=auto']
+    >>> [cell.text for cell in cells("rtn(bits=3)")][:2]
+    ['3 bits in groups of 128, asymmetric', '-']
+    >>> cells("rtn(bits=3)")[2].text
+    'rtn: embeddings=16, bits=3, group_size=128, symmetric=false, backend=auto'
     """
     steps = Recipe.parse(recipe).steps
     texts = ["{} x {} tokens".format(*step.method.calibration) for step in steps if step.method.calibration]
