@@ -23,9 +23,21 @@ LOOKS = len(MORE)  # at which a change can be believed: the second of two that s
 _WORST_LAST = ("pass", "improved", "inconclusive", "regressed")
 
 
-def one_sided(level: float) -> float:
-    """What either side of an interval may take of a row's level: at each look, by each of the estimates."""
-    return level / 2 / LOOKS / ESTIMATES
+def one_sided(level: float, checks: int) -> float:
+    """What either side of an interval may take of a row's level: in each of its checks, at each look, by each estimate.
+
+    `checks` are the numbers of the row that are compared (`checks_of`), each of which can raise the alarm.
+    """
+    return level / 2 / checks / LOOKS / ESTIMATES
+
+
+def checks_of(metric: Metric, *, ratio: bool) -> list[tuple[float, bool]]:
+    """The tolerance of each number of a timed row that is compared, and whether that is the ratio to the base.
+
+    `ratio` says whether the row has one: else the value alone is compared.
+    """
+    checks = [(metric.rel, True)] if ratio else [(metric.rel, False)] if metric.rel_absolute is None else []
+    return checks if metric.rel_absolute is None else [*checks, (metric.rel_absolute, False)]
 
 
 class Finding(NamedTuple):
@@ -69,24 +81,18 @@ def _paired(row: Row, entry: Entry, metric: Metric, level: float) -> tuple[paire
 
 
 def compare_timed(row: Row, entry: Entry, metric: Metric, level: float) -> Finding:
-    checks = []
-    if row.ratio is not None and entry.ratio is not None:
-        checks.append(_check_timed(row, entry, metric, metric.rel, level, to_base=True))
-    elif metric.rel_absolute is None:
-        checks.append(_check_timed(row, entry, metric, metric.rel, level))
-    if metric.rel_absolute is not None:
-        checks.append(_check_timed(row, entry, metric, metric.rel_absolute, level))
+    wanted = checks_of(metric, ratio=row.ratio is not None and entry.ratio is not None)
+    tail = one_sided(level, len(wanted))
+    checks = [_check_timed(row, entry, metric, allowed, tail, to_base=to_base) for allowed, to_base in wanted]
     return _conclude(row, metric, checks, _moved(row, entry))
 
 
-def _check_timed(
-    row: Row, entry: Entry, metric: Metric, allowed: float, level: float, *, to_base: bool = False
-) -> Finding:
+def _check_timed(row: Row, entry: Entry, metric: Metric, allowed: float, tail: float, *, to_base: bool) -> Finding:
     now, then = ((each.samples, each.base_samples) if to_base else (each.samples,) for each in (row, entry))
     if metric.of == AGAINST:
         now, then = (*now, *then), ()
     moved = shift(now, then, metric.best, highest=metric.better == "higher")
-    interval = moved.interval(one_sided(level)) if moved else None
+    interval = moved.interval(tail) if moved else None
     if row.samples and entry.samples and min(map(len, (*now, *then))) < SAMPLES:  # too few to be sure of anything
         interval = (-math.inf, math.inf)
     return _check(
@@ -98,7 +104,7 @@ def _check_timed(
         metric,
         math.expm1(moved.log) if moved else None,
         interval,
-        1 - 2 * one_sided(level),
+        1 - 2 * tail,
     )
 
 

@@ -137,7 +137,8 @@ def noise(reruns: Sequence[Rerun], metrics: Sequence[Metric], *, runs: int, rows
         logs = [each.log for each in shifts]
         scatter = math.sqrt(statistics.fmean(each**2 for each in logs))
         believed = statistics.median(each.error for each in shifts)
-        reach = quantile(gate.one_sided(level), round(statistics.median(each.freedom for each in shifts)))
+        tail = gate.one_sided(level, len(gate.checks_of(metric, ratio=not beside)))
+        reach = quantile(tail, round(statistics.median(each.freedom for each in shifts)))
         between = math.sqrt(max(0.0, scatter**2 - statistics.fmean(each.error**2 for each in shifts)))
         beyond = max(abs(each.log) - reach * each.error for each in shifts)
         found.append(

@@ -21,10 +21,10 @@ that sees it, or at the last.
 
 An unchanged run raises an alarm with probability LEVEL at most, however many rows it has. Half of that is for rows with
 samples, half for rows with results per item, so that many timings do not blunt the tests of quality. Within each every
-row gets an equal share, on either side, at every look at which a change can be believed, by either estimate
-(Bonferroni's way, which holds for rows that depend on each other). Their number is that of the rows recorded for the
-run's recipes (`levels`), which is known before anything is measured: no verdict depends on rows that come later. Rows
-without samples or items are compared by their tolerance.
+row gets an equal share, on either side, in every check (a timed row has two: its ratio and its value), at every look at
+which a change can be believed, by either estimate (Bonferroni's way, which holds for rows that depend on each other).
+Their number is that of the rows recorded for the run's recipes (`levels`), which is known before anything is measured:
+no verdict depends on rows that come later. Rows without samples or items are compared by their tolerance.
 
 A row of time or memory without a ratio, as all of the base's are, is compared by itself alone. Tolerances are shares of
 the recorded number, in the worse direction. Where neither direction is better, a failed exact comparison is a
@@ -45,6 +45,7 @@ from bench._comparison import (
     FEWEST,
     MORE,
     Finding,
+    checks_of,
     compare_items,
     compare_timed,
     compare_values,
@@ -57,8 +58,8 @@ from bench.metrics import Metric, all_metrics
 from bench.rows import Row
 
 __all__ = [
-    "AGAINST", "MIGRATE", "MODES", "MORE", "Baseline", "Verdict", "decided", "judge", "judge_beside", "levels",
-    "missing", "one_sided", "slug", "update", "verdicts",
+    "AGAINST", "MIGRATE", "MODES", "MORE", "Baseline", "Verdict", "checks_of", "decided", "judge", "judge_beside",
+    "levels", "missing", "one_sided", "slug", "update", "verdicts",
 ]  # fmt: skip
 
 RECORD = "pytest bench --update-baselines"

@@ -6,7 +6,7 @@ import pytest
 
 from bench import gate
 from bench.bases import short
-from bench.metrics import compute, energy, memory, speed
+from bench.metrics import energy, memory, speed
 from bench.rows import key_of
 from compression._recipe import UNCOMPRESSED
 
@@ -50,17 +50,8 @@ def test_generation(workbench, recipe, batch_size, mode, request):
             )
         pair.run(warmup + runs)
         pair.run(warmup + times * runs, seconds=gate.SECONDS)
-        model = pair.decoders[-1].model
         peak = machine.peak_flops(options.device, workbench.base.model.dtype)
-        flops = load.batch_size * (
-            compute.prefill_flops(model, load.prompt_tokens)
-            + (load.new_tokens - 1) * compute.model_flops_per_token(model, load.prompt_tokens + load.new_tokens // 2)
-        )
-        common = {"flops": flops, "peak_flops_per_s": peak.flops_per_s}
-        readings = [speed.GenerationReading(rounds=tuple(r[warmup:]), **common) for r in pair.rounds]
-        if len(readings) == 1:
-            return readings[0], None
-        return dataclasses.replace(readings[1], base=readings[0]), readings[0]
+        return speed.readings(pair, load, warmup=warmup, peak_flops_per_s=peak.flops_per_s)
 
     workbench.measure("generation", recipe, take, _params(load, mode=mode), each=lambda r: r.each(), more=take)
 

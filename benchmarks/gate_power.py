@@ -130,12 +130,14 @@ def look(now: Rounds, then: Rounds, metric: Metric, level: float) -> np.ndarray:
     """
     worst = np.zeros(len(now.own), dtype=int)
     middle = np.exp(np.median(then.own, 1))
-    checks = ((1, metric.rel),) if metric.of == gate.AGAINST else ((2, metric.rel), (1, metric.rel_absolute))
-    for sides, allowed in checks:
+    checks = gate.checks_of(metric, ratio=metric.of != gate.AGAINST)
+    tail = gate.one_sided(level, len(checks))
+    for allowed, to_base in checks:
+        sides = 2 if to_base else 1
         pair = ((now.own, then.own), ()) if metric.of == gate.AGAINST else (now[:sides], then[:sides])
         log, error, degrees = moved(*pair, metric.best)
         degrees = degrees.astype(int)
-        reach = np.array([0, *(quantile(gate.one_sided(level), each + 1) for each in range(degrees.max(initial=0)))])
+        reach = np.array([0, *(quantile(tail, each + 1) for each in range(degrees.max(initial=0)))])
         low, change, high = (np.expm1(log + sign * reach[degrees] * error) for sign in (-1, 0, 1))
         found = np.where(high < -allowed, IMPROVED, PASS)
         found = np.where(change > allowed, np.where(low > allowed, REGRESSED, INCONCLUSIVE), found)

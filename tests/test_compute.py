@@ -8,7 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench._errors import MetricError, OptionError
-from bench.metrics.compute import model_flops_per_token, prefill_flops
+from bench.generation import Decoder, Interleaved, Load
+from bench.metrics.compute import generation_flops, model_flops_per_token, prefill_flops
+from bench.metrics.speed import mfu, readings, throughput
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 
@@ -154,3 +156,26 @@ def test_queries_of_unknown_width_are_an_error_and_not_a_smaller_count():
 def test_a_model_without_linear_layers_is_an_error_and_not_zero():
     with pytest.raises(MetricError, match="nothing to count"):
         model_flops_per_token(torch.nn.Embedding(2, 2), 9)
+
+
+def test_the_operations_of_a_generation_are_those_of_its_prompt_and_of_each_step():
+    model, load = tiny("llama"), Load(batch_size=3, prompt_tokens=5, new_tokens=4)
+
+    steps = 3 * model_flops_per_token(model, 7)
+
+    assert 3 * (prefill_flops(model, 5) + steps) == generation_flops(model, load)
+
+
+def test_model_and_base_are_each_credited_with_their_own_operations():
+    """A model of half the layers does about half the work: of equal times it makes half of the base's MFU."""
+    load, models = Load(prompt_tokens=4, new_tokens=3), [tiny("llama", num_hidden_layers=layers) for layers in (4, 2)]
+    pair = Interleaved([Decoder(model, load) for model in models])
+    pair.run(3)
+
+    own, base = readings(pair, load, warmup=1, peak_flops_per_s=1e12)
+
+    for reading, model in ((base, models[0]), (own, models[1])):
+        assert len(reading.rounds) == 2
+        work = generation_flops(model, load) / load.new_tokens
+        assert mfu(reading) == pytest.approx(100 * work * throughput(reading) / 1e12)
+    assert own.base == base

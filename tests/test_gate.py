@@ -111,7 +111,7 @@ def test_scattered_samples_make_a_verdict_inconclusive_which_does_not_fail():
     for mode in ("auto", "strict"):
         verdict = judged(after, before, mode=mode)
         assert (verdict.outcome, verdict.fails) == ("inconclusive", False)
-    assert f"{100 * (1 - 2 * gate.one_sided(gate.LEVEL)):.6g} % interval" in verdict.words
+    assert f"{100 * (1 - 2 * gate.one_sided(gate.LEVEL, checks=2)):.6g} % interval" in verdict.words
     assert judged(scaled(timed_row(), 1.2), timed_row()).outcome == "regressed"
 
 

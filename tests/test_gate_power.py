@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from healthy_results import CONTEXT, FINGERPRINT, recorded, timed_row
 
-from bench import gate
+from bench import _comparison, gate
+from bench._comparison import LOOKS
+from bench._shift import ESTIMATES
 from bench.metrics import METRICS, all_metrics
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -109,3 +111,36 @@ def test_without_the_gates_level_there_would_be_alarms(monkeypatch):
     shares = gate_power.false_alarms("starved", 20, 100, recorded_rounds=100, tolerance=0.01)
 
     assert shares.regressed + shares.improved > 0.5
+
+
+@pytest.mark.parametrize(("ratio", "checks"), [(True, 2), (False, 1)])
+def test_the_tails_of_all_that_can_raise_an_alarm_on_a_row_add_up_to_its_level(ratio, checks):
+    """Two sides, each check, each look that can be the last word, each estimate."""
+    assert len(gate.checks_of(decode(), ratio=ratio)) == checks
+    assert 2 * checks * LOOKS * ESTIMATES * gate.one_sided(0.01, checks) == pytest.approx(0.01)
+
+
+@pytest.fixture(scope="module")
+def two_checks():
+    """Unchanged rows whose ratio and value hardly depend on each other, of normal noise: intervals are exact."""
+    numbers = np.random.default_rng(0)
+    draws = numbers.normal(0, (0.01, 0.03), (2, 4_000, 100, 2))
+    return [gate_power.Rounds(*run.transpose(2, 0, 1)) for run in draws]
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_row_of_two_checks_raises_an_alarm_no_more_often_than_its_level(two_checks, counted, monkeypatch):
+    """Without a tolerance to hide behind, and with one estimate; counted as one check it is beyond the level."""
+    (now, then), level = two_checks, 0.2
+    monkeypatch.setattr(_comparison, "ESTIMATES", 1)
+    if not counted:
+        monkeypatch.setattr(gate, "one_sided", lambda level, checks: _comparison.one_sided(level, 1))
+    metric = replace(decode(), rel=0.0, rel_absolute=0.0, floor=0.0, share=1.0)
+
+    alarms = np.zeros(len(now.own), dtype=bool)
+    for times in gate.MORE:  # every look at which a change can be believed
+        so_far = gate_power.Rounds(*(side[:, : times * gate_power.USUAL] for side in now))
+        alarms |= np.isin(gate_power.look(so_far, then, metric, level), (gate_power.REGRESSED, gate_power.IMPROVED))
+
+    assert (alarms.mean() <= level) == counted
+    assert alarms.mean() > level / 2

@@ -4,9 +4,11 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 from task_requests import built
 
-from bench._errors import NotAvailable
+from bench import paired
+from bench._errors import MetricError, NotAvailable
 from bench.data import open_data
-from bench.metrics.tasks import accuracy, score
+from bench.items import Items, hashes_of
+from bench.metrics.tasks import TaskReading, accuracy, score
 from bench.reference import score as reference
 from bench.reference import tasks
 from bench.scorer import TOLERANCE, Scorer
@@ -91,3 +93,21 @@ def test_scores_on_public_data_are_those_of_hflm(student, shared, name):
     else:
         assert [greedy for _, greedy in expected] == [greedy for _, greedy in found]
         assert [value for value, _ in expected] == pytest.approx([value for value, _ in found], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("task", SUITE.values(), ids=lambda task: task.name)
+def test_what_kind_results_are_is_the_tasks_to_say_whatever_the_values(task):
+    """A model that gets everything wrong, or right, is still compared with one that does not."""
+
+    def items_of(values):
+        reading = TaskReading(task=task, data="d", values=values, hashes=hashes_of(range(len(values))))
+        return Items(*reading.items["quality.accuracy"])
+
+    broken, mixed = items_of((0.0,) * 4), items_of((1.0, 0.0, 1.0, 0.0))
+
+    assert paired.compare(broken, mixed).difference == -0.5
+    if task.metric == "f1":
+        assert paired.compare(broken, items_of((0.5, 1.0, 0.25, 0.0))).difference == -0.4375
+    else:
+        with pytest.raises(MetricError, match="must be 0 or 1"):
+            items_of((0.5, 1.0, 0.25, 0.0))

@@ -128,6 +128,11 @@ class Metric:
         """Whether the number means something only on the device it was measured on."""
         return self.kind in PER_DEVICE
 
+    @property
+    def by_ratio(self) -> bool:
+        """Whether recipes are compared by their ratios to the base of the same run: the value is one of its hour."""
+        return self.per_device and self.better != "neither"
+
 
 def metric(
     name: str,

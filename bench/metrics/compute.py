@@ -21,6 +21,8 @@ from bench._errors import MetricError, OptionError
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from bench.generation import Load
+
 
 def model_flops_per_token(model: "Module", context_tokens: int) -> int:
     """Operations of one token that is generated when `context_tokens` are in its sight, itself included.
@@ -45,6 +47,16 @@ def prefill_flops(model: "Module", tokens: int, *, logits: int = 1) -> int:
     head_flops = 0 if head is None else _linear_flops(head)
     attention = sum(4 * q * _keys_seen(tokens, window) for q, window in _attentions(model))
     return (_linear_flops(model) - head_flops) * tokens + head_flops * logits + attention
+
+
+def generation_flops(model: "Module", load: "Load") -> int:
+    """Operations of one generation: the prompt, and the decode steps at the mean length of their context.
+
+    Raises as `prefill_flops`.
+    """
+    middle = load.prompt_tokens + load.new_tokens // 2
+    steps = (load.new_tokens - 1) * model_flops_per_token(model, middle)
+    return load.batch_size * (prefill_flops(model, load.prompt_tokens) + steps)
 
 
 def _linear_flops(model: "Module") -> int:

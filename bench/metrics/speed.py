@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from bench.generation import Round
+from bench.generation import Interleaved, Load, Round
 from bench.metrics._registry import metric
+from bench.metrics.compute import generation_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,21 @@ class GenerationReading:
 
     def median(self, of: Callable[[Round], float]) -> float:
         return median(map(of, self.rounds))
+
+
+def readings(
+    pair: Interleaved, load: Load, *, warmup: int, peak_flops_per_s: float
+) -> tuple[GenerationReading, GenerationReading | None]:
+    """The reading of the compressed model and that of its base, of the rounds after `warmup`; the base alone has none.
+
+    Each has the operations of its own model: a cut one does less.
+    """
+    *base, own = (
+        GenerationReading(rounds=tuple(rounds[warmup:]), flops=generation_flops(decoder.model, load),
+                          peak_flops_per_s=peak_flops_per_s)
+        for decoder, rounds in zip(pair.decoders, pair.rounds, strict=True)
+    )  # fmt: skip
+    return (replace(own, base=base[0]), base[0]) if base else (own, None)
 
 
 @metric("efficiency.latency_ms", unit="ms/token", better="lower", kind="timing", of="generation",

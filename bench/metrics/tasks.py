@@ -62,8 +62,7 @@ class TaskReading:
     @property
     def items(self) -> Mapping[str, tuple[tuple[str, ...], tuple[float, ...], str]]:
         """Results by question, by name of the metric."""
-        kind = "binary" if set(self.values) <= {0.0, 1.0} else "real"
-        return {"quality.accuracy": (self.hashes, self.values, kind)}
+        return {"quality.accuracy": (self.hashes, self.values, self.task.kind)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from bench.report._layout import Column
 from bench.rows import MEASURED, Param, Row
 from compression._recipe import UNCOMPRESSED
 
+SHARES = frozenset({"share", "fraction", "score"})  # units of what is from 0 to 1
 GIVEN = ("calibration", "teacher", "downstream")  # parameters that belong to a recipe, not to the measurement
 
 Way = tuple[Param | None, ...]  # values of the parameters by which a recipe has several lines
@@ -26,6 +27,7 @@ class Cell:
         low: lower end of its 95 % interval; None where it has none.
         high: the upper end.
         best: whether it is the best of the compressed models in its column.
+        ranked: whether it can be compared with others of its column (see `is_ranked`).
         note: the place, from 1, of what must be known of it in the table's `notes`.
     """
 
@@ -34,6 +36,7 @@ class Cell:
     low: float | None = None
     high: float | None = None
     best: bool = False
+    ranked: bool = True
     note: int | None = None
 
 
@@ -70,7 +73,8 @@ def interval(row: Row) -> tuple[float, float] | None:
     """The 95 % interval of a row's value, in its unit, from what it was measured on; None where that says none.
 
     Of results per item it is that of the paired difference to the base, laid on the base's value: where it leaves that
-    value out, the two differ. Of repeated measurements it is that of their median.
+    value out, the two differ. Of repeated measurements it is that of their median, and holds the value in any case: a
+    ratio of medians need not be near the median of the rounds' ratios.
     """
     if row.paired is not None and row.base_value is not None:
         low, high = row.paired["low"], row.paired["high"]
@@ -78,10 +82,13 @@ def interval(row: Row) -> tuple[float, float] | None:
         if metric is not None and metric.of_items == "exp":
             return row.base_value * math.exp(low), row.base_value * math.exp(high)
         low, high = row.base_value + low, row.base_value + high
-        if row.items is not None and min(row.items.values) >= 0 and max(row.items.values) <= 1:  # a share is none below
+        if row.unit in SHARES:
             low, high = max(low, 0.0), min(high, 1.0)
         return low, high
-    return median_interval(row.samples)
+    between = median_interval(row.samples)
+    if between is None or row.value is None:
+        return between
+    return min(between[0], row.value), max(between[1], row.value)
 
 
 def of_one_model(rows: Sequence[Row]) -> list[Row]:
@@ -120,6 +127,7 @@ class Chosen:
     """The rows of a column, all measured under the same conditions, by recipe and way.
 
     Attributes:
+        rows: times and memory as multiples of one value of the base (`BaseValue`).
         conditions: by way.
         other: recipes that have been measured under other conditions only, by way.
         left_out: rows under other conditions.
@@ -129,6 +137,70 @@ class Chosen:
     conditions: Mapping[Way, Conditions]
     other: frozenset[tuple[str, Way]]
     left_out: int
+    bases: Mapping[Way, "BaseValue"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseValue:
+    """The value of the uncompressed base that ratios are laid on, and the range of those that they were taken to."""
+
+    value: float
+    low: float
+    high: float
+
+
+def by_ratio(chosen: Mapping[Column, Chosen]) -> str | None:
+    """What the times and memory of columns are multiples of, in words; None where nothing is a multiple."""
+    said = []
+    for column, choice in chosen.items():
+        for way, base in choice.bases.items():
+            value, low, high = (number(column.scale * each) for each in (base.value, base.low, base.high))
+            of = f", {', '.join(map(str, way))}" if len(choice.bases) > 1 else ""
+            range_ = f" ({low} to {high} beside the recipes)" if low != high else ""
+            said.append(f"{column.head}{of} {value}{range_}")
+    if not said:
+        return None
+    return f"Each recipe's ratio to {UNCOMPRESSED}, measured in the same run, times one value of it: {'; '.join(said)}."
+
+
+def is_ranked(row: Row) -> bool:
+    """Whether the row's value can be compared with those of other recipes.
+
+    A time or a peak of memory is one of the hour in which it was measured: without its ratio to the base of the same
+    run it stands for itself.
+    """
+    metric = all_metrics().get(row.metric)
+    return metric is None or not metric.by_ratio or row.recipe == UNCOMPRESSED or row.ratio is not None
+
+
+def _laid_on_one_base(
+    rows: Mapping[tuple[str, Way], Row],
+) -> tuple[dict[tuple[str, Way], Row], dict[Way, BaseValue]]:
+    """Times and memory as ratio x one value of the base: its own row's, else the last one beside a recipe."""
+    found, bases = dict(rows), {}
+    for way in {way for _, way in rows}:
+        beside = {key: row for key, row in rows.items() if key[1] == way and _has_ratio(row)}
+        if not beside:
+            continue
+        values = [row.base_value for row in beside.values()]
+        own = rows.get((UNCOMPRESSED, way))
+        value = values[-1] if own is None or own.value is None else own.value
+        bases[way] = BaseValue(value=value, low=min(values), high=max(values))
+        found |= {key: _scaled(row, value) for key, row in beside.items()}
+    return found, bases
+
+
+def _has_ratio(row: Row) -> bool:
+    metric = all_metrics().get(row.metric)
+    return metric is not None and metric.by_ratio and row.value is not None and row.ratio is not None
+
+
+def _scaled(row: Row, value: float) -> Row:
+    """The row as if its base had had that value; its samples are the ratios of the rounds, which were taken in turn."""
+    samples: tuple[float, ...] = ()
+    if len(row.samples) == len(row.base_samples) and all(row.base_samples):
+        samples = tuple(value * own / base for own, base in zip(row.samples, row.base_samples, strict=True))
+    return replace(row, value=row.ratio * value, base_value=value, samples=samples, base_samples=())
 
 
 def choose(column: Column, by: Sequence[str], rows: Sequence[Row]) -> Chosen:
@@ -159,7 +231,9 @@ def choose(column: Column, by: Sequence[str], rows: Sequence[Row]) -> Chosen:
             found[recipe, way] = failure if failed_at > place and failure.status != "not_available" else row
     for key, (_, row) in empty.items():
         found.setdefault(key, row)
-    return Chosen(rows=found, conditions=conditions_of, other=frozenset(other - set(found)), left_out=left_out)
+    found, bases = _laid_on_one_base(found)
+    apart = frozenset(other - set(found))
+    return Chosen(rows=found, conditions=conditions_of, other=apart, left_out=left_out, bases=bases)
 
 
 @dataclass
@@ -186,24 +260,29 @@ def cell_of(column: Column, row: Row, notes: Notes, spread: Row | None = None) -
     if row.value is None:
         return Cell(text=row.status.replace("_", " "), note=note)
     value, between = shown(row.value), interval(row)
+    facts = {"value": value, "ranked": is_ranked(row), "note": note}
     text = number(value) + (" est." if row.status == "estimated" else "")
     if spread is not None and spread.value is not None:
         text += f" ± {number(column.scale * spread.value)}"
     if between is None:
-        return Cell(text=text, value=value, note=note)
+        return Cell(text=text, **facts)
     low, high = map(shown, between)
-    return Cell(text=f"{text} [{number(low)}, {number(high)}]", value=value, low=low, high=high, note=note)
+    return Cell(text=f"{text} [{number(low)}, {number(high)}]", low=low, high=high, **facts)
 
 
 def mark_best(lines: Mapping[Any, Sequence[Cell]], better: Sequence[str]) -> dict[Any, tuple[Cell, ...]]:
-    """The cells of several lines, in each column the best marked; none where all are alike, or no way is better."""
+    """The cells of several lines, in each column the best marked; none where all are alike, or no way is better.
+
+    What is not ranked neither is marked nor keeps another from it.
+    """
     found = {name: list(cells) for name, cells in lines.items()}
     for place, direction in enumerate(better):
-        values = [cells[place].value for cells in found.values() if cells[place].value is not None]
+        ranked = [cells[place] for cells in found.values() if cells[place].ranked]
+        values = [cell.value for cell in ranked if cell.value is not None]
         if direction == "neither" or len(set(values)) < 2:
             continue
         best = min(values) if direction == "lower" else max(values)
         for cells in found.values():
-            if cells[place].value == best:
+            if cells[place].ranked and cells[place].value == best:
                 cells[place] = replace(cells[place], best=True)
     return {name: tuple(cells) for name, cells in found.items()}

@@ -13,7 +13,7 @@ from bench._arguments import journal_option
 from bench._errors import JournalError
 from bench.bases import told_apart
 from bench.journal import Contents, read
-from bench.report._cells import Notes, cell_of, choose, with_base
+from bench.report._cells import Notes, by_ratio, cell_of, choose, with_base
 from bench.report._layout import Column
 from bench.report.recipes import ALL
 from bench.rows import Row
@@ -127,7 +127,8 @@ def numbers(rows: Sequence[Row], most: int | None = None) -> list[str]:
     if most is not None and len(recipes) > most:
         lines += ["", f"and {len(recipes) - most} more recipes"]
     if UNCOMPRESSED in recipes:
-        lines += ["", "In brackets [95 % interval], (ratio to fp16)."]
+        words = ["In brackets [95 % interval], (ratio to fp16).", by_ratio(chosen)]
+        lines += ["", " ".join(filter(None, words))]
     return lines
 
 

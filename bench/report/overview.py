@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.report._cells import Notes, cell_of, choose, mark_best, number, with_base
+from bench.report._cells import Chosen, Notes, by_ratio, cell_of, choose, is_ranked, mark_best, number, with_base
 from bench.report._layout import FAMILIES, Column, family_of
 from bench.rows import Param, Row
 from compression._recipe import UNCOMPRESSED
@@ -38,25 +38,28 @@ class Overview:
     Attributes:
         rows: by column and recipe, for the columns that have a value.
         conditions: by column what its rows were measured with.
+        by_ratio: what times and memory are multiples of, in words; None where nothing is one.
     """
 
     def __init__(self, rows: Sequence[Row]):
         rows = with_base(rows)
         self.rows: dict[Column, dict[str, Row]] = {}
         self.conditions: dict[Column, dict[str, Param]] = {}
+        known: dict[Column, Chosen] = {}
         for column in (COSTS[0], BITS, *QUALITY, *COSTS[1:]):
-            chosen = choose(column, (), [row for row in rows if row.metric == column.metric])
+            known[column] = chosen = choose(column, (), [row for row in rows if row.metric == column.metric])
             if any(row.value is not None for row in chosen.rows.values()):
                 self.rows[column] = {recipe: row for (recipe, _), row in chosen.rows.items()}
                 self.conditions[column] = dict(column.params) | dict(chosen.conditions[()])
+        self.by_ratio = by_ratio(known)
 
     def better(self, column: Column) -> str:
         return next(iter(self.rows[column].values())).better
 
     def values(self, column: Column) -> dict[str, float]:
-        """By recipe, in the unit of the column's head."""
+        """By recipe what can be compared, in the unit of the column's head."""
         found = self.rows.get(column, {}).items()
-        return {recipe: row.value * column.scale for recipe, row in found if row.value is not None}
+        return {recipe: row.value * column.scale for recipe, row in found if row.value is not None and is_ranked(row)}
 
     def cells(self, recipes: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
         """By recipe what the overview shows, and the whole of it, interval or reason, as `title`."""

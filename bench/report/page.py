@@ -140,6 +140,7 @@ def subject(place: int, base: str, device: str, rows: Sequence[Row], notes: Note
     return {
         "base": base, "device": device, "place": place, "lines": lines,
         "heads": [(column.head, spelled(condition)) for column, condition in table.conditions.items()],
+        "by_ratio": table.by_ratio,
         "fronts": figures.fronts(table, {line["recipe"]: line["anchor"] for line in lines}, base),
         "orders": figures.orders(rows), "rag": figures.rag(table, rows), "tables": tables(rows),
         "environment": _flat(notes.contexts.get((base, device), {})),

@@ -4,17 +4,18 @@
 
 Nothing is predicted. The front is that of stored size and loss of quality, and of latency where a limit or `--fastest`
 asks for it: methods that no other one beats in any of them without being worse in another. The loss is a share of the
-uncompressed base's quality: of its mean accuracy, or by how much its perplexity is exceeded.
+uncompressed base's quality: of its mean accuracy, or by how much its perplexity is exceeded. A latency is the method's
+ratio to the base of the same run, times one value of the base; without a ratio it is not known.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench._errors import BaselineError, JournalError, OptionError
 from bench.journal import JOURNAL
-from bench.report._cells import choose, number, with_base
+from bench.report._cells import Chosen, by_ratio, choose, is_ranked, number, with_base
 from bench.report._layout import Column
 from bench.report.fronts import front
 from bench.report.sources import recorded
@@ -67,8 +68,8 @@ class Point:
     recipe: str
     size: float  # GiB
     loss: float  # share of the base's quality; below 0 the method is better
-    latency: float | None  # ms for a generated token
-    costs: Mapping[str, float]  # by head of COSTS
+    latency: float | None  # ms for a generated token: ratio to the base x one value of the base
+    costs: Mapping[str, float]  # by head of COSTS, as shown
 
     def coordinates(self, timed: bool) -> tuple[float, ...]:
         """Lower is better in each."""
@@ -89,10 +90,11 @@ def points_of(rows: Sequence[Row], quality: str) -> tuple[list[Point], list[str]
     """The methods of which size and quality are known, and those of which they are not."""
     rows = with_base(rows)
 
-    def values(column: Column) -> dict[str, float]:
-        found = choose(column, (), [row for row in rows if row.metric == column.metric]).rows
-        return {recipe: row.value for (recipe, _), row in found.items() if row.value is not None}
+    def values(column: Column, among: Callable[[Row], bool] = lambda row: True) -> dict[str, float]:
+        found = _choice(column, rows).rows
+        return {recipe: row.value for (recipe, _), row in found.items() if row.value is not None and among(row)}
 
+    latencies = values(LATENCY, is_ranked)
     costs = {column.head: values(column) for column in COSTS}
     scores = values(QUALITY[quality])
     base = scores.get(UNCOMPRESSED)
@@ -104,8 +106,12 @@ def points_of(rows: Sequence[Row], quality: str) -> tuple[list[Point], list[str]
             continue
         loss = score / base - 1 if quality == "perplexity" else 1 - score / base
         known = {head: of[recipe] for head, of in costs.items() if recipe in of}
-        points.append(Point(recipe=recipe, size=size, loss=loss, latency=known.get(LATENCY.head), costs=known))
+        points.append(Point(recipe=recipe, size=size, loss=loss, latency=latencies.get(recipe), costs=known))
     return points, left
+
+
+def _choice(column: Column, rows: Sequence[Row]) -> Chosen:
+    return choose(column, (), with_base([row for row in rows if row.metric == column.metric]))
 
 
 def recommend(points: Sequence[Point], limits: Limits, prefer: str = "loss") -> Answer:
@@ -199,7 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.prefer and answer.taken:
         answer = Answer(taken=answer.taken[:1], nearest=None, front=answer.front, considered=answer.considered)
     print(f"{rows[0].base}, from {source}; timings and memory are those of {rows[0].device}.")
+    if words := by_ratio({column: _choice(column, rows) for column in COSTS}):
+        print(words)
     print("\n".join(lines(answer, limits, quality)))
+    unknown = [point.recipe for point in points if point.latency is None]
+    if unknown and (options.prefer == "latency" or limits.latency is not None):
+        print(f"\nNot considered, since their latency has no ratio to {UNCOMPRESSED}: {', '.join(unknown)}")
     if left:
         print(
             f"\nNot considered, since size or {quality} was not measured under the same conditions: {', '.join(left)}"

@@ -1,5 +1,6 @@
 """The tables of the papers from rows of a journal: values with their units, intervals, and why there is none.
 
+Times and memory are each recipe's ratio to the base of the same run, laid on one value of the base (`_cells.choose`).
 A number in brackets is a 95 % interval (`_cells.interval`): where it comes from results per item, the two models differ
 if it leaves the base's value out. The best of the compressed models in a column is marked. A paper's own figures stand
 among the lines only where the base is the paper's; else apart from them (`Table.elsewhere`).
@@ -19,8 +20,10 @@ from bench.report._cells import (
     Chosen,
     Notes,
     Way,
+    by_ratio,
     cell_of,
     choose,
+    is_ranked,
     mark_best,
     number,
     of_one_model,
@@ -213,6 +216,8 @@ def _table(layout: Layout, recipes: Sequence[str], known: _Known) -> Table | Non
     metrics = {column.metric for column in layout.columns}
     shown, elsewhere, remark = _beside(layout, shown, known.base, notes)
     remarks = [
+        *filter(None, [by_ratio(chosen)]),
+        *_unranked(chosen, recipes),
         *_conditions(chosen, () if several else layout.by),
         *([OTHERS.format(known.others)] if known.others else []),
         *([_PLANTED] if known.base == "reference" and layout.family == FAMILIES[0] and _PERPLEXITY in metrics else []),
@@ -264,6 +269,17 @@ def _better(column: Column, choice: Chosen) -> str:
 
 
 # --- what is said beside the lines ------------------------------------------------------------------------------------
+
+
+def _unranked(chosen: Mapping[Column, Chosen], recipes: Sequence[str]) -> list[str]:
+    """Which values are no multiples of the base's, and so cannot be compared with each other."""
+    heads = [
+        column.head
+        for column, choice in chosen.items()
+        if any(recipe in recipes and row.value is not None and not is_ranked(row)
+               for (recipe, _), row in choice.rows.items())
+    ]  # fmt: skip
+    return [f"{', '.join(heads)}: without a ratio as measured, each in its own hour, and not ranked."] if heads else []
 
 
 def _conditions(chosen: Mapping[Column, Chosen], by: Sequence[str]) -> list[str]:

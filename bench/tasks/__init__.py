@@ -55,6 +55,11 @@ class Task:
         """Its column in tables, as [E] heads them."""
         return f"{self.title} ({self.shots}-shot)"
 
+    @property
+    def kind(self) -> str:
+        """Of its results by question, `bench.items.KINDS`: an F1 is anything from 0 to 1, all else is 0 or 1."""
+        return "real" if self.metric == "f1" else "binary"
+
 
 _ALL = (
     Task(name="hellaswag", title="HellaSwag", shots=0, metric="acc_norm", members=("hellaswag/hellaswag.yaml",),
