@@ -4,6 +4,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+
+from compression._terminal import Lines
 
 COMMANDS = {  # name: the module whose `main(arguments)` it is, and what it does
     "summary": ("bench.summary", "print the last run of a journal as a Markdown table"),
@@ -31,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given[:1])
     module, _ = COMMANDS[options.command]
-    importlib.import_module(module).main(given[1:])
+    with redirect_stdout(Lines(sys.stdout)), redirect_stderr(Lines(sys.stderr)):  # names are from outside
+        importlib.import_module(module).main(given[1:])
 
 
 if __name__ == "__main__":

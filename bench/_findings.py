@@ -14,6 +14,7 @@ from bench.journal import Journal, matches, read, resume
 from bench.metrics import Metric, all_metrics, metrics_of
 from bench.rows import MEASURED, REFUSED, SCHEMA, Input, Row, keys_of
 from compression import Recipe
+from compression._terminal import terminal
 
 if TYPE_CHECKING:
     from bench.gate import Baseline, Verdict
@@ -244,7 +245,7 @@ class Findings:
     @staticmethod
     def _assert(found: "Sequence[Verdict]") -> None:
         failing = [verdict.words for verdict in found if verdict.fails]
-        assert not failing, "\n" + "\n".join(failing)
+        assert not failing, "\n" + "\n".join(map(terminal, failing))
 
     def finish(self, passed: bool, interrupted: bool = False) -> list[str]:
         """Look for vanished rows, write verdicts, update baselines if asked to; what fails now, in words.

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from bench import _workers as workers
 from bench._errors import OptionError
+from bench._escaping import shell
 
 if TYPE_CHECKING:
     from bench.options import Options
@@ -177,7 +177,7 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         chat_template=get("--chat-template"),
         template=template_arguments(get("--chat-template-args")),
         allow_code_execution=get("--allow-code-execution"),
-        command=shlex.join(["pytest", *(a for a in config.invocation_params.args if a not in _RECORDING)]),
+        command=shell(["pytest", *(a for a in config.invocation_params.args if a not in _RECORDING)]),
     )  # fmt: skip
     for size in options.batch_sizes:
         options.load(size)

@@ -18,6 +18,7 @@ import pytest
 from bench._errors import BenchError, JournalError
 from bench.journal import JOURNAL, files_of, new_run, now, read, resume
 from bench.rows import REFUSED
+from compression._terminal import terminal
 
 if TYPE_CHECKING:
     from bench.workbench import Workbench
@@ -123,7 +124,7 @@ class Controller:
             elif files_of(journal) and asks_for_benchmarks(self._config):
                 read(journal)  # a damaged one could not be read when all is measured
         except BenchError as error:
-            raise pytest.UsageError(str(error)) from error
+            raise pytest.UsageError(terminal(error)) from error
         return new_run()
 
     @pytest.hookimpl(optionalhook=True)

@@ -30,6 +30,7 @@ from bench.bases import short
 from bench.metrics import all_metrics
 from compression import CompressionError, Recipe, locate, split_recipes
 from compression._checkpoint import BaseSource, is_name
+from compression._terminal import printable
 
 Key = tuple[str, str]  # folder and recipe: a name is one base at a time, a folder's name may be that of several
 
@@ -109,7 +110,7 @@ def _list(options: argparse.Namespace) -> None:
     for (place, recipe), each in found(options.baselines, options).items():
         shared = each.sections.get(ANYWHERE)
         base = each.base if is_name(each.base) else place
-        print(f"{base} {recipe}: {len(shared.rows) if shared else 0} rows that no device changes")
+        print(printable(f"{base} {recipe}: {len(shared.rows) if shared else 0} rows that no device changes"))
         for place, section in each.sections.items():
             if place != ANYWHERE:
                 print(f"    {len(section.rows)} on {place}, last of {section.context.get('commit') or 'no commit'}")
@@ -253,9 +254,9 @@ def _say(proposals: Sequence[Proposal]) -> bool:
     """Print summaries, then every change; whether there was any."""
     moving = [each for each in proposals if each.words]
     for each in moving:
-        print(each.summary)
+        print(printable(each.summary))
     for each in moving:
-        print("\n".join(["", *each.words]))
+        print("\n".join(["", *map(printable, each.words)]))
     return bool(moving)
 
 

@@ -27,6 +27,7 @@ from bench.metrics import all_metrics
 from bench.metrics._registry import finite
 from bench.rows import MEASURED
 from compression import CompressionError, Recipe, split_recipes
+from compression._terminal import printable
 
 LEVEL = 0.01  # the chance that any series is named where none moved
 SAME = 1e-9  # relative: what is not a change of a deterministic number
@@ -272,11 +273,11 @@ def _print(series: Sequence[Series], found: Sequence[Move], level: float, listed
     )
     subjects = repository.subjects() if found else {}
     for each in found:
-        print(each.words(subjects))
+        print(printable(each.words(subjects)))
     if not listed:
         return
     for each in series:
-        print(f"\n{each.recipe}: {each.key} ({each.unit}) of {each.base} on {each.device}")
+        print("\n" + printable(f"{each.recipe}: {each.key} ({each.unit}) of {each.base} on {each.device}"))
         places = {move.place for move in found if move.series is each}
         for number, point in enumerate(each.points):
             print(f"  {_day(point.time)}  {point.commit or '-':12}  {point.value:.6g}{'  moved' * (number in places)}")

@@ -15,6 +15,7 @@ import pytest
 from bench import _workers as workers
 from bench._errors import BenchError, NotAvailable, OptionError
 from bench._pytest_options import asked_batch_sizes, asked_tasks, declare, may_have_cuda, options_of
+from compression._terminal import terminal
 
 if TYPE_CHECKING:
     from bench.options import Options
@@ -68,7 +69,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             recipes = select(metafunc.config).recipes
             batch_sizes = asked_batch_sizes(metafunc.config)
         except ValueError as error:
-            raise pytest.Collector.CollectError(str(error)) from error
+            raise pytest.Collector.CollectError(terminal(error)) from error
         metafunc.parametrize("recipe", recipes, ids=[recipe.text for recipe in recipes], scope="session")
         if {"task", "tasks"} & set(metafunc.fixturenames):
             _parametrize_tasks(metafunc)
@@ -85,7 +86,7 @@ def _parametrize_tasks(metafunc: pytest.Metafunc) -> None:
     try:
         chosen = asked_tasks(metafunc.config)
     except OptionError as error:
-        raise pytest.Collector.CollectError(str(error)) from error
+        raise pytest.Collector.CollectError(terminal(error)) from error
     if "task" in metafunc.fixturenames:
         metafunc.parametrize("task", chosen, ids=[task.name for task in chosen])
     else:
@@ -164,7 +165,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             from bench.plan import plan
 
             text = plan(options)
-            config.get_terminal_writer().line("\n" + text)
+            config.get_terminal_writer().line("\n" + "\n".join(map(terminal, text.splitlines())))
             pytest.exit("--plan: nothing was run", returncode=0)
         if config.getoption("--report"):
             from bench.report.write import writable
@@ -203,8 +204,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             config.pluginmanager.register(workers.Leaving(workbench))
     except (BenchError, CompressionError) as error:
         if workers.worker_of(config):
-            workers.refuse(session, str(error))
-        raise pytest.UsageError(str(error)) from error
+            workers.refuse(session, terminal(error))
+        raise pytest.UsageError(terminal(error)) from error
 
 
 def _task_of(item: pytest.Item) -> Any:
@@ -278,15 +279,28 @@ def _report(directory: Path, workbench: "Workbench", failing: list[str]) -> list
         return []
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """What pytest-benchmark stores has recipes and tasks by their names: it knows no way to write the objects."""
+    from bench.tasks import Task
+    from compression import Recipe
+
+    def named(value: Any) -> Any:
+        return value.text if isinstance(value, Recipe) else value.name if isinstance(value, Task) else value
+
+    for each in output_json["benchmarks"]:
+        each["params"] = each["params"] and {name: named(value) for name, value in each["params"].items()}
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     workbench = config.stash.get(_WORKBENCH, None)
     if workbench is not None:
         from bench.summary import lines
 
         terminalreporter.section("compression")
-        for line in lines(workbench):
+        for line in lines(workbench, verbose=config.getoption("verbose") > 0):
             terminalreporter.write_line(line)
         for path in config.stash.get(_REPORTED, []):
-            terminalreporter.write_line(f"report: {path}")
+            terminalreporter.write_line(terminal(f"report: {path}"))
     for words in config.stash.get(_FAILING, []):
-        terminalreporter.write_line(words, red=True)
+        terminalreporter.write_line(terminal(words), red=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from compression._terminal import terminal
+
 EVERY_S = 60.0  # between two lines of a measurement that takes long
 
 
@@ -20,6 +22,9 @@ class Bar:
         self._task: Any = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
+        from rich.markup import escape
+
+        what = escape(terminal(what))
         with self._capture.global_and_fixture_disabled():
             if self._progress is None:
                 from rich.console import Console
@@ -92,7 +97,7 @@ class Lines:
 
     def _line(self, text: str) -> None:
         with suppress(OSError):  # whoever read it is gone, and the run goes on
-            os.write(self._file, f"\n[{time.strftime('%H:%M:%S')}] {text}\n".encode())
+            os.write(self._file, f"\n[{time.strftime('%H:%M:%S')}] {terminal(text)}\n".encode())
 
 
 def _recipe_of(item: pytest.Item | None) -> str | None:

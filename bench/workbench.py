@@ -24,6 +24,7 @@ from bench.options import Options
 from bench.rows import Row
 from compression import CompressionError, Recipe, locate
 from compression._recipe import UNCOMPRESSED
+from compression._terminal import terminal
 from compression._tokens import check_template
 
 if TYPE_CHECKING:
@@ -254,7 +255,8 @@ class Workbench(Models, Inputs, Findings):
             reason = f"{type(error).__name__}: {error}"[:2000]
             rows = self._unmeasured(of, recipe, params, status, reason)
             self._record(rows, self._judge(rows))
-            raise Failure(f"{recipe}: {of} could not be measured ({status}): {reason}") from error
+            words = terminal(f"{recipe}: {of} could not be measured ({status}): {reason}")
+            raise Failure(words) from error
 
     def release(self) -> None:
         """Let go of the compressed model. Its size is recorded before, where no test of this run did that."""

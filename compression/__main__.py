@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from compression import CompressionError, Recipe
 from compression._formats import FORMATS
 from compression._registry import LayerwiseMethod
+from compression._terminal import terminal
 
 if TYPE_CHECKING:
     from compression import Compressed
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _list(options) if options.recipe == "list" else _compress(options)
     except CompressionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(terminal(f"error: {error}"), file=sys.stderr)
         return 2
 
 
@@ -85,10 +86,10 @@ def _compress(options: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=1))
         return 0
     for line in facts.pop("layers"):
-        print(line)
+        print(terminal(line))
     for key, value in facts.items():  # last: what is looked for stands at the end, however many layers there are
         for line in value if key == "notes" else [f"{key}: {value}"]:
-            print(line)
+            print(terminal(line))
     return 0
 
 
@@ -128,7 +129,8 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
         check_writable(options.out)
         folder = options.out.with_name(f"{options.out.name}.{OWN}")
     if state := State.read(folder):
-        print(f"{folder} is not finished: {state.done} blocks are done, going on behind them", file=sys.stderr)
+        words = f"{folder} is not finished: {state.done} blocks are done, going on behind them"
+        print(terminal(words), file=sys.stderr)
     compress_to(folder, options.base, recipe, **settings)
     result = outline(folder)
     if options.format != OWN:
@@ -198,6 +200,7 @@ def _bar() -> Callable[[int, int, str], None] | None:
     if not sys.stderr.isatty():
         return None
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     progress = Progress(transient=True, console=Console(stderr=True))
@@ -205,7 +208,7 @@ def _bar() -> Callable[[int, int, str], None] | None:
     task = progress.add_task("compressing", total=None)
 
     def update(done: int, total: int, what: str) -> None:
-        progress.update(task, completed=done, total=total, description=what)
+        progress.update(task, completed=done, total=total, description=escape(terminal(what)))
         if done == total:
             progress.stop()
 

@@ -68,7 +68,7 @@ def test_the_summary_prints_the_last_run_of_a_journal_as_markdown(tmp_path, caps
             journal.end("passed")
     summary(["--journal", str(tmp_path / "journal.jsonl")])
     printed = capsys.readouterr().out
-    assert "2  0.500x" in printed
+    assert "2 0.500x" in printed
     assert "failed" in printed
     assert "0.250x" not in printed
     summary(["--journal", str(tmp_path / "journal.jsonl"), "--metrics", "decode_ms"])

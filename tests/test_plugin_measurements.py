@@ -35,6 +35,9 @@ def test_pytest_benchmark_keeps_and_compares_our_runs_and_history_reads_them(run
     assert "generation[batch=1,mode=eager,new_tokens=4,prompt_tokens=8]': 4 tests" in compared
     for name in ("fp16", RTN):
         assert len(re.findall(rf"test_generation\[{re.escape(name)}-b1-eager\] \(000[12]_", compared)) == 2
+    for file in (pytester.path / ".benchmarks").glob("*/*.json"):
+        params = [each["params"] for each in json.loads(file.read_text())["benchmarks"]]
+        assert [{"recipe": name, "batch_size": 1, "mode": "eager"} for name in ("fp16", RTN)] == params
     stored = of_storage(pytester.path / ".benchmarks")
     assert [("someones-llama", "fp16", 2), ("someones-llama", RTN, 2)] == [
         (each.base, each.recipe, len(each.points)) for each in stored

@@ -173,21 +173,19 @@ def is_ranked(row: Row) -> bool:
     return metric is None or not metric.by_ratio or row.recipe == UNCOMPRESSED or row.ratio is not None
 
 
-def _laid_on_one_base(
-    rows: Mapping[tuple[str, Way], Row],
-) -> tuple[dict[tuple[str, Way], Row], dict[Way, BaseValue]]:
-    """Times and memory as ratio x one value of the base: its own row's, else the last one beside a recipe."""
-    found, bases = dict(rows), {}
-    for way in {way for _, way in rows}:
-        beside = {key: row for key, row in rows.items() if key[1] == way and _has_ratio(row)}
-        if not beside:
-            continue
-        values = [row.base_value for row in beside.values()]
-        own = rows.get((UNCOMPRESSED, way))
-        value = values[-1] if own is None or own.value is None else own.value
-        bases[way] = BaseValue(value=value, low=min(values), high=max(values))
-        found |= {key: _scaled(row, value) for key, row in beside.items()}
-    return found, bases
+def on_one_base(rows: Mapping[str, Row]) -> tuple[dict[str, Row], BaseValue | None]:
+    """Rows of one metric under the same conditions by recipe: times and memory as ratio x one value of the base.
+
+    That is the value of the base's own row, else the last one beside a recipe; None where nothing is a multiple of it.
+    """
+    beside = {recipe: row for recipe, row in rows.items() if _has_ratio(row)}
+    if not beside:
+        return dict(rows), None
+    values = [row.base_value for row in beside.values() if row.base_value is not None]
+    own = rows.get(UNCOMPRESSED)
+    value = values[-1] if own is None or own.value is None else own.value
+    laid = {recipe: _scaled(row, value) for recipe, row in beside.items()}
+    return {**rows, **laid}, BaseValue(value=value, low=min(values), high=max(values))
 
 
 def _has_ratio(row: Row) -> bool:
@@ -231,7 +229,11 @@ def choose(column: Column, by: Sequence[str], rows: Sequence[Row]) -> Chosen:
             found[recipe, way] = failure if failed_at > place and failure.status != "not_available" else row
     for key, (_, row) in empty.items():
         found.setdefault(key, row)
-    found, bases = _laid_on_one_base(found)
+    bases = {}
+    for way in conditions_of:
+        laid, base = on_one_base({recipe: row for (recipe, of), row in found.items() if of == way})
+        found |= {(recipe, way): row for recipe, row in laid.items()}
+        bases |= {way: base} if base else {}
     apart = frozenset(other - set(found))
     return Chosen(rows=found, conditions=conditions_of, other=apart, left_out=left_out, bases=bases)
 

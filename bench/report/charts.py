@@ -7,9 +7,9 @@ shows is also in a table or a caption beside it: an `<svg>` here has a title and
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 
+from bench._escaping import html as escape
 from bench.report._cells import number
 
 WIDTH = 360
@@ -153,12 +153,12 @@ def _log_ticks(low: float, high: float) -> tuple[float, ...]:
 
 
 def _svg(title: str, height: float, parts: Sequence[str]) -> str:
-    name = escape(title, quote=True)
+    name = escape(title)
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
 
 
 def _marked(name: str, family: str, inside: str, kind: str) -> str:
-    return f'<g class="{kind}" data-recipe="{escape(name, quote=True)}" data-family="{escape(family)}">{inside}</g>'
+    return f'<g class="{kind}" data-recipe="{escape(name)}" data-family="{escape(family)}">{inside}</g>'
 
 
 def _grid(across: Axis, up: Axis, height: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench._arguments import journal_option
 from bench._errors import JournalError
+from bench._escaping import code, markdown
 from bench.bases import told_apart
 from bench.journal import Contents, read
 from bench.report._cells import Notes, by_ratio, cell_of, choose, with_base
@@ -66,9 +67,9 @@ def _head(records: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> str:
     endings = [record["status"] for record in records if record["kind"] == "end"]
     state = endings[-1] if endings else "has not ended"
     recipes = dict.fromkeys(row.recipe for row in rows)
-    what = f"{len(recipes)} recipe{'s' * (len(recipes) > 1)} on `{rows[0].base}`, `{rows[0].device}`"
-    commit = f", commit {context['commit']}" if context.get("commit") else ""
-    return f"## Compression benchmarks: {state}\n\n{what}{commit}, run {rows[0].run}"
+    what = f"{len(recipes)} recipe{'s' * (len(recipes) > 1)} on {code(rows[0].base)}, {code(rows[0].device)}"
+    commit = f", commit {markdown(context['commit'])}" if context.get("commit") else ""
+    return f"## Compression benchmarks: {markdown(state)}\n\n{what}{commit}, run {markdown(rows[0].run)}"
 
 
 def _counted(verdicts: Sequence[Mapping[str, Any]]) -> str:
@@ -103,8 +104,8 @@ def _bullets(texts: Iterable[str]) -> list[str]:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split()).replace("<", "&lt;").replace("@", "@\u200b")  # nobody is named by a comment
-    return text if len(text) <= WORDS else text[: WORDS - 1] + "…"
+    text = " ".join(text.split())
+    return markdown(text if len(text) <= WORDS else text[: WORDS - 1] + "…")
 
 
 def numbers(rows: Sequence[Row], most: int | None = None) -> list[str]:
@@ -121,9 +122,9 @@ def numbers(rows: Sequence[Row], most: int | None = None) -> list[str]:
         cells = []
         for column, choice in chosen.items():
             row = choice.rows.get((recipe, ()))
-            shown = "not measured" if row is None else cell_of(column, row, Notes()).text
+            shown = "not measured" if row is None else markdown(cell_of(column, row, Notes()).text)
             cells.append(shown + (f" ({row.ratio:.3g}x)" if row is not None and row.ratio is not None else ""))
-        lines.append(f"| {recipe.replace('|', chr(92) + '|')} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown(recipe)} | {' | '.join(cells)} |")
     if most is not None and len(recipes) > most:
         lines += ["", f"and {len(recipes) - most} more recipes"]
     if UNCOMPRESSED in recipes:

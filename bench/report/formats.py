@@ -1,18 +1,17 @@
 """A table as Markdown, LaTeX, HTML or plain text, out of one declaration. The best values of a column are marked."""
 
-import html as markup
 import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from bench import _escaping as escaping
+from bench._columns import WIDTH, blocks, wrapped
+from bench._escaping import terminal
 from bench.report._cells import Cell
 from bench.report.tables import NOT_MEASURED, Line, Table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_LATEX = {"\\": r"\textbackslash{}", "→": r"$\rightarrow$", "±": r"$\pm$", "~": r"\textasciitilde{}",
-          "^": r"\textasciicircum{}"} | {sign: "\\" + sign for sign in "&%$#_{}"}  # fmt: skip
 
 
 def _frame(table: Table, line: Callable[[str], str], cell: Callable[[Cell], str]) -> "pd.DataFrame":
@@ -40,42 +39,49 @@ def _reported(line: Line, columns: Iterable[str]) -> str:
     return f"{line.name}: {', '.join(said)}"
 
 
-def text(table: Table) -> str:
+def text(table: Table, width: int = WIDTH) -> str:
     """For a terminal: what was measured, the best marked with `*`, and the findings."""
-    body = _frame(table, str, lambda cell: cell.text + "*" * cell.best).rename_axis(None)
-    measured = body.ne(NOT_MEASURED)
-    body = body.loc[measured.any(axis=1), measured.any(axis=0)]
-    return "\n".join([title(table), body.to_string(), *table.findings])
+    kept = [place for place in range(len(table.columns))
+            if any(line.cells[place].text != NOT_MEASURED for line in table.lines)]  # fmt: skip
+    lines = [
+        (terminal(line.name), [terminal(line.cells[place].text) + "*" * line.cells[place].best for place in kept])
+        for line in table.lines
+        if any(line.cells[place].text != NOT_MEASURED for place in kept)
+    ]
+    heads = [terminal(table.columns[place]) for place in kept]
+    said = [part for words in table.findings for part in wrapped(terminal(words), width)]
+    return "\n".join([*wrapped(title(table), width), *blocks(heads, lines, width=width), *said])
 
 
 def markdown(table: Table) -> str:
     """A heading, the table with the best in bold, its notes, and the command that measures it."""
 
     def cell(each: Cell) -> str:
-        shown = _flat(each.text)
+        shown = escaping.markdown(each.text)
         return (f"**{shown}**" if each.best else shown) + (f" ({each.note})" if each.note else "")
 
-    body = _frame(table, _flat, cell).to_markdown(disable_numparse=True)
-    notes = [f"({place}) {_flat(note)}" for place, note in enumerate(table.notes, 1)]
+    body = _frame(table, escaping.markdown, cell).to_markdown(disable_numparse=True)
+    notes = [f"({place}) {note}" for place, note in enumerate(table.notes, 1)]
     below = [*table.findings, *notes, *table.remarks, *(_reported(line, table.columns) for line in table.elsewhere)]
-    lines = "".join(f"- {each}\n" for each in below + ([f"Measured by `{table.command}`."] if table.command else []))
-    return f"### {title(table)}\n\n{body}\n\n{lines}"
+    below += [f"Measured by `{table.command}`."] if table.command else []
+    lines = "".join(f"- {_markdown(each)}\n" for each in below)
+    return f"### {escaping.markdown(title(table))}\n\n{body}\n\n{lines}"
 
 
 def latex(table: Table) -> str:
     """A `table` with booktabs and `\\resizebox` (graphicx), the best in bold."""
 
     def cell(each: Cell) -> str:
-        shown = _escaped(each.text)
+        shown = _latex(each.text)
         return (rf"\textbf{{{shown}}}" if each.best else shown) + (f"$^{{{each.note}}}$" if each.note else "")
 
-    body = _frame(table, _escaped, cell).reset_index().to_latex(
+    body = _frame(table, escaping.latex, cell).reset_index().to_latex(
         index=False, escape=False, column_format="l" + "r" * len(table.columns))  # fmt: skip
-    notes = [f"$^{{{place}}}$ {_escaped(note)}" for place, note in enumerate(table.notes, 1)]
-    below = [*map(_escaped, table.findings), *notes, *map(_escaped, table.remarks),
-             *(_escaped(_reported(line, table.columns)) for line in table.elsewhere)]  # fmt: skip
+    notes = [f"$^{{{place}}}$ {_latex(note)}" for place, note in enumerate(table.notes, 1)]
+    below = [*map(_latex, table.findings), *notes, *map(_latex, table.remarks),
+             *(_latex(_reported(line, table.columns)) for line in table.elsewhere)]  # fmt: skip
     return "\n".join([
-        r"\begin{table}[htbp]", r"\centering", rf"\caption{{{_escaped(title(table))}}}", rf"\label{{tab:{table.name}}}",
+        r"\begin{table}[htbp]", r"\centering", rf"\caption{{{_latex(title(table))}}}", rf"\label{{tab:{table.name}}}",
         r"\resizebox{\linewidth}{!}{%", body.rstrip() + "}", *(rf"\par\footnotesize {each}" for each in below),
         r"\end{table}", "",
     ])  # fmt: skip
@@ -85,33 +91,44 @@ def html(table: Table) -> str:
     """A `figure` with the table, whose cells carry their number in `data-value`, and the notes below it."""
 
     def cell(each: Cell) -> str:
-        shown = markup.escape(each.text)
+        shown = escaping.html(each.text)
         value = "" if each.value is None else f' data-value="{each.value!r}"'
         note = f"<sup>{each.note}</sup>" if each.note else ""
         return f"<td{value}>{f'<strong>{shown}</strong>' if each.best else shown}{note}</td>"
 
-    heads = "".join(f'<th scope="col">{markup.escape(head)}</th>' for head in ("Method", *table.columns))
+    heads = "".join(f'<th scope="col">{escaping.html(head)}</th>' for head in ("Method", *table.columns))
     body = "".join(
-        f'<tr><th scope="row">{markup.escape(line.name)}</th>{"".join(map(cell, line.cells))}</tr>\n'
+        f'<tr><th scope="row">{escaping.html(line.name)}</th>{"".join(map(cell, line.cells))}</tr>\n'
         for line in table.lines
     )
     below = [*table.findings, *table.remarks, *(_reported(line, table.columns) for line in table.elsewhere),
              *([f"Measured by {table.command}"] if table.command else [])]  # fmt: skip
     return (
-        f'<figure id="{table.name}">\n<table>\n<caption>{markup.escape(title(table))}</caption>\n'
+        f'<figure id="{table.name}">\n<table>\n<caption>{escaping.html(title(table))}</caption>\n'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n<figcaption>\n"
-        + (f"<ol>{''.join(f'<li>{markup.escape(note)}</li>' for note in table.notes)}</ol>\n" if table.notes else "")
-        + "".join(f"<p>{markup.escape(each)}</p>\n" for each in below)
+        + (f"<ol>{''.join(f'<li>{escaping.html(note)}</li>' for note in table.notes)}</ol>\n" if table.notes else "")
+        + "".join(f"<p>{escaping.html(each)}</p>\n" for each in below)
         + "</figcaption>\n</figure>\n"
     )
 
 
-def _flat(words: str) -> str:
-    """Text that ends no line and no cell of Markdown."""
-    return " ".join(words.split()).replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+def _words(words: str, escape: Callable[[str], str], code: Callable[[str], str]) -> str:
+    """A sentence of a table, whose commands stand between backticks."""
+    parts = words.split("`")
+    if len(parts) % 2 == 0:  # one too many: it is of a name
+        return escape(words)
+    return "".join(code(part) if place % 2 else escape(part) for place, part in enumerate(parts))
 
 
-def _escaped(words: str) -> str:
-    """Text as LaTeX shows it: commands in typewriter, hyphens as they are."""
-    escaped = "".join(_LATEX.get(letter, letter) for letter in " ".join(words.split())).replace("--", "-{}-")
-    return re.sub(r"`([^`]*)`", r"\\texttt{\1}", escaped)
+def _markdown(words: str) -> str:
+    return _words(words, _in_sentence, escaping.code)
+
+
+def _in_sentence(part: str) -> str:
+    """A part of a sentence, with the spaces at its ends."""
+    before, after = part[: len(part) - len(part.lstrip())], part[len(part.rstrip()) :] if part.strip() else ""
+    return before + escaping.markdown(part) + after
+
+
+def _latex(words: str) -> str:
+    return re.sub(r"\\textasciigrave\{\}(.*?)\\textasciigrave\{\}", r"\\texttt{\1}", escaping.latex(words))

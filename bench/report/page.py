@@ -18,11 +18,13 @@ from typing import Any, Self
 
 from markupsafe import Markup
 
+from bench import _escaping as escaping
 from bench import paired
 from bench.bases import label_of
 from bench.journal import Contents
 from bench.report import figures, past
 from bench.report._cells import number
+from bench.report.commands import settings_of
 from bench.report.overview import FAMILY_NAMES, Overview, family, spelled
 from bench.report.tables import by_device, newest, tables
 from bench.rows import Row
@@ -75,7 +77,7 @@ def page(rows: Sequence[Row], contents: Contents, storage: Path = Path(".benchma
         bases=bases,
         families=[(each, FAMILY_NAMES[each]) for each in FAMILY_NAMES if each in families],
         family_names=FAMILY_NAMES, marks=MARKS, metrics=len({row.metric for row in current}),
-        data=_json(data), layers=_packed(layers), past=_packed(past_data),
+        data=Markup(escaping.json_in_html(data)), layers=_packed(layers), past=_packed(past_data),
         style=_file("page.css"), script=_file("page.js"),
     )  # fmt: skip
 
@@ -127,7 +129,7 @@ def subject(place: int, base: str, device: str, rows: Sequence[Row], notes: Note
         own.setdefault(row.recipe, []).append((row, notes.verdict(row)))
     if not own[UNCOMPRESSED] and all(row.base_value is None for row in rows):
         del own[UNCOMPRESSED]
-    table, lines = Overview(rows), []
+    table, lines, context = Overview(rows), [], notes.contexts.get((base, device), {})
     cells = table.cells(list(own))
     for recipe, judged in own.items():
         found = [verdict for _, verdict in judged if verdict] + notes.missing(recipe, [row for row, _ in judged])
@@ -142,8 +144,9 @@ def subject(place: int, base: str, device: str, rows: Sequence[Row], notes: Note
         "heads": [(column.head, spelled(condition)) for column, condition in table.conditions.items()],
         "by_ratio": table.by_ratio,
         "fronts": figures.fronts(table, {line["recipe"]: line["anchor"] for line in lines}, base),
-        "orders": figures.orders(rows), "rag": figures.rag(table, rows), "tables": tables(rows),
-        "environment": _flat(notes.contexts.get((base, device), {})),
+        "orders": figures.orders(rows), "rag": figures.rag(table, rows),
+        "tables": tables(rows, settings_of(context)),
+        "environment": _flat(context),
         "counts": {mark: n for mark in MARKS if (n := sum(line["counts"].get(mark, 0) for line in lines))},
         "data": {"base": base, "device": device, "recipes": {
             recipe: [_row(row, verdict) for row, verdict in judged] for recipe, judged in own.items()
@@ -194,11 +197,6 @@ def _flat(context: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]
     return found
 
 
-def _json(data: Any) -> Markup:
-    """JSON that no text within can end the script element of."""
-    return Markup(json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"))
-
-
 def _packed(data: Any) -> str:
     """JSON behind gzip and base64: what is read only when it is asked for, and would be most of the page's weight."""
     return base64.b64encode(gzip.compress(json.dumps(data, separators=(",", ":")).encode(), mtime=0)).decode()
@@ -211,6 +209,9 @@ def _file(name: str) -> Markup:
 def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    def shown(value: Any) -> Any:
+        return Markup(escaping.html(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
+
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+                              trim_blocks=True, lstrip_blocks=True, finalize=shown)  # fmt: skip
     return environment.get_template("page.html")

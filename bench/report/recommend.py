@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench._errors import BaselineError, JournalError, OptionError
+from bench._escaping import markdown, printable
 from bench.journal import JOURNAL
 from bench.report._cells import Chosen, by_ratio, choose, is_ranked, number, with_base
 from bench.report._layout import Column
@@ -176,7 +177,7 @@ def _table(points: Sequence[Point], quality: str) -> list[str]:
     found = [f"| Method | {' | '.join(heads)} |", f"|:---|{'---:|' * len(heads)}"]
     for point in points:
         costs = [number(point.costs[c.head]) if c.head in point.costs else "not measured" for c in COSTS]
-        found.append(f"| {point.recipe} | {100 * point.loss:.3g} | {' | '.join(costs)} |")
+        found.append(f"| {markdown(point.recipe)} | {100 * point.loss:.3g} | {' | '.join(costs)} |")
     return found
 
 
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     answer = recommend(points, limits, options.prefer or "loss")
     if options.prefer and answer.taken:
         answer = Answer(taken=answer.taken[:1], nearest=None, front=answer.front, considered=answer.considered)
-    print(f"{rows[0].base}, from {source}; timings and memory are those of {rows[0].device}.")
+    print(printable(f"{rows[0].base}, from {source}; timings and memory are those of {rows[0].device}."))
     if words := by_ratio({column: _choice(column, rows) for column in COSTS}):
         print(words)
     print("\n".join(lines(answer, limits, quality)))

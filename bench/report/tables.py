@@ -6,9 +6,7 @@ if it leaves the base's value out. The best of the compressed models in a column
 among the lines only where the base is the paper's; else apart from them (`Table.elsewhere`).
 """
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from bench import orderings
 from bench._errors import JournalError, MetricError
@@ -30,13 +28,14 @@ from bench.report._cells import (
     with_base,
 )
 from bench.report._layout import FAMILIES, JUDGED, ORDERED, Column, Layout, family_of, layouts
+from bench.report._table import NOT_MEASURED, Line, Table
+from bench.report.commands import measuring
 from bench.report.papers import PAPERS, Paper
 from bench.report.recipes import ALL
 from bench.report.settings import HEADS, TITLE, cells
 from bench.rows import Param, Row
-from compression._recipe import UNCOMPRESSED, slug
+from compression._recipe import UNCOMPRESSED
 
-NOT_MEASURED = "not measured"
 OTHERS = "{} values of these recipes on other calibration text, teachers or tasks are in the results, not here."
 _PERPLEXITY = "quality.perplexity"
 _PLANTED = (
@@ -44,50 +43,6 @@ _PLANTED = (
     "Llama-2-7B at 3 bits (0.20 nat), and a third of that at 4 (0.05 nat published)."
 )
 __all__ = ["GIVEN", "NOT_MEASURED", "Cell", "Line", "Table", "by_device", "newest", "tables"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line: a recipe, or a model that a paper reports (`source` names the paper)."""
-
-    name: str
-    recipe: str
-    cells: tuple[Cell, ...]
-    source: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """One table of one family, for one base and device.
-
-    Attributes:
-        number: E14 for table 14 of [E], O1 for table 1 of [O]; "as E14" in the form of that table, S1 one of our own.
-        title: in words.
-        family: one of FAMILIES.
-        columns: heads with units.
-        lines: the uncompressed base first; a paper's own figures follow ours where the base is the same.
-        elsewhere: what the paper reports of another base, never to be mixed with the lines.
-        notes: numbered from 1, what cells refer to.
-        remarks: what concerns the whole table: conditions, what is left out, of which base `elsewhere` is.
-        findings: what it says, in words.
-        command: measures all of it.
-    """
-
-    number: str
-    title: str
-    family: str
-    columns: tuple[str, ...]
-    lines: tuple[Line, ...]
-    elsewhere: tuple[Line, ...] = ()
-    notes: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    findings: tuple[str, ...] = ()
-    command: str = ""
-
-    @property
-    def name(self) -> str:
-        """Tells it apart from all others; part of a file name or an anchor."""
-        return slug(f"{self.number}-{self.family}".lower().replace(" ", "-"))
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
@@ -114,9 +69,10 @@ def by_device(rows: Iterable[Row]) -> Mapping[tuple[str, str], list[Row]]:
     return found
 
 
-def tables(rows: Iterable[Row]) -> list[Table]:
+def tables(rows: Iterable[Row], settings: Sequence[str] = ()) -> list[Table]:
     """The tables in order of the families: those of which anything was measured, or was tried to be.
 
+    `settings` are the options of the commands that measure more (`commands.settings_of`).
     Raises ValueError for rows of several bases or devices, RecipeError for a recipe that is unknown.
     """
     rows = newest(rows)
@@ -125,7 +81,7 @@ def tables(rows: Iterable[Row]) -> list[Table]:
     found = dict.fromkeys(row.recipe for row in rows if row.recipe != UNCOMPRESSED)
     place = {recipe: at for at, recipe in enumerate(ALL)}
     measured = sorted(found, key=lambda recipe: place.get(recipe, len(place)))
-    known = _Known(rows)
+    known = _Known(rows, settings)
     made: list[Table | None] = []
     for family in FAMILIES:
         lines = _recipes(family, measured, rows)
@@ -148,9 +104,10 @@ def _settings(family: str, recipes: Sequence[str]) -> Table:
 
 
 class _Known:
-    """The rows by metric, and the base that they are of."""
+    """The rows by metric, the base that they are of, and the settings of commands that measure more."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Row], settings: Sequence[str]) -> None:
+        self._settings = settings
         self.base = next((label_of(row.base, row.base_hash) for row in rows), "reference")
         self.others = len(rows) - len(of_one_model(rows))
         self._rows: dict[str, list[Row]] = {}
@@ -159,6 +116,9 @@ class _Known:
 
     def choose(self, column: Column, by: Sequence[str] = ()) -> Chosen:
         return choose(column, by, self._rows.get(column.metric, []))
+
+    def command(self, markers: Iterable[str], recipes: Iterable[str]) -> str:
+        return measuring(markers, recipes, self.base, self._settings)
 
 
 def _recipes(family: str, measured: Sequence[str], rows: Sequence[Row]) -> list[str]:
@@ -189,7 +149,7 @@ def _table(layout: Layout, recipes: Sequence[str], known: _Known) -> Table | Non
     if not any(recipe in recipes for choice in chosen.values() for recipe, _ in choice.rows):
         return None
     places = _places(recipes, chosen.values())
-    notes, command = Notes(), _command(layout.columns, recipes, known.base)
+    notes, command = Notes(), known.command(dict.fromkeys(column.marker for column in layout.columns), recipes)
     missing: dict[str, list[str]] = {}
     lines: dict[tuple[str, Way], list[Cell]] = {}
     for recipe, way in places:
@@ -221,7 +181,7 @@ def _table(layout: Layout, recipes: Sequence[str], known: _Known) -> Table | Non
         *_conditions(chosen, () if several else layout.by),
         *([OTHERS.format(known.others)] if known.others else []),
         *([_PLANTED] if known.base == "reference" and layout.family == FAMILIES[0] and _PERPLEXITY in metrics else []),
-        *_absent(missing, known.base),
+        *_absent(missing, known),
         *filter(None, [remark]),
     ]
     return Table(
@@ -315,21 +275,12 @@ def _plain(value: Param) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _absent(missing: Mapping[str, Sequence[str]], base: str) -> list[str]:
+def _absent(missing: Mapping[str, Sequence[str]], known: _Known) -> list[str]:
     """The commands that measure what was not."""
     return [
-        f"{NOT_MEASURED}: `{_pytest([marker], dict.fromkeys(recipes), base)}` measures it."
+        f"{NOT_MEASURED}: `{known.command([marker], dict.fromkeys(recipes))}` measures it."
         for marker, recipes in missing.items()
     ]
-
-
-def _command(columns: Sequence[Column], recipes: Sequence[str], base: str) -> str:
-    return _pytest(dict.fromkeys(column.marker for column in columns), recipes, base)
-
-
-def _pytest(markers: Iterable[str], recipes: Iterable[str], base: str) -> str:
-    words = ["pytest", "bench", "-m", " or ".join(markers), "--model", ",".join(recipes)]
-    return shlex.join([*words, *([] if base == "reference" else ["--base", base])])
 
 
 def _beside(
@@ -397,7 +348,7 @@ def _orders(known: _Known) -> list[Table]:
             number=f"S{4 + place}", title=f"Orders of {', '.join(family)}", family=ORDERED, lines=tuple(lines),
             columns=("Size (MiB)", "Compression Ratio (x)", "Perplexity", "Perplexity after each step",
                      "Above the best (nat/tok)"),
-            findings=tuple(said), command=_pytest(["ordering"], recipes, known.base),
+            findings=tuple(said), command=known.command(["ordering"], recipes),
         ))  # fmt: skip
     return found
 

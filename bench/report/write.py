@@ -16,14 +16,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import _escaping as escaping
 from bench._arguments import journal_option
 from bench._errors import BaselineError, JournalError, OptionError
 from bench._files import write_whole
 from bench.bases import told_apart
 from bench.journal import JOURNAL, Contents, read
 from bench.report import formats
+from bench.report.commands import settings_of
 from bench.report.digest import digest, numbers
-from bench.report.page import page
+from bench.report.page import Notes, page
 from bench.report.sources import recorded
 from bench.report.tables import Table, by_device, newest, tables
 from bench.rows import Row
@@ -71,12 +73,12 @@ def write(directory: Path, rows: Sequence[Row], contents: Contents | None = None
         OptionError: a file cannot be written.
     """
     rows = newest(rows)
-    made = tables(rows)
+    made = tables(rows, _settings(rows, contents))
     title = f"{rows[0].base} on {rows[0].device}"
     texts = {
-        "tables.md": "\n".join([f"# {title}\n", *numbers(rows), "", *map(formats.markdown, made)]),
+        "tables.md": "\n".join([f"# {escaping.markdown(title)}\n", *numbers(rows), "", *map(formats.markdown, made)]),
         "tables.tex": "% needs booktabs and graphicx\n" + "\n".join(map(formats.latex, made)),
-        "tables.html": _HTML.format(title=title, body="\n".join(map(formats.html, made))),
+        "tables.html": _HTML.format(title=escaping.html(title), body="\n".join(map(formats.html, made))),
         "results.json": json.dumps([_plain(row) for row in rows], indent=1) + "\n",
     }
     if contents is not None:
@@ -87,13 +89,19 @@ def write(directory: Path, rows: Sequence[Row], contents: Contents | None = None
     try:
         for name, text in texts.items():
             write_whole(directory / name, text.encode())
-        write_whole(directory / "results.csv", frame.to_csv(index=False).encode())
+        write_whole(directory / "results.csv", frame.map(escaping.csv_cell).to_csv(index=False).encode())
         write_whole(directory / "results.parquet", frame.to_parquet(index=False))
     except OSError as error:
         raise OptionError(
             f"--report {directory}: the report cannot be written: {error.strerror or error}; choose another folder"
         ) from None
     return [directory / name for name in (*texts, "results.csv", "results.parquet")]
+
+
+def _settings(rows: Sequence[Row], contents: Contents | None) -> tuple[str, ...]:
+    """Of the last run in a journal of the rows' base and device."""
+    place = rows[-1].base, rows[-1].device
+    return settings_of(Notes.of(contents, ()).contexts.get(place, {})) if contents else ()
 
 
 def writable(directory: Path) -> None:
@@ -183,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.out:
             print("\n".join(map(str, write(options.out, rows, contents))))
         else:
-            made = tables(rows)
+            made = tables(rows, _settings(rows, contents))
             print("\n".join(map(formats.markdown, one_of(made, options.tables) if options.tables else made)))
     except (BaselineError, CompressionError, JournalError, OptionError) as error:
         parser.error(str(error))
