@@ -35,9 +35,9 @@ def markdown(text: object) -> str:
     """
     shown = re.sub(r"[\\|*`]", r"\\\g<0>", line(text))
     shown = re.sub(r"&(?=#?\w+;)", "&amp;", shown).replace("<", "&lt;")
-    shown = re.sub(r"\](?=[(\[:])", r"]\\", shown)
+    shown = re.sub(r"\](?=[(\[])", r"]\\", shown)
     shown = re.sub(r"(?<!\w)@(?=\w)", "@\u200b", shown)
-    return re.sub(r"^(?=[#>])", r"\\", shown)
+    return re.sub(r"^(?=[#>]|\[[^\]]*\]:)", r"\\", shown)
 
 
 def code(text: object) -> str:

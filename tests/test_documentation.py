@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import compression
 from bench.metrics import all_metrics
 
 ROOT = Path(bench.__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import splice  # noqa: E402 - from the folder named above
+
 SKIPPED = ("__main__", "bench.test_", "memory_child")
 MODULES = [
     module.name
@@ -51,9 +55,35 @@ def test_no_public_text_names_a_path_of_one_machine():
     assert [str(p) for p in own if re.search(r"(?<![\w.])/(?:home|Users)/\w+", p.read_text())] == []
 
 
-def test_the_measured_numbers_in_readme_are_those_of_the_report():
-    report = (ROOT / "docs" / "report" / "tables.md").read_text().splitlines()
+def rows_of(lines):
+    """Heading and rows of the tables among lines."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def test_the_measured_table_in_readme_is_one_table_of_the_report_with_its_heading_and_all_rows():
+    first = re.split(r"^#+ ", (ROOT / "docs" / "report" / "tables.md").read_text(), flags=re.MULTILINE)[2]
     measured = (ROOT / "README.md").read_text().split("\n## Measured\n")[1].split("\n## ")[0]
-    told = [line for line in measured.splitlines() if line.startswith("|")]
-    assert len(told) > 20
-    assert [line for line in told if line not in report] == []
+
+    assert len(rows_of(measured.splitlines())) > 20
+    assert rows_of(first.splitlines()) == rows_of(measured.splitlines())
+
+
+TEXTS = [path for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").rglob("*.md"))
+         if "<!-- table:" in path.read_text()]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_tables_that_come_from_files_are_those_of_the_files(path):
+    assert splice.spliced(path.read_text()) == path.read_text()
+
+
+def test_a_row_of_another_table_does_not_stay(tmp_path):
+    """What a test of single lines lets pass: every row is in the file, one of them in another table."""
+    (tmp_path / "report.md").write_text("# a\n\n| x |\n|---|\n| 1 |\n| 2 |\n\n# b\n\n| y |\n|---|\n| 3 |\n")
+    pasted = "<!-- table: report.md: a -->\n| x |\n|---|\n| 3 |\n| 2 |\n<!-- end of table -->\n"
+
+    assert pasted.replace("| 3 |", "| 1 |") == splice.spliced(pasted, tmp_path)
+    with pytest.raises(ValueError, match="no heading 'c'"):
+        splice.spliced(pasted.replace(": a", ": c"), tmp_path)
+    with pytest.raises(OSError, match=r"none\.md"):
+        splice.spliced(pasted.replace("report", "none"), tmp_path)

@@ -59,9 +59,7 @@ def test_what_another_base_lacks_is_measured_with_the_settings_of_its_last_run(t
 
 
 def test_without_a_record_of_a_run_the_base_is_called_by_its_name():
-    assert (
-        measuring(["rag"], ["nf4"], "random:mistral-7b") == "pytest bench -m rag --model nf4 --base random:mistral-7b"
-    )
+    assert "pytest bench -m rag --model nf4 --base random:tiny" == measuring(["rag"], ["nf4"], "random:tiny")
     assert () == settings_of({}) == settings_of({"command": "pytest bench --base 'cut off"})
 
 

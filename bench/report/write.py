@@ -76,7 +76,9 @@ def write(directory: Path, rows: Sequence[Row], contents: Contents | None = None
     made = tables(rows, _settings(rows, contents))
     title = f"{rows[0].base} on {rows[0].device}"
     texts = {
-        "tables.md": "\n".join([f"# {escaping.markdown(title)}\n", *numbers(rows), "", *map(formats.markdown, made)]),
+        "tables.md": "\n".join(
+            [f"# {escaping.markdown(title)}\n", "## In short\n", *numbers(rows), "", *map(formats.markdown, made)]
+        ),
         "tables.tex": "% needs booktabs and graphicx\n" + "\n".join(map(formats.latex, made)),
         "tables.html": _HTML.format(title=escaping.html(title), body="\n".join(map(formats.html, made))),
         "results.json": json.dumps([_plain(row) for row in rows], indent=1) + "\n",
