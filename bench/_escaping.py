@@ -11,9 +11,11 @@ import re
 import shlex
 from typing import Any
 
-from compression._terminal import printable, terminal
+from compression._terminal import HIDDEN, printable, terminal
 
-__all__ = ["code", "csv_cell", "html", "json_in_html", "latex", "markdown", "printable", "shell", "terminal"]
+__all__ = [
+    "code", "csv_cell", "html", "json_in_html", "latex", "markdown", "printable", "shell", "terminal", "words_of",
+]  # fmt: skip
 
 _LATEX = {"\\": r"\textbackslash{}", "→": r"$\rightarrow$", "±": r"$\pm$", "~": r"\textasciitilde{}",
           "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
@@ -74,6 +76,7 @@ def html(text: object) -> str:
 def json_in_html(data: Any) -> str:
     """JSON that no text within can end the `<script>` of."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -93,6 +96,26 @@ def shell(words: list[str]) -> str:
     echo 'my model' $'a\x60b'
     """
     return " ".join(map(_word, words))
+
+
+def words_of(command: str) -> list[str]:
+    r"""The words of a command that `shell` made. Raises ValueError for one whose quotation does not end.
+
+    >>> words_of(r"echo 'my model' $'a\x60b'")
+    ['echo', 'my model', 'a`b']
+    """
+    plain = re.sub(r"(?<!\S)\$'((?:[^'\\]|\\.)*)'(?!\S)", lambda found: shlex.quote(_decoded(found[1])), command)
+    return shlex.split(plain)
+
+
+def _decoded(text: str) -> str:
+    """What bash reads between $' and '."""
+    letters = re.sub(
+        rb"\\(x[0-9a-f]{2}|.)",
+        lambda found: bytes.fromhex(found[1][1:].decode()) if len(found[1]) == 3 else found[1],
+        text.encode("utf-8", "surrogateescape"),
+    )
+    return letters.decode("utf-8", "surrogateescape")
 
 
 def _word(word: str) -> str:

@@ -8,7 +8,7 @@ import re
 from typing import Any, TextIO
 
 _BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
-_HIDDEN = re.compile(  # controls, marks that turn the direction of writing, halves of surrogate pairs
+HIDDEN = re.compile(  # controls, marks that turn the direction of writing, halves of surrogate pairs
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _COMMAND = re.compile(r"^(\s*):(?=:)|#(?=#\[)", re.MULTILINE)
@@ -51,7 +51,7 @@ class Lines:
 
 
 def _shown(text: str) -> str:
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    return HIDDEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def _disarmed(text: str) -> str:

@@ -1,11 +1,10 @@
 """Commands that measure what a table lacks, as they are to be typed: the settings are those of the run before."""
 
 import functools
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bench._escaping import shell
+from bench._escaping import shell, words_of
 from bench._pytest_options import declare
 
 _OF_A_RUN = frozenset({  # say what becomes of a run, or are in the recipes, and not what is measured
@@ -21,7 +20,7 @@ def settings_of(context: Mapping[str, Any]) -> tuple[str, ...]:
     ('--base', './my model', '--seed=1')
     """
     try:
-        words = shlex.split(context.get("command") or "")
+        words = words_of(context.get("command") or "")
     except ValueError:  # an unfinished quotation: none that this package wrote
         return ()
     kept: list[str] = []
