@@ -8,8 +8,8 @@ from bench._escaping import shell, words_of
 from bench._pytest_options import declare
 
 _OF_A_RUN = frozenset({  # say what becomes of a run, or are in the recipes, and not what is measured
-    "--model", "--set", "--gate", "--against", "--baselines", "--update-baselines", "--force-update", "--journal", "--resume",
-    "--report", "--plan",
+    "--model", "--set", "--gate", "--against", "--baselines", "--update-baselines", "--force-update", "--journal",
+    "--resume", "--report", "--plan",
 })  # fmt: skip
 
 
