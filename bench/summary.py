@@ -51,8 +51,7 @@ def lines(workbench: "Workbench", verbose: bool = False) -> Iterable[str]:
         if each.title not in _ABOVE:
             yield from ["", *formats.text(each).splitlines()]
     yield ""
-    for text in _notes(workbench, rows):
-        yield from wrapped(terminal(text))
+    yield from map(terminal, _notes(workbench, rows))  # not broken: options and commands in them are to be copied
     if not options.update and options.gate != "off":
         yield from map(terminal, _gate(workbench, verbose))
     if workbench.changes:

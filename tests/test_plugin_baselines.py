@@ -80,7 +80,7 @@ def test_programs_that_may_not_be_run_do_not_fail_against_a_baseline_of_a_run_th
     unasked = run(*settings, base="reference")
 
     unasked.assert_outcomes(passed=3)
-    unasked.stdout.re_match_lines([r".*task=humaneval.*--allow-code-execution"])
+    unasked.stdout.re_match_lines([r".*HumanEval.*--allow-code-execution"])
     run(*settings, "--allow-code-execution", "--gate", "strict", base="reference").assert_outcomes(passed=3)
 
 
