@@ -2,10 +2,17 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench._escaping import shell, words_of
 from bench._pytest_options import declare
+from bench.bases import label_of
+
+if TYPE_CHECKING:
+    from bench.journal import Contents
+    from bench.rows import Row
+
+SHORTENED = "…/ in a command stands for a local folder of whoever measured: put your own in its place."
 
 _OF_A_RUN = frozenset({  # say what becomes of a run, or are in the recipes, and not what is measured
     "--model", "--set", "--gate", "--against", "--baselines", "--update-baselines", "--force-update", "--journal",
@@ -32,6 +39,20 @@ def settings_of(context: Mapping[str, Any]) -> tuple[str, ...]:
         found = [word] if equals or not _arities()[name] else [word, *([value] if (value := next(rest, None)) else [])]
         kept += found if name not in _OF_A_RUN else []
     return tuple(kept)
+
+
+def settings_in(contents: "Contents | None", row: "Row") -> tuple[str, ...]:
+    """Those of the last run of the row's base and device in a journal; none without a journal.
+
+    Of a journal as readers see it (`bench.bases.told_apart`) local folders are shortened to …/NAME.
+    """
+    names = {(row.base, row.base_hash), (label_of(row.base, row.base_hash), row.base_hash)}
+    for record in reversed(contents.records if contents else ()):
+        if record["kind"] != "run" or contents.bases.of(record) not in names:
+            continue
+        if record["context"].get("fingerprint") == row.device:
+            return settings_of(record["context"])
+    return ()
 
 
 def measuring(markers: Iterable[str], recipes: Iterable[str], base: str, settings: Sequence[str] = ()) -> str:

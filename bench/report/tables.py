@@ -9,7 +9,6 @@ among the lines only where the base is the paper's; else apart from them (`Table
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench import orderings
-from bench._errors import JournalError, MetricError
 from bench.bases import label_of
 from bench.metrics import all_metrics
 from bench.report._cells import (
@@ -28,8 +27,9 @@ from bench.report._cells import (
     with_base,
 )
 from bench.report._layout import FAMILIES, JUDGED, ORDERED, Column, Layout, family_of, layouts
+from bench.report._orders import beginnings, orders
 from bench.report._table import NOT_MEASURED, Line, Table
-from bench.report.commands import measuring
+from bench.report.commands import SHORTENED, measuring
 from bench.report.papers import PAPERS, Paper
 from bench.report.recipes import ALL
 from bench.report.settings import HEADS, TITLE, cells
@@ -89,12 +89,12 @@ def tables(rows: Iterable[Row], settings: Sequence[str] = ()) -> list[Table]:
             made += [_table(layout, [UNCOMPRESSED, *lines], known) for layout in layouts(family)]
             made += [_settings(family, lines)] if lines else []
     judged = {row.recipe for row in rows if row.metric.startswith("judge.")}
-    orders = list(filter(_is_order, measured))
-    steps = {step for recipe in orders for step in orderings.steps_of(recipe)}
-    wanted = {*judged, *orders, *steps, *orderings.controls(steps)}
+    ordered = list(filter(_is_order, measured))
+    steps = {step for recipe in ordered for step in orderings.steps_of(recipe)}
+    wanted = {*judged, *ordered, *steps, *orderings.controls(steps)}
     if lines := [recipe for recipe in measured if recipe in wanted]:
         made += [_table(layout, [UNCOMPRESSED, *lines], known) for layout in JUDGED]
-    return [table for table in made if table is not None] + _orders(known)
+    return [table for table in made if table is not None] + orders(known.choose, known.command)
 
 
 def _settings(family: str, recipes: Sequence[str]) -> Table:
@@ -127,8 +127,8 @@ def _recipes(family: str, measured: Sequence[str], rows: Sequence[Row]) -> list[
     if family != ORDERED:
         return own
     known = {recipe: {row.of for row in rows if row.recipe == recipe} for recipe in own}
-    beginnings = _beginnings(own)
-    own = [recipe for recipe in own if recipe not in beginnings or known[recipe] - {"artefact", "perplexity"}]
+    first = beginnings(own)
+    own = [recipe for recipe in own if recipe not in first or known[recipe] - {"artefact", "perplexity"}]
     steps = {step for recipe in own if _is_order(recipe) for step in orderings.steps_of(recipe)}
     return [recipe for recipe in measured if recipe in steps] + own
 
@@ -182,6 +182,7 @@ def _table(layout: Layout, recipes: Sequence[str], known: _Known) -> Table | Non
         *([OTHERS.format(known.others)] if known.others else []),
         *([_PLANTED] if known.base == "reference" and layout.family == FAMILIES[0] and _PERPLEXITY in metrics else []),
         *_absent(missing, known),
+        *([SHORTENED] if "…/" in command else []),
         *filter(None, [remark]),
     ]
     return Table(
@@ -313,62 +314,3 @@ def _reported(paper: Paper, recipe: str, layout: Layout, columns: Sequence[Colum
                           note=notes.place(f"[{paper.name}]: {doubt}") if doubt else None))  # fmt: skip
     name = f"{recipe}, [{paper.name}] on {paper.base}, {paper.device}"
     return Line(name=name, recipe=recipe, cells=tuple(cells), source=paper.name)
-
-
-# --- orders -----------------------------------------------------------------------------------------------------------
-
-
-def _orders(known: _Known) -> list[Table]:
-    """For each set of steps that were taken in several orders: what each step did, and which order is the best."""
-    perplexity, size, ratio = (
-        known.choose(Column(head="", metric=metric))
-        for metric in ("quality.perplexity", "efficiency.model_size_gb", "efficiency.compression_ratio")
-    )
-    measured = list(perplexity.rows.values())
-    found = []
-    for place, family in enumerate(orderings.families(measured)):
-        try:
-            compared = {each.recipe: _order(each) for each in orderings.compared(measured, family)}
-            said = orderings.findings(measured) if set(compared) <= set(orderings.ORDERS) else []
-        except (JournalError, MetricError) as error:
-            taken = [row.recipe for row in measured if sorted(orderings.steps_of(row.recipe)) == sorted(family)]
-            compared = dict.fromkeys(taken, (Cell(text="cannot be compared"),) * 2)
-            said = [f"The orders cannot be compared: {error}"]
-        lines = []
-        beside = [UNCOMPRESSED, *family, *orderings.controls(family)]
-        for recipe in [*beside, *compared]:
-            cells = [
-                _cell_of(choice.rows.get((recipe, ())), scale)
-                for choice, scale in ((size, 1024.0), (ratio, 1.0), (perplexity, 1.0))
-            ]
-            cells += compared.get(recipe, (Cell(text="does not apply"),) * 2)
-            lines.append(Line(name=recipe, recipe=recipe, cells=tuple(cells)))
-        recipes = [*beside, *_beginnings(compared), *compared]
-        found.append(Table(
-            number=f"S{4 + place}", title=f"Orders of {', '.join(family)}", family=ORDERED, lines=tuple(lines),
-            columns=("Size (MiB)", "Compression Ratio (x)", "Perplexity", "Perplexity after each step",
-                     "Above the best (nat/tok)"),
-            findings=tuple(said), command=known.command(["ordering"], recipes),
-        ))  # fmt: skip
-    return found
-
-
-def _beginnings(recipes: Iterable[str]) -> list[str]:
-    found = ["-".join(steps[:count]) for steps in map(orderings.steps_of, recipes) for count in range(2, len(steps))]
-    return list(dict.fromkeys(found))
-
-
-def _cell_of(row: Row | None, scale: float) -> Cell:
-    if row is None:
-        return Cell(text=NOT_MEASURED)
-    return cell_of(Column(head="", metric=row.metric, scale=scale), row, Notes())
-
-
-def _order(order: orderings.Order) -> tuple[Cell, Cell]:
-    """What each step did, and the loss above the best order."""
-    steps = " → ".join(NOT_MEASURED if value is None else number(value) for value in order.after)
-    if order.above is None:
-        return Cell(text=steps), Cell(text="the best", value=0.0, best=True)
-    above = order.above
-    text = f"{above.difference:+.4f} [{above.low:+.4f}, {above.high:+.4f}], p {order.p:.2g}"
-    return Cell(text=steps), Cell(text=text, value=above.difference, low=above.low, high=above.high)

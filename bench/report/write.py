@@ -23,9 +23,9 @@ from bench._files import write_whole
 from bench.bases import told_apart
 from bench.journal import JOURNAL, Contents, read
 from bench.report import formats
-from bench.report.commands import settings_of
+from bench.report.commands import settings_in
 from bench.report.digest import digest, numbers
-from bench.report.page import Notes, page
+from bench.report.page import page
 from bench.report.sources import recorded
 from bench.report.tables import Table, by_device, newest, tables
 from bench.rows import Row
@@ -73,7 +73,7 @@ def write(directory: Path, rows: Sequence[Row], contents: Contents | None = None
         OptionError: a file cannot be written.
     """
     rows = newest(rows)
-    made = tables(rows, _settings(rows, contents))
+    made = tables(rows, settings_in(contents, rows[-1]))
     title = f"{rows[0].base} on {rows[0].device}"
     texts = {
         "tables.md": "\n".join(
@@ -98,12 +98,6 @@ def write(directory: Path, rows: Sequence[Row], contents: Contents | None = None
             f"--report {directory}: the report cannot be written: {error.strerror or error}; choose another folder"
         ) from None
     return [directory / name for name in (*texts, "results.csv", "results.parquet")]
-
-
-def _settings(rows: Sequence[Row], contents: Contents | None) -> tuple[str, ...]:
-    """Of the last run in a journal of the rows' base and device."""
-    place = rows[-1].base, rows[-1].device
-    return settings_of(Notes.of(contents, ()).contexts.get(place, {})) if contents else ()
 
 
 def writable(directory: Path) -> None:
@@ -142,11 +136,17 @@ def measured(
     `base` is what the base is called among those of the journal (`bench.bases`); or its label, with its `base_hash`.
     Raises JournalError where there are none, or for a bad journal.
     """
-    written = read(path)
+    return of_journal(read(path), str(path), base, device, base_hash)
+
+
+def of_journal(
+    written: Contents, source: str, base: str | None = None, device: str | None = None, base_hash: str | None = None
+) -> tuple[list[Row], Contents]:
+    """As `measured`, of a journal that is read already."""
     if base is not None and base_hash is not None:
         base = written.bases.names[base, base_hash]
     contents = told_apart(written)
-    return chosen(newest(contents.each_row()), base, device, str(path)), contents
+    return chosen(newest(contents.each_row()), base, device, source), contents
 
 
 def chosen(rows: Sequence[Row], base: str | None, device: str | None, source: str) -> list[Row]:
@@ -189,17 +189,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tables", metavar="NUMBERS", help="print only these, e.g. E14,O1,S4")
     options = parser.parse_args(arguments)
     try:
-        rows, contents = _results(options)
+        written = None if options.baselines else read(options.journal or JOURNAL)
+        rows, contents = _results(options, written)
         if options.out:
             print("\n".join(map(str, write(options.out, rows, contents))))
         else:
-            made = tables(rows, _settings(rows, contents))
+            made = tables(rows, settings_in(written, rows[-1]))  # for whoever measured: with paths
             print("\n".join(map(formats.markdown, one_of(made, options.tables) if options.tables else made)))
     except (BaselineError, CompressionError, JournalError, OptionError) as error:
         parser.error(str(error))
 
 
-def _results(options: argparse.Namespace) -> tuple[list[Row], Contents | None]:
-    if options.baselines:
+def _results(options: argparse.Namespace, written: Contents | None) -> tuple[list[Row], Contents | None]:
+    if written is None:
         return chosen(recorded(options.baselines), options.base, options.device, str(options.baselines)), None
-    return measured(options.journal or JOURNAL, options.base, options.device)
+    return of_journal(written, str(options.journal or JOURNAL), options.base, options.device)
