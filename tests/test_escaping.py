@@ -144,8 +144,9 @@ def test_commands_and_the_summary_of_a_run_print_a_name_harmlessly(name, tmp_pat
         with suppress(SystemExit):
             command([*arguments, "--journal", str(tmp_path / "journal.jsonl")])
     workbench = SimpleNamespace(
-        rows={(each.recipe, each.key): each for each in rows}, verdicts={}, kernels={}, steps={name: ()}, baselines={},
-        changes=[name], fingerprint=name, source=SimpleNamespace(label=name), journal=SimpleNamespace(path=name),
+        rows={(each.recipe, each.key): each for each in rows}, verdicts={}, baselines={}, changes=[name],
+        kernels={name: {name: 1}}, notes={name: (name,)}, steps={name: ((name, 1.0), (name, 2.0))}, fingerprint=name,
+        source=SimpleNamespace(label=name), journal=SimpleNamespace(path=name),
         options=SimpleNamespace(gate="off", update=False, command="pytest bench", baselines=name),
     )  # fmt: skip
     said = "".join(capfd.readouterr()) + "\n".join(lines(workbench))

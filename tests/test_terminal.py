@@ -93,7 +93,7 @@ def test_what_was_not_compared_is_one_line_with_a_count_and_a_list_with_v(verbos
     }  # fmt: skip
     options = SimpleNamespace(gate="auto", update=False, command="pytest bench", baselines="baselines",
                               record_command="pytest bench --update-baselines")  # fmt: skip
-    run = SimpleNamespace(rows=rows, verdicts=verdicts, kernels={}, steps={}, baselines={}, changes=[],
+    run = SimpleNamespace(rows=rows, verdicts=verdicts, kernels={}, notes={}, steps={}, baselines={}, changes=[],
                           fingerprint="cpu", source=SimpleNamespace(label="reference"), options=options,
                           journal=SimpleNamespace(path="journal.jsonl"))  # fmt: skip
 
