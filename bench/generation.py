@@ -94,7 +94,7 @@ class Decoder:
 
     Raises:
         OptionError: the load does not fit the model's positions, or graphs are asked for without CUDA.
-        NotAvailable: no graph can hold what a layer does.
+        NotAvailable: no graph can hold what a layer does, or what the cache does once its window is full.
     """
 
     def __init__(
@@ -123,12 +123,14 @@ class Decoder:
             raise OptionError(f"mode {mode!r} on {self.device.type}: allowed are eager, and graph on cuda")
         if mode == "graph" and (why := graph_refusal(model)):
             raise NotAvailable(f"mode graph: {why}; mode eager measures it")
+        self._cache_factory = cache_factory or _static_cache
+        self._length = length
+        if mode == "graph" and (why := _window_refusal(self._new_cache(), length)):
+            raise NotAvailable(f"mode graph: {why}; mode eager measures it")
         generator = torch.Generator().manual_seed(seed)
         shape = (load.prompts, load.batch_size, load.prompt_tokens)
         prompts = torch.randint(0, model.config.vocab_size, shape, generator=generator)
         self._prompts = list(prompts.to(self.device))
-        self._cache_factory = cache_factory or _static_cache
-        self._length = length
         self._lean = lean_step(model, self._length)
         self._graph: tuple[Any, Any, Any, Any] | None = None
 
@@ -136,7 +138,9 @@ class Decoder:
         """Generate once from prompt `index` modulo the number of prompts."""
         import torch
 
-        with torch.inference_mode():
+        from compression import _devices
+
+        with torch.inference_mode(), _devices.on(self.device):  # events and graphs are those of the current device
             if self.device.type == "cuda":
                 return self._run_cuda(index)
             return self._run_cpu(self._prompts[index % len(self._prompts)])
@@ -207,7 +211,7 @@ class Decoder:
                 _next(self.model, token, cache)
             torch.cuda.current_stream(self.device).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=side):  # that of torch's own is of the device that captured first
                 out = _next(self.model, token, cache)
             self._graph = (graph, cache, token, out)
         graph, cache, static_token, out = self._graph
@@ -278,6 +282,18 @@ def graph_refusal(model: Any, device: str | None = None) -> str | None:
         if isinstance(layer, PackedLinear) and (why := layer.graph_refusal(device)):
             return f"{name}: {why}"
     return None
+
+
+def _window_refusal(cache: Any, length: int) -> str | None:
+    """Why a graph cannot hold a step over this cache for so many positions, or None.
+
+    Where a sliding window is full, transformers moves what is in it instead of writing to the next place, and decides
+    so in Python. A graph that was captured before goes on writing to the next place, which is none.
+    """
+    window = min(getattr(layer, "max_cache_len", length) for layer in cache.layers)
+    if window >= length:
+        return None
+    return f"{length} positions pass the sliding window of {window}, and a captured step would write behind its end"
 
 
 def _next(model: Any, tokens: Any, cache: Any) -> Any:

@@ -52,12 +52,6 @@ class Workbench(Models, Inputs, Findings):
 
         if options.gate not in gates.MODES:
             raise OptionError(f"--gate {options.gate}: allowed are {', '.join(gates.MODES)}")
-        if options.device.startswith("cuda"):
-            import torch
-
-            torch.cuda.set_device(
-                machine.device_of(options.device)
-            )  # events and graphs are those of the current device
         if options.update and not options.force_update and (files := repository.changed(options.baselines)):
             raise OptionError(
                 f"--update-baselines: {len(files)} tracked files differ from the commit that the baseline would name "

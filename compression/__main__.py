@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0],
                         help="own, or the format of published GPTQ or AWQ checkpoints; exact, or refused; "
                         "vLLM opens gptq with symmetric=true alone")  # fmt: skip
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default cuda if there is one")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N; default cuda if there is one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calibration", help="text for methods that need some: embedded, hub, random or a folder; "
                         "default embedded for the reference, random for random weights")  # fmt: skip
@@ -62,7 +62,7 @@ def _compress(options: argparse.Namespace) -> int:
         raise CompressionError("--out DIR is missing: the folder to write the compressed model to")
     base = locate(options.base)
 
-    device = options.device or _device()
+    device = _device(options.device)
     result = _write(recipe, options, device)
     stored = bytes_in(options.out.glob("*.safetensors"))
     facts = {
@@ -147,7 +147,7 @@ def _list(options: argparse.Namespace) -> int:
     from compression import methods
     from compression._registry import describe_parameters
 
-    device = options.device or _device()
+    device = _device(options.device)
     entries = [
         {
             "method": name,
@@ -190,9 +190,13 @@ def _kernels(name: str, method: type, device: str) -> list[str]:
     return found
 
 
-def _device() -> str:
+def _device(given: str | None) -> str:
     import torch
 
+    from compression._devices import check
+
+    if given is not None:
+        return check(given)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

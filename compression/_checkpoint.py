@@ -3,7 +3,7 @@
 A base is named by text:
 
     reference, reference-teacher    the checkpoints that ship with the suite
-    random:<shape>                  a published configuration with seeded random weights, made on the device
+    random:<shape>                  a published configuration with seeded random weights, the same on every device
     <folder>                        config.json and safetensors, as transformers writes them (`_weight_files`)
     <owner>/<name>                  the same from the Hugging Face hub
 

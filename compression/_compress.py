@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from compression import _blocks, _checkpoint, _embedding, _kernels
+from compression import _blocks, _checkpoint, _devices, _embedding, _kernels
 from compression._artefact import LEFT_ALONE, Compressed, LayerReport
 from compression._cache import StepCache, default_folder
 from compression._calibration import Calibration
@@ -152,7 +152,7 @@ def compress(
             notes=tuple(notes), cost=cost, tokenizer_source=lambda: base.tokenizer, folder=base.source.folder,
         )  # fmt: skip
 
-    with CostMeter(base.device) as meter:
+    with _devices.repeatable(base.device), CostMeter(base.device) as meter:
         for done in range(begin, len(schedule)):
             meter.lap()
             notes += notes_of(contexts[done], model)

@@ -69,7 +69,10 @@ class Cost:
 
 
 class CostMeter:
-    """Context manager; `cost(tokens)` is that of all of it after it has ended, before that the cost so far."""
+    """Context manager; `cost(tokens)` is that of all of it after it has ended, before that the cost so far.
+
+    On CUDA memory is what the allocator of that device gave out; the device is settled first, see `_devices.settle`.
+    """
 
     def __init__(self, device: str):
         self._cuda = device.startswith("cuda")
@@ -77,12 +80,14 @@ class CostMeter:
 
     def __enter__(self) -> Self:
         give_back()
-        self._wait()
-        self._peak = self._start = self._now()
         if self._cuda:
             import torch
 
+            from compression import _devices
+
+            _devices.settle(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
+        self._peak = self._start = self._now()
         self._seconds: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
@@ -98,6 +103,9 @@ class CostMeter:
         self._observe()
 
     def cost(self, calibration_tokens: int = 0) -> Cost:
+        if self._seconds is None:
+            self._wait()
+            self._observe()
         peak = None if self._start is None or self._peak is None else max(0, self._peak - self._start)
         seconds = time.perf_counter() - self._began if self._seconds is None else self._seconds
         return Cost(seconds=seconds, peak_bytes=peak, calibration_tokens=calibration_tokens)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression import _packing
+from compression import _devices, _packing
 from compression._errors import BackendError, install_command
 from compression._grids import DOUBLE_QUANT_BLOCK, AffineGrid, Grid, Int8RowGrid, NF4Grid, Params, dynamic_levels
 
 DEQUANTIZE = "dequantize"
+INT8_CUDA_ROWS = 8  # of a batch that decodes; where dequantizing wins is not measured yet, a prefill has far more
 
 Product = Callable[[Tensor], Tensor]
 
@@ -27,6 +28,7 @@ class LayerSpec:
     """What a kernel has to know of a layer before it sees the codes.
 
     Attributes:
+        device: with its index on CUDA ("cuda:1"): the devices of a machine may differ.
         dtype: in which the product is taken.
         backend: "auto", or the name of the library whose kernel was asked for.
         threshold: outlier threshold of LLM.int8(), or None where activations stay as they are.
@@ -39,6 +41,10 @@ class LayerSpec:
     dtype: torch.dtype
     backend: str = "auto"
     threshold: float | None = None
+
+    @property
+    def device_type(self) -> str:
+        return self.device.partition(":")[0]
 
     @property
     def group(self) -> int:
@@ -121,7 +127,7 @@ def _affine_zeros(params: Params, spec: LayerSpec, middle: int) -> tuple[Tensor,
 
 
 def _missing_op(op: str, spec: LayerSpec) -> str | None:
-    has = torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{op}", spec.device.upper())
+    has = torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{op}", spec.device_type.upper())
     return None if has else f"this torch has no {op} on {spec.device}"
 
 
@@ -129,7 +135,7 @@ def _missing_op(op: str, spec: LayerSpec) -> str | None:
 
 
 def _lut4_refuses(spec: LayerSpec) -> str | None:
-    if spec.device != "cpu" or spec.grid.bits > 4 or spec.threshold is not None:
+    if spec.device_type != "cpu" or spec.grid.bits > 4 or spec.threshold is not None:
         return "weights of at most 4 bits on CPU only"
     from compression import _native
 
@@ -178,13 +184,14 @@ def _int4_refuses(spec: LayerSpec) -> str | None:
         return f"groups of 32, 64, 128 or 256 only, not {spec.group}"
     if spec.dtype != torch.bfloat16:
         return f"bf16 only, not {spec.dtype}"
-    if spec.device == "cuda":
-        if torch.cuda.get_device_capability() < (8, 0):
-            return f"compute capability 8.0 or newer, not {torch.cuda.get_device_capability()}"
+    if spec.device_type == "cuda":
+        capability = torch.cuda.get_device_capability(spec.device)
+        if capability < (8, 0):
+            return f"compute capability 8.0 or newer, not {capability[0]}.{capability[1]}"
         if spec.out_features % 8 or spec.in_features % 128:
             return "outputs must be a multiple of 8 and inputs of 128"
         return _missing_op("_weight_int4pack_mm", spec)
-    if spec.device != "cpu":
+    if spec.device_type != "cpu":
         return f"no kernel on {spec.device}"
     if spec.out_features % 16:
         return f"outputs must be a multiple of 16, not {spec.out_features}"
@@ -212,7 +219,7 @@ def _int4_residue(params: Params, spec: LayerSpec) -> tuple[Tensor, Tensor]:
 
 def _int4_pack(codes: Tensor, params: Params, spec: LayerSpec) -> Tensor:
     q = torch.cat([canonical(codes, spec), _int4_residue(params, spec)[0]], 1)
-    if spec.device == "cuda":
+    if spec.device_type == "cuda":
         return torch.ops.aten._convert_weight_to_int4pack(q[:, ::2] << 4 | q[:, 1::2], 8)
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
 
@@ -229,7 +236,8 @@ def _int4_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
 
 
 def _int4_op(spec: LayerSpec) -> Callable[..., Tensor]:
-    return torch.ops.aten._weight_int4pack_mm if spec.device == "cuda" else torch.ops.aten._weight_int4pack_mm_for_cpu
+    aten = torch.ops.aten
+    return aten._weight_int4pack_mm if spec.device_type == "cuda" else aten._weight_int4pack_mm_for_cpu
 
 
 def _int4_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
@@ -329,7 +337,7 @@ def _bitsandbytes_missing() -> str | None:
 def _bnb4_refuses(spec: LayerSpec) -> str | None:
     if not isinstance(spec.grid, NF4Grid):
         return "NF4 weights only"
-    if spec.device == "cpu" and spec.backend == "auto":
+    if spec.device_type == "cpu" and spec.backend == "auto":
         return "on CPU only when asked for by backend=bitsandbytes"
     return _bitsandbytes_missing()
 
@@ -405,7 +413,7 @@ def _gptqmodel_kernel(spec: LayerSpec) -> type:
 
     common = {"bits": spec.grid.bits, "group_size": spec.grid.group_size, "desc_act": False,
               "sym": spec.grid.symmetric, "pack_dtype": torch.int32, "dtype": spec.dtype}  # fmt: skip
-    found = select_quant_linear(device=DEVICE(spec.device), **common)
+    found = select_quant_linear(device=DEVICE(spec.device_type), **common)
     ok, why = found.validate(in_features=spec.in_features, out_features=spec.out_features, **common)
     if not ok:
         raise ValueError(str(why))
@@ -453,7 +461,7 @@ def _gptqmodel_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
         in_features=spec.in_features, out_features=spec.out_features, pack_dtype=torch.int32, register_buffers=True,
     ).eval()  # fmt: skip
     qzeros = to_words(_packing.pack(zeros.to(torch.uint8).t().contiguous(), spec.grid.bits))
-    layer.qweight = layout if spec.device == "cpu" else layout.clone()  # CUDA kernels may reorder it in place
+    layer.qweight = layout if spec.device_type == "cpu" else layout.clone()  # CUDA kernels may reorder it in place
     layer.qzeros = (qzeros if kind.REQUIRES_FORMAT_V2 else shift_zeros(qzeros, spec.grid.bits, -1)).contiguous()
     layer.scales = scales.t().to(spec.dtype).contiguous()
     layer.g_idx = (torch.arange(spec.in_features, device=layout.device) // spec.group).int()
@@ -461,7 +469,8 @@ def _gptqmodel_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
     layer.post_init()
 
     def product(x: Tensor) -> Tensor:
-        return layer(x)
+        with _devices.on(x.device):  # Triton launches on the current device
+            return layer(x)
 
     try:
         with torch.no_grad():  # some take their own layout at the first product
@@ -471,6 +480,11 @@ def _gptqmodel_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
                            f"of {spec.group}: {error}; backend=auto takes the fastest there is") from error  # fmt: skip
     product.held = tuple(t for t in layer.buffers() if t is not layout)  # type: ignore[attr-defined]
     return product
+
+
+def _int8_rows(spec: LayerSpec) -> float:
+    """On CUDA the kernel takes any number of rows and reads the weight anew for each, without tensor cores."""
+    return INT8_CUDA_ROWS if spec.device_type == "cuda" else float("inf")
 
 
 def _unlimited(spec: LayerSpec) -> float:
@@ -488,7 +502,7 @@ _INT4 = Kernel(
 )  # fmt: skip
 _INT8 = Kernel(
     name="int8", library="torch", refuses=_int8_refuses, pack=_int8_pack, unpack=_int8_unpack,
-    bind=_int8_bind, max_rows=_unlimited, rowwise=True,
+    bind=_int8_bind, max_rows=_int8_rows, rowwise=True,
 )  # fmt: skip
 _BNB4 = Kernel(
     name="bitsandbytes-nf4", library="bitsandbytes", refuses=_bnb4_refuses, pack=_bnb4_pack, unpack=_bnb4_unpack,

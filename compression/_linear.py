@@ -248,7 +248,7 @@ class PackedLinear(nn.Module):
 
     def _spec_on(self, device: torch.device) -> LayerSpec:
         return LayerSpec(
-            grid=self.grid, in_features=self.in_features, out_features=self.out_features, device=device.type,
+            grid=self.grid, in_features=self.in_features, out_features=self.out_features, device=str(device),
             dtype=self.compute_dtype or self.dtype, backend=self.backend, threshold=self.threshold,
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ The weight is made anew for every product and not kept. On CUDA, 2:4 in bf16 or 
 `torch.sparse.to_sparse_semi_structured`, from a copy in their layout that is made at the first forward and not saved.
 """
 
+import warnings
 from typing import Any, Self
 
 import torch
@@ -61,6 +62,7 @@ class SparseLinear(nn.Module):
         self.register_buffer(places, torch.empty(out_features, width, dtype=torch.uint8, device=device))
         self.register_buffer("bias", torch.empty(out_features, dtype=dtype, device=device) if bias else None)
         self._semi_structured: Any = None
+        self._way: tuple[torch.device, str] | None = None  # how it multiplies there, found at the first forward
 
     @classmethod
     def from_weight(cls, weight: Tensor, bias: Tensor | None, pattern: tuple[int, int] | None = None) -> Self:
@@ -104,9 +106,11 @@ class SparseLinear(nn.Module):
         return weight.scatter_(-1, places, self.values.view(rows, -1, n)).view(rows, cols)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel_name(x.device) == SEMI_STRUCTURED and not (x.requires_grad and torch.is_grad_enabled()):
+        if self._way is None or self._way[0] != x.device:
+            self._way = x.device, self.kernel_name(x.device)
+        if self._way[1] == SEMI_STRUCTURED and not (x.requires_grad and torch.is_grad_enabled()):
             if self._semi_structured is None:
-                self._semi_structured = torch.sparse.to_sparse_semi_structured(self.weight)
+                self._semi_structured = _semi_structured(self.weight)
             return nn.functional.linear(x.to(self.dtype), self._semi_structured, self.bias).to(x.dtype)
         dtype = x.dtype
         if x.device.type == "cpu" and dtype != torch.float32 and not has_bf16_cpu():
@@ -145,6 +149,8 @@ class SparseLinear(nn.Module):
             return "they are for CUDA"
         if self.pattern != (2, 4) or self.dtype not in (torch.bfloat16, torch.float16):
             return "they multiply 2:4 in 16 bits"
+        if not torch.backends.cusparselt.is_available():
+            return "this torch is built without cuSPARSELt"
         if torch.cuda.get_device_capability(device) < (8, 0):
             return "they need compute capability 8.0"
         if self.out_features % 32 or self.in_features % 64:
@@ -158,15 +164,22 @@ class SparseLinear(nn.Module):
     # --- the copy for a kernel is of the values as they are -----------------------------------------------------------
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._semi_structured = None
+        self._semi_structured = self._way = None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._semi_structured = None
+        self._semi_structured = self._way = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_semi_structured": None}
+        return self.__dict__ | {"_semi_structured": None, "_way": None}
+
+
+def _semi_structured(weight: Tensor) -> Tensor:
+    """The copy for the kernels; torch warns at the first one that its interface may change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
+        return torch.sparse.to_sparse_semi_structured(weight)
 
 
 def _index_bits(m: int) -> int:

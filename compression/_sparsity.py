@@ -41,11 +41,11 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     """Where the `count` lowest scores of each slice along the last dimension are; of equal ones the first."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    if scores.device.type == "cpu":  # several times as fast as kthvalue
+    if scores.device.type == "cpu":  # several times as fast as sorting
         parted = np.partition(scores.numpy(), count - 1, axis=-1)
         threshold = torch.from_numpy(parted[..., count - 1 : count])
     else:
-        threshold = scores.kthvalue(count, dim=-1, keepdim=True).values
+        threshold = scores.sort(dim=-1).values[..., count - 1 : count]
     mask = scores <= threshold
     if (mask.sum(-1) == count).all():
         return mask

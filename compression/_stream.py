@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compression import _blocks, _checkpoint, _kernels, _weights
+from compression import _blocks, _checkpoint, _devices, _kernels, _weights
 from compression._artefact import STATE, Compressed, LayerReport, check_writable, describe, write_beside
 from compression._beside import read_generation_config
 from compression._checkpoint import MANIFEST, BaseSource
@@ -95,7 +95,7 @@ def compress_to(
         if recipe.steps:
             _kernels.warm_up(device)
         before, names = output.state.cost, [block.name for block in _blocks.decoder_blocks(skeleton)]
-        with CostMeter(device) as meter:
+        with _devices.repeatable(device), CostMeter(device) as meter:
             output.enter(skeleton, weights, passes)
             progress(output.state.done, len(names), recipe.text)
             while output.state.done < len(names):

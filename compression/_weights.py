@@ -78,14 +78,17 @@ def open_weights(source: BaseSource, device: str = "cpu", seed: int = 0) -> Weig
 
 
 def _random(name: str, header: Tensor, std: float, device: str, seed: int) -> Tensor:
-    """Matrices from N(0, std^2), norms at one, biases at zero: the published initialisation."""
-    tensor = torch.empty_like(header, device=device)
+    """Matrices from N(0, std^2), norms at one, biases at zero: the published initialisation.
+
+    They are drawn on the CPU, the same numbers for every device: the digest of such a base is that of its seed.
+    """
+    tensor = torch.empty_like(header, device="cpu")
     if name.endswith("bias"):
-        return tensor.zero_()
+        return tensor.zero_().to(device)
     if tensor.ndim == 1:
-        return tensor.fill_(1)
+        return tensor.fill_(1).to(device)
     own = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7])
-    return tensor.normal_(0, std, generator=torch.Generator(device).manual_seed(own))
+    return tensor.normal_(0, std, generator=torch.Generator().manual_seed(own)).to(device)
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:

@@ -21,7 +21,7 @@ def transformers_model(architecture, *, tied=False, dtype=torch.float32, **sizes
     config = getattr(transformers, architecture.replace("ForCausalLM", "Config"))(
         **TINY | extra | sizes, tie_word_embeddings=tied
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, architecture)(config).to(dtype)
         for name, parameter in model.named_parameters():

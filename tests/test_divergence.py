@@ -20,7 +20,7 @@ from bench.metrics.perplexity import KeptStates, PerplexityProtocol, perplexity
 @pytest.fixture(scope="module")
 def other(model):  # noqa: F811
     changed = deepcopy(model)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         for parameter in changed.parameters():
             parameter.data += 0.02 * torch.randn_like(parameter)

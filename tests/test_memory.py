@@ -1,5 +1,6 @@
 import json
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,11 +186,43 @@ def test_every_tensor_a_model_holds_counts_however_it_hangs_there():
     assert bytes_of(model) == 400 + 7 + 12 + 20 + 8
 
 
-def test_storage_that_is_shared_counts_once_and_in_whole_blocks():
+def semi_structured():
+    """A 2:4 weight in the layout of cuSPARSELt, as torch holds it; a wrapper around 2304 numbers."""
+    from torch.sparse import SparseSemiStructuredTensorCUSPARSELT
+
+    packed = torch.zeros(64 * 32 + 64 * 4, dtype=torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return SparseSemiStructuredTensorCUSPARSELT(torch.Size([64, 64]), packed, None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (semi_structured, 2 * 2304),
+        (lambda: torch.eye(4).to_sparse(), 4 * 4 + 2 * 4 * 8),
+        (lambda: torch.sparse_csr_tensor(torch.arange(5), torch.arange(4), torch.ones(4)), 4 * 4 + (5 + 4) * 8),
+        (lambda: torch.sparse_csc_tensor(torch.arange(5), torch.arange(4), torch.ones(4)), 4 * 4 + (5 + 4) * 8),
+    ],
+    ids=["2:4", "coo", "csr", "csc"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_tensor_without_storage_counts_as_what_it_consists_of(make, expected):
+    layer = torch.nn.Linear(2, 2, bias=False)
+    layer.kept, layer.again = (tensor := make()), [tensor]
+
+    assert 16 + expected == bytes_of(layer)
+
+
+def test_a_tensor_whose_bytes_torch_does_not_show_is_named():
+    with pytest.raises(MetricError, match="_mkldnn"):
+        bytes_of([torch.zeros(4, 4).to_mkldnn()])
+
+
+def test_storage_that_is_shared_counts_once():
     weight = torch.zeros(100)
 
     assert bytes_of([weight, weight[:10], torch.nn.Parameter(weight)]) == 400
-    assert bytes_of([weight, torch.zeros(1)], block=512) == 1024
 
 
 def test_tensors_that_are_nowhere_or_elsewhere_do_not_count():
@@ -200,13 +233,15 @@ def test_tensors_that_are_nowhere_or_elsewhere_do_not_count():
 
 @pytest.fixture
 def allocator(monkeypatch):
-    """A CUDA allocator that holds 1000 blocks of another model, and one for this model's weight."""
-    state = SimpleNamespace(allocated=1001 * 512, peak=10**9, log=[])
+    """A CUDA allocator that holds 5000 bytes of another model, and 400 of this model's weight."""
+    state = SimpleNamespace(allocated=5400, peak=10**9, log=[])
     monkeypatch.setattr(machine, "device_of", lambda device: torch.device("cpu"))
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: state.log.append("wait"))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: state.allocated)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: state.peak)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: state.log.append("empty"))
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {
+        "requested_bytes.all.current": state.allocated, "requested_bytes.all.peak": state.peak
+    })  # fmt: skip
 
     def reset(device):
         state.log.append("reset")
@@ -219,19 +254,19 @@ def allocator(monkeypatch):
 def test_another_model_on_the_same_gpu_is_left_out_exactly(allocator):
     def work():
         allocator.log.append("work")
-        allocator.peak += 7 * 512
+        allocator.peak += 700
 
     reading = peak_on_cuda(work, model=torch.nn.Linear(10, 10, bias=False), device="cuda", stored_bytes=400)
 
-    assert (reading.peak_bytes, reading.model_bytes) == (8 * 512, 512)
-    assert allocator.log == ["wait", "reset", "work", "wait"]
+    assert (reading.peak_bytes, reading.model_bytes) == (1100, 400)
+    assert allocator.log == ["work", "wait", "empty", "reset", "work", "wait"]
 
 
 def test_a_model_that_the_allocator_does_not_know_is_refused(allocator):
     allocator.allocated = 0
 
     with pytest.raises(MetricError, match="another allocator"):
-        peak_on_cuda(print, model=torch.nn.Linear(10, 10), device="cuda", stored_bytes=400)
+        peak_on_cuda(lambda: None, model=torch.nn.Linear(10, 10), device="cuda", stored_bytes=400)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: the real allocator was not asked")

@@ -12,30 +12,17 @@ from method_rows import ROWS, Row, rtn_bytes
 from saboteurs import BROKEN_METHODS
 from safetensors.torch import load_file
 from strategies import gaussian
-from tiny_models import fresh_base, linears, logits
+from tiny_models import TASK, fresh_base, linears, logits
 
 import compression
 from compression import LayerError, Recipe, Step
 from compression._blocks import copy_sharing_tensors
-from compression._downstream import Downstream, Texts
 from compression._linear import PackedLinear
 from compression._registry import METHODS, CalibratedMethod, CalibratedQuantizer, method
 
 pytestmark = pytest.mark.usefixtures("tiny_shapes")
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
-
-
-class Numbered(Downstream):
-    """A task in token ids: the tokenizer of bytes has more than the vocabulary of the tiny shapes."""
-
-    def texts(self, tokenizer, *, samples, length, seed):
-        ids = torch.randint(64, (8, 16), generator=torch.Generator().manual_seed(seed))
-        every = torch.ones_like(ids, dtype=torch.bool)
-        return Texts(ids, every, every, len(ids))
-
-
-TASK = Numbered("numbered", lambda: [("numbers", "numbers")])
 
 
 def weight_of(layer):

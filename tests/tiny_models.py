@@ -6,6 +6,7 @@ import torch
 
 import compression
 from compression._blocks import decoder_blocks
+from compression._downstream import Downstream, Texts
 
 COMMON = {
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -23,6 +24,18 @@ TINY = {
         "hidden_size": 104, "intermediate_size": 200,
     },
 }  # fmt: skip
+
+
+class Numbered(Downstream):
+    """A task in token ids: the tokenizer of bytes has more than the vocabulary of the tiny shapes."""
+
+    def texts(self, tokenizer, *, samples, length, seed):
+        ids = torch.randint(64, (8, 16), generator=torch.Generator().manual_seed(seed))
+        every = torch.ones_like(ids, dtype=torch.bool)
+        return Texts(ids, every, every, len(ids))
+
+
+TASK = Numbered("numbered", lambda: [("numbers", "numbers")])
 TOKENS = torch.arange(24).view(2, 12) * 7 % 64
 
 

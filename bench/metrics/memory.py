@@ -25,13 +25,13 @@ from bench.judge.key import child_environment
 from bench.metrics._registry import metric
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Module
 
 _ROOT = Path(__file__).resolve().parents[2]
 SMALL = 2**28  # bytes of a model below which what interpreter and libraries take for themselves shows in a peak
 LOADS = 6  # of a small model, in one process
-_CUDA_BLOCK = 512  # bytes: the CUDA caching allocator counts whole blocks of this size
 # Freed memory goes back to the system at once. By default glibc keeps pieces below 128 KiB and more in its heap, whose
 # holes, of no use to anything, made 3 to 5 MiB of a peak, other ones in every process.
 STEADY_HEAP = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384", "MALLOC_TOP_PAD_": "0"}
@@ -81,19 +81,23 @@ class ChildSpec:
 def tensors_of(root: object) -> "Iterator[Tensor]":
     """Every tensor that `root` (a module, a tensor, a container) holds, however deep: also what is no buffer.
 
-    Quantization states that hang on a parameter and layouts that a kernel keeps for itself are found this way.
+    Quantization states that hang on a parameter and layouts that a kernel keeps for itself are found this way. Of a
+    tensor that has no storage of its own, as sparse ones have not, those that it consists of.
     """
     import torch
 
-    seen: set[int] = set()
+    seen: dict[int, object] = {}  # held: the number of an object that is gone may be given to another
     stack = [root]
     while stack:
         item = stack.pop()
         if id(item) in seen:
             continue
-        seen.add(id(item))
+        seen[id(item)] = item
         if isinstance(item, torch.Tensor):
-            yield item
+            parts = _parts(item)
+            stack.extend(parts)
+            if not parts:
+                yield item
         if isinstance(item, Mapping):
             stack.extend(item.values())
         elif isinstance(item, list | tuple):
@@ -102,30 +106,60 @@ def tensors_of(root: object) -> "Iterator[Tensor]":
             stack.extend(getattr(item, "__dict__", {}).values())
 
 
-def bytes_of(root: object, *, device: str | None = None, block: int = 1) -> int:
-    """Bytes of the storages behind the tensors of `root`, each once, rounded up to `block`; of one device if given."""
+def _parts(tensor: "Tensor") -> "list[Tensor]":
+    """What a tensor without storage consists of: wrappers such as 2:4 weights, and the sparse layouts."""
+    import torch
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if is_traceable_wrapper_subclass(tensor):
+        return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return []
+
+
+def bytes_of(root: object, *, device: str | None = None) -> int:
+    """Bytes of the storages behind the tensors of `root`, each once; of one device if given.
+
+    Raises:
+        MetricError: a tensor keeps its bytes where torch does not show them.
+    """
     where = machine.device_of(device) if device else None
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in tensors_of(root)
-        if tensor.device.type != "meta" and where in (None, tensor.device)
-    }
-    return sum(-(-size // block) * block for size in storages.values())
+    storages = {}
+    for tensor in tensors_of(root):
+        if tensor.device.type == "meta" or where not in (None, tensor.device):
+            continue
+        try:
+            storage = tensor.untyped_storage()
+            storages[tensor.device, storage.data_ptr()] = storage.nbytes()
+        except (RuntimeError, NotImplementedError) as error:
+            raise MetricError(f"the bytes of a {type(tensor).__name__} of layout {tensor.layout} cannot be counted: "
+                              f"{error}") from error  # fmt: skip
+    return sum(storages.values())
 
 
 def peak_on_cuda(work: Callable[[], object], *, model: "Module", device: str, stored_bytes: int) -> MemoryReading:
     """Peak of the CUDA allocator while `work` runs, less what was allocated before and is not of `model`.
 
-    `work` makes what it generates with (cache, graphs, buffers) itself: what was made before counts as another's.
+    `work` makes what it generates with (cache, graphs, buffers) itself: what was made before counts as another's. It
+    runs twice, the first time unmeasured: copies that kernels make at their first product are then there, whatever
+    measured this model before. Counted are the bytes that were requested: the blocks that the allocator gives for them
+    may be larger, by what others left behind.
     """
     import torch
 
+    from compression import _devices
+
     where = machine.device_of(device)
+    work()
     gc.collect()
-    torch.cuda.synchronize(where)
-    torch._C._cuda_clearCublasWorkspaces()  # else the first model measured pays for the workspaces of all
-    model_bytes = bytes_of(model, device=str(where), block=_CUDA_BLOCK)
-    others = torch.cuda.memory_allocated(where) - model_bytes
+    _devices.settle(where)
+    model_bytes = bytes_of(model, device=str(where))
+    others = _requested(where, "current") - model_bytes
     if others < 0:
         raise MetricError(
             f"the model's tensors take {model_bytes} bytes on {where}, of which its allocator knows "
@@ -134,8 +168,19 @@ def peak_on_cuda(work: Callable[[], object], *, model: "Module", device: str, st
     torch.cuda.reset_peak_memory_stats(where)
     work()
     torch.cuda.synchronize(where)
-    peak = torch.cuda.max_memory_allocated(where) - others
+    peak = _requested(where, "peak") - others
     return MemoryReading(peak_bytes=peak, model_bytes=model_bytes, stored_bytes=stored_bytes, source="cuda allocator")
+
+
+def _requested(device: "torch.device", when: str) -> int:
+    """Bytes requested of the allocator of a GPU, now ("current") or at most since the last reset ("peak")."""
+    import torch
+
+    statistics = torch.cuda.memory_stats(device)
+    if (key := f"requested_bytes.all.{when}") not in statistics:
+        raise MetricError(f"the allocator of {device} ({torch.cuda.get_allocator_backend()}) does not count requested "
+                          "bytes; measure with torch's own: PYTORCH_CUDA_ALLOC_CONF=backend:native")  # fmt: skip
+    return int(statistics[key])
 
 
 def peak_in_child(

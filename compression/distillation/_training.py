@@ -18,6 +18,7 @@ of its batches (Trainer's own rule), not the mean of their means.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import random
@@ -32,10 +33,12 @@ import numpy as np
 import safetensors.torch
 import torch
 import transformers
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
+from compression import _devices
 from compression._errors import TrainingError
 from compression._files import digest_of, digest_of_file, key_of, locked, sync, write_json
 from compression._linear import PackedLinear
@@ -103,13 +106,14 @@ def train(
             gradient is not finite (what was saved before stays), or what the run left is damaged or of another run,
             or another process is in the same run.
     """
-    _check(ids, settings, objective, teacher)
+    device = next(student.parameters()).device
+    _check(ids, settings, objective, teacher, device)
     if not any(parameter.requires_grad for parameter in student.parameters()):
         student.requires_grad_(True)
     identity = {**_identity(student, ids, mask, learn, objective, settings, teacher), "keep zeros": keep_zeros}
     folder = Path(runs).expanduser() / key_of(identity)
     busy = f"another process is training in {folder}; start again when it has ended"
-    with locked(folder, TrainingError, busy), _random_state_kept(), _in_fp32(student):
+    with locked(folder, TrainingError, busy), _random_state_kept(), _devices.repeatable(device), _in_fp32(student):
         checkpoint = _last(folder, identity)
         guard = _Guard(folder, progress, _zeros(student) if keep_zeros else [])
         trainer = _Trainer(student, _texts(ids, mask, learn), folder, objective, settings, teacher, guard)
@@ -152,10 +156,10 @@ def _in_fp32(student: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Trainer seeds the generators of Python, NumPy and torch; behind this they are as they were."""
+    """Trainer seeds the generators of Python, NumPy and torch, on all GPUs; behind this they are as they were."""
     ours, of_numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(range(torch.cuda.device_count() if torch.cuda.is_available() else 0)):
             yield
     finally:
         random.setstate(ours)
@@ -186,6 +190,24 @@ def _texts(ids: Tensor, mask: Tensor | None, learn: Tensor | None) -> _Texts:
     return _Texts(columns)
 
 
+class _Arguments(TrainingArguments):
+    """Trainer's own would take the first GPU, make it the current one, and split batches over all that there are."""
+
+    where = torch.device("cpu")
+
+    @classmethod
+    def on(cls, device: torch.device, **options: Any) -> "_Arguments":
+        return type(cls.__name__, (cls,), {"where": device})(use_cpu=device.type == "cpu", **options)  # type: ignore[return-value]
+
+    @functools.cached_property
+    def _setup_devices(self) -> torch.device:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.distributed_state = PartialState(cpu=True)  # one process; which device it has is said below
+        self.distributed_state.device = self.where
+        self._n_gpu = int(self.where.type == "cuda")
+        return self.where
+
+
 class _Trainer(Trainer):
     """The loss of the objective; checkpoints that count only once they are whole; a stop at the first NaN."""
 
@@ -200,13 +222,13 @@ class _Trainer(Trainer):
                 "save_strategy": "epoch", "eval_strategy": "epoch", "per_device_eval_batch_size": settings.batch,
                 "load_best_model_at_end": True, "metric_for_best_model": "loss", "label_names": ["shift_labels"],
             }  # fmt: skip
-        arguments = TrainingArguments(
-            output_dir=str(folder), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
+        arguments = _Arguments.on(
+            device, output_dir=str(folder), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
             per_device_train_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulation,
             max_grad_norm=settings.clip, warmup_steps=settings.warmup, optim=OPTIMIZERS[settings.optimizer],
             bf16=settings.bf16, seed=settings.seed, **evaluated,
             logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True,
-            remove_unused_columns=False, use_cpu=device.type == "cpu", lr_scheduler_type="linear",
+            remove_unused_columns=False, dataloader_pin_memory=False, lr_scheduler_type="linear",
         )  # fmt: skip
         stop = [EarlyStoppingCallback(settings.patience)] if held else []
         super().__init__(
@@ -311,7 +333,12 @@ def _require_finite(value: Tensor, what: str, step: int) -> None:
         )
 
 
-def _check(ids: Tensor, settings: Settings, objective: Objective, teacher: TeacherOutputs | None) -> None:
+def _check(
+    ids: Tensor, settings: Settings, objective: Objective, teacher: TeacherOutputs | None, device: torch.device
+) -> None:  # fmt: skip
+    if settings.bf16 and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise TrainingError(f"bf16=true needs compute capability 8.0 or newer, and {device} has "
+                            f"{torch.cuda.get_device_capability(device)}; train without it")  # fmt: skip
     if ids.dim() != 2 or ids.is_floating_point():
         raise TrainingError(f"token ids must be integers (samples, length), not {tuple(ids.shape)} of {ids.dtype}")
     if ids.shape[1] < 2:
