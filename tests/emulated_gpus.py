@@ -256,7 +256,7 @@ class EmulatedHost(TorchDispatchMode):
             patch.setattr(torch.cuda, name, answer)
         patch.setattr(torch, "tensor", _tensor_by_copy(torch.tensor))
         patch.setattr(torch, "where", _of_tensors(torch.where))
-        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", _attend)
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
         patch.setattr(torch.cuda.random, "get_rng_state", answers["get_rng_state"])
         patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
         torch._C._ensureCUDADeviceGuardSet()
@@ -345,7 +345,7 @@ def _of_tensors(where):
     return chosen
 
 
-def _attend(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def attend(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """Attention by its definition: torch's own makes tensors out of sight of modes."""
     assert not dropout_p
     if enable_gqa:
