@@ -262,7 +262,9 @@ def test_every_measurement_runs_on_the_second_gpu(run, text_folder, monkeypatch)
     recipes = "rtn(group_size=32),sparsegpt(pattern=2:4,store=nm,samples=4,sequence_length=32)"
     with emulated_host(monkeypatch) as host:
         monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: False)
-        result = run(FILES / "test_efficiency.py", PERPLEXITY, "-k", "not energy", "--device", GPU, "--model", recipes,
-                     "--calibration", "random", "--data", text_folder, "--samples", "2", "--length", "32", *QUICK)  # fmt: skip
+        result = run(
+            FILES / "test_efficiency.py", PERPLEXITY, "-k", "not energy", "--device", GPU, "--model", recipes,
+            "--calibration", "random", "--data", text_folder, "--samples", "2", "--length", "32", *QUICK,
+        )  # fmt: skip
         assert {1} == {index for _, index in host.asked}
     result.assert_outcomes(passed=12)
