@@ -64,6 +64,9 @@ class OnCuda(torch.Tensor):
             value = torch.tensor(value, dtype=self.dtype).to(self.device)
         super().__setitem__(index, value)
 
+    def data_ptr(self):
+        return self.held.tensor.data_ptr()
+
     def tolist(self):
         return self.cpu().tolist()
 

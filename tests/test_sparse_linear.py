@@ -94,6 +94,7 @@ def test_only_2_to_4_in_16_bits_gets_the_semi_structured_kernels_of_a_gpu(monkey
     ]  # fmt: skip
     assert "densify" == fits.kernel_name() == fits.kernel_name("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: True)
     for capability, expected in (((8, 0), "semi_structured"), ((7, 5), "densify")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert expected == fits.kernel_name("cuda")

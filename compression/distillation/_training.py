@@ -204,8 +204,12 @@ class _Arguments(TrainingArguments):
         AcceleratorState._reset_state(reset_partial_state=True)
         self.distributed_state = PartialState(cpu=True)  # one process; which device it has is said below
         self.distributed_state.device = self.where
-        self._n_gpu = int(self.where.type == "cuda")
         return self.where
+
+    @property
+    def n_gpu(self) -> int:
+        """How many Trainer splits a batch over, however many there are."""
+        return int(self.where.type == "cuda")
 
 
 class _Trainer(Trainer):
