@@ -63,7 +63,7 @@ def tiny(**sizes):
     """A small model with seeded weights that are far from uniform, and so in what it says."""
     common = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
               "num_attention_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3}  # fmt: skip
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(LlamaConfig(**(common | sizes))).eval()
 
