@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from bench.journal import JOURNAL
+from compression._strict import path_option
 
 
 def journal_option(parser: argparse.ArgumentParser, default: Path | None = JOURNAL) -> None:
     """`--journal FILE`; without it `default`, which is None where a command must know whether one was named."""
-    parser.add_argument("--journal", type=Path, default=default, metavar="FILE", help=f"default ./{JOURNAL}")
+    parser.add_argument("--journal", type=path_option, default=default, metavar="FILE", help=f"default ./{JOURNAL}")

@@ -24,15 +24,15 @@ from bench import items as stored
 from bench._errors import BaselineError
 from bench._files import write_whole
 from bench._migrations import SCHEMA, migrated
-from bench._strict import exact_fields, strict_json
 from bench.bases import OLD, Identity, short
 from bench.items import Items
 from bench.metrics import Metric
-from bench.metrics._registry import BETTER, KINDS, finite
+from bench.metrics._registry import BETTER, KINDS
 from bench.rows import MEASURED, Input, Param, Row, checked_params, inputs_of, key_of, plain_inputs
 from bench.sign import check_digest, digest_of, without_digest
 from compression._checkpoint import is_name
 from compression._recipe import slug
+from compression._strict import exact_fields, finite, strict_json
 
 ANYWHERE = ""  # the place of rows that no device changes
 ITEMS = "items"  # the folder of what rows are means of

@@ -18,12 +18,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench._errors import BaselineError
-from bench._strict import exact_fields
 from bench.bases import OLD
 from bench.metrics import all_metrics
 from bench.rows import Input, Param, checked_params, key_of, plain_inputs
 from compression._files import digest_of_file
 from compression._formats import SIDE_FILES
+from compression._strict import exact_fields, strict_json
 
 if TYPE_CHECKING:
     from bench._baseline import Baseline
@@ -127,7 +127,7 @@ def params_of(key: str) -> dict[str, Param]:
 
 def _value(text: str) -> Param:
     try:
-        found = json.loads(text)
+        found = strict_json(text)
     except ValueError:
         found = None
     if isinstance(found, int | float) and json.dumps(found) == text:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from bench import _workers as workers
 from bench._errors import OptionError
 from bench._escaping import shell
+from compression._strict import path_option
 
 if TYPE_CHECKING:
     from bench.options import Options
@@ -35,8 +35,8 @@ def declare(parser: pytest.Parser) -> None:
         "reference-teacher for the reference")  # fmt: skip
     add("--downstream", metavar="TASK", help="what recover trains on: a task of the embedded reference or a folder of "
         "*.jsonl with prompt and answer; default arithmetic for the reference")  # fmt: skip
-    add("--cache", type=Path, metavar="DIR", help="what training left for later runs; default $COMPRESSION_CACHE, or "
-        "compression-bench in the user's cache folder")  # fmt: skip
+    add("--cache", type=path_option, metavar="DIR", help="what training left for later runs; default "
+        "$COMPRESSION_CACHE, or compression-bench in the user's cache folder")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:N; default auto: cuda if there is one")
     add("--seed", type=int, default=0, help="of prompts, random weights, calibration, and which questions "
         "of a set are asked")  # fmt: skip
@@ -48,14 +48,14 @@ def declare(parser: pytest.Parser) -> None:
     )
     add("--against", metavar="COMMIT", help="generate beside the code of a commit, round by round in turn, and fail "
         "where this code is slower; from a clone of the benchmarks' own repository")  # fmt: skip
-    add("--baselines", type=Path, metavar="DIR", help="folder of baselines; default ./baselines")
+    add("--baselines", type=path_option, metavar="DIR", help="folder of baselines; default ./baselines")
     add("--update-baselines", action="store_true", help="record this run as the baseline, merged into what is there")
     add("--force-update", action="store_true", help="with --update-baselines: also from a tree with changed files, and "
         "what a failed run did measure")  # fmt: skip
-    add("--journal", type=Path, metavar="FILE", help="journal of results; default ./.bench/journal.jsonl")
+    add("--journal", type=path_option, metavar="FILE", help="journal of results; default ./.bench/journal.jsonl")
     add("--resume", action="store_true", help="go on with the last unfinished run of the journal")
-    add("--report", type=Path, metavar="DIR", help="write tables, results and summary at the end of the run, from all "
-        "that the journal holds for this base and device")  # fmt: skip
+    add("--report", type=path_option, metavar="DIR", help="write tables, results and summary at the end of the run, "
+        "from all that the journal holds for this base and device")  # fmt: skip
     add("--plan", action="store_true", help="print memory, disk, downloads and time per recipe, and stop")
     add("--batch-size", default="1", help="sequences generated at once; several separated by commas; default 1")
     add("--prompt-tokens", type=int, default=128, help="length of the prompts; default 128")
@@ -82,7 +82,7 @@ def declare(parser: pytest.Parser) -> None:
     add("--chunk-overlap", type=int, help="tokens that two chunks share; default 50, 0 for the embedded set")
     add("--compare-no-rag", choices=("yes", "no"), default="yes", help="also answer without a context; default yes")
     add("--rag-seeds", type=int, default=3, help="samples of each answer, beside the greedy one; default 3")
-    add("--save-detailed-responses", type=Path, metavar="FILE", help="append every answer as a line of JSON")
+    add("--save-detailed-responses", type=path_option, metavar="FILE", help="append every answer as a line of JSON")
     add("--bertscore-encoder", metavar="MODEL", help="folder or hub id of the encoder of BERTScore")
     add("--judge-url", metavar="URL", help="OpenAI-compatible endpoint of a judge, such as https://host/v1; its key is "
         "read from $BENCH_JUDGE_KEY")  # fmt: skip
@@ -94,7 +94,8 @@ def declare(parser: pytest.Parser) -> None:
     add("--judge-attempts", type=int, help="attempts of one request; default 6")
     add("--judge-wait", type=float, help="seconds before the second attempt, doubled before each further; default 1")
     add("--judge-concurrency", type=int, help="requests to the judge at once; default 4")
-    add("--judge-cache", type=Path, metavar="FILE", help="replies of the judge; default judge.jsonl beside the journal")
+    add("--judge-cache", type=path_option, metavar="FILE", help="replies of the judge; default judge.jsonl beside the "
+        "journal")  # fmt: skip
     add("--judge-decoding", choices=("sampled", "greedy"), help="of the answers that are judged; default sampled, at "
         "temperature 0.7")  # fmt: skip
     add("--judge-new-tokens", type=int, help="of an answer that is judged; default 200")

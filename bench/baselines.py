@@ -25,11 +25,11 @@ from bench._errors import BaselineError, BenchError
 from bench._migrations import SCHEMA, old_hash, with_base
 from bench._recording import Proposal, compared, merged, recorded, without, write
 from bench._runs import Run, last_run
-from bench._strict import strict_json
 from bench.bases import short
 from bench.metrics import all_metrics
 from compression import CompressionError, Recipe, locate, split_recipes
 from compression._checkpoint import BaseSource, is_name
+from compression._strict import path_option, strict_json
 from compression._terminal import printable
 
 Key = tuple[str, str]  # folder and recipe: a name is one base at a time, a folder's name may be that of several
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--baselines", type=Path, default=Path("baselines"), metavar="DIR")
+    common.add_argument("--baselines", type=path_option, default=Path("baselines"), metavar="DIR")
     common.add_argument("--base", help="only baselines of this base")
     common.add_argument("--model", metavar="RECIPES", help="only these recipes, separated by commas")
     writing = argparse.ArgumentParser(add_help=False)

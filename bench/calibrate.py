@@ -37,6 +37,7 @@ from bench._errors import BenchError, OptionError
 from bench._reruns import Rerun, taken, timed
 from bench._shift import SAMPLES, quantile, shift
 from bench.metrics import Metric, all_metrics
+from compression._strict import path_option
 
 SLOWER = (0.05, 0.10)  # slowdowns that are looked for
 PEER = 0.05  # of pytest-benchmark's comparison
@@ -217,10 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--runs", type=int, default=10, help="rounds at the first look; default 10")
     add("--prompt-tokens", type=int, default=16)
     add("--max-new-tokens", type=int, default=16)
-    add("--journal", type=Path, default=Path(".bench/calibration.jsonl"))
+    add("--journal", type=path_option, default=Path(".bench/calibration.jsonl"))
     add("--beside", action="store_true", help="two copies of the compressed model, as --against compares them")
     add("--write", action="store_true", help="record the proposed tolerances, by which the gate then compares here")
-    add("--baselines", type=Path, default=Path("baselines"), metavar="DIR", help="where they are recorded")
+    add("--baselines", type=path_option, default=Path("baselines"), metavar="DIR", help="where they are recorded")
     given = parser.parse_args(arguments)
     for name, least in (("reruns", FEWEST if given.write else 3), ("rows", 1), ("runs", SAMPLES), ("processes", 1)):
         if getattr(given, name) < least:

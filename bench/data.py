@@ -26,6 +26,7 @@ from typing import Any
 from bench._errors import DataError, OptionError
 from bench.rows import Input
 from compression._reading import check_texts, digest_of_texts, lines_of_json, loads, read_text, whole_text
+from compression._strict import expanded
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 
@@ -195,7 +196,7 @@ def open_data(spec: str | None, *, base: str) -> Data:
         return Embedded()
     if spec == "hub":
         return Hub()
-    folder = Path(spec).expanduser()
+    folder = expanded(spec, OptionError)
     if folder.is_dir():
         return Folder(folder.resolve())
     near = difflib.get_close_matches(spec, ["embedded", "hub"], n=1)

@@ -8,7 +8,6 @@ step is named by the first run behind it, with what else differed between that r
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,9 +23,9 @@ from bench._steps import cut, steps, strongest
 from bench._words import arrow, percent, relative
 from bench.bases import Identity, names
 from bench.metrics import all_metrics
-from bench.metrics._registry import finite
 from bench.rows import MEASURED
 from compression import CompressionError, Recipe, split_recipes
+from compression._strict import finite, path_option, strict_json
 from compression._terminal import printable
 
 LEVEL = 0.01  # the chance that any series is named where none moved
@@ -187,7 +186,7 @@ def of_storage(folder: str | Path) -> list[Series]:
     files = []
     for path in Path(folder).glob("*/*.json"):
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
+            table = strict_json(path.read_text(encoding="utf-8"))
             when = datetime.fromisoformat(table["datetime"]).timestamp()
             commit = table["commit_info"].get("id")
             machine = " ".join(str(table["machine_info"].get(name)) for name in ("node", "machine"))
@@ -225,7 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Name the commits at which metrics moved: `python -m bench history`."""
     parser = argparse.ArgumentParser(prog="python -m bench history", description=main.__doc__.partition(":")[0])
     journal_option(parser)
-    parser.add_argument("--storage", type=Path, default=Path(".benchmarks"), metavar="DIR", help="of pytest-benchmark")
+    parser.add_argument(
+        "--storage", type=path_option, default=Path(".benchmarks"), metavar="DIR", help="of pytest-benchmark"
+    )
     parser.add_argument(
         "--metric", help="names, with or without their group, separated by commas; also prints the runs"
     )

@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from bench._errors import BaselineError, MetricError
 from bench._files import write_whole
-from bench._strict import exact_fields, strict_json
+from compression._strict import exact_fields, strict_json
 
 KINDS = ("binary", "real")
 SCHEMA = 1

@@ -31,9 +31,9 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 from bench._errors import JournalError
 from bench._lines import is_sealed, opened, sealed, whole_in
-from bench._strict import exact_fields, finite_field, strict_json
 from bench.bases import Bases, shown
 from bench.rows import MEASURED, SCHEMA, Row, checked_params
+from compression._strict import exact_fields, finite_field, strict_json
 
 JOURNAL = Path(".bench/journal.jsonl")  # of runs that were not told another
 KINDS = ("run", "begin", "row", "verdict", "layers", "end")

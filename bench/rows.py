@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Self
 
 from bench._errors import JournalError
-from bench._strict import exact_fields, finite_field
 from bench.items import Items
 from bench.metrics._registry import BETTER, NAME
+from compression._strict import exact_fields, finite_field
 
 SCHEMA = 2
 SCHEMAS = (1, 2)  # 1 had neither `base_hash` nor `inputs`; its base_hash is in the record of its run, see `bench.bases`

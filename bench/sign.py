@@ -13,7 +13,7 @@ from typing import Any
 
 from bench._errors import BaselineError
 from bench._files import replacing
-from bench._strict import strict_json
+from compression._strict import path_option, strict_json
 
 DIGITS = 16  # hexadecimal
 
@@ -90,7 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Accept baselines that were edited by hand: write the digest of what they say now."""
     parser = argparse.ArgumentParser(prog="python -m bench sign", description=main.__doc__)
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="baselines/<base>/<recipe>.json, baselines/tolerances.json"
+        "files",
+        nargs="+",
+        type=path_option,
+        metavar="FILE",
+        help="baselines/<base>/<recipe>.json, baselines/tolerances.json",
     )
     options = parser.parse_args(arguments)
     try:

@@ -15,10 +15,9 @@ from typing import Any
 
 from bench._errors import BaselineError
 from bench._files import write_whole
-from bench._strict import exact_fields, strict_json
 from bench.metrics import Metric
-from bench.metrics._registry import finite
 from bench.sign import check_digest, digest_of
+from compression._strict import exact_fields, finite, strict_json
 
 NAME = "tolerances.json"
 SCHEMA = 1

@@ -11,12 +11,12 @@ import shutil
 import sys
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression import CompressionError, Recipe
 from compression._formats import FORMATS
 from compression._registry import LayerwiseMethod
+from compression._strict import path_option
 from compression._terminal import terminal
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m compression", description=__doc__.split("\n")[0])
     parser.add_argument("recipe", help='a recipe such as nf4 or "rtn(bits=3)", or the word list')
     parser.add_argument("--base", default="reference", help="reference, random:<shape>, a folder or a hub id")
-    parser.add_argument("--out", type=Path, help="folder for the compressed model: new, or left by a run that was "
-                        "interrupted, which is then resumed")  # fmt: skip
+    parser.add_argument("--out", type=path_option, help="folder for the compressed model: new, or left by a run that "
+                        "was interrupted, which is then resumed")  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0],
                         help="own, or the format of published GPTQ or AWQ checkpoints; exact, or refused; "
                         "vLLM opens gptq with symmetric=true alone")  # fmt: skip
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
                         "reference")  # fmt: skip
     parser.add_argument("--teacher", help="base that methods learn from that need one, or self for the uncompressed "
                         "base; default reference-teacher for the reference")  # fmt: skip
-    parser.add_argument("--cache", type=Path, help="folder of what training left for later runs; default "
+    parser.add_argument("--cache", type=path_option, help="folder of what training left for later runs; default "
                         "$COMPRESSION_CACHE, or compression-bench in the user's cache folder")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     options = parser.parse_args(arguments)

@@ -24,6 +24,7 @@ from typing import Any
 from compression._artefact import Compressed, load
 from compression._errors import CheckpointError
 from compression._files import digest_of_file, key_of, sync, write_json
+from compression._strict import read_json
 
 _STATE = "state.json"
 
@@ -95,8 +96,10 @@ class StepCache:
     def _read(self, path: Path, identity: dict[str, Any], device: str) -> Compressed:
         again = f"delete {path} to have it made again"
         try:
-            state = json.loads((path / _STATE).read_text())
+            state = read_json(path / _STATE)
             was, files = state["identity"], dict(state["files"])
+            if wrong := [name for name in files if Path(name).name != name]:
+                raise ValueError(f"{wrong[0]!r} is no name of a file in the folder")
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise CheckpointError(f"{path / _STATE} is damaged: {type(error).__name__}: {error}; {again}") from error
         if was != json.loads(json.dumps(identity)):

@@ -28,6 +28,7 @@ from compression._errors import CalibrationError
 from compression._files import digest_of
 from compression._identity import of_texts
 from compression._reading import json_lines, read_text, whole_text
+from compression._strict import expanded
 
 WAYS_OUT = 'give calibration (--calibration) as "embedded", "hub", "random", a folder of text, texts, or token ids'
 EVALUATION = {"test", "validation", "valid", "val", "dev"}
@@ -117,9 +118,10 @@ def open_calibration(given: Any, base: BaseSource) -> Calibration | None:
     if isinstance(given, str | Path):
         if str(given) in _NAMED:
             return _NAMED[str(given)]
-        if not Path(given).expanduser().is_dir():
+        folder = expanded(given, CalibrationError)
+        if not folder.is_dir():
             raise CalibrationError(f"calibration {str(given)!r} is no folder; {WAYS_OUT}")
-        return _folder(Path(given).expanduser())
+        return _folder(folder)
     documents = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(document, str) for document in documents):
         raise CalibrationError(f"calibration must be texts or token ids, not {type(given).__name__}; {WAYS_OUT}")

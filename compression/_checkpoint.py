@@ -14,10 +14,8 @@ A folder or a hub id may also hold a published GPTQ or AWQ checkpoint: `compress
 it is stored, and `open_base(text, dequantize=True)` with dense weights of the same values: what it is compared with.
 """
 
-import contextlib
 import difflib
 import importlib.util
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from compression import _identity
 from compression._beside import read_generation_config
 from compression._errors import CheckpointError
 from compression._shapes import SHAPES
+from compression._strict import expanded, read_json
 from compression._weight_files import download, weight_files
 
 if TYPE_CHECKING:
@@ -194,12 +193,11 @@ def locate(text: str) -> BaseSource:
         if shape not in SHAPES:
             raise CheckpointError(f"unknown shape {shape!r}{_hint(shape, SHAPES)}; shapes: {', '.join(SHAPES)}")
         return BaseSource(text, "random")
-    with contextlib.suppress(RuntimeError, OSError):  # no such user after ~, a name that no file can have
-        path = Path(text).expanduser()
-        if path.is_dir():
-            return BaseSource(text, "folder", path)
-        if path.exists():
-            raise CheckpointError(f"base {text!r} is a file; give the folder that holds config.json and *.safetensors")
+    path = expanded(text, lambda why: CheckpointError(f"unknown base {why}"))
+    if path.is_dir():
+        return BaseSource(text, "folder", path)
+    if path.exists():
+        raise CheckpointError(f"base {text!r} is a file; give the folder that holds config.json and *.safetensors")
     if _HUB_ID.fullmatch(text) and not text.startswith((".", "/")):
         return BaseSource(text, "hub")
     known = [*NAMED, *(f"random:{shape}" for shape in SHAPES)]
@@ -334,7 +332,7 @@ def byte_tokenizer() -> Any:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = read_json(path)
     except FileNotFoundError as error:
         there = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) or "nothing"
         raise CheckpointError(f"{path} is not there; the folder holds {there}") from error

@@ -29,6 +29,7 @@ from compression._calibration import EVALUATION, SEPARATOR
 from compression._checkpoint import BaseSource
 from compression._errors import TrainingError
 from compression._reading import json_lines, whole_text
+from compression._strict import expanded
 from compression._tokens import encode, encode_parts
 
 WAYS_OUT = (
@@ -114,7 +115,7 @@ def open_downstream(given: Any, base: BaseSource) -> Downstream | None:
     if given is None or isinstance(given, Downstream):
         return given
     if isinstance(given, str | Path):
-        if (folder := Path(given).expanduser()).is_dir():
+        if (folder := expanded(given, TrainingError)).is_dir():
             return _folder(folder)
         return _embedded(str(given))
     pairs = list(given) if isinstance(given, Iterable) else [given]

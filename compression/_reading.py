@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from compression._strict import strict_json
+
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark begins it
@@ -60,14 +62,12 @@ def digest_of_texts(texts: Iterable[str]) -> str:
 def loads(text: str, where: str, error: type[Exception], *, line: int = 1) -> Any:
     """A value of JSON that begins at `line` of the file named `where`, every text of it whole."""
     try:
-        value = json.loads(text)
+        value = strict_json(text)
         check_texts(value, f"{where}:{line}", error)
     except json.JSONDecodeError as wrong:
         raise error(
             f"{where}:{line + wrong.lineno - 1}: not JSON: {wrong.msg} at column {wrong.colno}; mend or delete it"
         ) from None
-    except RecursionError:
-        raise error(f"{where}:{line}: JSON that is nested too deeply; mend or delete it") from None
     except ValueError as wrong:
         if isinstance(wrong, error):
             raise

@@ -27,6 +27,7 @@ from compression import _registry
 from compression._errors import RecipeError
 from compression._reading import read_text
 from compression._registry import Method
+from compression._strict import strict_json, strict_prefix
 
 SCHEMA = 2
 _DEFAULTS = {  # by schema: what a parameter that is left out meant until the next one
@@ -127,8 +128,8 @@ class Recipe:
     @classmethod
     def _from_file(cls, path: Path) -> "Recipe":
         try:
-            value = _DECODER.decode(read_text(path, ValueError))
-        except (ValueError, RecursionError) as error:
+            value = strict_json(read_text(path, ValueError))
+        except (OSError, ValueError) as error:
             raise RecipeError(f"recipe file {str(path)!r} cannot be read as JSON: {error}") from error
         return cls.from_json(value)
 
@@ -250,21 +251,6 @@ def parse_setting(text: str) -> tuple[str, Any]:
     return found.popitem()
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a finite number")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return value
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
-
-
 class _Parser:
     """Recursive descent over one recipe; every error shows the place."""
 
@@ -308,8 +294,8 @@ class _Parser:
     def value(self) -> Any:
         if self.text[self.at : self.at + 1] in ('"', "{"):
             try:
-                value, self.at = _DECODER.raw_decode(self.text, self.at)
-            except (ValueError, RecursionError) as error:
+                value, self.at = strict_prefix(self.text, self.at)
+            except ValueError as error:
                 raise self.error(f"not JSON: {error}") from error
             return value
         number = _NUMBER.match(self.text, self.at)

@@ -42,6 +42,7 @@ from compression._errors import CheckpointError, RecipeError
 from compression._files import code_digest, digest_of, digest_of_file, filling, locked, replacing, sync
 from compression._recipe import Recipe
 from compression._schedule import is_whole, make_schedule
+from compression._strict import read_json
 from compression._weight_files import INDEX
 from compression._weights import Weights
 
@@ -151,7 +152,7 @@ class State:
         try:
             if not path.exists():
                 return None
-            value = json.loads(path.read_text())
+            value = read_json(path)
             state = cls(**value)
             state.reports = [[LayerReport(**entry) for entry in report] for report in value["reports"]]
             state.cost = Cost(**value["cost"])

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench._errors import JournalError
-from bench._strict import strict_json
 from bench.journal import ENDINGS, Journal, read, resume
 from bench.rows import Row, key_of
+from compression._strict import strict_json
 
 ROOT = Path(__file__).parent.parent
 

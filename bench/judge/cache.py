@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bench._errors import JudgeError
+from compression._strict import strict_json
 
 Reply = Mapping[str, Any]
 
@@ -86,9 +87,12 @@ class Cache:
             if not line.endswith(b"\n"):
                 return  # being written, or left by a killed writer
             try:
-                record = json.loads(line)
-                self._found.setdefault(record["key"], record["reply"])
-            except (ValueError, KeyError, TypeError, RecursionError):
+                record = strict_json(line)
+                key, reply = record["key"], record["reply"]
+                if not isinstance(key, str) or not isinstance(reply, dict):
+                    raise ValueError("a line has a text as key and a table as reply")
+                self._found.setdefault(key, reply)
+            except (ValueError, KeyError, TypeError):
                 raise JudgeError(
                     f"{self.path}: the line at byte {self._read} is damaged; delete the file to ask the judge anew, or "
                     "that line"

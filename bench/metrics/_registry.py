@@ -7,14 +7,13 @@
 The function stays what it is; the registry holds a `Metric`, which calls it and lets only finite numbers through.
 """
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, TypeVar
 
 from bench._errors import MetricError
+from compression._strict import finite
 
 BETTER = ("lower", "higher", "neither")
 KINDS = ("timing", "memory", "counted", "deterministic", "sampled")
@@ -26,19 +25,6 @@ NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
 Function = TypeVar("Function", bound=Callable[[Any], float])
 
 METRICS: dict[str, "Metric"] = {}
-
-
-def finite(value: object) -> float:
-    """`value` as a Python float; raises ValueError in words for NaN, infinities, bool, None and what is no number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{value!r} is a {type(value).__name__}, not a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError("the number is beyond a float") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{number!r} is not finite")
-    return number
 
 
 @dataclass(frozen=True, kw_only=True)

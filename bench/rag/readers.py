@@ -13,6 +13,7 @@ from bench._errors import DataError, OptionError
 from bench.rag.chunking import Chunking
 from bench.rag.collection import Collection, Document, Question
 from compression._reading import digest_of_texts, loads, read_text, whole_text
+from compression._strict import expanded
 
 FORMS = "a SQuAD file, a JSON list of questions and answers (with --documents), or a folder with cran.all.1400"
 _TEXTS = {".txt", ".md"}
@@ -33,7 +34,7 @@ def open_collection(path: str | Path | None = None, documents: str | Path | None
     if path is None:
         _refuse(documents, "the embedded collection")
         return embedded()
-    path = Path(path).expanduser()
+    path = expanded(path, OptionError)
     if not path.exists():
         raise OptionError(f"--dataset-path {path} does not exist; give {FORMS}, or leave it out for the embedded set")
     if path.is_dir():
@@ -128,7 +129,7 @@ def question_answers(path: Path, documents: str | Path) -> Collection:
 
     `answer` is a text or a list of texts in alternative words.
     """
-    files = _files(Path(documents).expanduser())
+    files = _files(expanded(documents, OptionError))
     listed = read_text(path, DataError)
     texts = [read_text(file, DataError) for file in files]
     questions = []

@@ -1,6 +1,5 @@
 """What each metric was, run by run: from the journal, and from the storage of pytest-benchmark."""
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from itertools import groupby
@@ -10,6 +9,7 @@ from typing import Any
 from bench._errors import JournalError
 from bench.bases import Identity, short
 from bench.rows import key_of
+from compression._strict import strict_json
 
 DIGITS = 6  # significant ones that a value keeps
 
@@ -64,7 +64,7 @@ def stored(
     files = []
     for path in sorted(folder.glob("*/*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = strict_json(path.read_text())
             files.append((content["datetime"], path, content))
             content["benchmarks"]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -30,6 +30,7 @@ from bench.report.sources import recorded
 from bench.report.tables import Table, by_device, newest, tables
 from bench.rows import Row
 from compression import CompressionError
+from compression._strict import path_option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,7 +177,7 @@ def one_of(made: Sequence[Table], numbers: str) -> list[Table]:
 def sources(parser: argparse.ArgumentParser) -> None:
     """The options that say whose results are meant."""
     journal_option(parser, default=None)
-    parser.add_argument("--baselines", type=Path, metavar="DIR", help="recorded baselines instead of a journal")
+    parser.add_argument("--baselines", type=path_option, metavar="DIR", help="recorded baselines instead of a journal")
     parser.add_argument("--base", help="default that of the last results")
     parser.add_argument("--device", help="fingerprint of the device; default that of the last results")
 
@@ -185,7 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report of a journal into a folder, or print its tables as Markdown: `python -m bench report`."""
     parser = argparse.ArgumentParser(prog="python -m bench report", description=main.__doc__.split(":")[0])
     sources(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report; without it tables are printed")
+    parser.add_argument(
+        "--out", type=path_option, metavar="DIR", help="folder of the report; without it tables are printed"
+    )
     parser.add_argument("--tables", metavar="NUMBERS", help="print only these, e.g. E14,O1,S4")
     options = parser.parse_args(arguments)
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compression._errors import CheckpointError
+from compression._strict import read_json
 
 FORMATS = ("own", "gptq", "awq")  # that a compressed model can be written in; the first is that of this package
 BITS = {"gptq": (2, 3, 4, 8), "awq": (4,)}
@@ -82,7 +83,7 @@ def read_config(folder: Path, config: Mapping[str, Any]) -> Published | None:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
 

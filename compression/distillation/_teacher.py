@@ -34,6 +34,7 @@ from compression import _checkpoint
 from compression._errors import RecipeError, TeacherError
 from compression._files import digest_of, digest_of_file, key_of, locked, replacing, write_json
 from compression._recipe import Recipe
+from compression._strict import read_json, whole_field
 from compression.distillation._chunks import TopK
 
 DESCRIPTION = "teacher.json"
@@ -292,9 +293,14 @@ def _read(folder: Path, identity: dict[str, Any]) -> list[Shard]:
     if not path.exists():
         return []
     try:
-        described = json.loads(path.read_text())
+        described = read_json(path)
         was, shards = dict(described["identity"]), [Shard(**shard) for shard in described["shards"]]
-    except (OSError, ValueError, TypeError, LookupError) as error:
+        for shard in shards:
+            if not isinstance(shard.file, str) or Path(shard.file).name != shard.file:
+                raise ValueError(f"file={shard.file!r} must be the name of a file in the folder")
+            whole_field(vars(shard), "first", 0, 2**62)
+            whole_field(vars(shard), "samples", 1, 2**62)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise TeacherError(f"{path} is damaged: {type(error).__name__}: {error}; {again}") from error
     for name in {**identity, **was}:
         if was.get(name) != identity.get(name):

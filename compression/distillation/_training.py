@@ -43,6 +43,7 @@ from compression._errors import TrainingError
 from compression._files import digest_of, digest_of_file, key_of, locked, sync, write_json
 from compression._linear import PackedLinear
 from compression._sparse_linear import SparseLinear
+from compression._strict import finite, read_json
 from compression.distillation._chunks import Projected
 from compression.distillation._losses import IGNORED, distillation, next_tokens
 from compression.distillation._settings import OPTIMIZERS, Objective, Settings
@@ -118,9 +119,8 @@ def train(
         guard = _Guard(folder, progress, _zeros(student) if keep_zeros else [])
         trainer = _Trainer(student, _texts(ids, mask, learn), folder, objective, settings, teacher, guard)
         if (folder / _BEST).exists():
-            best = json.loads((folder / _BEST).read_text())
-            trainer._load_from_checkpoint(str(folder / best["checkpoint"]))
-            losses = tuple(best["losses"])
+            best, losses = _finished(folder)
+            trainer._load_from_checkpoint(str(best))
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
@@ -382,6 +382,23 @@ def _identity(
     }
 
 
+def _finished(folder: Path) -> tuple[Path, tuple[float, ...]]:
+    """The best checkpoint of a run that ended, and its losses.
+
+    Raises:
+        TrainingError: what says so is damaged.
+    """
+    path = folder / _BEST
+    try:
+        said = read_json(path)
+        best, losses = folder / str(said["checkpoint"]), tuple(map(finite, said["losses"]))
+        if best.parent != folder or not (best / _FINISHED).exists():
+            raise ValueError(f"checkpoint={said['checkpoint']!r} is no finished checkpoint of the folder")
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise TrainingError(f"{path} is damaged: {error}; delete {folder} to train again") from error
+    return best, losses
+
+
 def _last(folder: Path, identity: dict[str, Any]) -> Path | None:
     """The last finished checkpoint of a run, None if there is none; unfinished ones are removed.
 
@@ -392,8 +409,8 @@ def _last(folder: Path, identity: dict[str, Any]) -> Path | None:
     if not description.exists():
         write_json(description, identity)
     try:
-        was = json.loads(description.read_text())
-    except ValueError as error:
+        was = read_json(description)
+    except (OSError, ValueError) as error:
         raise TrainingError(f"{description} is damaged: {error}; {again}") from error
     if was != json.loads(json.dumps(identity)):
         raise TrainingError(f"{folder} is of another run than its name says; it was changed by hand; {again}")
@@ -403,9 +420,9 @@ def _last(folder: Path, identity: dict[str, Any]) -> Path | None:
             shutil.rmtree(checkpoint)
             continue
         try:
-            digests = json.loads((checkpoint / _FINISHED).read_text())
+            digests = read_json(checkpoint / _FINISHED)
             damaged = [name for name, digest in digests.items() if digest_of_file(checkpoint / name) != digest]
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise TrainingError(f"{checkpoint} is damaged: {error}; {again}") from error
         if damaged:
             raise TrainingError(f"{checkpoint} is not what was written there: {', '.join(damaged)}; {again}")
