@@ -5,7 +5,6 @@ may change. An edit by hand is refused until it was signed, so that it is somebo
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,7 @@ from typing import Any
 
 from bench._errors import BaselineError
 from bench._files import replacing
-from compression._strict import path_option, strict_json
-
-DIGITS = 16  # hexadecimal
+from compression._strict import path_option, signature_of, strict_json
 
 
 def without_digest(table: Any) -> Any:
@@ -29,7 +26,7 @@ def digest_of(table: Mapping[str, Any]) -> str:
     >>> digest_of({"rows": {}, "digest": "?"}) == digest_of({"rows": {}})
     True
     """
-    return hashlib.sha256(json.dumps(without_digest(table), sort_keys=True).encode()).hexdigest()[:DIGITS]
+    return signature_of(table)
 
 
 def check_digest(table: Mapping[str, Any], path: str | Path) -> None:

@@ -23,18 +23,18 @@ from typing import Any
 from compression import _beside, _blocks, _checkpoint, _embedding, _weights
 from compression._checkpoint import MANIFEST, PACKED_TYPE, BaseSource
 from compression._cost import Cost
-from compression._embedding import EMBEDDINGS, PackedEmbedding
+from compression._embedding import PackedEmbedding
 from compression._errors import CheckpointError, LayerError
 from compression._files import filling
 from compression._formats import BITS, FORMATS
-from compression._grids import GRIDS
 from compression._linear import PackedLinear
-from compression._lora_linear import LoraLinear
 from compression._recipe import Recipe
-from compression._sparse_linear import SparseLinear
+from compression._stored import describe, put_all
+from compression._strict import check_signature, exact_fields, finite, signed
 from compression._weight_files import INDEX, WEIGHTS
 
-SCHEMA = 2  # 1: does not name the files of the weights; a packed model has the names of a transformers checkpoint
+# 1: has no digest, does not name the files of the weights; a packed model has the names of a transformers checkpoint
+SCHEMA = 2
 OWN = FORMATS[0]
 STATE = "compression.state.json"  # in a folder that is not finished
 _PACKED = "compressed.safetensors"
@@ -48,6 +48,14 @@ class LayerReport:
     name: str
     outcome: str
     detail: str
+
+    @classmethod
+    def from_json(cls, entry: Any) -> "LayerReport":
+        """The inverse of `dataclasses.asdict`; raises ValueError."""
+        fields = exact_fields(entry, {"name", "outcome", "detail"})
+        if not all(isinstance(value, str) for value in fields.values()):
+            raise ValueError(f"a report {entry!r:.200} must be of texts")
+        return cls(**fields)
 
 
 @dataclass
@@ -132,7 +140,7 @@ class Compressed:
         """What compression.json says, with a description of each stored layer by name, and the files of the weights."""
         import torch
 
-        return {
+        return signed({
             "schema": SCHEMA,
             "files": files,
             "recipe": self.recipe.to_json(),
@@ -145,7 +153,7 @@ class Compressed:
             "report": [dataclasses.asdict(entry) for entry in self.report],
             "notes": list(self.notes),
             "layers": layers,
-        }
+        })  # fmt: skip
 
     def kernels(self, device: str | None = None) -> dict[str, int]:
         """How many packed or sparse layers get which kernel on the device, by default where the model is."""
@@ -249,12 +257,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """compression.json of a folder; CheckpointError if it is none, or of a schema that is not read."""
     manifest = _checkpoint._read_json(path / MANIFEST)
     schema = manifest.get("schema")
-    if schema == 1:
-        sharded = (path / INDEX).exists()
-        weight_map = _checkpoint._read_json(path / INDEX).get("weight_map", {}) if sharded else {"": WEIGHTS}
-        manifest |= {"schema": SCHEMA, "files": sorted(set(weight_map.values()))}
-    elif schema != SCHEMA:
-        raise CheckpointError(f"{path / MANIFEST} has schema {schema!r}; this version reads 1 and {SCHEMA}")
+    try:
+        if schema == 1 and type(schema) is int:
+            weight_map = _checkpoint._read_json(path / INDEX)["weight_map"] if (path / INDEX).exists() else {"": WEIGHTS}
+            manifest |= {"schema": SCHEMA, "files": sorted(set(weight_map.values()))}
+        elif schema != SCHEMA:
+            raise CheckpointError(f"{path / MANIFEST} has schema {schema!r:.80}; this version reads 1 and {SCHEMA}")
+        else:
+            check_signature(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
     return manifest
 
 
@@ -279,20 +291,14 @@ def outline(path: Path) -> Compressed:
     config = BaseSource(str(path), "folder", path).config
     model = _checkpoint.build(config, torch.float32, device="meta")  # each tensor comes in the dtype it is stored in
     try:
-        for name, spec in manifest["layers"].items():
-            if "embedding" in spec:
-                continue
-            dense, packed = model.get_submodule(name), _restore(spec)
-            if (dense.in_features, dense.out_features) != (packed.in_features, packed.out_features):
-                raise ValueError(f"{name} is {packed}, and {dense} in {path / 'config.json'}")
-            model.set_submodule(name, packed)
-        _restore_embeddings(model, manifest["layers"])
-        report = tuple(LayerReport(**entry) for entry in manifest["report"])
-        cost = None if manifest["cost"] is None else Cost(**manifest["cost"])
+        put_all(model, manifest["layers"])
+        report = tuple(LayerReport.from_json(entry) for entry in manifest["report"])
+        cost = None if manifest["cost"] is None else Cost.from_json(manifest["cost"])
         recipe, base = Recipe.from_json(manifest["recipe"]), (manifest["base"]["text"], manifest["base"]["digest"])
-        if not isinstance(manifest["executed"], list):
-            raise TypeError(f"executed must be a list, not {manifest['executed']!r}")
-        executed, seconds = tuple(manifest["executed"]), tuple(map(float, manifest.get("seconds", ())))
+        texts = [*manifest["executed"], *base]
+        if not isinstance(manifest["executed"], list) or not all(isinstance(each, str) for each in texts):
+            raise TypeError(f"executed={manifest['executed']!r} and base={manifest['base']!r} must be texts")
+        executed, seconds = tuple(manifest["executed"]), tuple(map(finite, manifest.get("seconds", ())))
         notes = tuple(map(str, manifest.get("notes", ())))  # folders of earlier versions have none
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
@@ -371,70 +377,3 @@ def count_parameters(model: Any) -> int:
     stored = sum(layer.in_features * layer.out_features + (0 if layer.bias is None else layer.out_features)
                  for layer in layers)  # fmt: skip
     return stored + sum(p.numel() for p in model.parameters())
-
-
-def describe(layer: PackedLinear | SparseLinear | LoraLinear | PackedEmbedding) -> dict[str, Any]:
-    """What compression.json says of a layer."""
-    if isinstance(layer, PackedEmbedding):
-        return {"embedding": "tied" if layer.tied else describe(layer.table)}
-    if isinstance(layer, LoraLinear):
-        return {"adapter": layer.describe(), "base": describe(layer.base)}  # type: ignore[arg-type]
-    if isinstance(layer, SparseLinear):
-        return {
-            "store": "bitmask" if layer.pattern is None else "nm",
-            "pattern": layer.pattern,
-            "kept": layer.values.numel(),
-            "in_features": layer.in_features,
-            "out_features": layer.out_features,
-            "bias": layer.bias is not None,
-            "dtype": str(layer.dtype).removeprefix("torch."),
-        }
-    return {
-        "grid": {"kind": layer.grid.kind, **dataclasses.asdict(layer.grid)},  # type: ignore[attr-defined, call-overload]
-        "in_features": layer.in_features,
-        "out_features": layer.out_features,
-        "bias": layer.bias is not None,
-        "dtype": str(layer.dtype).removeprefix("torch."),
-        "compute_dtype": None if layer.compute_dtype is None else str(layer.compute_dtype).removeprefix("torch."),
-        "backend": layer.backend,
-        "threshold": layer.threshold,
-        "permuted": layer.permutation is not None,
-    }
-
-
-def _restore_embeddings(model: Any, layers: dict[str, Any]) -> None:
-    """Put packed embeddings into a model whose head is packed already. Raises ValueError for what cannot be."""
-    found = [name for name, spec in layers.items() if "embedding" in spec]
-    if not found:
-        return
-    spec, dense = layers[EMBEDDINGS]["embedding"], model.get_submodule(EMBEDDINGS)
-    tied, head = bool(model.config.tie_word_embeddings), model.get_submodule(_embedding.HEAD)
-    table = None if spec == "tied" else _restore(spec)
-    shape = (head if table is None else table).out_features, (head if table is None else table).in_features
-    if found != [EMBEDDINGS] or (spec == "tied") != tied or not isinstance(head, PackedLinear):
-        raise ValueError(f"packed embeddings are those of {EMBEDDINGS}, on the head where config.json ties the two")
-    if shape != (dense.num_embeddings, dense.embedding_dim):
-        raise ValueError(f"{EMBEDDINGS} is packed as {shape}, and {dense} in config.json")
-    _embedding.restore(model, tied=tied, table=table)  # type: ignore[arg-type]
-
-
-def _restore(spec: dict[str, Any]) -> PackedLinear | SparseLinear | LoraLinear:
-    import torch
-
-    if "adapter" in spec:
-        told = spec["adapter"]
-        dtype = getattr(torch, told["dtype"])
-        return LoraLinear(_restore(spec["base"]), told["rank"], told["scale"], dtype=dtype, device="meta")
-    if "store" in spec:
-        pattern = None if spec["store"] == "bitmask" else tuple(spec["pattern"])
-        return SparseLinear(
-            spec["in_features"], spec["out_features"], bias=spec["bias"], dtype=getattr(torch, spec["dtype"]),
-            kept=spec["kept"], pattern=pattern, device="meta",
-        )  # fmt: skip
-    grid = dict(spec["grid"])
-    return PackedLinear(
-        GRIDS[grid.pop("kind")](**grid), spec["in_features"], spec["out_features"], bias=spec["bias"],
-        dtype=getattr(torch, spec["dtype"]), threshold=spec["threshold"], backend=spec["backend"],
-        permuted=spec["permuted"], device="meta",
-        compute_dtype=getattr(torch, spec["compute_dtype"]) if spec["compute_dtype"] else None,
-    )  # fmt: skip

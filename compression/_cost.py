@@ -6,10 +6,13 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
+
+from compression._strict import exact_fields, finite_field, whole_field
 
 _STATUS = "/proc/self/status"
 _POLL_SECONDS = 0.005
+_COUNTS = ("calibration_tokens", "trained_tokens", "trained_parameters")
 
 
 def anonymous_bytes() -> int | None:
@@ -58,6 +61,14 @@ class Cost:
     calibration_tokens: int = 0
     trained_tokens: int = 0
     trained_parameters: int = 0
+
+    @classmethod
+    def from_json(cls, table: Any) -> Self:
+        """The inverse of `dataclasses.asdict`; raises ValueError."""
+        fields = exact_fields(table, {"seconds", "peak_bytes"}, frozenset(_COUNTS))
+        peak = None if fields["peak_bytes"] is None else whole_field(fields, "peak_bytes", 0, 2**63)
+        counts = {name: whole_field(fields, name, 0, 2**63) for name in _COUNTS if name in fields}
+        return cls(seconds=finite_field("seconds", fields["seconds"]), peak_bytes=peak, **counts)
 
     def then(self, later: "Cost") -> "Cost":
         """Of two pieces of work, one after the other; the tokens are those of the later."""

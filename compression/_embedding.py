@@ -75,11 +75,6 @@ def shaped(model: nn.Module) -> None:
         _put(model, *(_empty(*layer.weight.shape, dtype=layer.weight.dtype) for layer in (head, embeddings)))  # type: ignore[union-attr, operator]
 
 
-def restore(model: nn.Module, *, tied: bool, table: PackedLinear | None) -> None:
-    """Put packed embeddings on a packed head (`tied`), or on a table of their own, into a model without weights."""
-    model.set_submodule(EMBEDDINGS, PackedEmbedding(model.get_submodule(HEAD) if tied else table, tied=tied))  # type: ignore[arg-type]
-
-
 def unpack(model: nn.Module) -> None:
     """Dense embeddings and head again, tied if they were."""
     embeddings, head = model.get_submodule(EMBEDDINGS), model.get_submodule(HEAD)

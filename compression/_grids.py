@@ -24,8 +24,10 @@ from torch import Tensor
 
 from compression import _packing
 from compression._errors import LayerError, RecipeError
+from compression._layer_checks import check_one_of, check_padding, check_size
 
 Params = dict[str, Tensor]
+Kind = torch.dtype | None  # None for any that weights are computed with
 
 NF4_LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -47,6 +49,7 @@ class Grid(Protocol):
     def expand(self, params: Params, rows: int, cols: int) -> tuple[Tensor, Tensor | None]: ...
     def take(self, params: Params, places: Tensor, size: int) -> "tuple[Grid, Params]": ...
     def table(self, device: torch.device | str = "cpu") -> Tensor: ...
+    def check(self, packed: Tensor, params: Params, cols: int) -> None: ...
 
 
 def _groups(group_size: int) -> str:
@@ -63,6 +66,9 @@ def check_group(cols: int, group_size: int, layer: str = "the layer", allowed: t
 
     `allowed` are the sizes that the method takes; None for -1 and everything from 8.
     """
+    if type(group_size) is not int or not (group_size == -1 or group_size >= 1):
+        raise LayerError(f"group_size={group_size!r:.80} of {layer} must be -1 (one group per output channel) or a "
+                         "whole number above 0")  # fmt: skip
     if group_size != -1 and cols % group_size:
         divisors = [d for d in range(8, cols + 1) if cols % d == 0 and (allowed is None or d in allowed)]
         near = sorted(sorted(divisors, key=lambda d: abs(d - group_size))[:4])
@@ -119,6 +125,9 @@ class AffineGrid:
     float_zeros: bool = False
 
     def __post_init__(self) -> None:
+        check_size("bits", self.bits, most=8)
+        check_one_of("symmetric", self.symmetric, (False, True))
+        check_one_of("float_zeros", self.float_zeros, (False, True))
         if self.symmetric and self.float_zeros:
             raise RecipeError("AffineGrid(symmetric=True, float_zeros=True): a symmetric grid has no zero points to "
                               "store; leave one of the two out")  # fmt: skip
@@ -179,8 +188,8 @@ class AffineGrid:
             taken["zero_points"] = _packing.pack(zeros.flatten()[places], self.bits)
         return replace(self, group_size=size), taken
 
-    def buffers(self, rows: int, cols: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shapes and dtypes of the stored parameters of a (rows, cols) weight."""
+    def buffers(self, rows: int, cols: int, dtype: Kind) -> dict[str, tuple[tuple[int, ...], Kind]]:
+        """Shapes and dtypes of the stored parameters of a (rows, cols) weight; `dtype` is that of those in its own."""
         groups = groups_of(cols, self.group_size)
         shapes = {"scales": ((rows, groups), dtype)}
         if self.float_zeros:
@@ -188,6 +197,10 @@ class AffineGrid:
         if not self.symmetric:
             shapes["zero_points"] = ((rows, _packing.packed_width(groups, self.bits)), torch.uint8)
         return shapes
+
+    def check(self, packed: Tensor, params: Params, cols: int) -> None:
+        if not (self.symmetric or self.float_zeros):
+            check_padding("zero_points", params["zero_points"], params["scales"].shape[1], self.bits)
 
 
 DOUBLE_QUANT_BLOCK = 256
@@ -207,6 +220,10 @@ class NF4Grid:
     bits: int = 4
     group_size: int = 64
     double_quant: bool = True
+
+    def __post_init__(self) -> None:
+        check_one_of("bits", self.bits, (4,))
+        check_one_of("double_quant", self.double_quant, (False, True))
 
     @property
     def words(self) -> str:
@@ -263,7 +280,7 @@ class NF4Grid:
         absmax, _ = self.expand(params, 1, -1)
         return replace(grid, double_quant=False), {"absmax": absmax.flatten()[flat]}
 
-    def buffers(self, rows: int, cols: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def buffers(self, rows: int, cols: int, dtype: Kind) -> dict[str, tuple[tuple[int, ...], Kind]]:
         count = rows * groups_of(cols, self.group_size)
         if not self.double_quant:
             return {"absmax": ((count,), torch.float32)}
@@ -272,6 +289,9 @@ class NF4Grid:
             "absmax_scales": ((-(-count // DOUBLE_QUANT_BLOCK),), torch.float32),
             "absmax_offset": ((), torch.float32),
         }
+
+    def check(self, packed: Tensor, params: Params, cols: int) -> None:
+        """All codes stand for a level."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +304,10 @@ class Int8RowGrid:
     kind: ClassVar[str] = "int8_row"
     bits: int = 8
     group_size: int = -1
+
+    def __post_init__(self) -> None:
+        check_one_of("bits", self.bits, (8,))
+        check_one_of("group_size", self.group_size, (-1,))
 
     @property
     def words(self) -> str:
@@ -310,8 +334,12 @@ class Int8RowGrid:
     def take(self, params: Params, places: Tensor, size: int) -> "tuple[Int8RowGrid, Params]":
         return self, {"absmax": params["absmax"][places[:, 0]]}
 
-    def buffers(self, rows: int, cols: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def buffers(self, rows: int, cols: int, dtype: Kind) -> dict[str, tuple[tuple[int, ...], Kind]]:
         return {"absmax": ((rows,), torch.float32)}
+
+    def check(self, packed: Tensor, params: Params, cols: int) -> None:
+        if not packed.is_meta and (packed == 0).any():
+            raise LayerError("codes must be from 1 to 255: 0 stands for no level")
 
 
 GRIDS: dict[str, type] = {grid.kind: grid for grid in (AffineGrid, NF4Grid, Int8RowGrid)}

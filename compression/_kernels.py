@@ -519,3 +519,4 @@ _GPTQMODEL = Kernel(
 )  # fmt: skip
 
 KERNELS: tuple[Kernel, ...] = (_LUT4, _INT4, _INT8, _BNB4, _BNB8, _GPTQMODEL)
+BACKENDS = ("auto", *dict.fromkeys(kernel.library for kernel in KERNELS))  # that a layer can ask for

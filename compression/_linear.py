@@ -7,7 +7,6 @@ the layer computes with; saving, moving and dequantizing put the canonical layou
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -17,6 +16,18 @@ from compression import _grids, _kernels, _packing
 from compression._errors import LayerError
 from compression._grids import Grid
 from compression._kernels import DEQUANTIZE, Kernel, LayerSpec
+from compression._layer_checks import (
+    FLOATS,
+    check_finite,
+    check_incoming,
+    check_loaded,
+    check_one_of,
+    check_padding,
+    check_permutation,
+    check_shape,
+    check_size,
+)
+from compression._products import frozen_product, multiply
 
 SMALLEST_GROUP = 32  # that cutting columns may make: the least that kernels take
 
@@ -38,7 +49,7 @@ class PackedLinear(nn.Module):
             int32 (in_features,), names for each stored column the input that it multiplies.
 
     Raises:
-        LayerError: groups do not tile the inputs.
+        LayerError: groups do not tile the inputs, or a value is not allowed.
     """
 
     def __init__(
@@ -56,7 +67,14 @@ class PackedLinear(nn.Module):
         device: torch.device | str | None = None,
     ):
         super().__init__()
+        check_size("in_features", in_features)
+        check_size("out_features", out_features)
         _grids.check_group(in_features, grid.group_size)
+        check_one_of("dtype", dtype, FLOATS)
+        check_one_of("compute_dtype", compute_dtype, (None, *FLOATS))
+        check_one_of("backend", backend, _kernels.BACKENDS)
+        if threshold is not None and not (type(threshold) in (int, float) and 0 < threshold < math.inf):
+            raise LayerError(f"threshold={threshold!r:.80} must be above 0 and finite, or None")
         self.grid, self.in_features, self.out_features = grid, in_features, out_features
         self.dtype, self.compute_dtype = dtype, compute_dtype
         self.backend, self.threshold = backend, threshold
@@ -108,15 +126,29 @@ class PackedLinear(nn.Module):
         options["permuted"] = permutation is not None
         layer = cls(grid, cols, rows, bias=bias is not None, dtype=dtype, device="meta", **options)
         if permutation is not None:
-            if not torch.equal(permutation.sort().values.long(), torch.arange(cols, device=permutation.device)):
-                raise LayerError(f"the order of the columns is no permutation of 0 .. {cols - 1}")
+            check_permutation(permutation, cols)  # before int32 can make another number of one
             layer.permutation = permutation.int()
         layer.codes = _packing.pack(codes, grid.bits)
         for name, value in params.items():
             setattr(layer, name, value)
         if bias is not None:
             layer.bias = bias.detach()
+        layer.check()
         return layer
+
+    def check(self) -> None:
+        """Raise LayerError unless the tensors are what the layer is described as: `compression._layer_checks`."""
+        rows, cols, codes = self.out_features, self.in_features, {torch.uint8}
+        self._unbind()
+        packed = check_shape(self, "codes", (rows, _packing.packed_width(cols, self.grid.bits)), codes)
+        check_padding("codes", packed, cols, self.grid.bits)
+        for name, (shape, kind) in self.grid.buffers(rows, cols, None).items():
+            check_finite(name, check_shape(self, name, shape, FLOATS if kind is None else {kind}))
+        self.grid.check(packed, self.stored_parameters(), cols)
+        if self.bias is not None:
+            check_finite("bias", check_shape(self, "bias", (rows,), FLOATS))
+        if self.permutation is not None:
+            check_permutation(check_shape(self, "permutation", (cols,), {torch.int32}), cols)
 
     def forward(self, x: Tensor) -> Tensor:
         product = self._product or self._choose(x.device)
@@ -130,7 +162,7 @@ class PackedLinear(nn.Module):
 
     def reference(self, x: Tensor) -> Tensor:
         """The slow, obvious product in fp32: the oracle of every kernel. Same shape and dtype as `forward`."""
-        y = _multiply(x.float(), self.dequantize(torch.float32), self.threshold)
+        y = multiply(x.float(), self.dequantize(torch.float32), self.threshold)
         return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -280,7 +312,7 @@ class PackedLinear(nn.Module):
         if self.threshold is None and x.requires_grad and torch.is_grad_enabled():
             y = frozen_product(x.to(dtype), self.dequantize)
         else:
-            y = _multiply(x.to(dtype), self.dequantize(dtype), self.threshold)
+            y = multiply(x.to(dtype), self.dequantize(dtype), self.threshold)
         return (y if self.bias is None else y + self.bias.to(dtype)).to(x.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -298,9 +330,11 @@ class PackedLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}codes"] = self._canonical_codes()
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         self._unbind()
-        super()._load_from_state_dict(*args, **kwargs)
+        check_incoming(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        check_loaded(self, state_dict, prefix)
 
     def __getstate__(self) -> dict[str, Any]:
         self._unbind()
@@ -323,45 +357,3 @@ def _sizes(group_size: int, cols: int) -> list[int]:
             f"divisor of {SMALLEST_GROUP} or more; remove before quantizing, or in other numbers"
         )
     return found
-
-
-def frozen_product(x: Tensor, weight: Callable[[torch.dtype], Tensor]) -> Tensor:
-    """x W^T with a gradient for x, none for W (rows, cols), which is made anew by dtype on the way back and not kept.
-
-    Otherwise autograd would hold the dense weights of all layers of a model from its forward to its backward.
-    """
-    return _FrozenProduct.apply(x, weight)
-
-
-class _FrozenProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, x: Tensor, weight: Callable[[torch.dtype], Tensor]) -> Tensor:
-        context.weight = weight
-        return x @ weight(x.dtype).t()
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ context.weight(gradient.dtype), None
-
-
-def _multiply(x: Tensor, weight: Tensor, threshold: float | None) -> Tensor:
-    return x @ weight.t() if threshold is None else llm_int8_multiply(x, weight, threshold)
-
-
-def llm_int8_multiply(x: Tensor, weight: Tensor, threshold: float) -> Tensor:
-    """Mixed decomposition of LLM.int8(), arXiv 2208.07339, eq. 8.
-
-    Columns of x that hold a value of at least `threshold` anywhere are multiplied as they are; the rest of x is rounded
-    to 8 bits with one absmax per row: that of the values below the threshold, those in outlier columns included, as
-    bitsandbytes has it. `weight` is the dequantized 8-bit weight, so its rounding is in it already.
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    large = flat.abs() >= threshold
-    outlier = large.any(0)
-    absmax = flat.masked_fill(large, 0).abs().amax(-1, keepdim=True).float()
-    absmax = torch.where(absmax == 0, torch.ones_like(absmax), absmax)
-    rest = flat.masked_fill(outlier, 0)
-    rounded = ((rest * (127 / absmax)).round() * (absmax / 127)).to(x.dtype)
-    if rounded.requires_grad:  # rounding has no slope: the gradient passes as if there were none
-        rounded = rest + (rounded - rest).detach()
-    return (torch.where(outlier, flat, rounded) @ weight.t()).view(*x.shape[:-1], -1)

@@ -15,6 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from compression._errors import LayerError
+from compression._layer_checks import (
+    FLOATS,
+    check_finite,
+    check_incoming,
+    check_loaded,
+    check_one_of,
+    check_shape,
+    check_size,
+)
 from compression._linear import PackedLinear
 from compression._sparse_linear import SparseLinear
 
@@ -33,7 +42,7 @@ class LoraLinear(nn.Module):
         dtype: of A and B.
 
     Raises:
-        LayerError: the base has an adapter already.
+        LayerError: the base has an adapter already, or a value is not allowed.
     """
 
     def __init__(
@@ -50,6 +59,10 @@ class LoraLinear(nn.Module):
         super().__init__()
         if isinstance(base, LoraLinear):
             raise LayerError("it has an adapter already; recover once, or with merge=all")
+        check_size("rank", rank)
+        check_one_of("dtype", dtype, FLOATS)
+        if type(scale) not in (int, float) or not math.isfinite(scale):
+            raise LayerError(f"scale={scale!r:.80} must be a finite number")
         self.in_features, self.out_features = int(base.in_features), int(base.out_features)
         self.base, self.rank, self.scale, self.dropout = base, rank, scale, dropout
         self.lora_a = nn.Parameter(torch.empty(rank, self.in_features, dtype=dtype, device=device))
@@ -62,6 +75,16 @@ class LoraLinear(nn.Module):
         drawn = torch.empty(self.lora_a.shape).uniform_(-bound, bound, generator=generator)
         self.lora_a.data.copy_(drawn)
         self.lora_b.data.zero_()
+
+    def check(self) -> None:
+        """Raise LayerError unless A and B are what the layer is described as; the base has a check of its own."""
+        check_finite("lora_a", check_shape(self, "lora_a", (self.rank, self.in_features), FLOATS))
+        check_finite("lora_b", check_shape(self, "lora_b", (self.out_features, self.rank), FLOATS))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        check_incoming(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        check_loaded(self, state_dict, prefix)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
@@ -108,7 +131,3 @@ class LoraLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale!r}, dropout={self.dropout!r}"
-
-    def describe(self) -> dict[str, Any]:
-        """What is stored of the adapter, JSON-ready."""
-        return {"rank": self.rank, "scale": self.scale, "dtype": str(self.lora_a.dtype).removeprefix("torch.")}

@@ -21,7 +21,19 @@ from torch import Tensor, nn
 from compression import _packing
 from compression._errors import LayerError
 from compression._kernels import has_bf16_cpu
-from compression._linear import frozen_product
+from compression._layer_checks import (
+    FLOATS,
+    check_finite,
+    check_incoming,
+    check_loaded,
+    check_one_of,
+    check_padding,
+    check_places,
+    check_shape,
+    check_size,
+    ones_in,
+)
+from compression._products import frozen_product
 
 DENSIFY = "densify"
 SEMI_STRUCTURED = "semi_structured"
@@ -36,6 +48,9 @@ class SparseLinear(nn.Module):
         dtype: of the values.
         kept: how many values a bitmask keeps; without meaning for a pattern.
         pattern: (n, m), or None for a bitmask.
+
+    Raises:
+        LayerError: a value is not allowed, or m does not divide the inputs.
     """
 
     def __init__(
@@ -50,7 +65,14 @@ class SparseLinear(nn.Module):
         device: torch.device | str | None = None,
     ):
         super().__init__()
-        self.in_features, self.out_features, self.pattern = in_features, out_features, pattern
+        check_size("in_features", in_features)
+        check_size("out_features", out_features)
+        check_one_of("dtype", dtype, FLOATS)
+        if pattern is None:
+            check_size("kept", kept, least=0, most=in_features * out_features)
+        else:
+            _check_pattern(pattern, in_features)
+        self.in_features, self.out_features, self.pattern, self.kept = in_features, out_features, pattern, kept
         if pattern is None:
             places, width, shape = "mask", _packing.packed_width(in_features, 1), (kept,)
         else:
@@ -77,10 +99,9 @@ class SparseLinear(nn.Module):
         layer = cls(cols, rows, bias=bias is not None, dtype=weight.dtype, pattern=pattern, device="meta")
         if pattern is None:
             layer.values, layer.mask = weight[kept], _packing.pack(kept.to(torch.uint8), 1)
+            layer.kept = layer.values.numel()
         else:
             n, m = pattern
-            if cols % m:
-                raise LayerError(f"pattern {n}:{m} does not divide the {cols} inputs of the layer")
             groups = kept.view(rows, -1, m)
             if int(groups.sum(-1).max()) > n:
                 raise LayerError(f"{int(groups.sum(-1).max())} of {m} neighbouring weights are not zero; store=nm with "
@@ -91,7 +112,28 @@ class SparseLinear(nn.Module):
             layer.indices = _packing.pack(places.to(torch.uint8).flatten(1), _index_bits(m))
         if bias is not None:
             layer.bias = bias.detach()
+        layer.check()
         return layer
+
+    def check(self) -> None:
+        """Raise LayerError unless the tensors are what the layer is described as: `compression._layer_checks`."""
+        rows, cols, own = self.out_features, self.in_features, {torch.uint8}
+        if self.pattern is None:
+            values = check_shape(self, "values", (self.kept,), FLOATS)
+            mask = check_shape(self, "mask", (rows, _packing.packed_width(cols, 1)), own)
+            check_padding("mask", mask, cols, 1)
+            if not mask.is_meta and (ones := ones_in(mask)) != self.kept:
+                raise LayerError(f"mask has {ones} bits set for the {self.kept} values that are kept")
+        else:
+            n, m = self.pattern
+            count, bits = cols // m * n, _index_bits(m)
+            values = check_shape(self, "values", (rows, count), FLOATS)
+            indices = check_shape(self, "indices", (rows, _packing.packed_width(count, bits)), own)
+            check_padding("indices", indices, count, bits)
+            check_places(indices, count, bits, self.pattern)
+        check_finite("values", values)
+        if self.bias is not None:
+            check_finite("bias", check_shape(self, "bias", (rows,), FLOATS))
 
     @property
     def weight(self) -> Tensor:
@@ -167,9 +209,11 @@ class SparseLinear(nn.Module):
         self._semi_structured = self._way = None
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         self._semi_structured = self._way = None
-        super()._load_from_state_dict(*args, **kwargs)
+        check_incoming(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        check_loaded(self, state_dict, prefix)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_semi_structured": None, "_way": None}
@@ -180,6 +224,14 @@ def _semi_structured(weight: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
         return torch.sparse.to_sparse_semi_structured(weight)
+
+
+def _check_pattern(pattern: tuple[int, int], cols: int) -> None:
+    n, m = pattern
+    check_size("m of the pattern", m, least=2, most=256)
+    check_size("n of the pattern", n, least=1, most=m - 1)
+    if cols % m:
+        raise LayerError(f"pattern {n}:{m} does not divide the {cols} inputs of the layer")
 
 
 def _index_bits(m: int) -> int:

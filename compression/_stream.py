@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compression import _blocks, _checkpoint, _devices, _kernels, _weights
-from compression._artefact import STATE, Compressed, LayerReport, check_writable, describe, write_beside
+from compression._artefact import STATE, Compressed, LayerReport, check_writable, write_beside
 from compression._beside import read_generation_config
 from compression._checkpoint import MANIFEST, BaseSource
 from compression._checks import check_source, find_calibration
@@ -42,7 +42,8 @@ from compression._errors import CheckpointError, RecipeError
 from compression._files import code_digest, digest_of, digest_of_file, filling, locked, replacing, sync
 from compression._recipe import Recipe
 from compression._schedule import is_whole, make_schedule
-from compression._strict import read_json
+from compression._stored import describe, restore
+from compression._strict import check_signature, exact_fields, read_json, signed, whole_field
 from compression._weight_files import INDEX
 from compression._weights import Weights
 
@@ -153,11 +154,19 @@ class State:
             if not path.exists():
                 return None
             value = read_json(path)
-            state = cls(**value)
-            state.reports = [[LayerReport(**entry) for entry in report] for report in value["reports"]]
-            state.cost = Cost(**value["cost"])
-            if type(state.done) is not int or not all(isinstance(d, dict) for d in (state.files, state.identity)):
-                raise TypeError(f"done={state.done!r}")
+            fields = {each.name for each in dataclasses.fields(cls)}
+            table = exact_fields(value, fields, frozenset({"digest"}))
+            check_signature(table)
+            state = cls(**{name: table[name] for name in fields})
+            state.reports = [[LayerReport.from_json(entry) for entry in report] for report in table["reports"]]
+            state.cost = Cost.from_json(table["cost"])
+            whole_field(table, "done", 0, 2**31)
+            if not all(isinstance(each, dict) for each in (state.files, state.identity, state.layers)):
+                raise TypeError("files, identity and layers must be tables of names and values")
+            if wrong := [name for name in state.files if Path(name).name != name]:
+                raise ValueError(f"{wrong[0]!r} is no name of a file in the folder")
+            for description in state.layers.values():
+                restore(description)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}; delete {folder} and start "
                                   "again") from error  # fmt: skip
@@ -229,6 +238,10 @@ class _Output:
     def enter(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
         """Write what is outside the blocks, unless it is, and take the passes to where they stopped."""
         done = self.state.done
+        missing = [name for name in (_shard(skeleton, i + 1) for i in range(done)) if name not in self.state.files]
+        if missing or done > len(_blocks.decoder_blocks(skeleton)):
+            raise CheckpointError(f"{self.folder / STATE} says that {done} blocks are done, of which it names no file "
+                                  f"{', '.join(missing[:3])}; delete {self.folder} and start again")  # fmt: skip
         for each, report in zip(passes, self.state.reports, strict=False):
             each.context.report[:] = report
         name = _shard(skeleton, 0)
@@ -272,7 +285,7 @@ class _Output:
 
     def commit(self) -> None:
         """Put the state on disk, then delete what it does not count on any more."""
-        self._write_json(STATE, dataclasses.asdict(self.state))
+        self._write_json(STATE, signed(dataclasses.asdict(self.state)))
         for path in self.folder.glob("inputs-*.safetensors"):
             if path.name not in self.state.files:
                 path.unlink()

@@ -6,6 +6,7 @@ an OSError of the system; which error of the package that becomes, and which way
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -125,6 +126,27 @@ def whole_field(table: Mapping[str, Any], name: str, least: int, most: int) -> i
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name}={value!r:.200} must be a whole number from {least} to {most}")
     return value
+
+
+def signature_of(table: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of the SHA-256 of a table without its `digest`, as JSON in order of names.
+
+    It is of what the table says, not of how it is laid out. Who changes one word and not the digest is found out.
+    """
+    said = {name: each for name, each in table.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def signed(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with its digest, which `check_signature` looks for."""
+    return {**table, "digest": signature_of(table)}
+
+
+def check_signature(table: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a table says what it said when it was signed."""
+    was, now = table.get("digest"), signature_of(table)
+    if was != now:
+        raise ValueError(f"it is not what was written: its digest is {was!r:.40}, that of what it says {now!r}")
 
 
 def flag_field(table: Mapping[str, Any], name: str) -> bool:

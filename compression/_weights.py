@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from compression._checkpoint import BaseSource, build
-from compression._errors import CheckpointError
-
-FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # the types that weights are computed with
+from compression._errors import CheckpointError, LayerError
+from compression._layer_checks import FLOATS
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _STALE = re.compile(r".*\.rotary_emb\.inv_freq")  # older exports store this table; it follows from the configuration
@@ -127,7 +126,8 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> No
     """Put tensors that fit into the model: all of its tensors, or those outside its blocks, or headers in their place.
 
     Raises:
-        CheckpointError: there are two heads where the configuration ties the head to the embeddings.
+        CheckpointError: there are two heads where the configuration ties the head to the embeddings, or a stored layer
+            is not what it is described as (`compression._layer_checks`).
     """
     if _tied(model) and isinstance(model.get_submodule("lm_head"), nn.Linear):
         embedding = tensors[_EMBEDDING]
@@ -136,7 +136,10 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> No
             raise CheckpointError(f"{where}: {_HEAD} differs from {_EMBEDDING}, and config.json ties them; set "
                                   "tie_word_embeddings to false there if both are meant")  # fmt: skip
         tensors = {**tensors, _HEAD: embedding}
-    model.load_state_dict(tensors, assign=True, strict=False)
+    try:
+        model.load_state_dict(tensors, assign=True, strict=False)
+    except LayerError as error:
+        raise CheckpointError(f"{where}: {error}; what wrote it is at fault, or it was damaged since") from error
 
 
 def _tied(model: nn.Module) -> bool:

@@ -6,6 +6,8 @@ import re
 import torch
 from safetensors.torch import load_file, save_file
 
+from compression._strict import signed
+
 TINY = {
     "vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64,
@@ -31,9 +33,10 @@ def transformers_model(architecture, *, tied=False, dtype=torch.float32, **sizes
 
 
 def rewrite(path, **changes):
-    """A JSON file with keys changed; those set to ... are removed."""
+    """A JSON file with keys changed, and signed anew if it was; those set to ... are removed."""
     value = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: v for key, v in value.items() if v is not ...}))
+    value = {key: v for key, v in value.items() if v is not ...}
+    path.write_text(json.dumps(signed(value) if "digest" in value else value))
 
 
 def change_tensors(folder, change):

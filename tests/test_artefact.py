@@ -84,7 +84,7 @@ def test_a_manifest_with_a_part_missing_or_of_another_type_is_refused(artefact, 
     ("change", "words"),
     [
         (lambda layers: layers.update(nonsense=layers[LAYER]), ["nonsense"]),
-        (lambda layers: layers.update({"model.norm": layers[LAYER]}), ["in_features"]),
+        (lambda layers: layers.update({"model.norm": layers[LAYER]}), ["model.norm is no linear layer"]),
         (lambda layers: layers[LAYER].pop("dtype"), ["dtype"]),
         (lambda layers: layers[LAYER].update(dtype="float17"), ["float17"]),
         (lambda layers: layers[LAYER].update(in_features=24), [LAYER]),

@@ -88,7 +88,7 @@ SOUND = damaged(lambda table: None)
         (damaged(lambda table: table.update(rows=[])), "must be tables"),
         (damaged(lambda table: table["rows"]["quality.perplexity"].pop("unit")), "quality.perplexity: it lacks unit"),
         (damaged(lambda table: table["rows"].update({"quality.perplexity[k=1]": {}})), "lacks"),
-        (with_row(value=math.nan), "NaN is not a number"),
+        (with_row(value=math.nan), "NaN is not a finite number"),
         (SOUND.replace('"value": 13', '"value": 1e999'), "not finite"),
         (with_row(value=None), "quality.perplexity: None is a NoneType"),
         (with_row(value=True), "True is a bool"),

@@ -9,7 +9,8 @@ from strategies import gaussian, seeds
 
 from compression import _packing
 from compression._grids import NF4Grid, decode
-from compression._linear import PackedLinear, llm_int8_multiply
+from compression._linear import PackedLinear
+from compression._products import llm_int8_multiply
 
 
 @pytest.fixture(params=WAYS, ids=str)

@@ -33,7 +33,6 @@ REFUSED = [
     ("native", affine(4, 24), 96, BF16, "does not tile|native|compiler|processor|turned off"),
     ("bitsandbytes", affine(4, 64), 64, BF16, "NF4 weights only"),
     ("bitsandbytes", Int8RowGrid(), 64, BF16, r"LLM\.int8\(\) only"),
-    ("nonsense", NF4Grid(), 64, BF16, "backend='nonsense' cannot take a nf4 layer of 16 x 64"),
 ]
 
 
@@ -44,6 +43,11 @@ def test_a_backend_without_a_kernel_for_the_layer_says_why(backend, grid, cols, 
     with pytest.raises(BackendError, match=words) as caught:
         layer(torch.zeros(1, cols, dtype=dtype))
     assert "backend=auto" in str(caught.value)
+
+
+def test_a_backend_that_there_is_not_is_refused():
+    with pytest.raises(LayerError, match="backend='nonsense' must be one of auto, native, torch, bitsandbytes"):
+        PackedLinear.from_weight(gaussian(16, 64), None, NF4Grid(), backend="nonsense")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from block_by_block import GPTQ, STATE, deep_checkpoint, interrupt, write
-from checkpoints import logits, says
+from checkpoints import logits, rewrite, says
 from safetensors.torch import load_file, save_file
 
 import compression
@@ -57,7 +57,7 @@ def test_nor_what_other_code_left(deep, tmp_path, key):
     interrupt(tmp_path / "out", deep)
     state = json.loads((tmp_path / "out" / STATE).read_text())
     state["identity"][key] += "1"
-    (tmp_path / "out" / STATE).write_text(json.dumps(state))
+    rewrite(tmp_path / "out" / STATE, **state)
 
     with left_as_it_is(tmp_path / "out"), pytest.raises(CheckpointError, match=says(f"another {key}")):
         write(tmp_path / "out", deep)

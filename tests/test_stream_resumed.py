@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from block_by_block import BLOCKS, GPTQ, STATE, TWICE, Stop, deep_checkpoint, interrupt, same, tensors, write
-from checkpoints import transformers_model
+from checkpoints import rewrite, transformers_model
 from safetensors.torch import load_file, save_file
 
 import compression
@@ -87,7 +87,7 @@ def test_a_resumed_run_with_other_inputs_would_be_seen(deep, tmp_path):
     save_file({name: 2 * tensor + 1 for name, tensor in load_file(stored).items()}, stored)
     state = json.loads((out / STATE).read_text())
     state["files"][stored.name] = digest_of_file(stored)
-    (out / STATE).write_text(json.dumps(state))
+    rewrite(out / STATE, **state)
 
     write(out, deep)
     write(tmp_path / "whole", deep)
@@ -115,7 +115,7 @@ def test_what_an_interrupted_run_took_is_counted(deep, tmp_path):
     interrupt(tmp_path / "out", deep)
     state = json.loads((tmp_path / "out" / STATE).read_text())
     state["cost"] |= {"seconds": 1000.0, "peak_bytes": 10**12}
-    (tmp_path / "out" / STATE).write_text(json.dumps(state))
+    rewrite(tmp_path / "out" / STATE, **state)
 
     cost = compression.load(write(tmp_path / "out", deep)).cost
 

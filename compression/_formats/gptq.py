@@ -101,7 +101,9 @@ def _order(g_idx: Tensor, cols: int, groups: int) -> Tensor | None:
     """The order of the inputs in which groups are contiguous, int64 (cols,); None if they are already."""
     if torch.equal(g_idx.long(), torch.arange(cols, device=g_idx.device) // (cols // groups)):
         return None
-    sizes = torch.bincount(g_idx.clamp(min=0), minlength=groups)
-    if int(g_idx.min()) < 0 or not (sizes == cols // groups).all():
+    lowest, highest = int(g_idx.min()), int(g_idx.max())
+    if lowest < 0 or highest >= groups:  # before a table of as many groups is made
+        raise ValueError(f"g_idx names groups from {lowest} to {highest}; there are 0 to {groups - 1}")
+    if not (torch.bincount(g_idx, minlength=groups) == cols // groups).all():
         raise ValueError(f"g_idx does not divide {cols} inputs into {groups} groups of {cols // groups}")
     return g_idx.argsort(stable=True)

@@ -5,7 +5,7 @@ taken at run time. Features (columns) in which any token of the batch reaches th
 precision.
 Departures: as in bitsandbytes, the absmax of a token counts its values in outlier features too, where they are below
 the threshold themselves.
-The product is that of bitsandbytes; `compression._linear.llm_int8_multiply` is its slow reference.
+The product is that of bitsandbytes; `compression._products.llm_int8_multiply` is its slow reference.
 """
 
 from dataclasses import dataclass
