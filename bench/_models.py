@@ -138,7 +138,7 @@ class Models:
     @functools.cached_property
     def _steps(self) -> "StepCache":
         """Keeps what recipes that train come to, and what other recipes begin with as they do."""
-        from compression._cache import StepCache, default_folder
+        from compression._cache import StepCache
         from compression._schedule import make_schedule
 
         beginnings: list[tuple[str, ...]] = []
@@ -149,5 +149,4 @@ class Models:
                 beginnings += [texts[: i + 1] for i in range(len(texts))]
         whole = {tuple(what for _, what in make_schedule(recipe.steps)) for recipe in recipes}
         shared = {texts for texts in beginnings if beginnings.count(texts) + (texts in whole) > 1}
-        folder = self.options.cache or default_folder()
-        return StepCache(folder, keep=lambda texts: tuple(texts) in shared)
+        return StepCache(self.options.cache, keep=lambda texts: tuple(texts) in shared)

@@ -23,17 +23,10 @@ from typing import Any
 
 from compression._artefact import Compressed, load
 from compression._errors import CheckpointError
-from compression._files import digest_of_file, key_of, sync, write_json
+from compression._files import cache_folder, digest_of_file, key_of, sync, write_json
 from compression._strict import read_json
 
 _STATE = "state.json"
-
-
-def default_folder() -> Path:
-    """$COMPRESSION_CACHE, else compression-bench in the user's cache folder."""
-    given = os.environ.get("COMPRESSION_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(given or f"{home}/compression-bench").expanduser()
 
 
 @dataclass(frozen=True)
@@ -41,13 +34,18 @@ class StepCache:
     """A folder of such results.
 
     Attributes:
-        folder: made when something is kept.
+        given: the folder, made when something is kept; None for that of the user (`compression._files.cache_folder`).
         keep: whether to keep what a recipe came to, given the texts of the steps so far; those of which one
             trains, which `compress` keeps in any case.
     """
 
-    folder: Path
+    given: Path | None = None
     keep: Callable[[Sequence[str]], bool] = lambda steps: False
+
+    @property
+    def folder(self) -> Path:
+        """Raises CheckpointError where none was given, and there is no home directory."""
+        return cache_folder() if self.given is None else self.given
 
     def find(self, identities: Sequence[dict[str, Any] | None], device: str) -> tuple[int, Compressed | None]:
         """The most steps that are kept, and what they came to: (0, None) if there are none.

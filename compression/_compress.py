@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compression import _blocks, _checkpoint, _devices, _embedding, _kernels
 from compression._artefact import LEFT_ALONE, Compressed, LayerReport
-from compression._cache import StepCache, default_folder
+from compression._cache import StepCache
 from compression._calibration import Calibration
 from compression._checkpoint import Base
 from compression._checks import (
@@ -26,10 +26,11 @@ from compression._checks import (
 )
 from compression._cost import Cost, CostMeter
 from compression._downstream import Downstream
-from compression._errors import RecipeError
+from compression._errors import CheckpointError, RecipeError
 from compression._files import code_digest, digest_of
 from compression._recipe import Recipe, Step
 from compression._schedule import is_whole, make_schedule
+from compression._strict import expanded
 
 Progress = Callable[[int, int, str], None]
 
@@ -97,7 +98,7 @@ def compress(
         teacher: the text of a base for methods that learn from one, or "self" for the uncompressed base; None is the
             default of the base: `reference-teacher` for the reference, none for others.
         cache: the folder in which training keeps what later runs can use, or a `StepCache`; None is
-            `compression._cache.default_folder()`. A recipe that trains begins behind the steps whose result is there.
+            `compression._files.cache_folder()`. A recipe that trains begins behind the steps whose result is there.
         progress: called with (done, total, what) as blocks are done.
 
     Raises:
@@ -110,6 +111,8 @@ def compress(
         BackendError: a library that the recipe asks for is not there.
     """
     recipe = Recipe.parse(recipe)
+    store = cache if isinstance(cache, StepCache) else StepCache(expanded(cache, CheckpointError) if cache else None)
+    keeps = store.folder if any(step.method.trains for step in recipe.steps) else None
     if isinstance(base, str):
         check_source([recipe], _checkpoint.locate(base).fetch(), calibration, teacher, downstream)
         base = _checkpoint.open_base(base, device or "cpu", seed=seed)
@@ -120,13 +123,12 @@ def compress(
     text = find_calibration([recipe], base.source, calibration)
     task = find_downstream([recipe], base.source, downstream)
     taught_by = find_teacher([recipe], base.source, teacher)
-    store = cache if isinstance(cache, StepCache) else StepCache(Path(cache) if cache else default_folder())
     schedule = make_schedule(recipe.steps)
     model = _blocks.copy_sharing_tensors(base.model)  # methods replace modules and never write into a base's tensors
     contexts = make_contexts(schedule, model, base.source, text, base.device, seed, progress)
     pruned = False
     for context in contexts:
-        context.teacher, context.folder, context.pruned = taught_by, store.folder, pruned
+        context.teacher, context.folder, context.pruned = taught_by, keeps, pruned
         pruned = pruned or (context.step is not None and context.step.method.info.leaves == "sparse")
         context.downstream = task if context.step is not None and context.step.method.downstream else None
     identities = _identities(schedule, contexts, base, store)

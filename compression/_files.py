@@ -12,7 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression._errors import CompressionError
+from compression._errors import CheckpointError, CompressionError
+from compression._strict import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,18 @@ def digest_of_file(path: Path) -> str:
 def key_of(identity: dict[str, Any]) -> str:
     """The name of the folder of something, from all that it depends on."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def cache_folder() -> Path:
+    """$COMPRESSION_CACHE, else compression-bench in the user's cache folder ($XDG_CACHE_HOME, ~/.cache).
+
+    Raises:
+        CheckpointError: none of them is known: no home directory, as in a container that runs under any user id.
+    """
+    given, home = os.environ.get("COMPRESSION_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    way_out = "set COMPRESSION_CACHE, or give a cache (--cache), to a folder of your own"
+    return expanded(given or f"{home or '~/.cache'}/compression-bench",
+                    lambda why: CheckpointError(f"cache folder {why}; {way_out}"))  # fmt: skip
 
 
 def sync(path: Path) -> None:

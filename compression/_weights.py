@@ -64,7 +64,7 @@ def open_weights(source: BaseSource, device: str = "cpu", seed: int = 0) -> Weig
 
         return Weights(source.text, headers, dtype, make)
     places, headers = index(source.files)
-    headers = {name: header for name, header in headers.items() if not _STALE.fullmatch(name)}
+    headers = not_stale(headers)
     embedding = headers.get(_EMBEDDING)
     dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fit` refuses
 
@@ -96,10 +96,15 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None
     Raises:
         CheckpointError: the names or shapes differ from the model's, or a value is not finite; names are listed.
     """
-    tensors = {name: tensor for name, tensor in tensors.items() if not _STALE.fullmatch(name)}
+    tensors = not_stale(tensors)
     fit(model, tensors, where=where)
     _check_finite(tensors, where)
     assign(model, tensors, where=where)
+
+
+def not_stale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All but the tables that older exports store and that follow from the configuration."""
+    return {name: tensor for name, tensor in tensors.items() if not _STALE.fullmatch(name)}
 
 
 def fit(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:

@@ -9,9 +9,10 @@ from checkpoints import says, transformers_model
 from killing import killed_at
 
 import compression
-from compression import CheckpointError, Recipe, RecipeError, _cache, _checkpoint, _checks, _compress
+from compression import CheckpointError, Recipe, RecipeError, _checkpoint, _checks, _compress
 from compression._cache import StepCache
 from compression._errors import TeacherError
+from compression._files import cache_folder
 from compression._registry import resolve
 
 IDS = torch.randint(48, (8, 10), generator=torch.Generator().manual_seed(0))
@@ -303,10 +304,10 @@ def test_settings_that_cannot_be_are_refused_with_the_recipe(text, words):
 
 def test_the_folder_of_the_cache_is_the_users_unless_one_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("COMPRESSION_CACHE", str(tmp_path / "named"))
-    assert tmp_path / "named" == _cache.default_folder()
+    assert tmp_path / "named" == cache_folder()
     monkeypatch.delenv("COMPRESSION_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert tmp_path / "compression-bench" == _cache.default_folder()
+    assert tmp_path / "compression-bench" == cache_folder()
 
 
 def test_the_manifest_tells_what_each_step_took(run, tmp_path):

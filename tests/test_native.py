@@ -324,19 +324,6 @@ def test_processes_may_compile_at_the_same_time_and_leave_one_library(tmp_path):
 
 
 @needs_kernel
-def test_a_damaged_library_is_built_anew(build, tmp_path, monkeypatch):
-    build()
-    (good,) = (tmp_path / "native").iterdir()
-    damaged = tmp_path / "other" / "native" / good.name  # elsewhere: a path that is loaded is not opened again
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"not a library")
-    monkeypatch.setenv("COMPRESSION_CACHE", str(tmp_path / "other"))
-
-    assert build()[2] is None
-    assert damaged.stat().st_size == good.stat().st_size
-
-
-@needs_kernel
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_the_portable_loop_equals_dequantize_and_multiply_and_needs_no_cache(build, tmp_path, monkeypatch, group):
     (tmp_path / "native").write_text("a file in the way of the folder", encoding="utf-8")

@@ -33,6 +33,7 @@ def open_model(source: BaseSource) -> nn.Module:
     """
     published, where = source.published, str(source.folder)
     assert published is not None
+    _check_headers(source, _weights.index(source.files)[1], where)
     tensors = _weights.read_tensors(source.files)
     embedding = tensors.get("model.embed_tokens.weight")
     dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
@@ -53,6 +54,19 @@ def open_model(source: BaseSource) -> nn.Module:
     dense = {name: t.to(dtype) if t.dtype in _FLOATS else t for name, t in tensors.items()}
     _weights.fill(model, dense | packed, where=where)
     return model
+
+
+def _check_headers(source: BaseSource, headers: dict[str, Tensor], where: str) -> None:
+    """Refuse tensors of other names, shapes or types than the model's, before one of them is read."""
+    assert source.published is not None
+    model, rest = _checkpoint.build(source.config, torch.float32, device="meta"), _weights.not_stale(headers)
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, nn.Linear) and _take(rest, name, linear, source.published, where):
+            if linear.bias is not None:
+                rest[f"{name}.weight"] = linear.weight  # the bias is one of the dense tensors
+            else:
+                model.set_submodule(name, nn.Identity())
+    _weights.fit(model, rest, where=where)
 
 
 def _take(
@@ -88,7 +102,8 @@ def _take(
             raise CheckpointError(f"{where}: {name}.{key} is stored as {tensor.dtype}, expected "
                                   f"{' or '.join(map(str, allowed))}")  # fmt: skip
     bias = f"{name}.bias"
-    if linear.bias is None and bias in tensors and not tensors[bias].any():  # AutoGPTQ wrote one everywhere
+    given = tensors.get(bias)  # AutoGPTQ wrote one of zeros everywhere
+    if linear.bias is None and given is not None and (given.is_meta or not given.any()):
         del tensors[bias]
     return stored
 

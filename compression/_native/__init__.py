@@ -10,9 +10,10 @@ kernel shares torch's OpenMP threads and obeys `torch.set_num_threads`. The resu
 threads, to the bit.
 
 Nothing happens at import. The first call of `available` or `matmul` compiles the C file with `$CC` (or cc, gcc, clang)
-into `$COMPRESSION_CACHE` (or `$XDG_CACHE_HOME/compression`, `~/.cache/compression`) and loads it; later processes find
-it there. `COMPRESSION_NATIVE=0` turns it off, `COMPRESSION_NATIVE=portable` builds the scalar loop that any machine can
-run, which is slow and meant for tests. Inference only: autograd does not see what is done here.
+into the folder `native` of the cache (`$COMPRESSION_CACHE`, or compression-bench in the user's cache folder) and loads
+it; later processes find it there, and take it only if it is what was compiled (`_library`). `COMPRESSION_NATIVE=0` turns
+it off, `COMPRESSION_NATIVE=portable` builds the scalar loop that any machine can run, which is slow and meant for tests.
+Inference only: autograd does not see what is done here.
 """
 
 import contextlib
@@ -24,7 +25,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from compression._errors import BackendError
+from compression._native import _library
 
 __all__ = ["available", "matmul", "pack", "reason", "supports", "threaded", "unpack"]
 
@@ -73,13 +74,6 @@ def _cpu() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def _cache() -> Path:
-    if chosen := os.environ.get("COMPRESSION_CACHE"):
-        return Path(chosen) / "native"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "compression" / "native"
-
-
 def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(
@@ -94,41 +88,24 @@ def _run(command: list[str]) -> str:
 
 
 def _build(compiler: list[str], flags: list[str], library: Path) -> None:
-    """Compile and link aside, then move into place: processes may race, and the last one wins with the same code.
+    """Compile and link into a file.
 
     Linked without an OpenMP library on purpose: its symbols are found, at load time, in the one that torch brought, or
     there would be two pools of threads, each spinning while the other works.
     """
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
-        made, linked = Path(folder, "lut4.o"), Path(folder, "lut4.so")
-        _run([*compiler, *flags, "-c", str(SOURCE), "-o", str(made)])
-        _run([*compiler, "-shared", str(made), "-o", str(linked)])
-        os.replace(linked, library)
+    made = library.with_suffix(".o")
+    _run([*compiler, *flags, "-c", str(SOURCE), "-o", str(made)])
+    _run([*compiler, "-shared", str(made), "-o", str(library)])
 
 
-def _open(library: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(library))
+def _build_and_open(compiler: list[str], version: str, flags: list[str]) -> ctypes.CDLL:
+    parts = "\0".join((SOURCE.read_text(encoding="utf-8"), *compiler, *flags, version, _cpu(), torch.__version__))
+    key = hashlib.sha256(parts.encode()).hexdigest()[:32]
+    loaded = _library.library(key, lambda path: _build(compiler, flags, path))
     loaded.lut4_matmul.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int] * 6
     loaded.lut4_matmul.restype = ctypes.c_int
     loaded.lut4_isa.restype = ctypes.c_char_p
     return loaded
-
-
-def _build_and_open(compiler: list[str], version: str, flags: list[str]) -> ctypes.CDLL:
-    key = "\0".join((SOURCE.read_text(encoding="utf-8"), *compiler, *flags, version, _cpu(), torch.__version__))
-    name = f"lut4-{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
-    library = _cache() / name
-    if library.is_file():
-        with contextlib.suppress(OSError, AttributeError):  # damaged: built anew below
-            return _open(library)
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _build(compiler, flags, library)
-        return _open(library)
-    except OSError:  # cannot be written, or not be executed there: a private folder, which may go once it is mapped
-        with tempfile.TemporaryDirectory(prefix="compression-native-", ignore_cleanup_errors=True) as folder:
-            _build(compiler, flags, Path(folder, name))
-            return _open(Path(folder, name))
 
 
 @functools.cache
