@@ -25,6 +25,7 @@ from typing import Any
 
 from bench._errors import DataError, OptionError
 from bench.rows import Input
+from compression._libraries import check_hub_cache
 from compression._reading import check_texts, digest_of_texts, lines_of_json, loads, read_text, whole_text
 from compression._strict import expanded
 
@@ -136,6 +137,7 @@ class Hub(Data):
         repository, configuration, field, splits = _HUB[what]
         if split not in splits:
             raise DataError(f"{repository} has no {split} split; there are {', '.join(splits)}")
+        check_hub_cache(DataError)
         try:
             from datasets import load_dataset
         except ImportError as error:

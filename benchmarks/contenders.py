@@ -99,12 +99,12 @@ class Library:
         torch.save(tensors, self.folder / f"{name}.{type(self).__name__}.pt")
 
     def calibration(self) -> Tensor:
-        return torch.load(self.folder / "calibration.pt")
+        return torch.load(self.folder / "calibration.pt", weights_only=True)
 
     def model(self) -> Any:
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(self.folder / "model", dtype=self.dtype)
+        return AutoModelForCausalLM.from_pretrained(self.folder / "model", dtype=self.dtype, trust_remote_code=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,7 +113,8 @@ class Library:
     @torch.no_grad()
     def answer_model(self, task: str, model: Any) -> None:
         """Leave the logits of held-out ids."""
-        self.answer(task, logits=model(input_ids=torch.load(self.folder / "held_out.pt")).logits.float())
+        held_out = torch.load(self.folder / "held_out.pt", weights_only=True)
+        self.answer(task, logits=model(input_ids=held_out).logits.float())
 
     def linear(self, weight: Tensor) -> torch.nn.Linear:
         linear = torch.nn.Linear(*reversed(weight.shape), bias=False)

@@ -129,7 +129,7 @@ def make_model(task: str, folder: Path, options: Row) -> Tensor:
     for name, samples in (("calibration", options["samples"]), ("held_out", 4)):
         torch.save(torch.randint(VOCABULARY, (samples, options["length"])), folder / f"{name}.pt")
     with torch.no_grad():
-        return model.float()(input_ids=torch.load(folder / "held_out.pt")).logits
+        return model.float()(input_ids=torch.load(folder / "held_out.pt", weights_only=True)).logits
 
 
 def copy_reference(folder: Path, options: Row) -> Tensor:
@@ -140,14 +140,14 @@ def copy_reference(folder: Path, options: Row) -> Tensor:
     from bench.reference import world
 
     shutil.copytree(shipped("student"), folder / "model")
-    vocabulary = AutoTokenizer.from_pretrained(folder / "model", local_files_only=True)
+    vocabulary = AutoTokenizer.from_pretrained(folder / "model", local_files_only=True, trust_remote_code=False)
     texts = {"calibration": world.stream("train", options["seed"]), "held_out": iter(world.texts("test"))}
     for name, samples in (("calibration", options["samples"]), ("held_out", HELD_OUT)):
         ids: list[int] = []
         while len(ids) < samples * options["length"]:
             ids += vocabulary.encode(next(texts[name]) + "\n\n", add_special_tokens=False, verbose=False)
         torch.save(torch.tensor(ids[: samples * options["length"]]).view(samples, -1), folder / f"{name}.pt")
-    return torch.load(folder / "held_out.pt")
+    return torch.load(folder / "held_out.pt", weights_only=True)
 
 
 def judge_layer(answers: dict[str, dict[str, Tensor]], options: Row) -> dict[str, dict[str, float]]:
@@ -235,7 +235,7 @@ def compare(task: str, libraries: Iterable[str], options: Row, rounds: int, envi
                     new["seconds"] = {name: min(new["seconds"][name], old["seconds"][name]) for name in new["seconds"]}
                 rows[library] = new
         answers = {
-            library: torch.load(folder / f"{work}.{library}.pt")
+            library: torch.load(folder / f"{work}.{library}.pt", weights_only=True)
             for library in libraries
             if "failed" not in rows[library]
         }

@@ -259,7 +259,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     schema = manifest.get("schema")
     try:
         if schema == 1 and type(schema) is int:
-            weight_map = _checkpoint._read_json(path / INDEX)["weight_map"] if (path / INDEX).exists() else {"": WEIGHTS}
+            weight_map = (
+                _checkpoint._read_json(path / INDEX)["weight_map"] if (path / INDEX).exists() else {"": WEIGHTS}
+            )
             manifest |= {"schema": SCHEMA, "files": sorted(set(weight_map.values()))}
         elif schema != SCHEMA:
             raise CheckpointError(f"{path / MANIFEST} has schema {schema!r:.80}; this version reads 1 and {SCHEMA}")

@@ -27,6 +27,7 @@ from compression._checkpoint import BaseSource
 from compression._errors import CalibrationError
 from compression._files import digest_of
 from compression._identity import of_texts
+from compression._libraries import check_hub_cache
 from compression._reading import json_lines, read_text, whole_text
 from compression._strict import expanded
 
@@ -163,6 +164,7 @@ def _embedded() -> list[str]:
 
 def _hub(seed: int) -> Iterator[str]:
     """C4 documents, streamed and shuffled in a buffer."""
+    check_hub_cache(CalibrationError)
     try:
         from datasets import load_dataset
 

@@ -25,19 +25,21 @@ from typing import TYPE_CHECKING, Any
 
 from compression import _identity
 from compression._beside import read_generation_config
+from compression._config import architecture_of, model_values
 from compression._errors import CheckpointError
+from compression._libraries import check_hub_cache, failures_as
 from compression._shapes import SHAPES
-from compression._strict import expanded, read_json
+from compression._strict import check_regular, expanded, read_json
 from compression._weight_files import download, weight_files
 
 if TYPE_CHECKING:
     from compression._formats import Published
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 MANIFEST = "compression.json"
 PACKED_TYPE = "compression-bench"  # model_type of folders that only this package opens, so that no other tries
 NAMED = {"reference": "student", "reference-teacher": "teacher"}
 
+_TOKENIZER_FILES = (".json", ".model", ".txt", ".jinja")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -71,6 +73,7 @@ class BaseSource:
         """
         if self.kind != "hub" or self.folder:
             return self
+        check_hub_cache(CheckpointError)
         try:
             folder = download(self.text)
         except CheckpointError:
@@ -97,12 +100,7 @@ class BaseSource:
         if config.get("model_type") == PACKED_TYPE:
             own = config.pop("uncompressed", None)
             config |= own if isinstance(own, dict) else {}
-        names = config.get("architectures")
-        name = names[0] if isinstance(names, list) and names else names
-        if name not in ARCHITECTURES:
-            raise CheckpointError(
-                f"{path}: architecture {name!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
-            )
+        config["architectures"] = [architecture_of(config, str(path))]
         if self.published is not None:
             config.pop("quantization_config", None)
         return config
@@ -267,13 +265,13 @@ def build(config: Mapping[str, Any], dtype: Any, device: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    values = {key: value for key, value in config.items() if key not in ("architectures", "auto_map")}
-    try:
+    values = model_values(config)
+    with failures_as(lambda why: CheckpointError(f"config.json describes no model: {why}")):
         known = AutoConfig.for_model(values.pop("model_type"), **values)
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(known, dtype=dtype, attn_implementation="sdpa")
-    except Exception as error:  # whatever wrong values lead to
-        raise CheckpointError(f"config.json describes no model: {type(error).__name__}: {str(error)[:300]}") from error
+            model = AutoModelForCausalLM.from_config(
+                known, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+            )
     if type(model).__name__ != config["architectures"][0]:
         raise CheckpointError(f"config.json names the architecture {config['architectures'][0]}, but its model_type "
                               f"{config['model_type']!r} is that of {type(model).__name__}")  # fmt: skip
@@ -286,7 +284,10 @@ def finish(model: Any, device: str, generation_config: Any) -> Any:
     How texts are generated is in no configuration of the model: `generation_config` is transformers', or None.
     """
     tie(model)
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    with failures_as(lambda why: CheckpointError(f"config.json describes no positions: {why}")):
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+        if not model.model.rotary_emb.inv_freq.isfinite().all():
+            raise ValueError("their frequencies are not finite")
     model.generation_config = generation_config
     return model.to(device).eval().requires_grad_(False)
 
@@ -311,11 +312,14 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any] | None = None) -> Any
         return None
     from transformers import AutoConfig, AutoTokenizer
 
-    try:
-        known = None if config is None else AutoConfig.for_model(**config)
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, config=known)
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {error}") from error
+    with failures_as(lambda why: CheckpointError(f"{folder}: the tokenizer cannot be read: {why}")):
+        for path in folder.iterdir():
+            if path.suffix in _TOKENIZER_FILES:
+                check_regular(path)
+        known = None if config is None else AutoConfig.for_model(**model_values(config))
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, config=known)
+        tokenizer.decode(tokenizer.encode("What it cannot cut, it cannot cut 1 time."))
+    return tokenizer
 
 
 def byte_tokenizer() -> Any:

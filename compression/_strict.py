@@ -51,13 +51,12 @@ def read_json(path: Path, most: int = DESCRIPTION_BYTES) -> Any:
 
 def read_bytes(path: Path, most: int = DESCRIPTION_BYTES) -> bytes:
     """What a file holds. Raises OSError, or ValueError where it is no regular file or has more bytes than `most`."""
-    with open(path, "rb", opener=_without_waiting) as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise ValueError("it is no regular file")
-        if facts.st_size > most:
-            raise ValueError(f"it has {facts.st_size} bytes, and at most {most} are read")
-        return file.read()
+    check_regular(path, most)
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path} has more than {most} bytes, which are the most that are read")
+    return data
 
 
 def expanded(given: str | Path, error: Callable[[str], Exception]) -> Path:
@@ -157,6 +156,15 @@ def flag_field(table: Mapping[str, Any], name: str) -> bool:
     return value
 
 
+def check_regular(path: Path, most: int = DESCRIPTION_BYTES) -> None:
+    """Raise OSError, or ValueError where a file is no regular one or has more bytes than `most`, before it is read."""
+    facts = os.stat(path)
+    if not stat.S_ISREG(facts.st_mode):
+        raise ValueError(f"{path} is no regular file")
+    if facts.st_size > most:
+        raise ValueError(f"{path} has {facts.st_size} bytes, and at most {most} are read")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 
 _TOO_DEEP = f"it is nested too deeply: more than {DEPTH} tables within each other"
@@ -197,10 +205,6 @@ def _int(digits: str) -> int:
     if len(digits) > DIGITS:
         raise ValueError(f"{digits[:20]}... has {len(digits)} digits, and at most {DIGITS} are read")
     return int(digits)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # of a pipe, opening would wait for a writer
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_float, parse_int=_int)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import compression
 from compression import CheckpointError
-from compression._checkpoint import ARCHITECTURES, NAMED, build, byte_tokenizer, locate, open_base
+from compression._checkpoint import NAMED, build, byte_tokenizer, locate, open_base
+from compression._config import ARCHITECTURES
 from compression._shapes import SHAPES
 
 # --- What opens -------------------------------------------------------------------------------------------------------

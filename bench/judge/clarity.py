@@ -17,12 +17,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bench._errors import OptionError
 from bench._scripts import has_english_letters, joined_words
 from bench.judge.answers import Answered
+from compression._libraries import failures_as, local_or_hub
 
 DEFAULT_LM = "reference-teacher"
 DEFAULT_VECTORS = "tf-idf"
@@ -194,15 +194,13 @@ def _opened(name: str, device: str) -> tuple[Any, Any]:
         return load("teacher", device=device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype="float32").eval().to(device)
-        return model, AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        raise OptionError(
-            f"--fluency-model {name} cannot be opened ({error}); give a folder with a causal language model, a hub id "
-            f"that can be reached, or leave it out for {DEFAULT_LM}"
-        ) from error
+    place = local_or_hub(name, OptionError)
+    with failures_as(lambda why: OptionError(
+        f"--fluency-model {name} cannot be opened ({why}); give a folder with a causal language model, a hub id "
+        f"that can be reached, or leave it out for {DEFAULT_LM}"
+    )):  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(place, dtype="float32", trust_remote_code=False).eval().to(device)
+        return model, AutoTokenizer.from_pretrained(place, trust_remote_code=False)
 
 
 def clarity(

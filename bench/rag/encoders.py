@@ -16,6 +16,8 @@ from bench.rows import Input
 from compression._checkpoint import NAMED, locate
 from compression._errors import install_command
 from compression._files import digest_of_file
+from compression._libraries import failures_as, local_or_hub, no_code_from_outside
+from compression._strict import expanded, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,14 +42,13 @@ class Encoder:
         except ImportError as error:
             raise OptionError(f"{option} {name} needs sentence-transformers: {install_command('rag')}") from error
         self.name, self._cache = name, cache
-        local = Path(name).expanduser()
-        try:
-            self._model = SentenceTransformer(str(local) if local.is_dir() else name, device=device)
-        except (OSError, ValueError) as error:
-            raise OptionError(
-                f"{option} {name} cannot be loaded ({type(error).__name__}: {error}); give a folder with a model of "
-                "sentence-transformers, or a hub id that can be reached"
-            ) from error
+        place = local_or_hub(name, OptionError)
+        with failures_as(lambda why: OptionError(
+            f"{option} {name} cannot be loaded ({why}); give a folder with a model of sentence-transformers, or a hub "
+            "id that can be reached"
+        )), no_code_from_outside():  # fmt: skip
+            _check_modules(Path(place))
+            self._model = SentenceTransformer(place, device=device, trust_remote_code=False)
         self.digest = model_read(name).digest or name
 
     def documents(self, texts: Sequence[str]) -> "np.ndarray":
@@ -73,6 +74,16 @@ class Encoder:
         return np.asarray(vectors, np.float32)
 
 
+def _check_modules(folder: Path) -> None:
+    """Raise ValueError unless the modules of a local model are classes of the library: it imports what is named."""
+    path = folder / "modules.json"
+    if not path.exists():
+        return
+    for module in read_json(path):
+        if not str(module["type"]).startswith("sentence_transformers."):
+            raise ValueError(f"{path} names {module['type']!r}, which is no part of sentence-transformers")
+
+
 def content_name(what: str, *parts: str) -> str:
     """A name for what is made of these texts: equal exactly where all of them are.
 
@@ -86,7 +97,7 @@ def model_read(spec: str) -> Input:
     """A model as an input of a row: a folder by all its files, with their names; else by its name."""
     if spec in NAMED:
         return Input(spec, locate(spec).digest, named=True)
-    folder = Path(spec).expanduser()
+    folder = expanded(spec, OptionError)
     if not folder.is_dir():
         return Input(spec, None)
     found = hashlib.sha256()

@@ -14,6 +14,7 @@ from bench.metrics.rag_speed import SpeedReading, Timed
 from bench.rag.answers import Said, ask, prompts
 from bench.rag.pipeline import Asked, Retrieved, token_gains
 from compression._errors import install_command
+from compression._libraries import failures_as, local_or_hub, no_code_from_outside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -154,16 +155,17 @@ def similarities(found: Retrieved, reading: AnswersReading, device: str) -> Simi
     try:
         from bert_score import BERTScorer
         from bert_score.utils import model2layers
-        from transformers import AutoConfig
+        from transformers import AutoConfig, AutoTokenizer
     except ImportError as error:
         raise OptionError(f"--bertscore-encoder {name} needs bert-score: {install_command('rag')}") from error
-    try:
-        layers = model2layers.get(Path(name).name) or AutoConfig.from_pretrained(name).num_hidden_layers
-        scorer = BERTScorer(model_type=name, num_layers=layers, device=device)
-    except (OSError, ValueError) as error:
-        raise OptionError(
-            f"--bertscore-encoder {name} cannot be loaded: {error}; give a folder with an encoder"
-        ) from error
+    place = local_or_hub(name, OptionError)
+    with failures_as(lambda why: OptionError(
+        f"--bertscore-encoder {name} cannot be loaded: {why}; give a folder with an encoder"
+    )), no_code_from_outside():  # fmt: skip
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        layers = model2layers.get(Path(name).name) or config.num_hidden_layers
+        scorer = BERTScorer(model_type=place, num_layers=layers, device=device)
     pairs = [(said.text, one.truths[0]) for one in reading.replies for said in one.rag]
     _, _, f1 = scorer.score(*(list(side) for side in zip(*pairs, strict=True)))
     return SimilarityReading(tuple(f1.tolist()))

@@ -10,11 +10,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench._errors import DataError, OptionError
 from compression._errors import install_command
+from compression._strict import expanded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +142,7 @@ def index_of(spec: str, vectors: "np.ndarray", name: str) -> Vectors:
     check(spec)
     kind, _, place = spec.partition(":")
     if kind == "qdrant":
-        return Qdrant(vectors, place if "://" in place else str(Path(place).expanduser()), name)
+        return Qdrant(vectors, place if "://" in place else str(expanded(place, OptionError)), name)
     return Faiss(vectors) if kind == "faiss" else Exact(vectors)
 
 

@@ -102,7 +102,7 @@ def train(
 
     _check(out, resume, device, steps)
     if vocabulary is None and resume:
-        vocabulary = AutoTokenizer.from_pretrained(out, local_files_only=True)
+        vocabulary = AutoTokenizer.from_pretrained(out, local_files_only=True, trust_remote_code=False)
     vocabulary = vocabulary or tokenizer.build(lessons.samples(), context=CONTEXT)
     vocabulary.save_pretrained(out)
     model = build(shape, vocabulary, seed=seed)

@@ -11,9 +11,9 @@ threads, to the bit.
 
 Nothing happens at import. The first call of `available` or `matmul` compiles the C file with `$CC` (or cc, gcc, clang)
 into the folder `native` of the cache (`$COMPRESSION_CACHE`, or compression-bench in the user's cache folder) and loads
-it; later processes find it there, and take it only if it is what was compiled (`_library`). `COMPRESSION_NATIVE=0` turns
-it off, `COMPRESSION_NATIVE=portable` builds the scalar loop that any machine can run, which is slow and meant for tests.
-Inference only: autograd does not see what is done here.
+it; later processes find it there, and take it only if it is what was compiled (`_library`). `COMPRESSION_NATIVE=0`
+turns it off, `COMPRESSION_NATIVE=portable` builds the scalar loop that any machine can run, which is slow and meant for
+tests. Inference only: autograd does not see what is done here.
 """
 
 import contextlib

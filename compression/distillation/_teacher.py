@@ -34,7 +34,7 @@ from compression import _checkpoint
 from compression._errors import RecipeError, TeacherError
 from compression._files import digest_of, digest_of_file, key_of, locked, replacing, write_json
 from compression._recipe import Recipe
-from compression._strict import read_json, whole_field
+from compression._strict import expanded, read_json, whole_field
 from compression.distillation._chunks import TopK
 
 DESCRIPTION = "teacher.json"
@@ -171,7 +171,7 @@ def teacher_outputs(
     k = None if k == vocabulary else k
     identity = _identity(source, ids, mask, k=k, vocabulary=vocabulary, recipe=parsed.text, arithmetic=arithmetic,
                          dtype=dtype, batch=batch, device=device, seed=seed)  # fmt: skip
-    folder = Path(cache).expanduser() / key_of(identity)
+    folder = expanded(cache, TeacherError) / key_of(identity)
     shards = _read(folder, identity)
     if _done(shards) < len(ids):
         with locked(folder, TeacherError, f"another process is writing {folder}; start again when it has ended"):

@@ -43,7 +43,7 @@ from compression._errors import TrainingError
 from compression._files import digest_of, digest_of_file, key_of, locked, sync, write_json
 from compression._linear import PackedLinear
 from compression._sparse_linear import SparseLinear
-from compression._strict import finite, read_json
+from compression._strict import expanded, finite, read_json
 from compression.distillation._chunks import Projected
 from compression.distillation._losses import IGNORED, distillation, next_tokens
 from compression.distillation._settings import OPTIMIZERS, Objective, Settings
@@ -112,7 +112,7 @@ def train(
     if not any(parameter.requires_grad for parameter in student.parameters()):
         student.requires_grad_(True)
     identity = {**_identity(student, ids, mask, learn, objective, settings, teacher), "keep zeros": keep_zeros}
-    folder = Path(runs).expanduser() / key_of(identity)
+    folder = expanded(runs, TrainingError) / key_of(identity)
     busy = f"another process is training in {folder}; start again when it has ended"
     with locked(folder, TrainingError, busy), _random_state_kept(), _devices.repeatable(device), _in_fp32(student):
         checkpoint = _last(folder, identity)
