@@ -17,6 +17,7 @@ from bench._errors import BenchError
 from bench._shift import SAMPLES
 from bench.metrics import Metric, metrics_of
 from bench.rows import Row
+from compression._strict import finite, strict_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +78,16 @@ def kept(journal: Path, facts: dict[str, Any]) -> list[Rerun]:
     """
     if not journal.exists():
         return []
-    tables = []
-    for line in journal.read_text(encoding="utf-8").splitlines():
+    tables, way_out = [], "give another --journal, or delete it"
+    try:
+        lines = journal.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{journal} cannot be read: {error}; {way_out}") from None
+    for line in lines:
         try:
-            tables.append(json.loads(line))
+            tables.append(strict_json(line))
         except ValueError:
             continue
-    way_out = "give another --journal, or delete it"
     if not tables or not isinstance(tables[0], dict) or tables[0].get("kind") != "calibration":
         raise BenchError(f"{journal} is no journal of a calibration; {way_out}")
     other = [
@@ -91,7 +95,15 @@ def kept(journal: Path, facts: dict[str, Any]) -> list[Rerun]:
     ]
     if other:
         raise BenchError(f"{journal}: {'; '.join(other)}; {way_out}")
-    return [Rerun(own=each["own"], base=each["base"]) for each in tables[1:] if each.get("kind") == "rerun"]
+    try:
+        kept = [each for each in tables[1:] if isinstance(each, dict) and each.get("kind") == "rerun"]
+        return [Rerun(own=_samples(each["own"]), base=_samples(each["base"])) for each in kept]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BenchError(f"{journal}: a rerun is damaged ({type(error).__name__}: {error}); {way_out}") from None
+
+
+def _samples(table: Any) -> dict[str, list[float]]:
+    return {name: [finite(each) for each in values] for name, values in table.items()}
 
 
 def taken(given: argparse.Namespace, facts: dict[str, Any]) -> list[Rerun]:

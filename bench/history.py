@@ -191,8 +191,14 @@ def of_storage(folder: str | Path) -> list[Series]:
             commit = table["commit_info"].get("id")
             machine = " ".join(str(table["machine_info"].get(name)) for name in ("node", "machine"))
             benchmarks = [(each, finite(each["stats"]["median"])) for each in table["benchmarks"]]
+            for each in table["benchmarks"]:
+                info = dict(each.get("extra_info") or {})
+                texts = [info.get(name) or "" for name in ("recipe", "base", "device")]
+                texts += [each["name"], each["fullname"], each.get("group") or "", commit or ""]
+                if not all(isinstance(text, str) for text in texts):
+                    raise ValueError(f"{texts} must be texts")
             python = table["machine_info"].get("python_version")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise JournalError(f"{path} is no result of pytest-benchmark: {error}; remove it") from None
         files.append((when, commit and commit[:12], machine, python, benchmarks))
     called = names(_base_of(each) for *_, benchmarks in files for each, _ in benchmarks)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compression import _embedding
 from compression._embedding import PackedEmbedding
-from compression._kernels import has_bf16_cpu
+from compression._kernels import product_dtype
 from compression._linear import PackedLinear
 from compression._lora_linear import LoraLinear
 from compression._sparse_linear import SparseLinear
@@ -88,8 +88,7 @@ class Inputs:
 
         def note(i: int, states: Tensor, **others: Any) -> Tensor:
             if i == 0:
-                slow = states.device.type == "cpu" and not has_bf16_cpu()
-                hidden.append(states.float() if slow else states)
+                hidden.append(states.to(product_dtype(states.dtype, states.device)))
             arguments[i] = others
             return states
 

@@ -19,6 +19,7 @@ from compression._grids import DOUBLE_QUANT_BLOCK, AffineGrid, Grid, Int8RowGrid
 
 DEQUANTIZE = "dequantize"
 INT8_CUDA_ROWS = 8  # of a batch that decodes; where dequantizing wins is not measured yet, a prefill has far more
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 Product = Callable[[Tensor], Tensor]
 
@@ -119,6 +120,13 @@ def has_bf16_cpu() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
+def product_dtype(wanted: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which type a product with a dense weight is taken: `wanted`, or fp32 where 16 bits are slower."""
+    if device.type == "cpu" and wanted in (torch.bfloat16, torch.float16) and not has_bf16_cpu():
+        return torch.float32
+    return wanted
+
+
 def _affine_zeros(params: Params, spec: LayerSpec, middle: int) -> tuple[Tensor, Tensor]:
     """fp32 (rows, groups) scales, and the offsets s * (middle - z) that a kernel around `middle` has to add."""
     scales, zeros = spec.grid.expand(params, spec.out_features, spec.in_features)
@@ -137,6 +145,8 @@ def _missing_op(op: str, spec: LayerSpec) -> str | None:
 def _lut4_refuses(spec: LayerSpec) -> str | None:
     if spec.device_type != "cpu" or spec.grid.bits > 4 or spec.threshold is not None:
         return "weights of at most 4 bits on CPU only"
+    if spec.dtype not in _NARROW:
+        return f"fp32, bf16 or fp16 only, not {spec.dtype}"
     from compression import _native
 
     if not _native.available():
@@ -337,6 +347,8 @@ def _bitsandbytes_missing() -> str | None:
 def _bnb4_refuses(spec: LayerSpec) -> str | None:
     if not isinstance(spec.grid, NF4Grid):
         return "NF4 weights only"
+    if spec.dtype not in _NARROW:
+        return f"fp32, bf16 or fp16 only, not {spec.dtype}"
     if spec.device_type == "cpu" and spec.backend == "auto":
         return "on CPU only when asked for by backend=bitsandbytes"
     return _bitsandbytes_missing()
@@ -373,6 +385,8 @@ def _bnb4_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
 def _bnb8_refuses(spec: LayerSpec) -> str | None:
     if not isinstance(spec.grid, Int8RowGrid) or spec.threshold is None:
         return "LLM.int8() only"
+    if spec.dtype not in _NARROW:
+        return f"fp32, bf16 or fp16 only, not {spec.dtype}"
     return _bitsandbytes_missing()
 
 

@@ -306,9 +306,7 @@ class PackedLinear(nn.Module):
         self._product, self._bound, self._spec, self._held = None, None, None, None
 
     def _multiply_dense(self, x: Tensor) -> Tensor:
-        dtype = self.compute_dtype or x.dtype
-        if x.device.type == "cpu" and dtype != torch.float32 and not _kernels.has_bf16_cpu():
-            dtype = torch.float32
+        dtype = _kernels.product_dtype(self.compute_dtype or x.dtype, x.device)
         if self.threshold is None and x.requires_grad and torch.is_grad_enabled():
             y = frozen_product(x.to(dtype), self.dequantize)
         else:

@@ -27,7 +27,7 @@ from compression import _registry
 from compression._errors import RecipeError
 from compression._reading import read_text
 from compression._registry import Method
-from compression._strict import strict_json, strict_prefix
+from compression._strict import check_regular, strict_json, strict_prefix
 
 SCHEMA = 2
 _DEFAULTS = {  # by schema: what a parameter that is left out meant until the next one
@@ -128,10 +128,14 @@ class Recipe:
     @classmethod
     def _from_file(cls, path: Path) -> "Recipe":
         try:
+            check_regular(path)
             value = strict_json(read_text(path, ValueError))
         except (OSError, ValueError) as error:
             raise RecipeError(f"recipe file {str(path)!r} cannot be read as JSON: {error}") from error
-        return cls.from_json(value)
+        try:
+            return cls.from_json(value)
+        except RecipeError as error:
+            raise RecipeError(f"recipe file {str(path)!r}: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "steps": [{"method": step.name, **step.parameters} for step in self.steps]}

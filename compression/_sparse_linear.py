@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from compression import _packing
 from compression._errors import LayerError
-from compression._kernels import has_bf16_cpu
+from compression._kernels import product_dtype
 from compression._layer_checks import (
     FLOATS,
     check_finite,
@@ -154,9 +154,7 @@ class SparseLinear(nn.Module):
             if self._semi_structured is None:
                 self._semi_structured = _semi_structured(self.weight)
             return nn.functional.linear(x.to(self.dtype), self._semi_structured, self.bias).to(x.dtype)
-        dtype = x.dtype
-        if x.device.type == "cpu" and dtype != torch.float32 and not has_bf16_cpu():
-            dtype = torch.float32
+        dtype = product_dtype(x.dtype, x.device)
         bias = None if self.bias is None else self.bias.to(dtype)
         if x.requires_grad and torch.is_grad_enabled():
             y = frozen_product(x.to(dtype), lambda kind: self.weight.to(kind))

@@ -51,12 +51,9 @@ def read_json(path: Path, most: int = DESCRIPTION_BYTES) -> Any:
 
 def read_bytes(path: Path, most: int = DESCRIPTION_BYTES) -> bytes:
     """What a file holds. Raises OSError, or ValueError where it is no regular file or has more bytes than `most`."""
-    check_regular(path, most)
+    size = check_regular(path, most)
     with open(path, "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"{path} has more than {most} bytes, which are the most that are read")
-    return data
+        return file.read(size)  # as many bytes are set aside
 
 
 def expanded(given: str | Path, error: Callable[[str], Exception]) -> Path:
@@ -156,13 +153,14 @@ def flag_field(table: Mapping[str, Any], name: str) -> bool:
     return value
 
 
-def check_regular(path: Path, most: int = DESCRIPTION_BYTES) -> None:
-    """Raise OSError, or ValueError where a file is no regular one or has more bytes than `most`, before it is read."""
+def check_regular(path: Path, most: int = DESCRIPTION_BYTES) -> int:
+    """The bytes of a file. Raises OSError, or ValueError where it is no regular file or has more bytes than `most`."""
     facts = os.stat(path)
     if not stat.S_ISREG(facts.st_mode):
         raise ValueError(f"{path} is no regular file")
     if facts.st_size > most:
         raise ValueError(f"{path} has {facts.st_size} bytes, and at most {most} are read")
+    return facts.st_size
 
 
 # ----------------------------------------------------------------------------------------------------------------------

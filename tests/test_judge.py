@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from fractions import Fraction
 
 import pytest
@@ -12,6 +13,7 @@ from checkpoints import says
 from hypothesis import given
 from hypothesis import strategies as st
 from judges import KEY, MISHAPS, QUICK, Server, by_answer, completion
+from killing import running
 
 from bench._errors import JudgeError, MetricError, NotAvailable, OptionError
 from bench.judge import alignment, bias, g_eval, readings
@@ -248,16 +250,14 @@ def test_two_writers_lose_nothing_and_keep_one_reply_to_each_question(tmp_path):
         "[print(cache.put(str(n), {'by': sys.argv[2], 'text': 'x' * 5000})['by']) for n in range(100)]"
     )
     path = tmp_path / "judge.jsonl"
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(path), name], text=True, stdin=subprocess.PIPE,
-                         stdout=subprocess.PIPE)
-        for name in "ab"
-    ]  # fmt: skip
-    assert ["ready\n"] * 2 == [writer.stdout.readline() for writer in writers]
-    for writer in writers:
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    told = [writer.communicate(timeout=60)[0].split() for writer in writers]
+    pipes = {"text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with ExitStack() as held:
+        writers = [held.enter_context(running([sys.executable, "-c", code, path, name], **pipes)) for name in "ab"]
+        assert ["ready\n"] * 2 == [writer.stdout.readline() for writer in writers]
+        for writer in writers:
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
+        told = [writer.communicate()[0].split() for writer in writers]
     kept = [json.loads(line) for line in path.read_text().splitlines()]
 
     assert [str(n) for n in range(100)] == sorted((line["key"] for line in kept), key=int)

@@ -8,6 +8,7 @@ import sys
 import pytest
 from commands import FILES, pytest_bench
 from judges import KEY, MISHAPS, Server, by_answer
+from killing import running, wait_until
 
 from bench.metrics import all_metrics
 from compression import locate
@@ -65,13 +66,12 @@ def test_the_command_survives_a_misbehaving_server_asks_nothing_twice_and_leaves
 def test_a_killed_run_is_resumed_without_asking_the_judge_twice(run, pytester):
     with Server(mishaps=lambda number: "hang" if number == 9 else None) as server:
         arguments = [*map(str, asking(server)), "--judge-concurrency", "1", "--model", "fp16"]
-        child = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pytest.ini"),
-             "--rootdir", str(ROOT), JUDGED, *arguments], cwd=pytester.path, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert server.held.wait(120)
-        child.send_signal(signal.SIGKILL)
-        assert -signal.SIGKILL == child.wait(timeout=30)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", ROOT / "pytest.ini",
+                   "--rootdir", ROOT, JUDGED, *arguments]  # fmt: skip
+        with running(command, cwd=pytester.path, stdout=subprocess.DEVNULL) as child:
+            wait_until(server.held.is_set, child)
+            child.send_signal(signal.SIGKILL)
+            assert -signal.SIGKILL == child.wait()
         before = server.answered.total()
         result = run(*arguments, "--resume", tests=JUDGED)
 

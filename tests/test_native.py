@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import running
 
 from compression import _native
 from compression._errors import BackendError
@@ -263,19 +264,14 @@ if _native.available():
 """
 
 
-def start(cache, **environment):
+def starting(cache, **environment):
     wanted = {**os.environ, "COMPRESSION_CACHE": str(cache), "COMPRESSION_NATIVE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-c", MULTIPLY],
-        env=wanted | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return running([sys.executable, "-c", MULTIPLY], env=wanted | environment, **pipes)
 
 
 def finish(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate()
     assert process.returncode == 0, err
     return out.split("\n")[:-1]
 
@@ -288,7 +284,8 @@ def build(tmp_path, monkeypatch):
 
 
 def test_without_a_compiler_it_says_how_to_get_one(tmp_path):
-    (said,) = finish(start(tmp_path, CC="/nonexistent"))
+    with starting(tmp_path, CC="/nonexistent") as process:
+        (said,) = finish(process)
 
     assert said.startswith("False no C compiler: CC='/nonexistent' is not a command; install one")
 
@@ -316,10 +313,10 @@ def test_it_can_be_turned_off(monkeypatch):
 
 @needs_kernel
 def test_processes_may_compile_at_the_same_time_and_leave_one_library(tmp_path):
-    processes = [start(tmp_path, COMPRESSION_NATIVE="portable") for _ in range(2)]
-
-    expected = ["True None", str(float(8 * 128 * 7.5))]
-    assert [finish(process) for process in processes] == [expected, expected]
+    environment = {"COMPRESSION_NATIVE": "portable"}
+    with starting(tmp_path, **environment) as one, starting(tmp_path, **environment) as other:
+        expected = ["True None", str(float(8 * 128 * 7.5))]
+        assert [finish(process) for process in (one, other)] == [expected, expected]
     assert len(list((tmp_path / "native").iterdir())) == 1
 
 

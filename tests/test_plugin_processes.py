@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from commands import ENERGY, FILES, PERPLEXITY, QUICK, RTN, SIZE
+from killing import running, wait_until
 
 QUIETLY = ["-q", "-p", "bench.plugin", "-p", "no:cacheprovider"]
 
@@ -57,14 +57,9 @@ def test_a_killed_run_goes_on_where_it_was(checkpoint, tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.plugin", "-p", "no:cacheprovider", SIZE, ENERGY,
                "--base", checkpoint, "--model", RTN, "--rootdir", tmp_path, *QUICK]  # fmt: skip
     journal = tmp_path / ".bench" / "journal.jsonl"
-    child = subprocess.Popen(command, cwd=tmp_path, env=_environment(), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (journal.exists() and "efficiency.stored_bytes" in journal.read_text()):
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    with running(command, cwd=tmp_path, env=_environment(), stdout=subprocess.DEVNULL) as child:
+        wait_until(lambda: journal.exists() and "efficiency.stored_bytes" in journal.read_text(), child)
+        child.send_signal(signal.SIGKILL)
     other = subprocess.run(
         [*command, "--resume", "--runs", "7"],
         cwd=tmp_path,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from healthy_results import healthy_row, names, rows, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import running
 
 from bench._errors import JournalError
 from bench.journal import ENDINGS, Journal, read, resume
@@ -346,9 +348,9 @@ journal.end("passed")
 """.format(root=str(ROOT), tests=str(ROOT / "tests"))
 
 
-def writer(path: Path, run: str, count: int) -> subprocess.Popen:
-    command = [sys.executable, "-c", WRITER, str(path), run, str(count)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def writer(path: Path, run: str, count: int) -> AbstractContextManager[subprocess.Popen]:
+    command = [sys.executable, "-c", WRITER, path, run, count]
+    return running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_two_processes_write_one_journal_and_nothing_is_lost(tmp_path):
@@ -357,7 +359,7 @@ def test_two_processes_write_one_journal_and_nothing_is_lost(tmp_path):
         for process in (one, two):
             process.stdin.write("go\n")
             process.stdin.flush()
-        assert [process.wait(timeout=30) for process in (one, two)] == [0, 0]
+        assert [process.wait() for process in (one, two)] == [0, 0]
 
     contents = read(path)
     for run in ("one", "two"):
@@ -376,7 +378,7 @@ def test_a_killed_writer_leaves_a_journal_with_all_that_it_finished(tmp_path, se
             finished = int(process.stdout.readline())
         os.kill(process.pid, signal.SIGKILL)
         rest = process.stdout.read().split("\n")[:-1]
-        assert process.wait(timeout=30) == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
     finished = int(rest[-1]) if rest else finished
 
     run, found, _ = resume(path)

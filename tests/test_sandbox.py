@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from checkpoints import says
+from killing import running, wait_until
 
 from bench import sandbox
 from bench._claims import CLAIMS
@@ -160,8 +161,7 @@ def test_a_program_that_opens_a_socket_reaches_nobody(route):
 
 
 def test_a_program_that_kills_its_parent_kills_nobody(route):
-    bystander = subprocess.Popen(["sleep", "60"])
-    try:
+    with running(["sleep", "infinity"]) as bystander:
         for program in (
             "import os; os.kill(os.getppid(), 9); assert False",
             f"import os; os.kill({bystander.pid}, 9)",
@@ -171,9 +171,6 @@ def test_a_program_that_kills_its_parent_kills_nobody(route):
         ):
             assert (False, True) == ((found := contained(program, route))[0].passed, found[1])
         assert bystander.poll() is None
-    finally:
-        bystander.kill()
-        bystander.wait()
 
 
 def test_a_program_sees_no_environment_and_no_output_of_it_is_ours(route, monkeypatch, capfd):
@@ -202,16 +199,12 @@ def test_programs_run_side_by_side_each_alone_in_order():
 def test_nothing_is_left_of_programs_whose_run_was_killed(name):
     program = called(name) + "while True: pass"
     code = f"from bench import sandbox; sandbox.run({program!r}, seconds=60)"
-    harness = subprocess.Popen([sys.executable, "-c", code])
-    until = time.monotonic() + 20
-    while not processes(name) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert processes(name)
-    harness.kill()
-    harness.wait()
-    while processes(name) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert [] == processes(name)
+    with running([sys.executable, "-c", code]) as harness:
+        wait_until(lambda: processes(name), harness)
+        harness.kill()
+        harness.wait()
+        while processes(name):  # the kernel ends them; if it did not, this would not end either
+            time.sleep(0.05)
 
 
 def test_a_jail_that_does_not_come_up_is_no_failure_of_the_program():

@@ -3,14 +3,13 @@
 import json
 import resource
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from block_by_block import BLOCKS, GPTQ, STATE, TWICE, Stop, deep_checkpoint, interrupt, same, tensors, write
 from checkpoints import rewrite, transformers_model
+from killing import running, wait_until
 from safetensors.torch import load_file, save_file
 
 import compression
@@ -51,13 +50,9 @@ def test_a_killed_process_is_resumed_with_the_same_bits(tmp_path):
     transformers_model("LlamaForCausalLM", num_hidden_layers=blocks).save_pretrained(tmp_path / "base")
     out = tmp_path / "out"
     arguments = [GPTQ, "--base", str(tmp_path / "base"), "--calibration", "random", "--device", "cpu", "--out"]
-    deadline = time.monotonic() + 600
-    with subprocess.Popen([sys.executable, "-m", "compression", *arguments, str(out)]) as process:
-        try:
-            while blocks_done(out) < 1 and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.001)
-        finally:
-            process.send_signal(signal.SIGKILL)
+    with running([sys.executable, "-m", "compression", *arguments, out]) as process:
+        wait_until(lambda: blocks_done(out) >= 1, process)
+        process.send_signal(signal.SIGKILL)
     assert -signal.SIGKILL == process.returncode
     killed_at = blocks_done(out)
     assert 1 <= killed_at < blocks

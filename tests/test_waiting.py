@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
+from killing import running
 
 from bench import _waiting
 from bench._waiting import moments
@@ -44,16 +46,11 @@ counted = pytest.mark.skipif(not COUNTS, reason="this system does not count what
 @counted
 def test_what_rivals_on_the_same_processor_take_is_waited_and_all_else_is_not():
     core = str(min(os.sched_getaffinity(0)))
-    rivals = []
-    try:
+    with ExitStack() as held:
         for _ in range(2):
-            rivals.append(subprocess.Popen([sys.executable, "-c", RIVAL, core], stdout=subprocess.PIPE))
-            rivals[-1].stdout.readline()
+            rival = held.enter_context(running([sys.executable, "-c", RIVAL, core], stdout=subprocess.PIPE))
+            rival.stdout.readline()
         done = subprocess.run([sys.executable, "-c", STARVED, core], capture_output=True, text=True, check=True)
-    finally:
-        for each in rivals:
-            each.kill()
-            each.communicate()
 
     steps = json.loads(done.stdout)
     walls, waits = (sum(each[place] for each in steps) for place in (0, 2))

@@ -9,7 +9,7 @@ from typing import Any
 from bench._errors import JournalError
 from bench.bases import Identity, short
 from bench.rows import key_of
-from compression._strict import strict_json
+from compression._strict import finite, strict_json
 
 DIGITS = 6  # significant ones that a value keeps
 
@@ -65,9 +65,16 @@ def stored(
     for path in sorted(folder.glob("*/*.json")):
         try:
             content = strict_json(path.read_text())
+            for each in content["benchmarks"]:
+                info = dict(each["extra_info"])
+                if not all(isinstance(info.get(name, ""), str) for name in ("recipe", "base")):
+                    raise ValueError("recipe and base must be texts")
+                key_of("pytest_benchmark.round_s", info)
+                finite(each["stats"]["median"])
+            if not isinstance(content["datetime"], str) or not isinstance(content.get("commit_info") or {}, dict):
+                raise ValueError("datetime must be a text, and commit_info a table")
             files.append((content["datetime"], path, content))
-            content["benchmarks"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, JournalError) as error:
             raise JournalError(f"{path} is no storage of pytest-benchmark: {error!r}; remove it") from None
     listed, found = [], {}
     for place, (when, path, content) in enumerate(sorted(files, key=lambda each: each[:2])):

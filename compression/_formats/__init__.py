@@ -102,7 +102,7 @@ def _spelled(fields: Any, path: Path) -> dict[str, Any]:
 
 def _parse(fields: Mapping[str, Any], where: str) -> Published:
     method = fields.get("quant_method")
-    if method not in BITS:
+    if not isinstance(method, str) or method not in BITS:
         raise CheckpointError(
             f"{where}: this checkpoint is already quantized, by quant_method {method!r}, which is not read; those that "
             f"are: {', '.join(BITS)}; give the uncompressed one as the base"
