@@ -32,7 +32,7 @@ def far(y, expected):
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_packed_layer_multiplies_as_its_dense_weight_in_every_type(name, dtype):
     weight, bias = gaussian(64, 128).to(dtype), gaussian(1, 64, seed=1)[0].to(dtype)
-    threshold = 6.0 if name == "int8" else None
+    threshold, coarse = (6.0, 6e-3) if name == "int8" else (None, 0.0)  # bitsandbytes rounds activations from fp16
     for backend in _kernels.BACKENDS:
         layer = PackedLinear.from_weight(weight, bias, GRIDS[name], backend=backend, threshold=threshold)
         try:
@@ -46,7 +46,7 @@ def test_a_packed_layer_multiplies_as_its_dense_weight_in_every_type(name, dtype
                 expected = multiply(x.double(), layer.dequantize(torch.float64), threshold) + bias.double()
                 y = layer(x)
                 assert (kind, (rows, 64)) == (y.dtype, tuple(y.shape))
-                assert far(y, expected) <= max(ERRORS[kind], ERRORS[dtype]), (backend, rows, kind)
+                assert far(y, expected) <= max(ERRORS[kind], ERRORS[dtype], coarse), (backend, rows, kind)
 
 
 @pytest.mark.parametrize("kernel", _kernels.KERNELS, ids=lambda kernel: kernel.name)
@@ -69,11 +69,11 @@ def test_a_sparse_layer_multiplies_as_its_dense_weight_in_every_type(pattern, dt
         assert far(layer(x), x.double() @ weight.double().T) <= (1e-12 if kind == torch.float64 else ERRORS[kind])
 
 
-@pytest.mark.parametrize("recipe", ["nf4", "rtn(group_size=32)", "hqq(group_size=32)", "magnitude(store=bitmask)"])
-def test_a_base_of_64_bits_is_compressed_and_runs(monkeypatch, recipe):
+@pytest.mark.parametrize("text", ["nf4", "rtn(group_size=32)", "hqq(group_size=32)", "magnitude(store=bitmask)"])
+def test_a_base_of_64_bits_is_compressed_and_runs(monkeypatch, text):
     shape = next(iter(TINY.values()))
     monkeypatch.setitem(SHAPES, "wide", shape | {"dtype": "float64"})
-    model = compression.compress("random:wide", recipe).model
+    model = compression.compress("random:wide", text).model
 
     with torch.no_grad():
         logits = model(torch.arange(8)[None], use_cache=False).logits
