@@ -30,7 +30,7 @@ from compression._formats import BITS, FORMATS
 from compression._linear import PackedLinear
 from compression._recipe import Recipe
 from compression._stored import describe, put_all
-from compression._strict import check_signature, exact_fields, finite, signed
+from compression._strict import check_signature, exact_fields, expanded, finite, signed
 from compression._weight_files import INDEX, WEIGHTS
 
 # 1: has no digest, does not name the files of the weights; a packed model has the names of a transformers checkpoint
@@ -276,6 +276,8 @@ def _files(path: Path, manifest: dict[str, Any]) -> list[Path]:
     names = manifest.get("files")
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: files must be names in its folder")
+    for name in names:
+        expanded(path / name, lambda why: CheckpointError(f"{path / MANIFEST} names a file that cannot be: {why}"))
     if missing := [name for name in names if not (path / name).exists()]:
         raise CheckpointError(f"{path / MANIFEST} names files that are not there: {', '.join(missing)}")
     return [path / name for name in names]

@@ -17,6 +17,7 @@ from typing import Any
 
 from compression._beside import COPIED
 from compression._errors import CheckpointError
+from compression._strict import expanded
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # names the file of each tensor where there are several files
@@ -88,7 +89,8 @@ def _shards(index: Path) -> list[str]:
 
 def _check_inside(named_by: Path, name: str) -> None:
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise CheckpointError(f"{named_by} names {name!r}, which is not in its folder, where weights have to be")
+        raise CheckpointError(f"{named_by} names {name!r:.200}, which is not in its folder, where weights have to be")
+    expanded(named_by.parent / name, lambda why: CheckpointError(f"{named_by} names a file that cannot be: {why}"))
 
 
 def _refuse_two_sets(folder: Path) -> None:

@@ -185,14 +185,14 @@ def damages(tensor):
 
 @given(st.data())
 def test_a_tensor_that_was_damaged_is_refused_or_read_alike_by_every_path(artefact, tmp_path_factory, data):
-    tensors = load((artefact / "model.safetensors").read_bytes())
+    tensors = load((artefact / "compressed.safetensors").read_bytes())
     name = data.draw(st.sampled_from(sorted(KINDS)))
     key = data.draw(st.sampled_from(sorted(each for each in tensors if each.startswith(f"{name}."))))
     tensors[key] = data.draw(damages(tensors[key])).contiguous()
     folder = tmp_path_factory.getbasetemp() / "damaged"
     if not folder.exists():
         shutil.copytree(artefact, folder)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "compressed.safetensors", metadata={"format": "pt"})
 
     layer = opened_or_refused(folder, name)
 
