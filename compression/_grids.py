@@ -66,9 +66,8 @@ def check_group(cols: int, group_size: int, layer: str = "the layer", allowed: t
 
     `allowed` are the sizes that the method takes; None for -1 and everything from 8.
     """
-    if type(group_size) is not int or not (group_size == -1 or group_size >= 1):
-        raise LayerError(f"group_size={group_size!r:.80} of {layer} must be -1 (one group per output channel) or a "
-                         "whole number above 0")  # fmt: skip
+    if group_size != -1:
+        check_size("group_size", group_size)
     if group_size != -1 and cols % group_size:
         divisors = [d for d in range(8, cols + 1) if cols % d == 0 and (allowed is None or d in allowed)]
         near = sorted(sorted(divisors, key=lambda d: abs(d - group_size))[:4])
