@@ -12,7 +12,6 @@ are scored by their likelihood. Its BoolQ has lost the passages: its questions a
 
 import hashlib
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,12 +41,7 @@ def read(folder: Path, task: Task, configuration: Record) -> Splits:
         NotAvailable: the folder has no such data.
         DataError: a file is not of its form; the message names file and line, what was expected and what found.
     """
-    try:
-        found = _READERS[task.name](_Place(folder, task), configuration)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{folder}: {task.title} cannot be read: {type(error).__name__}: {error}") from error
-    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of a column that holds something else
-        raise DataError(f"{folder}: {task.title} is not of its form: {type(error).__name__}: {error}") from error
+    found = _READERS[task.name](_Place(folder, task), configuration)
     for split, rows in found.rows.items():
         if not rows:
             raise DataError(f"{folder}: {task.title} has no row in its {split} split")
