@@ -83,11 +83,18 @@ def check_places(packed: Tensor, count: int, bits: int, pattern: tuple[int, int]
         raise LayerError(f"indices must name {n} different places of every {m} neighbours, in ascending order")
 
 
-def check_incoming(layer: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Raise LayerError where loading would turn numbers of one kind into another: codes into floats, or back."""
+def check_incoming(
+    layer: nn.Module, tensors: Mapping[str, Tensor], prefix: str, described: tuple[str, ...] = ()
+) -> None:
+    """Raise LayerError where loading would turn numbers of one kind into another: codes into floats, or back.
+
+    Where a layer has no tensors yet, those in `described` must come in the very type that it is described with.
+    """
     for name, own in (*layer._parameters.items(), *layer._buffers.items()):
         given = tensors.get(f"{prefix}{name}")
-        if own is None or given is None or given.dtype == own.dtype or {given.dtype, own.dtype} <= FLOATS:
+        if own is None or given is None or given.dtype == own.dtype:
+            continue
+        if {given.dtype, own.dtype} <= FLOATS and not (own.is_meta and name in described):
             continue
         raise LayerError(f"{prefix}{name} is stored as {given.dtype}, expected {own.dtype}")
 

@@ -82,7 +82,7 @@ class LoraLinear(nn.Module):
         check_finite("lora_b", check_shape(self, "lora_b", (self.out_features, self.rank), FLOATS))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        check_incoming(self, state_dict, prefix)
+        check_incoming(self, state_dict, prefix, ("lora_a", "lora_b"))
         super()._load_from_state_dict(state_dict, prefix, *args)
         check_loaded(self, state_dict, prefix)
 

@@ -209,7 +209,7 @@ class SparseLinear(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         self._semi_structured = self._way = None
-        check_incoming(self, state_dict, prefix)
+        check_incoming(self, state_dict, prefix, ("values",))
         super()._load_from_state_dict(state_dict, prefix, *args)
         check_loaded(self, state_dict, prefix)
 

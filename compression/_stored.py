@@ -89,7 +89,9 @@ def _put_embeddings(model: nn.Module, names: list[str], description: dict[str, A
     stored = exact_fields(description, {"embedding"})["embedding"]
     dense, head = model.get_submodule(EMBEDDINGS), model.get_submodule(HEAD)
     if names != [EMBEDDINGS] or (stored == "tied") != tied or not isinstance(head, PackedLinear):
-        raise LayerError(f"{names[0]}: packed embeddings are {EMBEDDINGS}, on the head where config.json ties the two")
+        raise LayerError(
+            f"{names[0]}: packed embeddings are those of {EMBEDDINGS}, on the head where config.json ties them"
+        )
     try:
         table = head if tied else restore(stored)
     except LayerError as error:

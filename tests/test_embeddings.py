@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from block_by_block import tensors, write
-from checkpoints import logits, transformers_model
+from checkpoints import logits, rewrite, transformers_model
 
 import compression
 from bench import _step
@@ -177,7 +177,7 @@ def test_a_folder_whose_description_does_not_fit_is_refused(base, tmp_path, dama
         manifest["layers"]["model.embed_tokens"] = {"embedding": other}
     else:
         del manifest["layers"]["lm_head"]
-    (path / "compression.json").write_text(json.dumps(manifest))
+    rewrite(path / "compression.json", layers=manifest["layers"])
 
     with pytest.raises(compression.CheckpointError, match="packed embeddings are those of"):
         compression.load(path)

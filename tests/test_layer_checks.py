@@ -15,9 +15,10 @@ from safetensors.torch import load, save_file
 from strategies import gaussian
 
 import compression
-from compression import BackendError, CheckpointError, LayerError, Recipe
+from compression import BackendError, CheckpointError, LayerError, Recipe, _embedding
 from compression._artefact import Compressed
 from compression._blocks import stored_layers
+from compression._embedding import EMBEDDINGS, HEAD, PackedEmbedding
 from compression._grids import AffineGrid, Int8RowGrid, NF4Grid, quantize
 from compression._linear import PackedLinear
 from compression._lora_linear import LoraLinear
@@ -74,6 +75,7 @@ KINDS = {  # every way to store a layer, each at its place in one small model
     "model.layers.1.self_attn.o_proj": packed(affine(8, -1)),
     "model.layers.1.mlp.down_proj": packed(affine(3, 64), backend="native"),
 }
+ALL = {*KINDS, EMBEDDINGS, HEAD}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,7 @@ def artefact(tmp_path_factory):
     model = transformers_model("LlamaForCausalLM")
     for name, make in KINDS.items():
         model.set_submodule(name, make(model.get_submodule(name).weight.detach()))
+    _embedding.pack(model)
     model.requires_grad_(False)
     return Compressed(model, Recipe(), ("tiny", "0")).save(tmp_path_factory.mktemp("artefacts") / "all")
 
@@ -97,6 +100,9 @@ def manifest(artefact):
 
 def disagreement(layer):
     """How far the product of a layer is from the one with its dense weight; 0 where that is not finite."""
+    if isinstance(layer, PackedEmbedding):
+        ids = torch.arange(0, layer.num_embeddings, 5)
+        return float((layer(ids) - layer.weight[ids]).nan_to_num().abs().max())
     x = gaussian(3, layer.in_features, std=1)
     expected = layer.reference(x) if isinstance(layer, PackedLinear) else layer.to_linear()(x)
     if not expected.isfinite().all() or not expected.norm().isfinite():
@@ -123,7 +129,7 @@ def leaves(value, path=()):
 def test_a_sound_artefact_of_every_kind_opens_and_multiplies_as_its_dense_weights(artefact):
     layers = stored_layers(compression.load(artefact).model)
 
-    assert KINDS.keys() == layers.keys()
+    assert ALL == layers.keys()
     assert all(disagreement(layer) < 1e-4 for layer in layers.values())
 
 
@@ -138,7 +144,7 @@ VALUES = st.one_of(
 def test_a_description_that_was_changed_is_refused_even_if_another_layer_could_be_described_so(
     copy, artefact, manifest, data
 ):
-    name = data.draw(st.sampled_from(sorted(KINDS)))
+    name = data.draw(st.sampled_from(sorted(ALL)))
     *path, last = data.draw(st.sampled_from(list(leaves(manifest["layers"][name]))))
     table = json.loads(json.dumps(manifest))
     place = table["layers"][name]
@@ -186,7 +192,7 @@ def damages(tensor):
 @given(st.data())
 def test_a_tensor_that_was_damaged_is_refused_or_read_alike_by_every_path(artefact, tmp_path_factory, data):
     tensors = load((artefact / "compressed.safetensors").read_bytes())
-    name = data.draw(st.sampled_from(sorted(KINDS)))
+    name = data.draw(st.sampled_from(sorted(ALL)))
     key = data.draw(st.sampled_from(sorted(each for each in tensors if each.startswith(f"{name}."))))
     tensors[key] = data.draw(damages(tensors[key])).contiguous()
     folder = tmp_path_factory.getbasetemp() / "damaged"
@@ -287,7 +293,7 @@ def test_a_description_of_the_first_schema_opens_still(artefact, manifest, tmp_p
     old = {key: value for key, value in manifest.items() if key not in ("digest", "files")} | {"schema": 1}
     (folder / "compression.json").write_text(json.dumps(old))
 
-    assert KINDS.keys() == stored_layers(compression.load(folder).model).keys()
+    assert ALL == stored_layers(compression.load(folder).model).keys()
 
 
 def test_the_check_tells_layers_apart_from_right_ones(artefact):
