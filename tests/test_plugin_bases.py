@@ -123,5 +123,5 @@ def test_a_text_that_cannot_be_read_is_refused_before_anything_is_measured(run, 
     found = run(SIZE, "--model", GPTQ, "--calibration", notes)
 
     assert found.ret == pytest.ExitCode.USAGE_ERROR
-    found.stderr.fnmatch_lines(["*more.jsonl:1: calibration needs an object with the field text or content on each line*"])
+    found.stderr.fnmatch_lines(["*more.jsonl:1: calibration needs an object with the field text or content on each *"])
     assert not (pytester.path / ".bench").exists()
