@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--device", action="append", default=[], metavar="FINGERPRINT", help="also rows of this device"
     )
     migrating = commands.add_parser("migrate", parents=[common, writing])
-    migrating.add_argument("--checkpoint", action="append", default=[], type=Path, metavar="DIR",
+    migrating.add_argument("--checkpoint", action="append", default=[], type=path_option, metavar="DIR",
                            help="folder of a base that goes by its last part; may be given several times")  # fmt: skip
     options = parser.parse_args(arguments)
     try:

@@ -193,7 +193,7 @@ def of_storage(folder: str | Path) -> list[Series]:
             benchmarks = [(each, finite(each["stats"]["median"])) for each in table["benchmarks"]]
             for each in table["benchmarks"]:
                 info = dict(each.get("extra_info") or {})
-                texts = [info.get(name) or "" for name in ("recipe", "base", "device")]
+                texts = [info.get(name) or "" for name in ("recipe", "base", "base_hash", "device")]
                 texts += [each["name"], each["fullname"], each.get("group") or "", commit or ""]
                 if not all(isinstance(text, str) for text in texts):
                     raise ValueError(f"{texts} must be texts")

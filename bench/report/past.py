@@ -67,12 +67,13 @@ def stored(
             content = strict_json(path.read_text())
             for each in content["benchmarks"]:
                 info = dict(each["extra_info"])
-                if not all(isinstance(info.get(name, ""), str) for name in ("recipe", "base")):
-                    raise ValueError("recipe and base must be texts")
+                if not all(isinstance(info.get(name) or "", str) for name in ("recipe", "base", "base_hash")):
+                    raise ValueError("recipe, base and base_hash must be texts")
                 key_of("pytest_benchmark.round_s", info)
                 finite(each["stats"]["median"])
-            if not isinstance(content["datetime"], str) or not isinstance(content.get("commit_info") or {}, dict):
-                raise ValueError("datetime must be a text, and commit_info a table")
+            commit = (content.get("commit_info") or {}).get("id") or ""
+            if not isinstance(content["datetime"], str) or not isinstance(commit, str):
+                raise ValueError("datetime and the commit must be texts")
             files.append((content["datetime"], path, content))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, JournalError) as error:
             raise JournalError(f"{path} is no storage of pytest-benchmark: {error!r}; remove it") from None
