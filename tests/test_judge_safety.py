@@ -202,7 +202,7 @@ def test_log_probabilities_as_they_are_given_are_a_verdict(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "reply", ['"4"', "{}", '{"text": 4, "end": "stop", "tops": []}', '{"text": "4", "end": "", "tops": [{"4": true}]}']
+    "reply", ["{}", '{"text": 4, "end": "stop", "tops": []}', '{"text": "4", "end": "", "tops": [{"4": true}]}']
 )
 def test_a_kept_reply_of_another_form_is_refused_with_its_place(tmp_path, reply):
     with Server() as server:
@@ -216,8 +216,9 @@ def test_a_kept_reply_of_another_form_is_refused_with_its_place(tmp_path, reply)
             judge.choose(["Score:"], "12345")
 
 
-def test_a_kept_line_that_is_nested_too_deeply_is_damaged(tmp_path):
-    (tmp_path / "judge.jsonl").write_text('{"key": "a", "reply": ' + "[" * 100_000 + "\n")
+@pytest.mark.parametrize("reply", ["[" * 100_000, '"4"}', "[]}"], ids=["deep", "text", "list"])
+def test_a_kept_line_that_is_nested_too_deeply_or_holds_no_reply_is_damaged(tmp_path, reply):
+    (tmp_path / "judge.jsonl").write_text('{"key": "a", "reply": ' + reply + "\n")
     with pytest.raises(JudgeError, match="byte 0 is damaged"):
         Cache(tmp_path / "judge.jsonl")
 

@@ -60,14 +60,16 @@ def test_what_has_to_be_known_is_stored_whether_written_whole_or_block_by_block(
 
 def test_a_folder_of_an_earlier_version_has_no_notes_and_keeps_what_its_recipe_meant(base, tmp_path):
     recipe = f"gptq(group_size=16,symmetric=true,act_order=false,static_groups=false,{FEW})"
-    compression.compress(base, recipe, calibration="random").save(tmp_path / "out")
-    manifest = json.loads((tmp_path / "out" / "compression.json").read_text())
+    out = compression.compress(base, recipe, calibration="random").save(tmp_path / "out")
+    manifest = json.loads((out / "compression.json").read_text())
     step = {"method": "gptq", "group_size": 16, "samples": 4, "sequence_length": 12}
-    del manifest["notes"]
-    manifest["recipe"] = {"schema": 1, "steps": [step]}  # as it was written when these were the defaults
-    (tmp_path / "out" / "compression.json").write_text(json.dumps(manifest))
+    for later in ("notes", "files", "digest"):
+        del manifest[later]
+    manifest |= {"schema": 1, "recipe": {"schema": 1, "steps": [step]}}  # as written when these were the defaults
+    (out / "compression.json").write_text(json.dumps(manifest))
+    (out / "compressed.safetensors").rename(out / "model.safetensors")
 
-    again = compression.load(tmp_path / "out")
+    again = compression.load(out)
 
     assert (Recipe.parse(recipe), ()) == (again.recipe, again.notes)
 
