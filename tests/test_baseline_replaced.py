@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from healthy_results import healthy_row, item_row, recorded
+from killing import running
 
 from bench._errors import BaselineError
 from bench.gate import Baseline
@@ -101,13 +102,10 @@ def test_a_writer_that_is_killed_leaves_the_old_baseline_or_the_new(tmp_path):
     numbers = random.Random(0)
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     for _ in range(5):
-        child = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
-        )
-        try:
+        environment = os.environ | {"PYTHONPATH": path}
+        with running([sys.executable, "-c", WRITER, tmp_path], env=environment, stdout=subprocess.PIPE) as child:
             assert b"ready\n" == child.stdout.readline()
             time.sleep(numbers.uniform(0.0, 0.1))
-        finally:
             child.send_signal(signal.SIGKILL)
-            child.communicate()
+            assert -signal.SIGKILL == child.wait()
         assert Baseline.find(tmp_path, "reference", "nf4") in (OLD, NEW)

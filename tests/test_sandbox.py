@@ -378,16 +378,18 @@ import json, os, subprocess, sys, time
 from bench._claims import WITHOUT_LAYERS, attempts, surroundings
 from bench.sandbox import run_all
 busy = subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
-with surroundings() as facts:
-    before = os.stat(facts["file"])
-    facts |= {"memory": 1, "file_bytes": 1, "processes": 1, "doomed": busy.pid}
-    made = [(claim, program) for claim, program in attempts(facts) if claim not in WITHOUT_LAYERS]
-    found = run_all([program for _, program in made], seconds=3.0, workers=1, without=WITHOUT)
-    until = time.monotonic() + 1.5
-    while busy.poll() is None and time.monotonic() < until: time.sleep(0.05)
-    same = before == os.stat(facts["file"])
-alive = busy.poll() is None
-busy.kill(); busy.wait()
+try:
+    with surroundings() as facts:
+        before = os.stat(facts["file"])
+        facts |= {"memory": 1, "file_bytes": 1, "processes": 1, "doomed": busy.pid}
+        made = [(claim, program) for claim, program in attempts(facts) if claim not in WITHOUT_LAYERS]
+        found = run_all([program for _, program in made], seconds=3.0, workers=1, without=WITHOUT)
+        until = time.monotonic() + 1.5
+        while busy.poll() is None and time.monotonic() < until: time.sleep(0.05)
+        same = before == os.stat(facts["file"])
+    alive = busy.poll() is None
+finally:
+    busy.kill(); busy.wait()
 print(json.dumps({"alive": alive, "same": same, "made": [
     [claim, program, outcome.passed, outcome.reason] for (claim, program), outcome in zip(made, found)]}))
 """
