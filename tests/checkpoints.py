@@ -39,6 +39,14 @@ def rewrite(path, **changes):
     path.write_text(json.dumps(signed(value) if "digest" in value else value))
 
 
+def leaves(value, path=()):
+    """The places in a value of JSON, each as the keys that lead to it."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield (*path, key)
+        yield from leaves(each, (*path, key))
+
+
 def change_tensors(folder, change):
     (path,) = folder.glob("*.safetensors")
     tensors = load_file(path)

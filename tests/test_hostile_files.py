@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import transformers_model
+from checkpoints import leaves, transformers_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -187,13 +187,6 @@ VALUES = st.one_of(
                      10**200, -(2**70),
                      [], {}, [None], [[]], {"a": None}, [1], ["x"], 1_000_000, 4.5]),
 )  # fmt: skip
-
-
-def leaves(value, path=()):
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in inner:
-        yield (*path, key)
-        yield from leaves(each, (*path, key))
 
 
 STRUCTURED = [name for name in READERS if name not in ("tokenizer.json", "HumanEval", "reruns")]

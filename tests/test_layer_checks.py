@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import transformers_model
+from checkpoints import leaves, transformers_model
 from hypothesis import given
 from hypothesis import strategies as st
 from packed_layers import affine
@@ -117,13 +117,6 @@ def opened_or_refused(folder, name):
     except CheckpointError as error:
         assert name in str(error), error
         return None
-
-
-def leaves(value, path=()):
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in inner:
-        yield (*path, key)
-        yield from leaves(each, (*path, key))
 
 
 def test_a_sound_artefact_of_every_kind_opens_and_multiplies_as_its_dense_weights(artefact):
