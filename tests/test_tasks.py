@@ -105,7 +105,7 @@ class TestTables:
                           status="not_available" if lost else "ok", reason="no code" if lost else None)  # fmt: skip
 
     def test_the_table_has_every_column_of_the_papers_and_says_what_could_not_be_had(self):
-        performance, average = tables(self.rows())
+        performance, average = (table for table in tables(self.rows()) if table.number.startswith("E"))
 
         assert ("E20", "E21") == (performance.number, average.number)
         assert ("Perplexity", *(task.column for task in choose("core"))) == performance.columns

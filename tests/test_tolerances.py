@@ -49,7 +49,7 @@ def test_only_the_metrics_of_that_device_are_held_to_them(tmp_path, recorded):
         ('{"schema": 1, "devices": []}', "devices must be a table"),
         ('{"schema": 1, "devices": {"a": {"context": {}}}}', "lacks rel"),
         ('{"schema": 1, "devices": {"a": {"context": {}, "rel": {"m": 0.5}}}}', "'0.5' must be above 0"),
-        ('{"schema": 1, "devices": {"a": {"context": {}, "rel": {"m": NaN}}}}', "NaN is not a number"),
+        ('{"schema": 1, "devices": {"a": {"context": {}, "rel": {"m": NaN}}}}', "NaN is not a finite number"),
         ('{"schema": 1, "devices": {"a": {"context": {}, "rel": {"m": "1"}}}}', "not a number"),
         ('{"schema": 1, "devices": {"a": {"context": {}, "rel": {"m": 0.02}}}}', "it has no digest"),
     ],
