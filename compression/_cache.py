@@ -96,7 +96,7 @@ class StepCache:
         try:
             state = read_json(path / _STATE)
             was, files = state["identity"], dict(state["files"])
-            if wrong := [name for name in files if Path(name).name != name]:
+            if wrong := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
                 raise ValueError(f"{wrong[0]!r} is no name of a file in the folder")
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise CheckpointError(f"{path / _STATE} is damaged: {type(error).__name__}: {error}; {again}") from error

@@ -67,6 +67,18 @@ def restore(description: Any) -> StoredLinear:
         raise LayerError(str(error)) from None
 
 
+def check_all(descriptions: dict[str, Any]) -> None:
+    """Raise LayerError unless each describes what can be stored; of which model, `put_all` looks at."""
+    for name, description in descriptions.items():
+        stored = description.get("embedding") if isinstance(description, dict) else None
+        if stored == "tied":  # to the head, which has a description of its own
+            continue
+        try:
+            restore(description if stored is None else stored)
+        except LayerError as error:
+            raise LayerError(f"{name}: {error}") from None
+
+
 def put_all(model: nn.Module, descriptions: dict[str, Any]) -> None:
     """Restore layers by name, each in the place of the dense one.
 

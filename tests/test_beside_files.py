@@ -71,6 +71,7 @@ def kept_by_the_cache(base, out, recipe, format):
 
     store = StepCache(out.with_name("cache"), keep=lambda steps: True)
     compression.compress(str(base), recipe, cache=store).save(out, format)
+    compression.compress(str(base), recipe, cache=store)  # reads what was kept, folders in it included
     (kept,) = (store.folder / "steps").iterdir()
     return kept
 

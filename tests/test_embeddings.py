@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from block_by_block import tensors, write
+from block_by_block import interrupt, same, tensors, write
 from checkpoints import logits, rewrite, transformers_model
 
 import compression
@@ -131,6 +131,18 @@ def test_a_packed_model_is_cut_with_its_embeddings(base, tmp_path, step):
 
     assert isinstance(again.model.model.embed_tokens, PackedEmbedding)
     assert torch.equal(logits(result.model), logits(again.model))
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_an_interrupted_run_with_packed_embeddings_goes_on(folder, tmp_path, after):
+    recipe = spelled("gptq")
+    interrupt(tmp_path / "out", folder, recipe, after=after)
+
+    write(tmp_path / "out", folder, recipe)
+
+    assert same(tensors(write(tmp_path / "whole", folder, recipe)), tensors(tmp_path / "out"))
+    reports = [compression.load(tmp_path / name).report for name in ("whole", "out")]
+    assert reports[0] == reports[1]
 
 
 def test_adapters_are_trained_below_a_packed_head(base, tmp_path):
