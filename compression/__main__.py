@@ -103,11 +103,15 @@ def _engines(result: "Compressed", format: str) -> list[str]:
 
 def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compressed":
     """Compress block by block where that can be; what is returned may be without weights."""
-    from compression import compress, compress_to, load
+    from compression import compress, compress_to, load, locate
     from compression._artefact import OWN, check_writable, outline
+    from compression._checks import check_format
     from compression._stream import State, whole_model
 
     settings = {"device": device, "seed": options.seed, "calibration": options.calibration, "progress": _bar()}
+    if options.format != OWN:
+        check_writable(options.out)
+        check_format(recipe, locate(options.base).fetch(), options.format)
     if reason := whole_model(recipe):
         check_writable(options.out)
         resumed = (
@@ -126,7 +130,6 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
         return result
     folder = options.out
     if options.format != OWN:  # written from our own, which lies beside it until then
-        check_writable(options.out)
         folder = options.out.with_name(f"{options.out.name}.{OWN}")
     if state := State.read(folder):
         words = f"{folder} is not finished: {state.done} blocks are done, going on behind them"

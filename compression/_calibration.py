@@ -97,9 +97,11 @@ class Calibration:
                     f"tokens, and there are {len(found)}, enough for samples={len(found) // length}; give more text"
                 )
             found = torch.tensor(found[:wanted]).view(samples, length)
-        if int(found.min()) < 0 or int(found.max()) >= vocabulary:
+        lowest, highest = int(found.min()), int(found.max())
+        if lowest < 0 or highest >= vocabulary:
+            wrong = lowest if lowest < 0 else highest
             raise CalibrationError(
-                f"calibration {self.name} holds token id {int(found.max())}; the base has a vocabulary of {vocabulary}"
+                f"calibration {self.name} holds token id {wrong}; the base has a vocabulary of {vocabulary}"
             )
         return found
 

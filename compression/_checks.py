@@ -197,6 +197,19 @@ def check_source(
     return skeleton
 
 
+def check_format(recipe: Recipe, source: _checkpoint.BaseSource, format: str) -> None:
+    """Refuse a published format that cannot hold what a recipe packs at its end, as far as shapes tell.
+
+    Raises:
+        LayerError: it cannot; what `check` raises.
+    """
+    from compression._formats._model import describe_shapes
+
+    model = check(recipe, _checkpoint.build(source.config, torch.bfloat16, device="meta"))
+    if recipe.steps and isinstance(getattr(make_schedule(recipe.steps)[-1][0], "method", None), Quantizer):
+        describe_shapes(model, format)
+
+
 def refusals(
     recipes: Iterable[Recipe],
     source: _checkpoint.BaseSource,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compression import _blocks, _checkpoint, _devices, _embedding, _kernels
 from compression._artefact import LEFT_ALONE, Compressed, LayerReport
 from compression._cache import StepCache
-from compression._calibration import Calibration
+from compression._calibration import Calibration, open_calibration
 from compression._checkpoint import Base
 from compression._checks import (
     check,
@@ -25,7 +25,7 @@ from compression._checks import (
     thin_calibration,
 )
 from compression._cost import Cost, CostMeter
-from compression._downstream import Downstream
+from compression._downstream import Downstream, open_downstream
 from compression._errors import CheckpointError, RecipeError
 from compression._files import code_digest, digest_of
 from compression._recipe import Recipe, Step
@@ -114,8 +114,10 @@ def compress(
     store = cache if isinstance(cache, StepCache) else StepCache(expanded(cache, CheckpointError) if cache else None)
     keeps = store.folder if any(step.method.trains for step in recipe.steps) else None
     if isinstance(base, str):
-        check_source([recipe], _checkpoint.locate(base).fetch(), calibration, teacher, downstream)
-        base = _checkpoint.open_base(base, device or "cpu", seed=seed)
+        source = _checkpoint.locate(base).fetch()
+        calibration, downstream = open_calibration(calibration, source), open_downstream(downstream, source)
+        check_source([recipe], source, calibration, teacher, downstream)
+        base = _checkpoint.open_base(source, device or "cpu", seed=seed)
     elif device not in (None, base.device):
         raise RecipeError(f"the base is on {base.device!r}; open it on {device!r} instead")
     else:

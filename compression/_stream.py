@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from compression import _blocks, _checkpoint, _devices, _kernels, _weights
 from compression._artefact import STATE, Compressed, LayerReport, check_writable, write_beside
 from compression._beside import read_generation_config
+from compression._calibration import open_calibration
 from compression._checkpoint import MANIFEST, BaseSource
 from compression._checks import check_source, find_calibration
 from compression._compress import Pass, Progress, around_blocks, full_report, make_contexts, make_passes, notes_of
@@ -42,7 +43,7 @@ from compression._errors import CheckpointError, RecipeError
 from compression._files import code_digest, digest_of, digest_of_file, filling, locked, replacing, sync
 from compression._recipe import Recipe
 from compression._schedule import is_whole, make_schedule
-from compression._stored import describe, restore
+from compression._stored import check_all, describe
 from compression._strict import check_signature, exact_fields, read_json, signed, whole_field
 from compression._weight_files import INDEX
 from compression._weights import Weights
@@ -85,6 +86,7 @@ def compress_to(
         target = check_writable(target)
     source = _checkpoint.locate(base).fetch()
     _checkpoint.refuse_compressed(source)
+    calibration = open_calibration(calibration, source)
     skeleton = check_source([recipe], source, calibration)
     skeleton.generation_config = read_generation_config(source.folder)
     weights = _weights.open_weights(source, device, seed)
@@ -165,8 +167,7 @@ class State:
                 raise TypeError("files, identity and layers must be tables of names and values")
             if wrong := [name for name in state.files if Path(name).name != name]:
                 raise ValueError(f"{wrong[0]!r} is no name of a file in the folder")
-            for description in state.layers.values():
-                restore(description)
+            check_all(state.layers)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}; delete {folder} and start "
                                   "again") from error  # fmt: skip

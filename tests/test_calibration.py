@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from checkpoints import transformers_model
 
 import compression
 from compression import CalibrationError, RecipeError
@@ -55,6 +56,23 @@ def test_text_that_is_too_short_is_an_error_that_says_how_much_there_was():
     with pytest.raises(CalibrationError, match="4 samples of 8 tokens are 32 tokens, and there are 22, enough for "
                                                "samples=2"):  # fmt: skip
         tokens(["x" * 20], samples=4)
+
+
+@pytest.mark.parametrize("write", [False, True], ids=["compress", "compress_to"])
+def test_texts_that_can_be_read_once_are_read_once(tmp_path, write):
+    texts, recipe, base = ["letters " * 20] * 20, f"gptq({SMALL},group_size=8)", tmp_path / "base"
+    transformers_model("LlamaForCausalLM", vocab_size=258).save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    written = []
+    for number, given in enumerate((texts, iter(texts))):
+        out = tmp_path / str(number)
+        if write:
+            compression.compress_to(out, str(base), recipe, calibration=given)
+        else:
+            compression.compress(str(base), recipe, calibration=given).save(out)
+        written.append({path.name: path.read_bytes() for path in out.glob("*.safetensors")})
+
+    assert written[0] == written[1]
 
 
 def test_a_folder_gives_its_texts_and_leaves_out_those_for_evaluation(tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints written in the published formats: read again, measured as they are, and what no format can hold."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -163,6 +164,31 @@ def test_a_format_is_chosen_on_the_command_line(half, tmp_path, capsys):
     assert compression.load(tmp_path / "out").kernels()
     assert 2 == main(["nf4(group_size=32)", "--base", half, "--out", str(tmp_path / "nf4"), "--format", "awq"])
     assert "format awq cannot hold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ("rtn(group_size=32,embeddings=8)", "leave embeddings=8 out"),
+        ("nf4(group_size=32)", "evenly spaced levels"),
+        ("structured(keep_layers=1)-nf4(group_size=32)", "evenly spaced levels"),
+        ('rtn(group_size=32,layers={"*.down_proj":{"bits":8}})', "one setting for all layers"),
+    ],
+)
+def test_a_format_that_cannot_hold_a_recipe_is_refused_before_any_weight_is_read(
+    half, tmp_path, capsys, steps, words
+):  # fmt: skip
+    from compression.__main__ import main
+
+    base = tmp_path / "base"
+    shutil.copytree(half, base)
+    (base / "model.safetensors").write_bytes(b"no tensors")
+
+    assert 2 == main([steps, "--base", str(base), "--out", str(tmp_path / "out"), "--format", "gptq"])
+    said = capsys.readouterr().err
+    assert words in said
+    assert "no tensors" not in said and "damaged" not in said
+    assert ["base"] == sorted(path.name for path in tmp_path.iterdir())
 
 
 # --- Measuring it as it is --------------------------------------------------------------------------------------------

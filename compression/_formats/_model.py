@@ -179,7 +179,7 @@ def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[s
     Raises:
         LayerError: the format cannot hold a layer exactly; the message names it, and why.
     """
-    published = _describe(model, quant_method)
+    published = describe_shapes(model, quant_method)
     format, layers = _format(published), _blocks.packed_layers(model)
     state = {name: tensor for name, tensor in model.state_dict().items()
              if name.rpartition(".")[0] not in layers or name.endswith(".bias")}  # fmt: skip
@@ -191,14 +191,14 @@ def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[s
 
 def check(model: nn.Module, quant_method: str) -> None:
     """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
-    _describe(model, quant_method)
+    describe_shapes(model, quant_method)
     for name, layer in _blocks.packed_layers(model).items():
         _half_scales(layer, name)
 
 
 def vllm_refusal(model: nn.Module) -> str | None:
     """Why vLLM does not open the model in the format "gptq", which GPTQModel and transformers do, or None."""
-    published = _describe(model, "gptq")
+    published = describe_shapes(model, "gptq")
     reasons = []
     if not published.symmetric:
         reasons.append("vLLM opens GPTQ with symmetric=true alone")
@@ -207,8 +207,8 @@ def vllm_refusal(model: nn.Module) -> str | None:
     return "; ".join(reasons) or None
 
 
-def _describe(model: nn.Module, quant_method: str) -> Published:
-    """The one description that fits every layer.
+def describe_shapes(model: nn.Module, quant_method: str) -> Published:
+    """The one description that fits every layer; values are not looked at.
 
     Raises:
         LayerError: there is none.
