@@ -156,11 +156,6 @@ def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
 
 
-def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
-    """Every layer of a model that stores what is not zero, by its full name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
-
-
 def stored_layers(model: nn.Module) -> dict[str, PackedLinear | SparseLinear | LoraLinear | PackedEmbedding]:
     """Every layer of a model that is no dense one any more, by its full name; adapted and embedding ones whole."""
     return dict(_whole(model, PackedLinear | SparseLinear | LoraLinear | PackedEmbedding))

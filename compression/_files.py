@@ -80,8 +80,15 @@ def filling(target: Path, last: str) -> Iterator[Path]:
     try:
         yield work
         if there:
-            for path in sorted(work.iterdir(), key=lambda path: path.name == last):
-                os.replace(path, target / path.name)
+            moved: list[Path] = []
+            try:
+                for path in sorted(work.iterdir(), key=lambda path: path.name == last):
+                    os.replace(path, target / path.name)
+                    moved.append(target / path.name)
+            except OSError:
+                for path in moved:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                raise
         else:
             work.chmod(0o755)
             os.replace(work, target)

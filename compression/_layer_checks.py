@@ -5,7 +5,7 @@ A constructor checks what describes the layer; `check` of each class its tensors
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,6 @@ from compression._errors import LayerError
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # the types that weights are computed with
 WIDEST = 2**31 - 1  # inputs or outputs: what int32 can number
-
-
-class Checked(Protocol):
-    """A layer with a check of its tensors: raises LayerError."""
-
-    def check(self) -> None: ...
 
 
 def check_size(name: str, value: object, least: int = 1, most: int = WIDEST) -> None:

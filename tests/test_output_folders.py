@@ -124,6 +124,26 @@ def test_a_folder_that_nothing_can_be_renamed_to_is_filled(saved, tmp_path, monk
             path.unlink()
 
 
+def test_an_empty_folder_is_empty_again_where_filling_it_fails(saved, tmp_path, monkeypatch):
+    out, replace, done = empty(tmp_path), os.replace, []
+
+    def full_after_one(a, b):
+        if Path(b).parent == out:
+            if done:
+                raise OSError(28, "No space left on device")
+            done.append(b)
+        return replace(a, b)
+
+    result = compression.compress(str(saved), RECIPE)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full_after_one)
+        with pytest.raises(CheckpointError, match="No space left"):
+            result.save(out)
+
+    assert [] == os.listdir(out)
+    assert RECIPE == compression.load(result.save(out)).recipe.text
+
+
 def test_a_published_format_is_written_through_a_link(tmp_path):
     transformers_model("LlamaForCausalLM", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
     out, steps = link(tmp_path), "rtn(group_size=16)"
