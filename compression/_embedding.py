@@ -65,7 +65,8 @@ def pack(model: nn.Module) -> None:
     """
     head = model.get_submodule(HEAD)
     if isinstance(head, nn.Linear):
-        _put(model, _packed(head), _packed(model.get_submodule(EMBEDDINGS)))
+        packed = _packed(head)
+        _put(model, packed, packed if _tied(model) else _packed(model.get_submodule(EMBEDDINGS)))
 
 
 def shaped(model: nn.Module) -> None:
@@ -92,9 +93,13 @@ def is_packed(model: nn.Module) -> bool:
 
 
 def _put(model: nn.Module, head: PackedLinear, embeddings: PackedLinear) -> None:
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    tied = _tied(model)
     model.set_submodule(HEAD, head)
     model.set_submodule(EMBEDDINGS, PackedEmbedding(head if tied else embeddings, tied=tied))
+
+
+def _tied(model: nn.Module) -> bool:
+    return bool(getattr(model.config, "tie_word_embeddings", False))
 
 
 def _packed(layer: Any) -> PackedLinear:
