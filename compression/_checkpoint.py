@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression import _identity
-from compression._beside import read_generation_config
+from compression._beside import COPIED, read_generation_config
 from compression._config import architecture_of, model_values
 from compression._errors import CheckpointError
 from compression._libraries import check_hub_cache, failures_as
@@ -39,7 +39,6 @@ MANIFEST = "compression.json"
 PACKED_TYPE = "compression-bench"  # model_type of folders that only this package opens, so that no other tries
 NAMED = {"reference": "student", "reference-teacher": "teacher"}
 
-_TOKENIZER_FILES = (".json", ".model", ".txt", ".jinja")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -313,9 +312,8 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any] | None = None) -> Any
     from transformers import AutoConfig, AutoTokenizer
 
     with failures_as(lambda why: CheckpointError(f"{folder}: the tokenizer cannot be read: {why}")):
-        for path in folder.iterdir():
-            if path.suffix in _TOKENIZER_FILES:
-                check_regular(path)
+        for path in (path for pattern in COPIED for path in folder.glob(pattern) if not path.is_dir()):
+            check_regular(path)
         known = None if config is None else AutoConfig.for_model(**model_values(config))
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, config=known)
         tokenizer.decode(tokenizer.encode("What it cannot cut, it cannot cut 1 time."))

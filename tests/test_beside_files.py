@@ -1,6 +1,7 @@
 """What goes with a checkpoint besides weights: every folder that is written has it, unchanged."""
 
 import json
+import shutil
 
 import pytest
 from checkpoints import says, transformers_model
@@ -114,6 +115,15 @@ def test_a_model_keeps_how_its_texts_are_generated(base, steps):
     assert ([1, 2], False, 0.6, 0.9) == (
         settings.eos_token_id, settings.do_sample, settings.temperature, settings.top_p
     )  # fmt: skip
+
+
+def test_large_text_beside_a_tokenizer_is_left_alone(base, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    with open(tmp_path / "base" / "corpus.txt", "wb") as corpus:
+        corpus.truncate(2**28 + 1)  # more than is read of a file that describes something; nothing of it is on disk
+
+    before, beside = (compression.locate(str(folder)).tokenizer("a") for folder in (base, tmp_path / "base"))
+    assert before == beside
 
 
 def test_a_base_that_says_nothing_of_it_gets_no_defaults(saved, tmp_path):
