@@ -202,6 +202,7 @@ class Controller:
             workbench.kernels |= told["kernels"]
             workbench.steps |= told["steps"]
             workbench.notes |= told["notes"]
+            workbench.failing += told["failing"]
             if told["sandbox"]:
                 vars(workbench)["sandbox"] = told["sandbox"]
         return workbench
@@ -227,6 +228,7 @@ class Leaving:
 
 def report(config: pytest.Config, workbench: "Workbench") -> None:
     """What a worker tells the controller at its end, beside what is in the journal."""
+    workbench.release()  # records the last size, unless a test did
     with suppress(JournalError):  # of which the tests spoke
         workbench.write_waiting()
     found = vars(workbench)
@@ -234,6 +236,7 @@ def report(config: pytest.Config, workbench: "Workbench") -> None:
         "kernels": workbench.kernels,
         "steps": workbench.steps,
         "notes": workbench.notes,
+        "failing": workbench.failing,
         "sandbox": str(found.get("sandbox") or ""),
     }
     config.workeroutput[KEY] = json.dumps(told)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import bench.gate as gates
 from bench import _repository as repository
 from bench import paired
-from bench._errors import BenchError, NotAvailable, OptionError
+from bench._errors import BenchError, JournalError, NotAvailable, OptionError
 from bench._findings import Findings
 from bench._inputs import Inputs
 from bench._models import Models
@@ -41,6 +41,9 @@ class Failure(Exception):
 
 class Workbench(Models, Inputs, Findings):
     """See the module. Made before anything expensive: reads the baselines and claims the journal.
+
+    Attributes:
+        failing: what fails of sizes that no test is for, in words.
 
     Raises:
         BenchError: a baseline is damaged, the journal cannot be written, the data is not there.
@@ -74,7 +77,7 @@ class Workbench(Models, Inputs, Findings):
         self.against = Commit(options.against) if options.against else None
         Findings.__init__(self)
         self.lost_device = False
-        self._failing: list[str] = []  # of sizes that no test is for
+        self.failing: list[str] = []
         self._base_readings: dict[Any, Reading] = {}
         self._readings: dict[Any, Reading] = {}
 
@@ -264,13 +267,24 @@ class Workbench(Models, Inputs, Findings):
         if not any(row.of == "artefact" for row in self.rows.values() if row.recipe == recipe.text):
             try:
                 self.measure_size(recipe)
-            except (AssertionError, Failure) as error:
-                self._failing.append(str(error))
+            except (AssertionError, Failure, JournalError) as error:  # the measurement that comes next is not to blame
+                self.failing.append(str(error))
+
+    def _judge_resumed_sizes(self) -> None:
+        """Of recipes that were not compressed again, since the run that is gone on with has all else of them."""
+        for recipe in self.options.recipes if self._done else ():
+            if not any(row.of == "artefact" for row in self.rows.values() if row.recipe == recipe.text):
+                try:
+                    self._resumed("artefact", recipe, self.chosen(recipe))
+                except AssertionError as error:
+                    self.failing.append(str(error))
 
     def finish(self, passed: bool, interrupted: bool = False) -> list[str]:
-        """As `Findings.finish`; what fails of the size of the last model is among the words."""
-        self.release()
-        return [*self._failing, *super().finish(passed and not self._failing, interrupted)]
+        """As `Findings.finish`; what fails of sizes that no test is for is among the words."""
+        if not self.lost_device:  # whose driver could end the run before its verdicts are written
+            self.release()
+        self._judge_resumed_sizes()
+        return [*self.failing, *super().finish(passed and not self.failing, interrupted)]
 
     def close(self) -> None:
         self.release()

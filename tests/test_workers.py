@@ -48,6 +48,10 @@ def compress_linear(self, linear, context):
 
 if "SABOTAGE" in os.environ:
     RTN.compress_linear = compress_linear
+if "GROWN" in os.environ:
+    from bench.metrics import size
+
+    size.stored = lambda model, stored=size.stored: stored(model) + 1
 """
 
 
@@ -184,6 +188,15 @@ def test_the_run_goes_on_with_two_workers_and_their_rows_are_recorded(repository
     timed = {entry.metric for device in kept.devices for entry in kept.sections[device].rows.values()}
     assert timed > TIMES  # what one process recorded is not gone because times were refused
     assert None is resume(repository.root / "together.jsonl")
+
+
+def test_a_size_that_grew_fails_a_run_whose_workers_have_no_test_for_it(repository):
+    grown = repository.run(
+        "-n", "1", "-k", "test_perplexity", "--journal", "grown.jsonl", recipes=SOUND[1:2], GROWN="1"
+    )
+
+    assert pytest.ExitCode.TESTS_FAILED == grown.ret, grown.said
+    assert "1 passed" in grown.said and f"{SOUND[1]}: efficiency.stored_bytes regressed" in grown.said
 
 
 def test_what_cannot_be_is_refused_in_the_words_of_one_process(repository):
