@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 from bench import paired
 from bench._baseline import ANYWHERE, Baseline, Entry, Section, conditions, gone, slug, unusable
-from bench._changes import inputs_changed
+from bench._changes import COUNTS, inputs_changed
 from bench._comparison import (
     AGAINST,
     ELSEWHERE,
@@ -265,11 +265,21 @@ def _verdict(recipe: str, key: str, finding: Finding, mode: str) -> Verdict:
 def _not_available(row: Row, baseline: Baseline | None, fingerprint: str, command: str) -> Finding:
     words = f"{row.recipe}: {row.key} is not available here: {row.reason}"
     recorded = baseline is not None and any(
-        row.key in baseline.sections[place].rows for place in (fingerprint, ANYWHERE) if place in baseline.sections
+        _would_be(row, entry)
+        for place in (fingerprint, ANYWHERE)
+        if place in baseline.sections
+        for entry in baseline.sections[place].rows.values()
     )
     if recorded:
         words += f"; the baseline has it; if it is gone on purpose, record that with `{command}`"
     return Finding("not_comparable", words, always_fails=recorded)
+
+
+def _would_be(row: Row, entry: Entry) -> bool:
+    """Whether a row without a value is the recorded one: what was read, and in what batches, a reading alone says."""
+    late = {*COUNTS, "batch"} - set(row.params)
+    known = {name: value for name, value in entry.params.items() if name not in late}
+    return row.metric == entry.metric and dict(row.params) == known
 
 
 def _find(

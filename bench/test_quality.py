@@ -18,8 +18,8 @@ _BATCH = 4  # fixed, since scores move in their last bits with it
 def _protocol(workbench):
     protocol = PerplexityProtocol(batch_size=_BATCH, **workbench.options.protocol)
     source = workbench.data.source(protocol.split, what=protocol.what)
-    asked = {"protocol": protocol.name, "length": protocol.length, "split": protocol.split, "batch": _BATCH,
-             "data": source.read}  # fmt: skip
+    asked = {"protocol": protocol.name, "length": protocol.length, "split": protocol.split, "data": source.read,
+             "stride": protocol.shown_stride}  # fmt: skip
     if protocol.name == "o":
         asked["template"] = workbench.options.template_text
     return protocol, asked

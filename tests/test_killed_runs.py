@@ -33,6 +33,19 @@ def test_of_a_run_that_is_killed_again_and_again_nothing_is_lost_or_counted_twic
     assert seen["completed"] >= 6 and seen["within_the_run"] >= 4
 
 
+def test_a_perplexity_of_fewer_windows_than_a_batch_is_not_measured_again_by_the_run_that_goes_on(tmp_path):
+    make_base(tmp_path)
+    few = {"protocol": {"name": "default", "samples": 2, "length": 32, "stride": None}}
+    stopped = Workbench(options(tmp_path, RECIPE, **few))
+    MEASUREMENTS["perplexity"](stopped, Recipe.parse(RECIPE))
+    stopped.finish(passed=True, interrupted=True)
+    stopped.close()
+
+    assert [] == one_run(tmp_path, RECIPE, resume=True, **few).failing
+    rows = [each for each in read(tmp_path / "journal.jsonl").records if each["kind"] == "row"]
+    assert 1 == sum(each["metric"] == "quality.perplexity" for each in rows)
+
+
 @contextmanager
 def room_for(size):
     """Files of this process grow to so many bytes and no further, as on a full disk; also the one pytest writes to."""

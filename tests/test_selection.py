@@ -7,10 +7,12 @@ import pytest
 from commands import FILES, RTN, SIZE
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import make_base, one_run
+from small_runs import make_base, one_run, options
 
-from bench.journal import read
+from bench._errors import JournalError
+from bench.journal import Journal, read
 from bench.metrics import size
+from bench.workbench import Workbench
 from compression import Recipe, RecipeError, methods, parse_setting
 
 pytest_plugins = ["pytester"]
@@ -138,6 +140,58 @@ def test_a_size_that_no_test_is_for_is_gated(tmp_path, monkeypatch):
     monkeypatch.setattr(size, "stored", lambda model, stored=size.stored: stored(model) + 1)
     failing = "\n".join(one_run(tmp_path, RTN, **measured).failing)
     assert "efficiency.stored_bytes" in failing
+
+
+def test_a_size_that_grew_before_a_run_was_interrupted_fails_the_run_that_goes_on(tmp_path, monkeypatch):
+    make_base(tmp_path)
+    from bench import test_quality
+
+    measured = {"measurements": {"perplexity": test_quality.test_perplexity}}
+    one_run(tmp_path, RTN, **measured, update=True)
+    with monkeypatch.context() as grown:
+        grown.setattr(size, "stored", lambda model, stored=size.stored: stored(model) + 1)
+        stopped = Workbench(options(tmp_path, RTN))
+        test_quality.test_perplexity(stopped, Recipe.parse(RTN))
+        assert stopped.finish(passed=True, interrupted=True)
+        stopped.close()
+
+    again = one_run(tmp_path, RTN, **measured, resume=True)
+    assert again.rows[RTN, "efficiency.stored_bytes"].run == stopped.journal.run
+    assert "efficiency.stored_bytes" in "\n".join(again.failing)
+
+
+def test_a_size_that_cannot_be_written_is_no_failure_of_the_next_recipe(tmp_path, monkeypatch):
+    make_base(tmp_path)
+    from bench import test_quality
+
+    recipes = (RTN, "rtn(bits=8,group_size=32)")
+    workbench, append = Workbench(options(tmp_path, *recipes)), Journal.append
+    test_quality.test_perplexity(workbench, Recipe.parse(recipes[0]))
+
+    def full(journal, record):
+        if getattr(record, "of", None) == "artefact":
+            monkeypatch.undo()
+            raise JournalError("the disk is full")
+        append(journal, record)
+
+    monkeypatch.setattr(Journal, "append", full)
+    test_quality.test_perplexity(workbench, Recipe.parse(recipes[1]))
+    assert {"ok"} == {row.status for row in workbench.rows.values()}
+    assert "the disk is full" in "\n".join(workbench.finish(passed=True))
+    workbench.close()
+    assert {"artefact", "perplexity"} == {row.of for row in read(workbench.options.journal).rows()}
+
+
+def test_a_recorded_recipe_of_a_list_that_cannot_be_any_more_fails_in_every_measurement(tmp_path):
+    make_base(tmp_path)
+    one_run(tmp_path, RTN, update=True)
+
+    run = one_run(tmp_path, RTN, named=True, refused={RTN: "it is gone"})
+    failing = "\n".join(run.failing)
+    assert {"not_available"} == {row.status for row in run.rows.values()}
+    assert all(f"{metric}[" in failing for metric in ("quality.perplexity", "quality.kl_to_base"))
+    assert "efficiency.stored_bytes" in failing
+    assert [] == one_run(tmp_path, "nf4", named=True, refused={"nf4": "it is not recorded"}).failing
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,11 @@ class PerplexityProtocol:
             raise OptionError(f"perplexity stride={self.stride} must be {allowed}")
 
     @property
+    def shown_stride(self) -> int | None:
+        """The stride as it stands in the key of a row: that of disjoint windows is their length."""
+        return self.stride or (self.length if self.name == "default" else None)
+
+    @property
     def what(self) -> str:
         """The kind of rows it reads."""
         return CONVERSATIONS if self.name == "o" else LANGUAGE
@@ -123,14 +128,13 @@ class PerplexityReading:
     @property
     def params(self) -> dict[str, Any]:
         """What belongs to the key of the row, as it was: samples scored and batch size used, not those asked for."""
-        disjoint = self.protocol.length if self.protocol.name == "default" else None
         return {
             "protocol": self.protocol.name,
             "data": self.data,
             "split": self.protocol.split,
             "samples": len(self.sample_means),
             "length": self.protocol.length,
-            "stride": self.protocol.stride or disjoint,
+            "stride": self.protocol.shown_stride,
             "batch": self.batch_size,
         }
 
