@@ -126,4 +126,5 @@ def test_a_run_measures_before_and_after_item_by_item_and_the_share_of_the_gap(c
         assert ("not_available", None) == (rows["share"].status, rows["share"].value)
         assert "no gap to close" in rows["share"].reason
     for row in rows.values():
-        assert ("facts_easy", recipe.text) == (row.params["downstream"], row.recipe)
+        assert ("facts_easy", recipe.text) == (row.inputs["downstream"].name, row.recipe)
+        assert row.inputs["downstream"].key == row.params["downstream"]
