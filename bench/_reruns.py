@@ -15,6 +15,7 @@ from typing import Any
 from bench import gate
 from bench._errors import BenchError
 from bench._shift import SAMPLES
+from bench.judge.key import child_environment
 from bench.metrics import Metric, metrics_of
 from bench.rows import Row
 from compression._strict import finite, strict_json
@@ -120,7 +121,8 @@ def taken(given: argparse.Namespace, facts: dict[str, Any]) -> list[Rerun]:
         for name in ("base", "model", "device", "seconds", "runs", "prompt_tokens", "max_new_tokens", "journal"):
             command += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
         command += ["--beside"] if given.beside else []
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, env=child_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                              text=True, check=False)  # fmt: skip
         if done.returncode:
             raise BenchError(f"a process that measures ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
     return kept(given.journal, facts)

@@ -36,7 +36,8 @@ def plan(options: "Options") -> str:
     download = _download_bytes(source)
     if source.kind == "hub" and download:
         return f"{source.text} is not here: {_mib(download)} would be downloaded; shapes are known afterwards"
-    given = (source.fetch(), options.calibration, options.teacher, options.downstream)
+    source = source.fetch()
+    given = (source, options.calibration, options.teacher, options.downstream)
     refused = dict(options.refused) | (refusals(options.recipes, *given) if options.named else {})
     recipes = [recipe for recipe in options.recipes if recipe.text not in refused]
     skeleton = check_source(recipes, *given)

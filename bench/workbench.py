@@ -291,6 +291,7 @@ class Workbench(Models, Inputs, Findings):
         if self.against is not None:
             self.against.close()
         self._base = None
+        vars(self).pop("base_states", None)
         self.journal.close()
 
 

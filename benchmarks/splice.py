@@ -24,7 +24,9 @@ def spliced(text: str, root: Path = ROOT) -> str:
 
 def table(path: Path, heading: str) -> str:
     """The first table below a heading of a Markdown file, up to the next heading."""
-    section = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", path.read_text(), re.DOTALL | re.MULTILINE)
+    section = re.search(
+        rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
     if section is None:
         raise ValueError(f"{path} has no heading {heading!r}")
     found = re.search(r"(?:^\|.*\n?)+", section[1], re.MULTILINE)
@@ -38,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path)
     for path in parser.parse_args().files:
-        path.write_text(spliced(path.read_text()))
+        path.write_text(spliced(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
