@@ -121,9 +121,31 @@ def terminal_table(rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str],
     shown: list[str] = []
     for group in dict.fromkeys(label.partition(".")[0] for _, label in found):
         own = {place: cells for place, cells in found.items() if place[1].startswith(f"{group}.")}
-        shown += [""] if shown else []
-        shown += _block(own, [each for each in recipes if any(each in cells for cells in own.values())], width)
+        for heads, members in _alike(own, recipes):
+            shown += [""] if shown else []
+            shown += _block({place: cells for place, cells in own.items() if place[0] in heads}, members, width)
     return [*shown, *(wrapped(terminal(words), width) if words else [])]
+
+
+def _alike(
+    found: Mapping[tuple[str, str], Mapping[str, Parts]], recipes: Sequence[str]
+) -> list[tuple[set[str], list[str]]]:
+    """Recipes that were measured under the same conditions, or under some of them, with these conditions.
+
+    Those of calibrated methods, for one, name a text that others do not read. The base stands beside all of them.
+    """
+    groups: list[tuple[set[str], list[str]]] = []
+    base = [UNCOMPRESSED] if UNCOMPRESSED in recipes else []
+    for recipe in [each for each in recipes if each != UNCOMPRESSED] or base:
+        own = {head for (head, _), cells in found.items() if recipe in cells}
+        for heads, members in groups:
+            if own <= heads or heads <= own:
+                heads |= own
+                members.append(recipe)
+                break
+        else:
+            groups += [(own, [recipe])] if own else []
+    return [(heads, [*base, *members] if members != base else members) for heads, members in groups]
 
 
 def _block(found: Mapping[tuple[str, str], Mapping[str, Parts]], recipes: Sequence[str], width: int) -> list[str]:

@@ -102,3 +102,16 @@ def test_what_was_not_compared_is_one_line_with_a_count_and_a_list_with_v(verbos
     assert said[0].startswith(f"nothing to compare with for {len(rows)} rows")
     assert len(said) == (1 + len(rows) if verbose else 1)
     assert ("-v" in said[0]) == (not verbose)
+
+
+def test_recipes_that_read_another_text_stand_in_a_block_of_their_own_without_empty_lines():
+    rows = [row(SIZE, 4.0, "fp16"), row(SIZE, 1.0, "nf4", base_value=4.0)]
+    rows += [
+        replace(row(SIZE, 2.0, recipe, base_value=4.0), params={"calibration": "0a1b"}) for recipe in ("awq", "gptq")
+    ]
+
+    shown = terminal_table(rows, {})
+
+    assert "not measured" not in "\n".join(shown)
+    heads = [line.split() for line in shown if line.split() and set(line.split()) <= {"fp16", "nf4", "awq", "gptq"}]
+    assert [["fp16", "nf4"], ["fp16", "awq", "gptq"]] == heads
