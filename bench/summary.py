@@ -135,9 +135,9 @@ def _alike(
     Those of calibrated methods, for one, name a text that others do not read. The base stands beside all of them.
     """
     groups: list[tuple[set[str], list[str]]] = []
-    base = [UNCOMPRESSED] if UNCOMPRESSED in recipes else []
-    for recipe in [each for each in recipes if each != UNCOMPRESSED] or base:
-        own = {head for (head, _), cells in found.items() if recipe in cells}
+    of = {each: {head for (head, _), cells in found.items() if each in cells} for each in (*recipes, UNCOMPRESSED)}
+    for recipe in (each for each in recipes if each != UNCOMPRESSED):
+        own = of[recipe]
         for heads, members in groups:
             if own <= heads or heads <= own:
                 heads |= own
@@ -145,7 +145,9 @@ def _alike(
                 break
         else:
             groups += [(own, [recipe])] if own else []
-    return [(heads, [*base, *members] if members != base else members) for heads, members in groups]
+    alone = of[UNCOMPRESSED].difference(*(heads for heads, _ in groups))
+    beside = [(heads, [UNCOMPRESSED] * bool(heads & of[UNCOMPRESSED]) + members) for heads, members in groups]
+    return ([(alone, [UNCOMPRESSED])] if alone else []) + beside
 
 
 def _block(found: Mapping[tuple[str, str], Mapping[str, Parts]], recipes: Sequence[str], width: int) -> list[str]:

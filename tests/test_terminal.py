@@ -115,3 +115,27 @@ def test_recipes_that_read_another_text_stand_in_a_block_of_their_own_without_em
     assert "not measured" not in "\n".join(shown)
     heads = [line.split() for line in shown if line.split() and set(line.split()) <= {"fp16", "nf4", "awq", "gptq"}]
     assert [["fp16", "nf4"], ["fp16", "awq", "gptq"]] == heads
+
+
+measured = st.dictionaries(
+    st.tuples(st.sampled_from(["fp16", "nf4", "awq"]), st.sampled_from("abc")), st.booleans(), min_size=1
+).map(lambda cells: {(recipe, text): beside and recipe != "fp16" for (recipe, text), beside in cells.items()})
+
+
+@given(measured)
+def test_whatever_was_measured_under_whatever_conditions_has_its_cell(cells):
+    rows = [
+        row(
+            SIZE,
+            1.0 + at,
+            recipe,
+            params={"calibration": text},
+            base_value=4.0 if beside and recipe != "fp16" else None,
+        )
+        for at, ((recipe, text), beside) in enumerate(cells.items())
+    ]
+
+    shown = "\n".join(terminal_table(rows, {}))
+
+    assert all(f"calibration={text}" in shown and recipe in shown for recipe, text in cells)
+    assert all(f" {1 + at}" in shown for at in range(len(rows)))
