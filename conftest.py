@@ -1,3 +1,3 @@
 """Loads the benchmark plugin in a clone; where the package is installed its entry point has the same name."""
 
-pytest_plugins = ["bench.plugin"]
+pytest_plugins = ["bench.session.plugin"]

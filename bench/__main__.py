@@ -6,18 +6,21 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
-from compression._terminal import Lines
+from compression.files.terminal import Lines
 
 COMMANDS = {  # name: the module whose `main(arguments)` it is, and what it does
-    "summary": ("bench.summary", "print the last run of a journal as a Markdown table"),
+    "summary": ("bench.session.summary", "print the last run of a journal as a Markdown table"),
     "report": ("bench.report.write", "write the report of a journal, or print the tables of the papers"),
     "recommend": ("bench.report.recommend", "name the methods within limits of size, quality and speed"),
-    "digest": ("bench.report.digest", "print the last run in a few lines of Markdown"),
-    "baselines": ("bench.baselines", "list, compare, record, merge, prune and migrate baselines"),
-    "history": ("bench.history", "name the commits at which metrics moved over the stored runs"),
-    "calibrate-gate": ("bench.calibrate", "measure how much timings scatter here, and what the gate can see"),
-    "mend": ("bench.mend", "move damaged lines of a journal aside and keep the rest"),
-    "sign": ("bench.sign", "accept baselines that were edited by hand"),
+    "digest": ("bench.report.pull_request", "print the last run in a few lines of Markdown"),
+    "baselines": ("bench.commands.baselines", "list, compare, record, merge, prune and migrate baselines"),
+    "history": ("bench.commands.history", "name the commits at which metrics moved over the stored runs"),
+    "calibrate-gate": (
+        "bench.commands.calibrate_gate",
+        "measure how much timings scatter here, and what the gate can see",
+    ),
+    "mend": ("bench.commands.repair", "move damaged lines of a journal aside and keep the rest"),
+    "sign": ("bench.gate.digest", "accept baselines that were edited by hand"),
 }
 
 

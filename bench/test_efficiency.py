@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from bench import gate
-from bench.bases import short
+from bench.gate import verdicts
 from bench.metrics import energy, memory, speed
-from bench.rows import key_of
-from compression._recipe import UNCOMPRESSED
+from bench.results.bases import short
+from bench.results.row import key_of
+from compression.recipes.recipe import UNCOMPRESSED
 
 pytestmark = pytest.mark.efficiency
 
@@ -29,9 +29,9 @@ def test_generation(workbench, recipe, batch_size, mode, request):
     warmup, runs = (0, 1) if options.shared else (options.warmup, options.runs)  # without times one round is enough
     pair = None
 
-    def take(times=gate.MORE[-1] if options.update else 1):
+    def take(times=verdicts.MORE[-1] if options.update else 1):
         nonlocal pair
-        from bench import machine
+        from bench.machine import device
 
         if pair is None:
             pair = workbench.interleaved(recipe, load, mode)
@@ -49,8 +49,8 @@ def test_generation(workbench, recipe, batch_size, mode, request):
                 warmup_rounds=warmup,
             )
         pair.run(warmup + runs)
-        pair.run(warmup + times * runs, seconds=gate.SECONDS)
-        peak = machine.peak_flops(options.device, workbench.base.model.dtype)
+        pair.run(warmup + times * runs, seconds=verdicts.SECONDS)
+        peak = device.peak_flops(options.device, workbench.base.model.dtype)
         return speed.readings(pair, load, warmup=warmup, peak_flops_per_s=peak.flops_per_s)
 
     workbench.measure("generation", recipe, take, _params(load, mode=mode), each=lambda r: r.each(), more=take)
@@ -66,7 +66,7 @@ def test_against(workbench, recipe, batch_size, mode, against):
         nonlocal pair
         if pair is None:
             pair = workbench.beside(recipe, load, mode)
-        pair.run(times * options.runs, seconds=gate.SECONDS)
+        pair.run(times * options.runs, seconds=verdicts.SECONDS)
         return tuple(speed.GenerationReading(rounds=tuple(r), flops=1, peak_flops_per_s=1.0) for r in pair.rounds)
 
     params = _params(load, mode=mode, commit=workbench.against.name)
@@ -120,7 +120,7 @@ def test_energy(workbench, recipe, batch_size):
 
 
 def _peak(workbench, model, load, spec, times, **target):
-    from compression._artefact import stored_bytes
+    from compression.checkpoints.artefact import stored_bytes
 
     stored = stored_bytes(model.model)
     if workbench.options.device != "cpu":

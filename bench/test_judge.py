@@ -2,12 +2,12 @@
 
 import pytest
 
-from bench._errors import NotAvailable
-from bench.judge import bias, readings
-from bench.judge.answers import answers_of
-from bench.rag.encoders import model_read
+from bench.errors import NotAvailable
+from bench.measure.judge import bias, readings
+from bench.measure.judge.answers import answers_of
+from bench.measure.rag.encoders import model_read
 from compression import Recipe
-from compression._recipe import UNCOMPRESSED
+from compression.recipes.recipe import UNCOMPRESSED
 
 pytestmark = pytest.mark.judge
 

@@ -4,11 +4,11 @@ from contextlib import suppress
 
 import pytest
 
-from bench._errors import DataError, NotAvailable
+from bench.errors import DataError, NotAvailable
 from bench.metrics.perplexity import PerplexityProtocol, perplexity
 from bench.metrics.tasks import score, suite_of
 from compression import Recipe
-from compression._recipe import UNCOMPRESSED
+from compression.recipes.recipe import UNCOMPRESSED
 
 pytestmark = pytest.mark.quality
 

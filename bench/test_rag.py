@@ -2,11 +2,11 @@
 
 import pytest
 
-from bench._errors import DataError
-from bench.rag import readings, robustness
-from bench.rag.answers import DECODING
-from bench.rag.encoders import model_read
-from compression._recipe import UNCOMPRESSED
+from bench.errors import DataError
+from bench.measure.rag import readings, robustness
+from bench.measure.rag.encoders import model_read
+from bench.measure.rag.prompts import DECODING
+from compression.recipes.recipe import UNCOMPRESSED
 
 pytestmark = pytest.mark.rag
 

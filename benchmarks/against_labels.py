@@ -11,7 +11,7 @@ import dataclasses
 import statistics
 
 import compression
-from bench.data import open_data
+from bench.data.sources import open_data
 from bench.metrics.perplexity import PerplexityProtocol, perplexity
 from compression import Recipe, Step
 

@@ -20,16 +20,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import compression
-from compression import _blocks, _rounding, _scaling
-from compression._grids import AffineGrid, decode, quantize
-from compression._shapes import SHAPES
+from compression.architectures import decoder
+from compression.architectures.random_shapes import SHAPES
+from compression.numeric import channel_scales, rounding
+from compression.numeric.grids import AffineGrid, decode, quantize
 
 PHASES = {
-    "Hessians": (_rounding.Hessian, "add"),
-    "forward": (_blocks.Inputs, "observe"),
-    "forward (compressed)": (_blocks.Inputs, "advance"),
-    "search of scales": (_scaling.Scaling, "search"),
-    "search of clipping": (_scaling, "clipped"),
+    "Hessians": (rounding.Hessian, "add"),
+    "forward": (decoder.Inputs, "observe"),
+    "forward (compressed)": (decoder.Inputs, "advance"),
+    "search of scales": (channel_scales.Scaling, "search"),
+    "search of clipping": (channel_scales, "clipped"),
 }
 
 
@@ -101,9 +102,11 @@ def main():
     x = torch.randn(options.samples * options.length, cols, generator=generator)
     x *= torch.randn(cols, generator=generator).exp()
     hessian = 2 * x.t() @ x / len(x)
-    producer = _scaling.Producer(torch.arange(cols), None)
-    (_, ours), seconds = timed(lambda: _scaling.Scaling(20, False).search(readers, hessian, producer, torch.float32))
-    candidates = list(_scaling.candidates(hessian.diagonal().sqrt(), 20))
+    producer = channel_scales.Producer(torch.arange(cols), None)
+    (_, ours), seconds = timed(
+        lambda: channel_scales.Scaling(20, False).search(readers, hessian, producer, torch.float32)
+    )
+    candidates = list(channel_scales.candidates(hessian.diagonal().sqrt(), 20))
     theirs, longer = timed(lambda: obvious(readers, x, candidates))
     torch.testing.assert_close(ours, theirs)
     print(f"scales of gate and up: {seconds:.2f} s, by forward passes {longer:.2f} s, {longer / seconds:.0f} times as "

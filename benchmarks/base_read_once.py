@@ -12,7 +12,7 @@ import statistics
 import time
 
 import compression
-from bench.data import open_data
+from bench.data.sources import open_data
 from bench.metrics.perplexity import KeptStates, PerplexityProtocol, perplexity
 
 

@@ -126,8 +126,8 @@ class ours(Library):
     static = False  # groups' scales from the weights as they are when the group begins
 
     def layer(self) -> None:
-        from compression._grids import AffineGrid
-        from compression._rounding import Hessian, gptq
+        from compression.numeric.grids import AffineGrid
+        from compression.numeric.rounding import Hessian, gptq
 
         weight, inputs = weight_and_inputs(self.options)
         grid = AffineGrid(bits=BITS, group_size=GROUP, symmetric=True)
@@ -142,8 +142,8 @@ class ours(Library):
         self.answer("layer", hessian=hessian, quantized=rounded.decode(grid))
 
     def sparsegpt(self) -> None:
-        from compression._rounding import Hessian
-        from compression._sparsity import sparsegpt
+        from compression.numeric.rounding import Hessian
+        from compression.numeric.sparsity import sparsegpt
 
         weight, inputs = weight_and_inputs(self.options)
         sums = self.clock("hessian", lambda: Hessian(weight.shape[1]))
@@ -160,8 +160,8 @@ class ours(Library):
         self.answer("sparsegpt", free=free, pattern=pattern)
 
     def hqq(self) -> None:
-        from compression._grids import AffineGrid
-        from compression._rounding import half_quadratic
+        from compression.numeric.grids import AffineGrid
+        from compression.numeric.rounding import half_quadratic
 
         weight, _ = weight_and_inputs(self.options)
         grid = AffineGrid(bits=BITS, group_size=HQQ_GROUP, symmetric=False, float_zeros=True)

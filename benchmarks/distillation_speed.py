@@ -22,10 +22,10 @@ from torch.nn import functional
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 import compression
-from compression._calibration import open_calibration
-from compression.distillation._settings import Objective, Settings
-from compression.distillation._teacher import teacher_outputs
-from compression.distillation._training import train
+from compression.calibration.text import open_calibration
+from compression.training.settings import Objective, Settings
+from compression.training.teacher import teacher_outputs
+from compression.training.trainer import train
 
 OBJECTIVE = Objective(alpha=0.3, temperature=4.0)  # of [O]
 ALLOWED = 1e-4  # difference of losses

@@ -26,9 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench import gate
-from bench._shift import moved, quantile
+from bench.gate import verdicts as gate
 from bench.metrics import METRICS, Metric, all_metrics
+from bench.statistics.timing_change import moved, quantile
 
 BLOCK = 10  # neighbouring pairs that stay together
 USUAL = 10  # rounds of a run
@@ -48,7 +48,7 @@ ADDED = {
     "strong bimodal": 0.2,
 }
 PROCESSES = 0.003  # standard deviation between processes with equal code
-TURNS = (0, 10, 20, 30, 40, 60, 80, 100)  # rounds at which `bench.beside` starts new ones
+TURNS = (0, 10, 20, 30, 40, 60, 80, 100)  # rounds at which `bench.measure.against.commit` starts new ones
 PEER = 0.05  # of pytest-benchmark
 OUTCOMES = ("pass", "inconclusive", "regressed", "improved")
 PASS, INCONCLUSIVE, REGRESSED, IMPROVED = range(4)

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from bench.judge import clarity, g_eval
-from bench.judge.answers import Answered, Asked, questions_of
-from bench.judge.likelihood import likelihoods
-from bench.judge.local import LocalJudge
-from bench.rag.readers import embedded
+from bench.data.collections.readers import embedded
+from bench.measure.judge import clarity, g_eval
+from bench.measure.judge.answers import Answered, Asked, questions_of
+from bench.measure.judge.likelihood import likelihoods
+from bench.measure.judge.local import LocalJudge
 
 
 def auroc(right: Sequence[float], wrong: Sequence[float]) -> float:

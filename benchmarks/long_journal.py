@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench._lines import sealed
 from bench.metrics import metrics_of
-from bench.rows import SCHEMA, Row
+from bench.results.checksums import sealed
+from bench.results.row import SCHEMA, Row
 
 RECIPES = ("fp16", "nf4", "rtn", "gptq", "awq", "hqq", "wanda")
 KINDS = ("artefact", "generation", "perplexity")
@@ -25,7 +25,7 @@ COMMANDS = {
     "history": ("-m", "bench", "history"),
     "digest": ("-m", "bench", "digest"),
     "report": ("-m", "bench", "report", "--out", "report"),
-    "resume": ("-c", "import sys; from bench.journal import resume; assert resume(sys.argv[2])", "--journal"),
+    "resume": ("-c", "import sys; from bench.results.journal import resume; assert resume(sys.argv[2])", "--journal"),
 }
 
 

@@ -1,6 +1,6 @@
 """What the measuring loop adds to a generated token: python benchmarks/loop_overhead.py
 
-A model that returns ready-made logits is decoded by `bench.generation.Decoder` and, beside it, called in a bare loop;
+A model that returns ready-made logits is decoded by `measure.generation.Decoder` and, beside it, called in a bare loop;
 the difference per token is the loop's own. Rounds alternate; medians.
 """
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import torch
 
-from bench.generation import Decoder, Load, _most_likely
+from bench.measure.generation import Decoder, Load, _most_likely
 
 TOKENS, ROUNDS, VOCABULARY = 512, 21, 32000
 

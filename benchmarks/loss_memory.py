@@ -30,12 +30,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.measure.memory_process import Peak, anonymous_memory
 from bench.metrics.memory import STEADY_HEAP
-from bench.metrics.memory_child import Peak, anonymous_memory
-from compression._cost import give_back
-from compression.distillation._chunks import Projected, TopK
-from compression.distillation._losses import distillation
-from compression.distillation._settings import Objective
+from compression.cost import give_back
+from compression.numeric.losses import distillation
+from compression.numeric.losses_in_chunks import Projected, TopK
+from compression.training.settings import Objective
 
 KD = Objective(alpha=0.3, temperature=4.0)  # of [O]
 CASES = ("logits", "head", "frozen", "top 64")

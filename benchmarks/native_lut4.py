@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compression import _native
+from compression.layers.kernels import lut4
 
 SHAPES = ((2048, 2048), (5632, 2048), (2048, 5632), (4096, 4096))  # N, K
 STREAMED = 210 * 2**20  # bytes: several times any last-level cache
@@ -46,7 +46,7 @@ class Layer:
         self.weight = weight
         self.fp32 = self.copies(weight)
         self.bf16 = self.copies(weight.bfloat16())
-        self.packed = self.copies(_native.pack(self.codes))
+        self.packed = self.copies(lut4.pack(self.codes))
         self.int4 = self.copies(torch._convert_weight_to_int4pack_for_cpu(self.codes.int(), 1))
         self.scales_and_zeros = (
             torch.stack([self.scales.T, torch.zeros_like(self.scales.T)], -1).bfloat16().contiguous()
@@ -61,7 +61,7 @@ class Layer:
         half = x.bfloat16()
 
         def ours(table: Tensor, zeros: Tensor | None) -> list[Callable[[Tensor], Tensor]]:
-            return [_native.bind(w, table, self.scales.clone(), zeros, GROUP) for w in self.packed]
+            return [lut4.bind(w, table, self.scales.clone(), zeros, GROUP) for w in self.packed]
 
         def torch_int4(w: Tensor) -> Tensor:
             return torch.ops.aten._weight_int4pack_mm_for_cpu(half, w, GROUP, self.scales_and_zeros)
@@ -79,7 +79,7 @@ class Layer:
         x = torch.randn(m, self.k)
 
         def product(w: Tensor) -> Tensor:
-            levels = table[_native.unpack(w, self.k).int()].view(self.n, -1, GROUP)
+            levels = table[lut4.unpack(w, self.k).int()].view(self.n, -1, GROUP)
             return x @ levels.mul_(self.scales[..., None]).view(self.n, self.k).T
 
         return product
@@ -116,8 +116,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    if not _native.available():
-        raise SystemExit(f"no native kernel: {_native.reason()}")
+    if not lut4.available():
+        raise SystemExit(f"no native kernel: {lut4.reason()}")
 
     print(
         f"threads {args.threads}, groups of {GROUP}; x and results bf16 but for fp32; ratios: time of the other / ours"

@@ -117,7 +117,7 @@ def make_model(task: str, folder: Path, options: Row) -> Tensor:
     """A random Llama with channels of uneven size, token ids to calibrate on and others; its logits on the others."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from compression._checkpoint import byte_tokenizer
+    from compression.checkpoints.base import byte_tokenizer
 
     torch.manual_seed(options["seed"])
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=2048, **MODELS[task])).eval()

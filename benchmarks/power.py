@@ -3,7 +3,7 @@
     python benchmarks/power.py                 # simulate, from benchmarks/answers/
     python benchmarks/power.py --record        # score the reference anew: its four-way tasks, fp16 and recipes
 
-`answers/` holds, as beside a baseline (`bench.items`), which of 2,000 questions the reference answers right, as it is
+`answers/` holds, as beside a baseline (`results.items`), which of 2,000 questions the reference answers right, as it is
 and compressed. A trial draws 10,000 pairs (before, after) from them with replacement: a recorded question with its two
 recorded answers, out of all recipes. Weights by what became of an answer (lost, gained, kept) make the share of answers
 that flip and the loss of accuracy what the line says. The tests read only how many were lost, gained, kept right and
@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import items as stored
-from bench import paired
-from bench.gate import LEVEL
-from bench.items import Items, hashes_of
-from compression._recipe import slug
+from bench.gate.verdicts import LEVEL
+from bench.results import items as stored
+from bench.results.items import Items, hashes_of
+from bench.statistics import paired
+from compression.recipes.recipe import slug
 
 FOLDER = Path(__file__).parent / "answers"
 TASKS = ("continuation", "facts_easy", "facts_hard", "categories")
@@ -96,7 +96,7 @@ def simulate_losses(
 def record() -> None:
     """Score the reference's tasks under each recipe, by the mean log-likelihood per token of each choice."""
     import compression
-    from bench.data import open_data
+    from bench.data.sources import open_data
     from bench.metrics.perplexity import PerplexityProtocol, perplexity
     from bench.reference import tasks
 

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.journal import Contents
 from bench.metrics import all_metrics
 from bench.report.page import page
-from bench.rows import Row
+from bench.results.journal import Contents
+from bench.results.row import Row
 
 FIRST = {  # those of the overview, and between which values
     "quality.average_accuracy": (0.4, 0.9), "quality.perplexity": (2.4, 4.0), "rag.f1": (0.4, 0.8),

@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.metrics.memory_child import Peak, anonymous_memory
-from bench.rag.retrieval import BM25, terms
-from bench.rag.vectors import Exact, Faiss, best
+from bench.measure.memory_process import Peak, anonymous_memory
+from bench.measure.rag.retrieval import BM25, terms
+from bench.measure.rag.vectors import Exact, Faiss, best
 
 REFERENCE = {"bm25": None, "rank_bm25": "bm25", "exact": None, "faiss": "exact", "hnsw": "exact"}
 TOP, WORDS, VOCABULARY, SIZE = 10, 60, 50_000, 384

@@ -24,10 +24,10 @@ from lm_eval.models.huggingface import HFLM
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import compression
-from bench.data import open_data
-from bench.scorer import Scorer
-from bench.tasks import SEED, SUITE
-from bench.tasks.prepare import Prepared, prepare
+from bench.data.sources import open_data
+from bench.data.tasks.table import SEED, SUITE
+from bench.measure.scoring.lm_eval import Scorer
+from bench.measure.scoring.prepare import Prepared, prepare
 
 LIMITS = {"mmlu": 20, "hellaswag": 100, "gsm8k": 10}  # questions; of MMLU of each subject
 EQUAL = ("hellaswag", "arc_easy", "arc_challenge", "mmlu", "gsm8k", "boolq", "piqa", "winogrande")

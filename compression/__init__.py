@@ -12,7 +12,7 @@ Nothing heavy is imported before it is used.
 import importlib
 from typing import Any
 
-from compression._errors import (
+from compression.errors import (
     BackendError,
     CalibrationError,
     CheckpointError,
@@ -20,7 +20,7 @@ from compression._errors import (
     LayerError,
     RecipeError,
 )
-from compression._recipe import Recipe, Step, parse_setting, split_recipes
+from compression.recipes.recipe import Recipe, Step, parse_setting, split_recipes
 
 __all__ = [
     "BackendError",
@@ -58,9 +58,9 @@ _LATE = {
 
 def methods() -> dict[str, type]:
     """Every registered method by name."""
-    from compression import _registry
+    from compression.recipes import registry
 
-    return _registry.discover()
+    return registry.discover()
 
 
 def __getattr__(name: str) -> Any:

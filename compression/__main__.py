@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from compression import CompressionError, Recipe
-from compression._formats import FORMATS
-from compression._registry import LayerwiseMethod
-from compression._strict import path_option
-from compression._terminal import terminal
+from compression.checkpoints.formats.description import FORMATS
+from compression.files.strict_json import path_option
+from compression.files.terminal import terminal
+from compression.recipes.registry import LayerwiseMethod
 
 if TYPE_CHECKING:
     from compression import Compressed
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _compress(options: argparse.Namespace) -> int:
     from compression import locate
-    from compression._weights import bytes_in
+    from compression.checkpoints.weights import bytes_in
 
     recipe = Recipe.parse(options.recipe)
     if options.out is None:
@@ -95,7 +95,7 @@ def _compress(options: argparse.Namespace) -> int:
 
 def _engines(result: "Compressed", format: str) -> list[str]:
     """Which engines do not open what was written in a published format, and what they want."""
-    from compression._formats._model import vllm_refusal
+    from compression.checkpoints.formats.model import vllm_refusal
 
     refusal = vllm_refusal(result.model) if format == "gptq" else None
     return [f"written for transformers with gptqmodel: {refusal}"] if refusal else []
@@ -104,9 +104,9 @@ def _engines(result: "Compressed", format: str) -> list[str]:
 def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compressed":
     """Compress block by block where that can be; what is returned may be without weights."""
     from compression import compress, compress_to, load, locate
-    from compression._artefact import OWN, check_writable, outline
-    from compression._checks import check_format
-    from compression._stream import State, whole_model
+    from compression.checkpoints.artefact import OWN, check_writable, outline
+    from compression.engine.plan import check_format
+    from compression.engine.stream import State, whole_model
 
     settings = {"device": device, "seed": options.seed, "calibration": options.calibration, "progress": _bar()}
     if options.format != OWN:
@@ -147,8 +147,8 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
 
 def _list(options: argparse.Namespace) -> int:
     """Methods, parameters, needs, and the kernel that a bf16 layer of each gets on this device."""
-    from compression import methods
-    from compression._registry import describe_parameters
+    from compression import list_methods
+    from compression.recipes.registry import describe_parameters
 
     device = _device(options.device)
     entries = [
@@ -161,7 +161,7 @@ def _list(options: argparse.Namespace) -> int:
             "needs": list(method.info.needs),
             "kernels": _kernels(name, method, device),
         }
-        for name, method in methods().items()
+        for name, method in list_methods().items()
     ]
     if options.json:
         print(json.dumps(entries, indent=1))
@@ -196,7 +196,7 @@ def _kernels(name: str, method: type, device: str) -> list[str]:
 def _device(given: str | None) -> str:
     import torch
 
-    from compression._devices import check
+    from compression.devices import check
 
     if given is not None:
         return check(given)

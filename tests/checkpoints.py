@@ -6,7 +6,7 @@ import re
 import torch
 from safetensors.torch import load_file, save_file
 
-from compression._strict import signed
+from compression.files.strict_json import signed
 
 TINY = {
     "vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -18,6 +18,6 @@ IN_PROCESS = ("-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewrit
 
 def pytest_bench(pytester, *arguments):
     """The result of a run in the folder of a `pytester`; where the package is not installed the plugin is named."""
-    installed = any(point.value == "bench.plugin" for point in entry_points(group="pytest11"))
-    plugin = () if installed else ("-p", "bench.plugin")
+    installed = any(point.value == "bench.session.plugin" for point in entry_points(group="pytest11"))
+    plugin = () if installed else ("-p", "bench.session.plugin")
     return pytester.runpytest_inprocess(*plugin, *IN_PROCESS, *map(str, arguments))

@@ -41,9 +41,9 @@ def imported():
         "bm25s", "lm_eval.api.task", "lm_eval.evaluator", "lm_eval.tasks._yaml_loader",
         "pandas.core.arrays.arrow.extension_types", "pandas.io.formats.style", "rouge_score.rouge_scorer", "sacrebleu",
         "torch.distributed.fsdp", "transformers.models.llama.modeling_llama",
-        "transformers.models.mistral.modeling_mistral", "bench.judge.local", "bench.judge.readings", "bench.plan",
-        "bench.report.write", "bench.scorer", "bench.summary", "bench.tasks.prepare", "bench.workbench",
-        "compression._compress", "compression.distillation._training",
+        "transformers.models.mistral.modeling_mistral", "bench.measure.judge.local", "bench.measure.judge.readings", "bench.session.plan",
+        "bench.report.write", "bench.measure.scoring.lm_eval", "bench.session.summary", "bench.measure.scoring.prepare", "bench.session.session",
+        "compression.engine.run", "compression.training.trainer",
     ):  # fmt: skip
         importlib.import_module(name)
     importlib.import_module("bench.metrics").all_metrics()
@@ -55,9 +55,9 @@ def student():
     """The reference and its tokenizer."""
     from transformers import GenerationConfig
 
-    from bench.reference import score
+    from bench.measure import reference_scores
 
-    model, tokenizer = score.load("student")
+    model, tokenizer = reference_scores.load("student")
     model.generation_config = GenerationConfig()  # a base has none, `generate` and HFLM want one
     return model, tokenizer
 
@@ -86,7 +86,7 @@ def tiny_shapes():
     """Bases by the names of `tiny_models`, such as `random:tiny-llama`."""
     from tiny_models import TINY, fresh_base
 
-    from compression._shapes import SHAPES
+    from compression.architectures.random_shapes import SHAPES
 
     with pytest.MonkeyPatch.context() as patch:
         for name, config in TINY.items():
@@ -100,7 +100,7 @@ def shared():
     """A folder of published data sets."""
     if "BENCH_DATA" not in os.environ:
         pytest.skip("BENCH_DATA names no folder of data sets")
-    from bench.data import open_data
+    from bench.data.sources import open_data
 
     return open_data(os.environ["BENCH_DATA"], base="reference")
 
@@ -110,7 +110,7 @@ def small_judge(tmp_path_factory):
     """A Llama with random weights, which judges without sense."""
     from checkpoints import transformers_model
 
-    from compression._checkpoint import byte_tokenizer
+    from compression.checkpoints.base import byte_tokenizer
 
     folder = tmp_path_factory.mktemp("judge") / "small"
     transformers_model("LlamaForCausalLM", vocab_size=300, max_position_embeddings=2048).save_pretrained(folder)
@@ -124,7 +124,7 @@ def checkpoint(tmp_path_factory):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from compression._checkpoint import byte_tokenizer
+    from compression.checkpoints.base import byte_tokenizer
 
     folder = tmp_path_factory.mktemp("checkpoints") / "someones-llama"
     torch.manual_seed(0)

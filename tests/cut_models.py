@@ -8,10 +8,10 @@ import torch
 from checkpoints import transformers_model
 
 import compression
-from compression._blocks import decoder_blocks
-from compression._checkpoint import build, byte_tokenizer
-from compression._shapes import SHAPES
-from compression._structure import count_heads
+from compression.architectures.decoder import decoder_blocks
+from compression.architectures.edits import count_heads
+from compression.architectures.random_shapes import SHAPES
+from compression.checkpoints.base import build, byte_tokenizer
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 SIZES = {

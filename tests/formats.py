@@ -2,10 +2,10 @@
 
 import torch
 
-from compression import _packing
-from compression._formats import Published
-from compression._grids import AffineGrid
-from compression._linear import PackedLinear
+from compression.checkpoints.formats.description import Published
+from compression.layers.packed import PackedLinear
+from compression.numeric import packing
+from compression.numeric.grids import AffineGrid
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False,
         "checkpoint_format": "gptq_v2"}  # fmt: skip
@@ -17,8 +17,8 @@ NAME = "model.layers.0.mlp.up_proj"
 def dequantized(stored, bits, group_size):
     """fp16 weight of what a format read, through PackedLinear."""
     grid = AffineGrid(bits=bits, group_size=group_size, symmetric=False)
-    codes = _packing.unpack(stored.codes, bits, stored.codes.shape[1] * 8 // bits)
-    params = {"scales": stored.scales, "zero_points": _packing.pack(stored.zeros, bits)}
+    codes = packing.unpack(stored.codes, bits, stored.codes.shape[1] * 8 // bits)
+    params = {"scales": stored.scales, "zero_points": packing.pack(stored.zeros, bits)}
     return PackedLinear.from_codes(
         codes, params, None, grid, dtype=torch.float16, permutation=stored.permutation
     ).dequantize()

@@ -6,11 +6,11 @@ from statistics import median
 
 from hypothesis import strategies as st
 
-from bench._baseline import ANYWHERE, Entry, Section
-from bench.gate import Baseline, Verdict, judge, verdicts
-from bench.items import KINDS, Items, hashes_of
+from bench.gate.baseline import ANYWHERE, Entry, Section
+from bench.gate.verdicts import Baseline, Verdict, judge, verdicts
 from bench.metrics import Metric
-from bench.rows import MEASURED, STATUSES, Row
+from bench.results.items import KINDS, Items, hashes_of
+from bench.results.row import MEASURED, STATUSES, Row
 
 FINGERPRINT = "cpu-test-2t"
 

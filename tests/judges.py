@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from bench.judge.endpoint import Patience
+from bench.measure.judge.endpoint import Patience
 
 KEY = "sk-loopback-7f3a9c"
 MISHAPS = ("429", "500", "not json", "no completion", "half", "close")  # that pass

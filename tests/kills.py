@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from small_runs import make_base, measured, options
 
-from bench.journal import read, resume
 from bench.metrics import metrics_of
-from bench.workbench import Workbench
+from bench.results.journal import read, resume
+from bench.session.session import Workbench
 
 RECIPES = ("fp16", "rtn(group_size=32)", "nf4(group_size=32)", "rtn(bits=8,group_size=32)")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from strategies import gaussian
 
-from compression import _kernels
-from compression._grids import AffineGrid, Grid, Int8RowGrid, NF4Grid
-from compression._linear import PackedLinear
+from compression.layers.kernels import choose
+from compression.layers.packed import PackedLinear
+from compression.numeric.grids import AffineGrid, Grid, Int8RowGrid, NF4Grid
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -90,7 +90,7 @@ def usable(way, device):
     spec = PackedLinear(way.grid, way.cols, way.rows, bias=False, dtype=way.dtype, threshold=way.threshold)._spec_on(
         torch.device(device)
     )
-    for kernel in _kernels.KERNELS:
+    for kernel in choose.KERNELS:
         if kernel.name == way.kernel and (reason := kernel.refuses(spec)) and way.kernel != "bitsandbytes-nf4":
             pytest.skip(f"{way.kernel}: {reason}")
     if "bitsandbytes" in way.kernel:

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from strategies import gaussian
 
 import compression
-from compression._blocks import decoder_blocks
-from compression._shapes import SHAPES
+from compression.architectures.decoder import decoder_blocks
+from compression.architectures.random_shapes import SHAPES
 
 TINY = {
     "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True, "dtype": "bfloat16",

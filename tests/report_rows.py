@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import bench
-from bench.journal import Contents
 from bench.metrics import all_metrics
 from bench.report.tables import tables
-from bench.rows import Row
+from bench.results.journal import Contents
+from bench.results.row import Row
 
 BASELINES = Path(bench.__file__).parents[1] / "baselines"
 SIZE, PERPLEXITY, ACCURACY = "efficiency.model_size_gb", "quality.perplexity", "quality.average_accuracy"

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench.items import Items, hashes_of
-from bench.rows import Row
-from compression._artefact import LayerReport
-from compression._linear import PackedLinear
-from compression._sparsity import choose, removed
-from compression.quantization.rtn import RTN
+from bench.results.items import Items, hashes_of
+from bench.results.row import Row
+from compression.checkpoints.artefact import LayerReport
+from compression.layers.packed import PackedLinear
+from compression.methods.quantization.weight_only.rtn import RTN
+from compression.numeric.sparsity import choose, removed
 
 # --- Broken results that the gate must catch: each takes a sound run of nf4 and returns it broken ---------------------
 
@@ -353,7 +353,7 @@ BROKEN_METHODS = {
 }
 
 
-# --- Broken masks that the law of counts must catch: each stands in for `compression._sparsity.choose` ----------------
+# --- Broken masks that the law of counts must catch: each stands in for `numeric.sparsity.choose` ----------------
 
 
 def takes_ties_too(scores, share, pattern, *, by_row):

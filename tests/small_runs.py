@@ -7,10 +7,10 @@ from checkpoints import TINY, transformers_model
 
 from bench import test_efficiency as efficiency
 from bench import test_quality as quality
-from bench.options import Options
-from bench.workbench import Failure, Workbench
+from bench.session.options import Options
+from bench.session.session import Failure, Workbench
 from compression import Recipe
-from compression._checkpoint import byte_tokenizer
+from compression.checkpoints.base import byte_tokenizer
 
 MEASUREMENTS = {
     "artefact": efficiency.test_size,

@@ -4,19 +4,19 @@ import torch
 from hypothesis import strategies as st
 
 from compression import Recipe
-from compression._grids import AffineGrid, Int8RowGrid, NF4Grid
-from compression._recipe import Step
-from compression.pruning.magnitude import Magnitude
-from compression.pruning.p import P
-from compression.pruning.sparsegpt import SparseGPT
-from compression.pruning.structured import Structured
-from compression.pruning.wanda import Wanda
-from compression.quantization.awq import AWQ
-from compression.quantization.gptq import GPTQ
-from compression.quantization.hqq import HQQ
-from compression.quantization.llm_int8 import LLMInt8
-from compression.quantization.nf4 import GROUP_SIZES, NF4
-from compression.quantization.rtn import RTN
+from compression.methods.pruning.structured.depth_and_heads import Structured
+from compression.methods.pruning.structured.mlp_neurons import P
+from compression.methods.pruning.unstructured.magnitude import Magnitude
+from compression.methods.pruning.unstructured.sparsegpt import SparseGPT
+from compression.methods.pruning.unstructured.wanda import Wanda
+from compression.methods.quantization.weight_activation.llm_int8 import LLMInt8
+from compression.methods.quantization.weight_only.awq import AWQ
+from compression.methods.quantization.weight_only.gptq import GPTQ
+from compression.methods.quantization.weight_only.hqq import HQQ
+from compression.methods.quantization.weight_only.nf4 import GROUP_SIZES, NF4
+from compression.methods.quantization.weight_only.rtn import RTN
+from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid
+from compression.recipes.recipe import Step
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BITS = (2, 3, 4, 8)

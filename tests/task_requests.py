@@ -1,6 +1,6 @@
 """What a task asks a model, as lm-eval builds it."""
 
-from bench.tasks import SEED
+from bench.data.tasks.table import SEED
 
 
 def built(prepared, limit):

@@ -14,10 +14,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from bench._errors import MetricError, OptionError
-from bench.answering import Answer, Sampling, answer, distribution
+from bench.errors import MetricError, OptionError
+from bench.measure.answering import Answer, Sampling, answer, distribution
 from bench.reference import tasks
-from compression._checkpoint import byte_tokenizer
+from compression.checkpoints.base import byte_tokenizer
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 SHARED = "The first seventy letters of these prompts are the same in each one of them: "

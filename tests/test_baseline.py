@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from saboteurs import altered
 
-from bench._baseline import ANYWHERE, Section
-from bench._errors import BaselineError
-from bench.gate import Baseline, slug, update
+from bench.errors import BaselineError
+from bench.gate.baseline import ANYWHERE, Section
+from bench.gate.verdicts import Baseline, slug, update
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,19 +9,19 @@ from checkpoints import says
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench._baseline import ANYWHERE, Baseline, fallback
-from bench._errors import BaselineError
-from bench._migrations import old_hash, params_of, with_base
-from bench._recording import update
-from bench._repository import changed, commit
-from bench.baselines import main, pruned
-from bench.bases import OLD
-from bench.gate import judge
-from bench.items import Items, hashes_of
-from bench.journal import Journal
+from bench.commands.baselines import main, pruned
+from bench.errors import BaselineError
+from bench.gate.baseline import ANYWHERE, Baseline, fallback
+from bench.gate.digest import sign
+from bench.gate.migrations import old_hash, params_of, with_base
+from bench.gate.recording import update
+from bench.gate.verdicts import judge
+from bench.machine.git import changed, commit
 from bench.metrics import all_metrics
-from bench.rows import Row, key_of
-from bench.sign import sign
+from bench.results.bases import OLD
+from bench.results.items import Items, hashes_of
+from bench.results.journal import Journal
+from bench.results.row import Row, key_of
 from compression import locate
 
 HERE, THERE = "cpu-here-avx2-1t", "cuda-there-16gib"
@@ -299,7 +299,7 @@ def test_pruning_removes_what_no_run_can_be_compared_with_and_nothing_else(tmp_p
 
 
 def test_rows_of_a_metric_that_is_gone_are_pruned(tmp_path, monkeypatch):
-    from bench.metrics._registry import METRICS
+    from bench.metrics.registry import METRICS
 
     record(tmp_path, size(100.0), row("efficiency.parameters", 8.0))
     monkeypatch.delitem(METRICS, "efficiency.parameters")

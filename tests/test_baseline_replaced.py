@@ -15,9 +15,9 @@ import pytest
 from healthy_results import healthy_row, item_row, recorded
 from killing import running
 
-from bench._errors import BaselineError
-from bench.gate import Baseline
-from bench.items import Items, hashes_of
+from bench.errors import BaselineError
+from bench.gate.verdicts import Baseline
+from bench.results.items import Items, hashes_of
 
 
 def baseline(scale):

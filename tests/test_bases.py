@@ -8,22 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import history
-from bench._baseline import ANYWHERE, Baseline
-from bench._errors import BaselineError, JournalError
-from bench._recording import merged, update
-from bench.bases import OLD, names, rows_told_apart, short, told_apart, without_paths
-from bench.gate import judge
-from bench.journal import Journal, read, resume
+from bench.commands import history
+from bench.errors import BaselineError, JournalError
+from bench.gate.baseline import ANYWHERE, Baseline
+from bench.gate.recording import merged, update
+from bench.gate.verdicts import judge
 from bench.metrics import all_metrics
-from bench.report import past
-from bench.report.digest import digest
+from bench.report import trend
 from bench.report.page import page
+from bench.report.pull_request import digest
 from bench.report.recommend import QUALITY, points_of
 from bench.report.sources import recorded
 from bench.report.tables import by_device, newest, tables
 from bench.report.write import measured, write
-from bench.rows import Row
+from bench.results.bases import OLD, names, rows_told_apart, short, told_apart, without_paths
+from bench.results.journal import Journal, read, resume
+from bench.results.row import Row
 
 DEVICE = "cpu-test-2t"
 BASES = {"a" * 64: 1000.0, "b" * 64: 2000.0}  # hash, and the hundreds that its numbers are in
@@ -92,10 +92,10 @@ def test_nothing_that_readers_of_a_journal_see_has_numbers_of_two_bases(tmp_path
         by_label, _ = measured(path, "hf", DEVICE, base_hash)  # as a run asks for what its report is of
         assert rows == by_label
     contents = told_apart(read(path))
-    assert set(called.values()) == set(past.history(contents.records))
+    assert set(called.values()) == set(trend.history(contents.records))
     for each in history.of_journal(path):
         assert [each.base] == [called[of] for of in {whose(point.value) for point in each.points}]
-    assert set(called.values()) == {each["base"] for each in past.runs(contents.records)}
+    assert set(called.values()) == {each["base"] for each in trend.runs(contents.records)}
     last = called[drawn[-1][0]]
     assert f"`{last}`" in digest(told_apart(read(path)))
 

@@ -18,14 +18,15 @@ from healthy_results import CONTEXT, FINGERPRINT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import beside, gate
 from bench import test_efficiency as efficiency
-from bench._errors import BenchError, NotAvailable, OptionError
-from bench.beside import Beside, Commit, Job, Process
-from bench.generation import Load, Round
+from bench.errors import BenchError, NotAvailable, OptionError
+from bench.gate import verdicts
+from bench.measure.against import commit as beside
+from bench.measure.against.commit import Beside, Commit, Job, Process
+from bench.measure.generation import Load, Round
 from bench.metrics import all_metrics, metrics_of
 from bench.metrics.speed import GenerationReading
-from bench.rows import Row
+from bench.results.row import Row
 
 SLOW = """
 
@@ -163,7 +164,7 @@ def test_times_are_without_waits_but_for_the_latency():
     crowded = Round(ttft_s=3.5, prefill_s=2.25, steps_s=(1.5, 2.0), total_s=7.0, waits_s=(0.25, 0.25, 0.5, 1), **same)
     readings = [GenerationReading(rounds=(one,), flops=1, peak_flops_per_s=1.0) for one in (calm, crowded)]
 
-    values = {each.name: [each(one) for one in readings] for each in metrics_of(gate.AGAINST)}
+    values = {each.name: [each(one) for one in readings] for each in metrics_of(verdicts.AGAINST)}
 
     assert 4 == len(values)
     assert ["against.latency_ms"] == [name for name, (quiet, busy) in values.items() if quiet != busy]
@@ -172,7 +173,7 @@ def test_times_are_without_waits_but_for_the_latency():
 def test_where_no_waits_are_told_a_step_that_was_interrupted_does_not_count():
     one = Round(ttft_s=3.0, prefill_s=2.0, steps_s=(1.0, 1.0, 9.0), total_s=14.0, kv_bytes=1, tokens=4)
     told = dataclasses.replace(one, waits_s=(0.0, 0.0, 0.0, 0.0, 5.0))
-    decode = {each.name: each for each in metrics_of(gate.AGAINST)}["against.decode_ms"]
+    decode = {each.name: each for each in metrics_of(verdicts.AGAINST)}["against.decode_ms"]
 
     values = [decode(GenerationReading(rounds=(each,), flops=1, peak_flops_per_s=1.0)) for each in (one, told)]
 
@@ -237,12 +238,12 @@ def test_the_gate_compares_with_the_other_side_and_with_no_baseline(slower, rows
     then = tuple(4.0 + 0.001 * i for i in range(20))
     row = Row(
         run="r", base="reference", recipe="nf4", device=FINGERPRINT, metric="against.decode_ms", unit="ms/token",
-        better="lower", params={"commit": "0" * 12}, seed=0, of=gate.AGAINST, value=slower * 4.01, base_value=4.01,
+        better="lower", params={"commit": "0" * 12}, seed=0, of=verdicts.AGAINST, value=slower * 4.01, base_value=4.01,
         ratio=slower, samples=tuple(slower * each for each in then), base_samples=then,
     )  # fmt: skip
 
-    verdict = gate.judge_beside(
-        row, level=gate.LEVEL / 2 / rows, mode=mode, fingerprint=FINGERPRINT, context=CONTEXT, metrics=all_metrics()
+    verdict = verdicts.judge_beside(
+        row, level=verdicts.LEVEL / 2 / rows, mode=mode, fingerprint=FINGERPRINT, context=CONTEXT, metrics=all_metrics()
     )
 
     if mode == "off":

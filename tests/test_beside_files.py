@@ -33,7 +33,7 @@ def base(tmp_path_factory):
     """A checkpoint of one block in fp16 with a tokenizer and all that published ones have beside the weights."""
     import torch
 
-    from compression._checkpoint import byte_tokenizer
+    from compression.checkpoints.base import byte_tokenizer
 
     folder = tmp_path_factory.mktemp("base") / "tiny"
     sizes = {"hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 258}
@@ -68,7 +68,7 @@ def written_twice(base, out, recipe, format):
 
 
 def kept_by_the_cache(base, out, recipe, format):
-    from compression._cache import StepCache
+    from compression.engine.kept_steps import StepCache
 
     store = StepCache(out.with_name("cache"), keep=lambda steps: True)
     compression.compress(str(base), recipe, cache=store).save(out, format)

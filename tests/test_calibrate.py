@@ -7,10 +7,11 @@ from collections import Counter
 import pytest
 from checkpoints import says
 
-from bench import calibrate, gate, tolerances
-from bench._errors import BenchError, OptionError
-from bench._reruns import Rerun, kept
-from bench.calibrate import judged, noise, report
+from bench.commands import calibrate_gate
+from bench.commands.calibrate_gate import judged, noise, report
+from bench.commands.reruns import Rerun, kept
+from bench.errors import BenchError, OptionError
+from bench.gate import tolerances, verdicts
 from bench.metrics import METRICS, all_metrics, metrics_of
 
 FACTS = {"model": "nf4", "torch": "2.13.0"}
@@ -45,7 +46,9 @@ def test_what_is_visible_is_found_and_half_of_it_is_not():
 
     def found(slower, seed):
         then, now = reruns(2, slower=slower, seed=seed)
-        return judged(now, then, [decode()], 10, gate.LEVEL / 2 / 100, "here")["efficiency.decode_ms"] == "regressed"
+        return (
+            judged(now, then, [decode()], 10, verdicts.LEVEL / 2 / 100, "here")["efficiency.decode_ms"] == "regressed"
+        )
 
     assert sum(found(1 + calm.visible, seed) for seed in range(20)) >= 17
     assert sum(found(1 + calm.visible / 2, seed) for seed in range(20)) <= 3
@@ -59,7 +62,7 @@ def test_what_reruns_differ_by_beyond_their_rounds_is_proposed_as_tolerance():
 
 
 def test_slowdowns_of_five_and_ten_percent_are_looked_for_and_found_where_the_noise_lets_them():
-    beside = {each.name: each for each in metrics_of(gate.AGAINST)}["against.decode_ms"]
+    beside = {each.name: each for each in metrics_of(verdicts.AGAINST)}["against.decode_ms"]
 
     def copies(scatter):
         return [
@@ -118,11 +121,11 @@ def test_the_command_measures_what_is_missing_and_no_more(tmp_path, capsys):
     journal = tmp_path / "calibration.jsonl"
     command = ["--reruns", "3", "--seconds", "0.1", "--runs", "5", "--prompt-tokens", "4", "--max-new-tokens", "3"]
     command += ["--journal", str(journal), "--processes", "1"]
-    calibrate.main(command)
+    calibrate_gate.main(command)
     first = journal.read_text(encoding="utf-8")
     journal.write_text(first[:-40], encoding="utf-8")
 
-    calibrate.main(command)
+    calibrate_gate.main(command)
     again = journal.read_text(encoding="utf-8")
 
     assert again.startswith(first[:-40] + "\n")
@@ -134,7 +137,7 @@ def test_processes_share_the_reruns(tmp_path):
     journal = tmp_path / "calibration.jsonl"
     few = ["--seconds", "0.1", "--runs", "5", "--prompt-tokens", "4", "--max-new-tokens", "3"]
 
-    calibrate.main([*few, "--journal", str(journal), "--reruns", "6", "--processes", "2"])
+    calibrate_gate.main([*few, "--journal", str(journal), "--reruns", "6", "--processes", "2"])
 
     lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()][1:]
     assert [3, 3] == sorted(Counter(each["process"] for each in lines).values())
@@ -144,14 +147,14 @@ def test_processes_share_the_reruns(tmp_path):
 def calibrated(tmp_path, monkeypatch):
     """A command that finds so many reruns in its journal, of processes that differ by so much."""
     facts = FACTS | {"fingerprint": "cpu-here-1t"}
-    monkeypatch.setattr(calibrate, "_facts", lambda given: facts)
-    monkeypatch.setattr(calibrate, "timed", lambda beside: [decode()])
+    monkeypatch.setattr(calibrate_gate, "_facts", lambda given: facts)
+    monkeypatch.setattr(calibrate_gate, "timed", lambda beside: [decode()])
 
     def command(count, between, *options):
         found = [{"kind": "rerun", "own": each.own, "base": each.base} for each in reruns(count, between=between)]
         journal = tmp_path / "calibration.jsonl"
         journal.write_text("\n".join(map(json.dumps, [{"kind": "calibration", **facts}, *found])), encoding="utf-8")
-        calibrate.main(["--journal", str(journal), "--baselines", str(tmp_path), "--reruns", str(count), *options])
+        calibrate_gate.main(["--journal", str(journal), "--baselines", str(tmp_path), "--reruns", str(count), *options])
 
     return command
 
@@ -184,7 +187,7 @@ def test_few_reruns_and_noisy_ones_are_not_recorded(tmp_path, calibrated, capsys
 
 
 def test_two_copies_of_one_model_are_compared_with_each_other_and_a_slow_one_is_seen():
-    beside = {each.name: each for each in metrics_of(gate.AGAINST)}["against.decode_ms"]
+    beside = {each.name: each for each in metrics_of(verdicts.AGAINST)}["against.decode_ms"]
     copies = [
         Rerun(own={beside.name: each.base["efficiency.decode_ms"][::-1]},
               base={beside.name: each.base["efficiency.decode_ms"]})

@@ -10,10 +10,10 @@ from checkpoints import transformers_model
 
 import compression
 from compression import CalibrationError, RecipeError
-from compression._blocks import STACKS, Inputs, decoder_blocks
-from compression._calibration import open_calibration
-from compression._checkpoint import BaseSource, byte_tokenizer, locate
-from compression._shapes import SHAPES
+from compression.architectures.decoder import STACKS, Inputs, decoder_blocks
+from compression.architectures.random_shapes import SHAPES
+from compression.calibration.text import open_calibration
+from compression.checkpoints.base import BaseSource, byte_tokenizer, locate
 
 TINY = {
     "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True, "dtype": "float32",
@@ -132,7 +132,7 @@ def test_layers_cannot_have_calibration_of_their_own(base):
 
 
 def test_the_embedded_text_is_disjoint_from_what_is_evaluated():
-    from bench.data import open_data
+    from bench.data.sources import open_data
 
     data = open_data("embedded", base="reference")
     calibration = set(open_calibration(None, locate("reference")).documents(0))
@@ -243,7 +243,7 @@ def divergence(base, model, ids):
 @pytest.fixture(scope="module")
 def reference():
     """The embedded reference, held-out tokens, and its nat per token of each sample."""
-    from bench.data import open_data
+    from bench.data.sources import open_data
 
     base = compression.open_base("reference")
     text = "\n\n".join(open_data("embedded", base="reference").texts("test"))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import compression
 from compression import CheckpointError
-from compression._checkpoint import NAMED, build, byte_tokenizer, locate, open_base
-from compression._config import ARCHITECTURES
-from compression._shapes import SHAPES
+from compression.architectures.random_shapes import SHAPES
+from compression.checkpoints.base import NAMED, build, byte_tokenizer, locate, open_base
+from compression.checkpoints.config import ARCHITECTURES
 
 # --- What opens -------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import yaml
 
 import bench
 from bench.__main__ import COMMANDS
-from bench.baselines import main as baselines
+from bench.commands.baselines import main as baselines
 
 ROOT = Path(bench.__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

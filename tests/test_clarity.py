@@ -12,11 +12,12 @@ from checkpoints import says, transformers_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._errors import DataError, NotAvailable, OptionError
-from bench._scripts import has_english_letters
-from bench.judge import readings
-from bench.judge.answers import TEMPLATE, Answered, Asked, answers_of, check, instructions, questions_of
-from bench.judge.clarity import (
+from bench.data.collections.readers import embedded, open_collection
+from bench.data.scripts import has_english_letters
+from bench.errors import DataError, NotAvailable, OptionError
+from bench.measure.judge import readings
+from bench.measure.judge.answers import TEMPLATE, Answered, Asked, answers_of, check, instructions, questions_of
+from bench.measure.judge.clarity import (
     Clarity,
     SmallModel,
     clarity,
@@ -32,9 +33,8 @@ from bench.judge.clarity import (
     tf_idf,
     words,
 )
-from bench.judge.likelihood import likelihoods
-from bench.rag.readers import embedded, open_collection
-from compression._errors import install_command
+from bench.measure.judge.likelihood import likelihoods
+from compression.errors import install_command
 
 
 def answered(text, context="The fox is red. It lives in a den."):
@@ -140,7 +140,7 @@ def test_the_small_model_holds_a_sentence_of_its_language_for_more_fluent_than_i
 def test_another_small_model_is_opened_by_transformers(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from compression._checkpoint import byte_tokenizer
+    from compression.checkpoints.base import byte_tokenizer
 
     GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
         tmp_path
@@ -266,7 +266,7 @@ def test_questions_without_a_paragraph_are_said_to_be_missing(squad):
 
 
 def test_a_base_of_somebody_else_is_asked_by_the_template(squad, tmp_path):
-    from compression._checkpoint import byte_tokenizer
+    from compression.checkpoints.base import byte_tokenizer
 
     tokenizer = byte_tokenizer()
     model = transformers_model("LlamaForCausalLM", vocab_size=300, max_position_embeddings=600)
@@ -279,7 +279,7 @@ def test_a_base_of_somebody_else_is_asked_by_the_template(squad, tmp_path):
 def test_squad_files_as_published_are_read_a_thousand_questions_of_them():
     if not os.environ.get("BENCH_DATA"):
         pytest.skip("BENCH_DATA is not set: the folder with xquad-en")
-    from compression._checkpoint import byte_tokenizer
+    from compression.checkpoints.base import byte_tokenizer
 
     [path] = (Path(os.environ["BENCH_DATA"]) / "xquad-en").glob("*.json")
     asked = questions_of(open_collection(path), byte_tokenizer())
@@ -296,7 +296,7 @@ def test_coherence_by_an_encoder_is_the_cosine_of_its_embeddings(tmp_path):
     import numpy as np
     from sentence_transformers.models import StaticEmbedding
 
-    from compression._checkpoint import byte_tokenizer
+    from compression.checkpoints.base import byte_tokenizer
 
     module = StaticEmbedding(byte_tokenizer().backend_tokenizer, embedding_dim=8)
     sentence_transformers.SentenceTransformer(modules=[module], device="cpu").save_pretrained(str(tmp_path))

@@ -14,10 +14,10 @@ from checkpoints import rewrite, says, transformers_model
 
 import bench
 import compression
-from bench._errors import OptionError
-from bench.judge.clarity import SmallModel
+from bench.errors import OptionError
+from bench.measure.judge.clarity import SmallModel
 from compression import CheckpointError
-from compression._checkpoint import byte_tokenizer
+from compression.checkpoints.base import byte_tokenizer
 
 ROOTS = [Path(package.__file__).parent for package in (compression, bench)]
 CODE = """
@@ -50,7 +50,7 @@ def evil(tmp_path):
 
 def answered_yes(folder, *openings):
     """What each way to open the folder raises, in a process that is told yes as often as it asks."""
-    code = "import compression\nfrom bench.judge import clarity\n"
+    code = "import compression\nfrom bench.measure.judge import clarity\n"
     for opening in openings:
         code += f"try:\n    {opening.format(folder=str(folder))}\n"
         code += "except Exception as error:\n    print(type(error).__name__, str(error).replace(chr(10), ' '))\n"

@@ -19,11 +19,11 @@ def test_a_recipe_is_written_and_opens_again(folder, tmp_path, capsys):
 
 
 def test_the_list_names_every_method_with_its_parameters_and_a_kernel(capsys):
-    from compression import methods
+    from compression import list_methods
 
     assert main(["list", "--device", "cpu", "--json"]) == 0
     entries = {entry["method"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert sorted(entries) == sorted(methods())
+    assert sorted(entries) == sorted(list_methods())
     assert all(entry["kernels"] for entry in entries.values())
     assert [text.split()[0] for text in entries["rtn"]["kernels"]] == [f"rtn(bits={bits})" for bits in (2, 3, 4, 8)]
 
@@ -52,9 +52,9 @@ def test_bad_input_is_said_in_one_line_and_exits_with_2(arguments, words, tmp_pa
 
 
 def test_the_summary_prints_the_last_run_of_a_journal_as_markdown(tmp_path, capsys):
-    from bench.journal import Journal
-    from bench.rows import Row
-    from bench.summary import main as summary
+    from bench.results.journal import Journal
+    from bench.results.row import Row
+    from bench.session.summary import main as summary
 
     common = {"base": "b", "device": "d", "better": "lower", "seed": 0}
     for value in (1.0, 2.0):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench._errors import MetricError, OptionError
-from bench.generation import Decoder, Interleaved, Load
+from bench.errors import MetricError, OptionError
+from bench.measure.generation import Decoder, Interleaved, Load
 from bench.metrics.compute import generation_flops, model_flops_per_token, prefill_flops
 from bench.metrics.speed import mfu, readings, throughput
 

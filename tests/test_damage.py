@@ -12,13 +12,13 @@ from healthy_results import CONTEXT, FINGERPRINT, HEALTHY_METRICS, healthy_row, 
 from healthy_results import LOSSES as LOSSES_OF_100
 
 from bench.__main__ import main as command
-from bench._errors import BaselineError, JournalError
-from bench._lines import opened, sealed, whole_in
-from bench.gate import Baseline, update
-from bench.items import Items
-from bench.journal import Journal, read, resume
-from bench.mend import mend
-from bench.sign import sign
+from bench.commands.repair import mend
+from bench.errors import BaselineError, JournalError
+from bench.gate.digest import sign
+from bench.gate.verdicts import Baseline, update
+from bench.results.checksums import opened, sealed, whole_in
+from bench.results.items import Items
+from bench.results.journal import Journal, read, resume
 
 DAMAGES = 1000
 LOSSES = Items(LOSSES_OF_100.hashes[:4], LOSSES_OF_100.values[:4], "real")

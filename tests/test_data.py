@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._errors import DataError, OptionError
-from bench.data import Folder, open_data, plain
+from bench.data.sources import Folder, open_data, plain
+from bench.errors import DataError, OptionError
 
 WIKITEXT = " \n = Robert Boulter = \n \n Robert Boulter is an actor . He had a guest @-@ starring role . \n"
 TURNS = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
@@ -227,7 +227,7 @@ def test_a_hub_that_cannot_be_reached_or_lacks_the_split_says_so(monkeypatch):
 def test_a_folder_with_another_base_needs_no_reference_and_no_heavy_library(tmp_path):
     folder_of(tmp_path, {"test.txt": "One text."})
     code = (
-        "import sys; from bench.data import open_data; open_data(sys.argv[1], base=sys.argv[1]).texts('test');"
+        "import sys; from bench.data.sources import open_data; open_data(sys.argv[1], base=sys.argv[1]).texts('test');"
         "print(sorted(set(sys.modules) & {'bench.reference', 'torch', 'transformers', 'datasets', 'pandas', 'numpy'}))"
     )
 

@@ -9,18 +9,18 @@ from transformers import AutoModelForCausalLM, LlamaTokenizer
 from wordings import tokenizer_of, tokenizers, wide_texts, words_tokenizer, writing
 
 import compression
-from bench._decoding import THINKING, Answering, Decoder, begun, parts, thinking_in
-from bench._errors import JudgeError
-from bench.answering import Answer, answer
-from bench.judge.local import LocalJudge
+from bench.data.tasks.table import SUITE
+from bench.errors import JudgeError
+from bench.measure.answering import Answer, answer
+from bench.measure.decoding import THINKING, Answering, Decoder, begun, parts, thinking_in
+from bench.measure.judge.local import LocalJudge
+from bench.measure.rag.overlap import squad_f1
+from bench.measure.rag.prompts import ask, prompt
+from bench.measure.scoring.lm_eval import Scorer
+from bench.measure.scoring.programs import CONFIGURATIONS, passes
 from bench.metrics.tasks import TaskReading
-from bench.rag.answers import ask, prompt
-from bench.rag.overlap import squad_f1
-from bench.scorer import Scorer
-from bench.tasks import SUITE
-from bench.tasks.code import CONFIGURATIONS, passes
-from compression._errors import CheckpointError
-from compression._tokens import encode
+from compression.checkpoints.tokens import encode
+from compression.errors import CheckpointError
 
 MARKS = [mark for pair in THINKING.items() for mark in pair]
 

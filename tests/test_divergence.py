@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_perplexity import TEXTS, VOCABULARY, data, data_of, model, tokenizer  # noqa: F401
 
 import bench.metrics.perplexity as module
-from bench._errors import DataError, MetricError
+from bench.errors import DataError, MetricError
 from bench.metrics import divergence
 from bench.metrics.divergence import diverge, kl_to_base, shares, top1_agreement
 from bench.metrics.perplexity import KeptStates, PerplexityProtocol, perplexity

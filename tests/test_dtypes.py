@@ -7,13 +7,14 @@ from strategies import gaussian
 from tiny_models import TINY
 
 import compression
-from compression import BackendError, _kernels
-from compression._grids import Int8RowGrid, NF4Grid
-from compression._layer_checks import FLOATS
-from compression._linear import PackedLinear
-from compression._products import multiply
-from compression._shapes import SHAPES
-from compression._sparse_linear import SparseLinear
+from compression import BackendError
+from compression.architectures.random_shapes import SHAPES
+from compression.layers.checks import FLOATS
+from compression.layers.kernels import choose
+from compression.layers.kernels.torch_products import multiply
+from compression.layers.packed import PackedLinear
+from compression.layers.sparse import SparseLinear
+from compression.numeric.grids import Int8RowGrid, NF4Grid
 
 DTYPES = sorted(FLOATS, key=str)
 ERRORS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of rounding
@@ -33,7 +34,7 @@ def far(y, expected):
 def test_a_packed_layer_multiplies_as_its_dense_weight_in_every_type(name, dtype):
     weight, bias = gaussian(64, 128).to(dtype), gaussian(1, 64, seed=1)[0].to(dtype)
     threshold, coarse = (6.0, 6e-3) if name == "int8" else (None, 0.0)  # bitsandbytes rounds activations from fp16
-    for backend in _kernels.BACKENDS:
+    for backend in choose.BACKENDS:
         layer = PackedLinear.from_weight(weight, bias, GRIDS[name], backend=backend, threshold=threshold)
         try:
             layer.kernel_name()
@@ -49,10 +50,10 @@ def test_a_packed_layer_multiplies_as_its_dense_weight_in_every_type(name, dtype
                 assert far(y, expected) <= max(ERRORS[kind], ERRORS[dtype], coarse), (backend, rows, kind)
 
 
-@pytest.mark.parametrize("kernel", _kernels.KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", choose.KERNELS, ids=lambda kernel: kernel.name)
 def test_no_kernel_takes_a_type_that_it_cannot_multiply(kernel):
     for grid in GRIDS.values():
-        spec = _kernels.LayerSpec(grid=grid, in_features=128, out_features=64, device="cpu", dtype=torch.float64,
+        spec = choose.LayerSpec(grid=grid, in_features=128, out_features=64, device="cpu", dtype=torch.float64,
                                   backend=kernel.library, threshold=6.0 if grid.bits == 8 else None)  # fmt: skip
         assert kernel.refuses(spec)
 

@@ -8,14 +8,16 @@ from block_by_block import interrupt, same, tensors, write
 from checkpoints import logits, rewrite, transformers_model
 
 import compression
-from bench import _step
+from bench.measure import decode_step
 from bench.metrics import compute, size
-from compression import LayerError, Recipe, RecipeError, _embedding, _grids, methods
-from compression._embedding import PackedEmbedding
-from compression._registry import Quantizer
-from compression.distillation import _lora
-from compression.distillation._settings import LoraSettings, Objective, Settings
-from compression.distillation._training import train
+from compression import LayerError, Recipe, RecipeError, list_methods
+from compression.layers import embedding
+from compression.layers.embedding import PackedEmbedding
+from compression.numeric import grids
+from compression.recipes.registry import Quantizer
+from compression.training import adapters
+from compression.training.settings import LoraSettings, Objective, Settings
+from compression.training.trainer import train
 
 CALIBRATED = "samples=4,sequence_length=12"
 QUANTIZERS = {
@@ -47,8 +49,8 @@ def packed(base, recipe, **given):
 
 
 def test_every_quantizer_has_the_setting():
-    assert QUANTIZERS.keys() == {name for name, method in methods().items() if issubclass(method, Quantizer)}
-    assert QUANTIZERS.keys() == {name for name, method in methods().items() if method.info.leaves == "packed"}
+    assert QUANTIZERS.keys() == {name for name, method in list_methods().items() if issubclass(method, Quantizer)}
+    assert QUANTIZERS.keys() == {name for name, method in list_methods().items() if method.info.leaves == "packed"}
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -83,7 +85,7 @@ def test_a_row_is_8_bits_and_a_scale_and_tied_ones_are_stored_once(base):
 def test_rows_are_those_of_the_rounded_table_before_and_after_a_product(base):
     model = packed(base, spelled("rtn")).model
     weight = base.model.model.embed_tokens.weight.detach()
-    expected = _grids.decode(_embedding.GRID, *_grids.quantize(_embedding.GRID, weight), torch.bfloat16)
+    expected = grids.decode(embedding.GRID, *grids.quantize(embedding.GRID, weight), torch.bfloat16)
     ids = torch.tensor([[3, 0, 3], [47, 5, 9]])
 
     before = model.model.embed_tokens(ids)
@@ -148,7 +150,7 @@ def test_an_interrupted_run_with_packed_embeddings_goes_on(folder, tmp_path, aft
 def test_adapters_are_trained_below_a_packed_head(base, tmp_path):
     model = packed(base, spelled("rtn")).model
     head = {name: tensor.clone() for name, tensor in model.lm_head.state_dict().items()}
-    _lora.attach(model, LoraSettings(rank=2, seed=0), keep_zeros=False)
+    adapters.attach(model, LoraSettings(rank=2, seed=0), keep_zeros=False)
     ids = torch.randint(48, (8, 10), generator=torch.Generator().manual_seed(0))
     settings = Settings(epochs=8, learning_rate=1e-2, batch=8, accumulation=1, clip=1.0)
 
@@ -162,7 +164,7 @@ def test_the_decode_step_and_the_operations_are_those_of_the_model(base):
     model = packed(base, spelled("rtn")).model
 
     assert compute.model_flops_per_token(base.model, 8) == compute.model_flops_per_token(model, 8)
-    assert _step.lean_step(model, 8) is not None
+    assert decode_step.lean_step(model, 8) is not None
 
 
 def test_formats_that_cannot_hold_it_and_values_that_cannot_be_are_refused(base, tmp_path):

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import machine
-from bench._errors import BenchError, MetricError, OptionError
+from bench.errors import BenchError, MetricError, OptionError
+from bench.machine import device as machine
 from bench.metrics.energy import EnergyReading, Rapl, SampledPower, energy_mj_per_token, measure_energy, measure_in_turn
 
 RANGE = 262_143_328_850  # microjoules at which a package counter turns over

@@ -14,16 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import LATENCY, LOAD, PERPLEXITY, SIZE, contents_of, row
 
-from bench import _escaping as escaping
 from bench.__main__ import main as command
-from bench.journal import Journal
-from bench.report import formats
-from bench.report.digest import digest
+from bench.report import escaping, formats
 from bench.report.page import page
+from bench.report.pull_request import digest
 from bench.report.tables import tables
 from bench.report.write import write
-from bench.summary import lines
-from compression._terminal import Lines, terminal
+from bench.results.journal import Journal
+from bench.session.summary import lines
+from compression.files.terminal import Lines, terminal
 
 ESCAPE = "\x1b[31m"
 HOSTILE = [

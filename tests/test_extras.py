@@ -12,7 +12,7 @@ from checkpoints import says
 
 import compression
 from compression import BackendError
-from compression._errors import install_command
+from compression.errors import install_command
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bench._files import replacing, write_whole
+from bench.files import replacing, write_whole
 
 
 def test_a_file_is_made_and_replaced_and_nothing_else_is_left(tmp_path):

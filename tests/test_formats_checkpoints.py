@@ -7,7 +7,7 @@ from formats import AWQ, GPTQ, NAME, SYMMETRIC
 from published import publish
 
 import compression
-from compression import _blocks
+from compression.architectures import decoder
 
 CHECKPOINTS = {
     "gptq": GPTQ,
@@ -32,9 +32,9 @@ def test_a_published_checkpoint_computes_what_its_weights_compute(tmp_path, arch
     torch.testing.assert_close(logits(opened.model), logits(expected), rtol=1e-4, atol=1e-5)
     assert all(
         torch.equal(expected.get_submodule(name).weight, layer.dequantize())
-        for name, layer in _blocks.packed_layers(opened.model).items()
+        for name, layer in decoder.packed_layers(opened.model).items()
     )
-    assert 7 == len(_blocks.packed_layers(opened.model))
+    assert 7 == len(decoder.packed_layers(opened.model))
     assert (base.text, base.digest) == opened.base
     assert {"replaced": 7, "kept": 3} == {
         outcome: sum(entry.outcome == outcome for entry in opened.report) for outcome in ("replaced", "kept")

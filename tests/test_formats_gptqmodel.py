@@ -10,11 +10,14 @@ from published import random_layer
 from strategies import gaussian
 
 import compression
-from compression import BackendError, _blocks, _packing
-from compression._errors import install_command
-from compression._formats import Published, awq, gptq
-from compression._grids import AffineGrid, quantize
-from compression._linear import PackedLinear
+from compression import BackendError
+from compression.architectures import decoder
+from compression.checkpoints.formats import awq, gptq
+from compression.checkpoints.formats.description import Published
+from compression.errors import install_command
+from compression.layers.packed import PackedLinear
+from compression.numeric import packing
+from compression.numeric.grids import AffineGrid, quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -86,9 +89,9 @@ def test_what_we_write_computes_the_same_in_transformers(tmp_path, architecture,
 
     transformers_model(architecture, dtype=torch.float16, hidden_size=64).save_pretrained(tmp_path / "base")
     result = compression.compress(str(tmp_path / "base"), steps)
-    for name, layer in _blocks.packed_layers(result.model).items() if permuted else ():
+    for name, layer in decoder.packed_layers(result.model).items() if permuted else ():
         order = torch.randperm(layer.in_features, generator=torch.Generator().manual_seed(1))
-        codes = _packing.unpack(layer.codes, layer.grid.bits, layer.in_features)
+        codes = packing.unpack(layer.codes, layer.grid.bits, layer.in_features)
         result.model.set_submodule(name, PackedLinear.from_codes(codes, layer.stored_parameters(), layer.bias,
                                                                  layer.grid, dtype=layer.dtype,
                                                                  permutation=order))  # fmt: skip

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published import awq_tensors, gptq_tensors, random_layer
 
-from compression import _packing
-from compression._formats import Published, awq, gptq
-from compression._formats._layer import StoredLayer
+from compression.checkpoints.formats import awq, gptq
+from compression.checkpoints.formats.description import Published
+from compression.checkpoints.formats.layer import StoredLayer
+from compression.numeric import packing
 
 
 @st.composite
@@ -76,7 +77,7 @@ def test_columns_in_activation_order_stay_in_theirs_where_a_permutation_is_writt
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(64, generator=generator)
     codes = torch.randint(0, 16, (32, 64), dtype=torch.uint8, generator=generator)
-    layer = StoredLayer(_packing.pack(codes, 4), torch.full((32, 4), 0.5).half(),
+    layer = StoredLayer(packing.pack(codes, 4), torch.full((32, 4), 0.5).half(),
                         torch.arange(128, dtype=torch.uint8).view(32, 4) % 16, order)  # fmt: skip
 
     again = gptq.read(gptq.write(layer, describe(4, "gptq_v2")), describe(4, "gptq_v2"))

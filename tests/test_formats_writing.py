@@ -8,8 +8,10 @@ import torch
 from checkpoints import logits, transformers_model
 
 import compression
-from compression import LayerError, _blocks, _packing
-from compression._linear import PackedLinear
+from compression import LayerError
+from compression.architectures import decoder
+from compression.layers.packed import PackedLinear
+from compression.numeric import packing
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +67,9 @@ def test_an_awq_result_is_written_in_its_format_and_read_back_bit_for_bit(half, 
 
 def test_activation_order_is_written_and_read_again(half, tmp_path):
     result = compression.compress(half, "rtn(group_size=16,symmetric=true)")
-    for name, layer in _blocks.packed_layers(result.model).items():
+    for name, layer in decoder.packed_layers(result.model).items():
         order = torch.randperm(layer.in_features, generator=torch.Generator().manual_seed(1))
-        codes = _packing.unpack(layer.codes, 4, layer.in_features)
+        codes = packing.unpack(layer.codes, 4, layer.in_features)
         permuted = PackedLinear.from_codes(codes, layer.stored_parameters(), layer.bias, layer.grid, dtype=layer.dtype,
                                            permutation=order)  # fmt: skip
         result.model.set_submodule(name, permuted)
@@ -76,7 +78,7 @@ def test_activation_order_is_written_and_read_again(half, tmp_path):
     again = compression.load(result.save(tmp_path / "out", "gptq"))
 
     assert json.loads((tmp_path / "out" / "quantize_config.json").read_text())["desc_act"] is True
-    for name, layer in _blocks.packed_layers(result.model).items():
+    for name, layer in decoder.packed_layers(result.model).items():
         assert torch.equal(layer.dequantize(), again.model.get_submodule(name).dequantize())
     with pytest.raises(LayerError, match="activation order, for which there is no g_idx"):
         result.save(tmp_path / "awq", "awq")
@@ -196,8 +198,8 @@ def test_a_format_that_cannot_hold_a_recipe_is_refused_before_any_weight_is_read
 
 @pytest.mark.parametrize("steps", ["fp16", "rtn(group_size=32,symmetric=true)"])
 def test_a_checkpoint_is_measured_as_it_is_beside_its_dequantized_weights(half, tmp_path, steps):
-    from bench.options import Options
-    from bench.workbench import Workbench
+    from bench.session.options import Options
+    from bench.session.session import Workbench
 
     recipe = compression.Recipe.parse("rtn(group_size=32,symmetric=true)")
     result = compression.compress(half, recipe)
@@ -215,15 +217,15 @@ def test_a_checkpoint_is_measured_as_it_is_beside_its_dequantized_weights(half, 
 
     measured = workbench.compressed(asked)
 
-    assert (7 * 2 if asked.steps else 0) == len(_blocks.packed_layers(measured.model))
-    assert {} == _blocks.packed_layers(workbench.base.model)
-    for name, layer in _blocks.packed_layers(result.model).items():
+    assert (7 * 2 if asked.steps else 0) == len(decoder.packed_layers(measured.model))
+    assert {} == decoder.packed_layers(workbench.base.model)
+    for name, layer in decoder.packed_layers(result.model).items():
         assert torch.equal(layer.dequantize(), workbench.base.model.get_submodule(name).weight)
 
 
 def test_a_published_checkpoint_is_multiplied_by_the_backend_that_is_asked_for(half, tmp_path):
-    from bench.options import Options
-    from bench.workbench import Workbench
+    from bench.session.options import Options
+    from bench.session.session import Workbench
 
     compression.compress(half, "rtn(group_size=32,symmetric=true)").save(tmp_path / "out", "gptq")
     own = "gptq(group_size=32,symmetric=true,act_order=false,static_groups=false"
@@ -232,7 +234,7 @@ def test_a_published_checkpoint_is_multiplied_by_the_backend_that_is_asked_for(h
 
     model = Workbench(Options(**options, journal=tmp_path / "journal.jsonl")).compressed(asked).model
 
-    assert {"torch"} == {layer.backend for layer in _blocks.packed_layers(model).values()}
+    assert {"torch"} == {layer.backend for layer in decoder.packed_layers(model).values()}
 
 
 def test_a_backend_that_cannot_take_a_stored_layer_is_refused(half, tmp_path):

@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saboteurs import BROKEN_RESULTS, scaled
 
-from bench import gate
-from bench._errors import OptionError
+from bench.errors import OptionError
+from bench.gate import verdicts
 
 
 @settings(deadline=None)
@@ -111,7 +111,7 @@ def test_scattered_samples_make_a_verdict_inconclusive_which_does_not_fail():
     for mode in ("auto", "strict"):
         verdict = judged(after, before, mode=mode)
         assert (verdict.outcome, verdict.fails) == ("inconclusive", False)
-    assert f"{100 * (1 - 2 * gate.one_sided(gate.LEVEL, checks=2)):.6g} % interval" in verdict.words
+    assert f"{100 * (1 - 2 * verdicts.one_sided(verdicts.LEVEL, checks=2)):.6g} % interval" in verdict.words
     assert judged(scaled(timed_row(), 1.2), timed_row()).outcome == "regressed"
 
 
@@ -157,23 +157,23 @@ def test_more_rounds_are_taken_until_nothing_is_inconclusive_and_a_change_was_se
         for each in ("pass", "inconclusive", "regressed", "improved")
     )
 
-    assert gate.decided([passing], [])
-    assert gate.decided([slower, passing], [slower, unsure])
-    assert not gate.decided([unsure], [unsure])
-    assert not gate.decided([slower], [])
-    assert not gate.decided([slower], [faster])
-    assert not gate.decided([replace(slower, key="another")], [slower])
+    assert verdicts.decided([passing], [])
+    assert verdicts.decided([slower, passing], [slower, unsure])
+    assert not verdicts.decided([unsure], [unsure])
+    assert not verdicts.decided([slower], [])
+    assert not verdicts.decided([slower], [faster])
+    assert not verdicts.decided([replace(slower, key="another")], [slower])
 
 
 def test_more_recorded_rows_lower_the_level_of_each_and_results_per_item_have_their_own_half():
     rows = healthy_rows()
-    alone = gate.levels([recorded(rows[:1])], FINGERPRINT, CONTEXT)
-    whole = gate.levels([recorded(rows)], FINGERPRINT, CONTEXT)
+    alone = verdicts.levels([recorded(rows[:1])], FINGERPRINT, CONTEXT)
+    whole = verdicts.levels([recorded(rows)], FINGERPRINT, CONTEXT)
 
-    assert alone == (gate.LEVEL / 2, gate.LEVEL / 2)
-    assert whole == (gate.LEVEL / 4, gate.LEVEL / 2)
-    assert gate.levels([recorded(rows), None, recorded(rows)], FINGERPRINT, CONTEXT).timed == gate.LEVEL / 8
-    assert gate.levels([recorded(rows)], FINGERPRINT, ELSEWHERE).items == gate.LEVEL / 4
+    assert alone == (verdicts.LEVEL / 2, verdicts.LEVEL / 2)
+    assert whole == (verdicts.LEVEL / 4, verdicts.LEVEL / 2)
+    assert verdicts.levels([recorded(rows), None, recorded(rows)], FINGERPRINT, CONTEXT).timed == verdicts.LEVEL / 8
+    assert verdicts.levels([recorded(rows)], FINGERPRINT, ELSEWHERE).items == verdicts.LEVEL / 4
 
 
 def test_judging_a_row_takes_a_few_milliseconds():

@@ -16,8 +16,8 @@ from healthy_results import (
     timed_row,
 )
 
-from bench import gate
-from bench.gate import judge, missing
+from bench.gate import verdicts
+from bench.gate.verdicts import judge, missing
 
 
 @pytest.mark.parametrize("name", ["base_hash", "data_hash"])
@@ -167,8 +167,8 @@ def test_what_the_baseline_has_may_not_become_unavailable():
 def test_what_is_not_available_is_not_recorded(tmp_path):
     rows = healthy_rows()
 
-    gate.update(tmp_path, [unavailable(rows[0]), *rows[1:]], CONTEXT, FINGERPRINT, metrics=HEALTHY_METRICS)
+    verdicts.update(tmp_path, [unavailable(rows[0]), *rows[1:]], CONTEXT, FINGERPRINT, metrics=HEALTHY_METRICS)
 
-    baseline = gate.Baseline.find(tmp_path, rows[0].base, rows[0].recipe)
+    baseline = verdicts.Baseline.find(tmp_path, rows[0].base, rows[0].recipe)
     kept = {key for section in baseline.sections.values() for key in section.rows}
     assert kept == {row.key for row in rows[1:]}

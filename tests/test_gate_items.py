@@ -14,7 +14,7 @@ from saboteurs import (
     with_items,
 )
 
-from bench.items import Items, hashes_of
+from bench.results.items import Items, hashes_of
 
 
 @pytest.mark.parametrize("saboteur", BROKEN_ITEMS, ids=lambda each: each.__name__)

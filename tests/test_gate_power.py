@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from healthy_results import CONTEXT, FINGERPRINT, recorded, timed_row
 
-from bench import _comparison, gate
-from bench._comparison import LOOKS
-from bench._shift import ESTIMATES
+from bench.gate import comparison, verdicts
+from bench.gate.comparison import LOOKS
 from bench.metrics import METRICS, all_metrics
+from bench.statistics.timing_change import ESTIMATES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import gate_power
@@ -39,14 +39,14 @@ def test_one_look_of_the_simulation_is_the_verdict_of_the_gate(condition):
         )
 
     outcomes = [
-        gate.judge(
+        verdicts.judge(
             row(now, place),
             recorded([row(then, place)]),
             mode="auto",
             fingerprint=FINGERPRINT,
             context=CONTEXT,
             metrics={metric.name: metric},
-            shares=gate.Levels(timed=0.005, items=0.005),
+            shares=verdicts.Levels(timed=0.005, items=0.005),
         ).outcome
         for place in range(rows)
     ]
@@ -72,7 +72,7 @@ def test_one_look_at_two_states_of_the_code_is_the_verdict_of_the_gate(condition
             ratio=value / base_value, samples=own, base_samples=other,
         )  # fmt: skip
         outcomes.append(
-            gate.judge_beside(
+            verdicts.judge_beside(
                 row, level=0.005, mode="auto", fingerprint=FINGERPRINT, context=CONTEXT, metrics={metric.name: metric}
             ).outcome
         )
@@ -106,7 +106,7 @@ def test_five_percent_between_two_states_of_the_code_are_found_and_half_a_percen
 
 
 def test_without_the_gates_level_there_would_be_alarms(monkeypatch):
-    monkeypatch.setattr(gate, "LEVEL", 50.0)
+    monkeypatch.setattr(verdicts, "LEVEL", 50.0)
 
     shares = gate_power.false_alarms("starved", 20, 100, recorded_rounds=100, tolerance=0.01)
 
@@ -116,8 +116,8 @@ def test_without_the_gates_level_there_would_be_alarms(monkeypatch):
 @pytest.mark.parametrize(("ratio", "checks"), [(True, 2), (False, 1)])
 def test_the_tails_of_all_that_can_raise_an_alarm_on_a_row_add_up_to_its_level(ratio, checks):
     """Two sides, each check, each look that can be the last word, each estimate."""
-    assert len(gate.checks_of(decode(), ratio=ratio)) == checks
-    assert 2 * checks * LOOKS * ESTIMATES * gate.one_sided(0.01, checks) == pytest.approx(0.01)
+    assert len(verdicts.checks_of(decode(), ratio=ratio)) == checks
+    assert 2 * checks * LOOKS * ESTIMATES * verdicts.one_sided(0.01, checks) == pytest.approx(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +132,13 @@ def two_checks():
 def test_a_row_of_two_checks_raises_an_alarm_no_more_often_than_its_level(two_checks, counted, monkeypatch):
     """Without a tolerance to hide behind, and with one estimate; counted as one check it is beyond the level."""
     (now, then), level = two_checks, 0.2
-    monkeypatch.setattr(_comparison, "ESTIMATES", 1)
+    monkeypatch.setattr(comparison, "ESTIMATES", 1)
     if not counted:
-        monkeypatch.setattr(gate, "one_sided", lambda level, checks: _comparison.one_sided(level, 1))
+        monkeypatch.setattr(verdicts, "one_sided", lambda level, checks: comparison.one_sided(level, 1))
     metric = replace(decode(), rel=0.0, rel_absolute=0.0, floor=0.0, share=1.0)
 
     alarms = np.zeros(len(now.own), dtype=bool)
-    for times in gate.MORE:  # every look at which a change can be believed
+    for times in verdicts.MORE:  # every look at which a change can be believed
         so_far = gate_power.Rounds(*(side[:, : times * gate_power.USUAL] for side in now))
         alarms |= np.isin(gate_power.look(so_far, then, metric, level), (gate_power.REGRESSED, gate_power.IMPROVED))
 

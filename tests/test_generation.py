@@ -15,11 +15,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from bench import _waiting
-from bench._errors import OptionError
-from bench._step import fits, lean_step
-from bench._waiting import moments
-from bench.generation import (
+from bench.errors import OptionError
+from bench.machine import cpu_wait
+from bench.machine.cpu_wait import moments
+from bench.measure.decode_step import fits, lean_step
+from bench.measure.generation import (
     Decoder,
     Interleaved,
     Load,
@@ -138,7 +138,7 @@ def test_a_decoder_tells_the_waits_of_every_part_where_the_system_does(monkeypat
         alone = decoder.run(0)
         torch.set_num_threads(2)
         several = decoder.run(0)
-        monkeypatch.setattr(_waiting, "_COUNTED", "/nowhere")
+        monkeypatch.setattr(cpu_wait, "_COUNTED", "/nowhere")
         torch.set_num_threads(1)
         uncounted = decoder.run(0)
     finally:
@@ -176,8 +176,8 @@ def test_graphs_are_refused_without_cuda():
 def test_a_kernel_that_waits_for_the_device_is_refused_a_graph(threshold, refused):
     """Asked for CUDA, where bitsandbytes takes the layer; nothing runs there."""
     pytest.importorskip("bitsandbytes")
-    from compression._grids import Int8RowGrid, NF4Grid
-    from compression._linear import PackedLinear
+    from compression.layers.packed import PackedLinear
+    from compression.numeric.grids import Int8RowGrid, NF4Grid
 
     grid = Int8RowGrid() if refused else NF4Grid()
     layer = PackedLinear.from_weight(torch.randn(64, 64).bfloat16(), None, grid, threshold=threshold)

@@ -9,18 +9,18 @@ from method_rows import ROWS
 from tiny_models import TASK
 
 import compression
-from bench import machine
-from bench._errors import NotAvailable
-from bench.generation import Decoder, Load, _next
+from bench.errors import NotAvailable
+from bench.machine import device as machine
+from bench.measure.generation import Decoder, Load, _next
 from bench.metrics.memory import bytes_of, peak_on_cuda
-from compression import _devices
-from compression._cost import CostMeter
-from compression._errors import TrainingError
-from compression._grids import AffineGrid
-from compression._linear import PackedLinear
-from compression._sparse_linear import SparseLinear
-from compression.distillation._settings import Objective, Settings
-from compression.distillation._training import train
+from compression import devices
+from compression.cost import CostMeter
+from compression.errors import TrainingError
+from compression.layers.packed import PackedLinear
+from compression.layers.sparse import SparseLinear
+from compression.numeric.grids import AffineGrid
+from compression.training.settings import Objective, Settings
+from compression.training.trainer import train
 
 pytest_plugins = ["pytester"]
 GPU = "cuda:1"
@@ -126,9 +126,9 @@ def test_what_cannot_be_repeated_is_an_error_where_it_has_to_be(gpus):
     """The emulation refuses it as torch does on a GPU, so that the tests above would fail."""
     numbers = torch.rand(10, device=GPU)
     numbers.cumsum(0)
-    with _devices.repeatable(GPU), pytest.raises(RuntimeError, match="deterministic"):
+    with devices.repeatable(GPU), pytest.raises(RuntimeError, match="deterministic"):
         numbers.cumsum(0)
-    with _devices.repeatable("cpu"):
+    with devices.repeatable("cpu"):
         assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -194,7 +194,7 @@ def model_of(device=GPU, architecture="MistralForCausalLM", **sizes):
 
 def tokens_of(decoder):
     """What is generated from the first prompt."""
-    with torch.inference_mode(), _devices.on(decoder.device):
+    with torch.inference_mode(), devices.on(decoder.device):
         cache, step = decoder._graph_step() if decoder.mode == "graph" else (decoder._new_cache(), None)
         token = _next(decoder.model, decoder._prompts[0], cache)
         step, found = step or decoder._step(cache), [int(token)]
@@ -222,7 +222,7 @@ def test_a_graph_is_refused_where_the_text_passes_a_sliding_window(gpus, monkeyp
         Decoder(model_of(sliding_window=8), LOAD, mode="graph")
     assert tokens_of(Decoder(model_of(sliding_window=11), LOAD, mode="graph"))
 
-    monkeypatch.setattr("bench.generation._window_refusal", lambda cache, length: None)
+    monkeypatch.setattr("bench.measure.generation._window_refusal", lambda cache, length: None)
     with pytest.raises((IndexError, RuntimeError), match="out of"):
         tokens_of(Decoder(model_of(sliding_window=8), LOAD, mode="graph"))
 

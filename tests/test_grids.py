@@ -10,7 +10,7 @@ from hypothesis import given
 from strategies import BITS, DTYPES, affine_grids, gaussian, grids, nf4_grids, seeds, weights
 
 from compression import LayerError, RecipeError
-from compression._grids import (
+from compression.numeric.grids import (
     DOUBLE_QUANT_BLOCK,
     NF4_LEVELS,
     SMALLEST_ABSMAX,
@@ -23,7 +23,7 @@ from compression._grids import (
     groups_of,
     quantize,
 )
-from compression._packing import unpack
+from compression.numeric.packing import unpack
 
 EPS = torch.finfo(torch.float32).eps
 TINY = 2.0**-149  # the smallest step of fp32: what a product may be off by near zero

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from bench._errors import JournalError
-from bench._steps import LEAST, WIDTHS, cut, steps, strongest
-from bench.history import LEVEL, Point, Series, main, moves, of_journal, of_storage
-from bench.journal import Journal
+from bench.commands.history import LEVEL, Point, Series, main, moves, of_journal, of_storage
+from bench.errors import JournalError
 from bench.metrics import all_metrics
-from bench.rows import Row
+from bench.results.journal import Journal
+from bench.results.row import Row
+from bench.statistics.level_change import LEAST, WIDTHS, cut, steps, strongest
 
 NOISE = {
     "normal": lambda numbers, size: numbers.normal(1, 0.01, size),

@@ -19,19 +19,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import compression
-from bench import _reruns, history, journal, tolerances
-from bench import items as stored
-from bench._baseline import Baseline
-from bench._errors import BenchError
-from bench.data import Folder
-from bench.judge.cache import Cache
-from bench.rag.readers import open_collection
-from bench.report import past
-from bench.tasks import SUITE
-from bench.tasks.folder import read as read_task
-from compression import CompressionError, Recipe, _calibration, _downstream, _formats, _stream
-from compression._checkpoint import byte_tokenizer, locate, read_tokenizer
-from compression._strict import DEPTH, read_json, strict_json
+from bench.commands import history, reruns
+from bench.data.collections.readers import open_collection
+from bench.data.sources import Folder
+from bench.data.tasks.folder import read as read_task
+from bench.data.tasks.table import SUITE
+from bench.errors import BenchError
+from bench.gate import tolerances
+from bench.gate.baseline import Baseline
+from bench.measure.judge.reply_cache import Cache
+from bench.report import trend
+from bench.results import items as stored
+from bench.results import journal
+from compression import CompressionError, Recipe
+from compression.calibration import text as _calibration
+from compression.checkpoints.base import byte_tokenizer, locate, read_tokenizer
+from compression.checkpoints.formats import description
+from compression.engine import stream
+from compression.files.strict_json import DEPTH, read_json, strict_json
+from compression.training import downstream
 
 WORDS = (CompressionError, BenchError)
 LIMIT = 64 * 2**20
@@ -79,15 +85,15 @@ READERS = {
     "config.json": Reader("config.json", None, lambda path: locate(str(path.parent)).config),
     "the index of shards": Reader("model.safetensors.index.json", {"weight_map": {"a": "model.safetensors"}},
                                   lambda path: locate(str(path.parent)).files),
-    "quantize_config.json": Reader("quantize_config.json", GPTQ, lambda path: _formats.read_config(path.parent, {})),
+    "quantize_config.json": Reader("quantize_config.json", GPTQ, lambda path: description.read_config(path.parent, {})),
     "tokenizer.json": Reader("tokenizer.json", None, lambda path: read_tokenizer(path.parent)),
     "tokenizer_config.json": Reader("tokenizer_config.json", None, lambda path: read_tokenizer(path.parent)),
     "compression.json": Reader("compression.json", None, lambda path: compression.load(path.parent)),
-    "compression.state.json": Reader("compression.state.json", {}, lambda path: _stream.State.read(path.parent)),
+    "compression.state.json": Reader("compression.state.json", {}, lambda path: stream.State.read(path.parent)),
     "a recipe": Reader("recipe.json", {"schema": 1, "steps": [{"method": "rtn", "bits": 3}]},
                        lambda path: Recipe.parse(str(path))),
     "calibration": Reader("c.jsonl", {"text": "words"}, documents),
-    "a downstream task": Reader("d.jsonl", {"prompt": "a", "answer": "b"}, _downstream.read_examples),
+    "a downstream task": Reader("d.jsonl", {"prompt": "a", "answer": "b"}, downstream.read_examples),
     "texts": Reader("test.jsonl", {"text": "words"}, lambda path: Folder(path.parent).source("test")),
     "conversations": Reader("test.json", [{"messages": [{"role": "user", "content": "a"}]}],
                             lambda path: Folder(path.parent).source("test", what="conversations")),
@@ -100,9 +106,9 @@ READERS = {
     "tolerances": Reader("tolerances.json", {"schema": 1, "devices": {}}, tolerances.load),
     "a baseline": Reader("nf4.json", {"schema": 1, "rows": {}}, Baseline.load),
     "items": Reader("items/nf4.json", {"schema": 1, "rows": {}}, lambda path: stored.load(path.parent, path.stem)),
-    "reruns": Reader("reruns.jsonl", RERUNS, lambda path: _reruns.kept(path, {"a": 1})),
+    "reruns": Reader("reruns.jsonl", RERUNS, lambda path: reruns.kept(path, {"a": 1})),
     "pytest-benchmark's storage": Reader("Linux/0001.json", STORAGE, lambda path: history.of_storage(path.parents[1])),
-    "the same for the page": Reader("Linux/0001.json", STORAGE, lambda path: past.stored(path.parents[1])),
+    "the same for the page": Reader("Linux/0001.json", STORAGE, lambda path: trend.stored(path.parents[1])),
     "replies of the judge": Reader("judge.jsonl", {"key": "a", "reply": {"b": 1}}, Cache),
 }  # fmt: skip
 
@@ -228,7 +234,7 @@ def test_a_recipe_of_text_that_nobody_should_write_is_refused_in_words(text):
 def test_a_configuration_of_a_model_that_cannot_be_is_refused_before_one_is_built(places, monkeypatch, change):
     path, content = places("config.json")
     path.write_text(json.dumps(json.loads(content) | change))
-    monkeypatch.setattr("compression._checkpoint.build", lambda *arguments, **options: pytest.fail("it was built"))
+    monkeypatch.setattr("compression.checkpoints.base.build", lambda *arguments, **options: pytest.fail("it was built"))
 
     with pytest.raises(compression.CheckpointError, match=f"describes no model: {next(iter(change))}"):
         compression.open_base(str(path.parent))

@@ -8,10 +8,10 @@ import torch
 from strategies import gaussian
 
 from compression import BackendError, RecipeError
-from compression._errors import install_command
-from compression._grids import AffineGrid
-from compression._recipe import Recipe
-from compression._rounding import half_quadratic
+from compression.errors import install_command
+from compression.numeric.grids import AffineGrid
+from compression.numeric.rounding import half_quadratic
+from compression.recipes.recipe import Recipe
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import pytest
 from checkpoints import change_tensors, transformers_model
 
 from compression import locate, open_base
-from compression._beside import COPIED
-from compression._calibration import open_calibration
-from compression._checkpoint import byte_tokenizer
-from compression._downstream import open_downstream
-from compression._shapes import SHAPES
+from compression.architectures.random_shapes import SHAPES
+from compression.calibration.text import open_calibration
+from compression.checkpoints.base import byte_tokenizer
+from compression.checkpoints.side_files import COPIED
+from compression.training.downstream import open_downstream
 
 
 @pytest.fixture(scope="module")

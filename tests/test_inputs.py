@@ -7,10 +7,10 @@ from healthy_results import CONTEXT, FINGERPRINT, HEALTHY_METRICS, healthy_row, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._baseline import ANYWHERE, Baseline
-from bench._changes import WORDS
-from bench.gate import update
-from bench.rows import Input, Row, keys_of
+from bench.gate.baseline import ANYWHERE, Baseline
+from bench.gate.input_changes import WORDS
+from bench.gate.verdicts import update
+from bench.results.row import Input, Row, keys_of
 
 KINDS = ("calibration", "teacher", "downstream", "data", "judge", "encoder")
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -87,8 +87,8 @@ def test_inputs_are_kept_in_rows_and_baselines(tmp_path_factory, found):
 def test_a_text_of_a_folder_goes_by_digest_in_baselines_that_are_migrated(tmp_path):
     import json
 
-    from bench._migrations import migrated
-    from bench.sign import digest_of, without_digest
+    from bench.gate.digest import digest_of, without_digest
+    from bench.gate.migrations import migrated
 
     params = {"data": "notes", "length": 512}
     context = CONTEXT | {"data_hash": {"perplexity": "d" * 64}}
@@ -106,7 +106,7 @@ def test_a_text_of_a_folder_goes_by_digest_in_baselines_that_are_migrated(tmp_pa
 
 @pytest.mark.parametrize("inputs", [{"teacher": "t"}, {"teacher": {"name": 1, "digest": None}}, ["teacher"]])
 def test_inputs_that_cannot_be_are_refused(inputs):
-    from bench._errors import JournalError
+    from bench.errors import JournalError
 
     with pytest.raises(JournalError, match=r"inputs?"):
         healthy_row(inputs=inputs)

@@ -14,10 +14,10 @@ from healthy_results import HEALTHY_METRICS, healthy_row, items, recorded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench import items as stored
-from bench._errors import BaselineError, MetricError
-from bench.gate import Baseline, update
-from bench.items import Items, hashes_of
+from bench.errors import BaselineError, MetricError
+from bench.gate.verdicts import Baseline, update
+from bench.results import items as stored
+from bench.results.items import Items, hashes_of
 
 A, B, C = hashes_of(["a", "b", "c"])
 keys = st.text("abc[=]%", min_size=1, max_size=6)
@@ -214,6 +214,6 @@ def test_no_flipped_bit_and_no_cut_of_the_files_passes_for_what_was_recorded(sou
 
 
 def test_importing_items_imports_neither_numpy_nor_torch():
-    code = "import sys, bench.items, bench.journal, bench.rows; print(sorted(set(sys.modules) & {'torch', 'numpy'}))"
+    code = "import sys, bench.results.items, bench.results.journal, bench.results.row; print(sorted(set(sys.modules) & {'torch', 'numpy'}))"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from judges import KEY, MISHAPS, QUICK, Server, by_answer, completion
 from killing import running
 
-from bench._errors import JudgeError, MetricError, NotAvailable, OptionError
-from bench.judge import alignment, bias, g_eval, readings
-from bench.judge.answers import Answered, Asked
-from bench.judge.asking import Verdict, chosen, restricted
-from bench.judge.cache import Cache, key_of
-from bench.judge.endpoint import Endpoint, Patience, Refused, Url
-from bench.judge.key import Key
-from bench.judge.local import LocalJudge
-from bench.judge.remote import RemoteJudge
-from bench.judge.setup import Setup
+from bench.errors import JudgeError, MetricError, NotAvailable, OptionError
+from bench.measure.judge import alignment, bias, g_eval, readings
+from bench.measure.judge.answers import Answered, Asked
+from bench.measure.judge.asking import Verdict, chosen, restricted
+from bench.measure.judge.endpoint import Endpoint, Patience, Refused, Url
+from bench.measure.judge.key import Key
+from bench.measure.judge.local import LocalJudge
+from bench.measure.judge.remote import RemoteJudge
+from bench.measure.judge.reply_cache import Cache, key_of
+from bench.measure.judge.setup import Setup
 from bench.metrics.judge import Scores
 
 SCORES = g_eval.SCORES
@@ -245,7 +245,7 @@ def test_a_url_that_cannot_be_is_refused_and_stands_in_no_frame(url, words):
 
 def test_two_writers_lose_nothing_and_keep_one_reply_to_each_question(tmp_path):
     code = (
-        "import sys; from bench.judge.cache import Cache; cache = Cache(sys.argv[1]); print('ready', flush=True);"
+        "import sys; from bench.measure.judge.reply_cache import Cache; cache = Cache(sys.argv[1]); print('ready', flush=True);"
         "sys.stdin.readline();"
         "[print(cache.put(str(n), {'by': sys.argv[2], 'text': 'x' * 5000})['by']) for n in range(100)]"
     )

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from judges import Server, completion
 from misbehaving import ANSWERS, misbehaving
 
-from bench._errors import JudgeError
-from bench.judge.asking import chosen
-from bench.judge.cache import Cache
-from bench.judge.clarity import sentences
-from bench.judge.endpoint import Endpoint, Patience, Url
-from bench.judge.key import HIDDEN, Key, child_environment
-from bench.judge.remote import RemoteJudge
+from bench.errors import JudgeError
+from bench.measure.judge.asking import chosen
+from bench.measure.judge.clarity import sentences
+from bench.measure.judge.endpoint import Endpoint, Patience, Url
+from bench.measure.judge.key import HIDDEN, Key, child_environment
+from bench.measure.judge.remote import RemoteJudge
+from bench.measure.judge.reply_cache import Cache
 
 SECRET = "sk-Xq7Lw9Zp3Rt5Vn8Bk2Hd6Jf4"
 FORMS = {SECRET, *(base64.b64encode(b" " * n + SECRET.encode()).decode()[4:-4] for n in range(3))}

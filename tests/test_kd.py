@@ -9,11 +9,14 @@ from checkpoints import says, transformers_model
 from killing import killed_at
 
 import compression
-from compression import CheckpointError, Recipe, RecipeError, _checkpoint, _checks, _compress
-from compression._cache import StepCache
-from compression._errors import TeacherError
-from compression._files import cache_folder
-from compression._registry import resolve
+from compression import CheckpointError, Recipe, RecipeError
+from compression.checkpoints import base as _checkpoint
+from compression.engine import plan
+from compression.engine import run as _compress
+from compression.engine.kept_steps import StepCache
+from compression.errors import TeacherError
+from compression.files.atomic import cache_folder
+from compression.recipes.registry import resolve
 
 IDS = torch.randint(48, (8, 10), generator=torch.Generator().manual_seed(0))
 P = "p(samples=8,sequence_length=10,round_to=32)"
@@ -264,23 +267,23 @@ def test_a_killed_order_goes_on_and_ends_as_if_nothing_had_been(run, bases, tmp_
 
 def test_a_base_that_brings_no_teacher_asks_for_one(bases):
     with pytest.raises(TeacherError, match=says("kd needs a teacher", "'student' brings none", "--teacher", "self")):
-        _checks.check_source([Recipe.parse("kd")], compression.locate(bases[0]), IDS)
+        plan.check_source([Recipe.parse("kd")], compression.locate(bases[0]), IDS)
 
 
 def test_the_reference_brings_its_own_teacher_and_labels_alone_need_none(bases):
     reference, student = compression.locate("reference"), compression.locate(bases[0])
 
-    assert "reference-teacher" == _checks.find_teacher([Recipe.parse("kd")], reference, None).text
-    assert None is _checks.find_teacher([Recipe.parse("kd(alpha=0)"), Recipe.parse("nf4")], student, None)
-    assert student is _checks.find_teacher([Recipe.parse("kd")], student, "self")
+    assert "reference-teacher" == plan.find_teacher([Recipe.parse("kd")], reference, None).text
+    assert None is plan.find_teacher([Recipe.parse("kd(alpha=0)"), Recipe.parse("nf4")], student, None)
+    assert student is plan.find_teacher([Recipe.parse("kd")], student, "self")
 
 
 def test_a_teacher_of_another_tokenizer_is_refused_unless_that_is_allowed(bases):
     student = compression.locate(bases[0])
 
     with pytest.raises(TeacherError, match=says("different tokenizers", "id 0 is", "allow_vocab_mismatch=true")):
-        _checks.check_source([Recipe.parse("kd")], student, IDS, "reference")
-    skeleton = _checks.check_source([Recipe.parse("kd(allow_vocab_mismatch=true)")], student, IDS, "reference")
+        plan.check_source([Recipe.parse("kd")], student, IDS, "reference")
+    skeleton = plan.check_source([Recipe.parse("kd(allow_vocab_mismatch=true)")], student, IDS, "reference")
     assert 48 == skeleton.config.vocab_size
 
 

@@ -12,9 +12,9 @@ import pytest
 from checkpoints import says
 from small_runs import MEASUREMENTS, make_base, one_run, options
 
-from bench._errors import JournalError
-from bench.journal import read
-from bench.workbench import Failure, Workbench
+from bench.errors import JournalError
+from bench.results.journal import read
+from bench.session.session import Failure, Workbench
 from compression import Recipe
 
 RECIPE = "rtn(group_size=32)"

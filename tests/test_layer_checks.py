@@ -15,16 +15,17 @@ from safetensors.torch import load, save_file
 from strategies import gaussian
 
 import compression
-from compression import BackendError, CheckpointError, LayerError, Recipe, _embedding
-from compression._artefact import Compressed
-from compression._blocks import stored_layers
-from compression._embedding import EMBEDDINGS, HEAD, PackedEmbedding
-from compression._grids import AffineGrid, Int8RowGrid, NF4Grid, quantize
-from compression._linear import PackedLinear
-from compression._lora_linear import LoraLinear
-from compression._sparse_linear import SparseLinear
-from compression._stored import describe, restore
-from compression._strict import signed
+from compression import BackendError, CheckpointError, LayerError, Recipe
+from compression.architectures.decoder import stored_layers
+from compression.checkpoints.artefact import Compressed
+from compression.files.strict_json import signed
+from compression.layers import embedding
+from compression.layers.embedding import EMBEDDINGS, HEAD, PackedEmbedding
+from compression.layers.low_rank import LoraLinear
+from compression.layers.packed import PackedLinear
+from compression.layers.sparse import SparseLinear
+from compression.layers.stored import describe, restore
+from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid, quantize
 
 ORDER = torch.arange(32).roll(5)
 
@@ -83,7 +84,7 @@ def artefact(tmp_path_factory):
     model = transformers_model("LlamaForCausalLM")
     for name, make in KINDS.items():
         model.set_submodule(name, make(model.get_submodule(name).weight.detach()))
-    _embedding.pack(model)
+    embedding.pack(model)
     model.requires_grad_(False)
     return Compressed(model, Recipe(), ("tiny", "0")).save(tmp_path_factory.mktemp("artefacts") / "all")
 

@@ -3,8 +3,8 @@
 import pytest
 
 import compression
-from bench import layers
-from compression._artefact import LayerReport
+from bench.results import layers
+from compression.checkpoints.artefact import LayerReport
 
 DEEP = "model.layers.1.mlp.down_proj"
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from packed_layers import BF16, FP32, affine
 from strategies import gaussian, seeds
 
-from compression import _kernels
-from compression._grids import AffineGrid
-from compression._linear import PackedLinear
+from compression.layers.kernels import choose
+from compression.layers.packed import PackedLinear
+from compression.numeric.grids import AffineGrid
 
 COLS, ROWS, INPUTS = 512, 256, 16
 GRIDS = {
@@ -47,10 +47,10 @@ def test_an_8_bit_product_rounds_once_wherever_the_range_of_its_weights_lies(see
 
 
 def _library(kernel):
-    library = next(each.library for each in _kernels.KERNELS if each.name == kernel)
+    library = next(each.library for each in choose.KERNELS if each.name == kernel)
     grid = GRIDS[kernel][1]
-    spec = _kernels.LayerSpec(grid=grid, in_features=COLS, out_features=ROWS, device="cpu", dtype=BF16, backend=library)
-    if reason := next(each for each in _kernels.KERNELS if each.name == kernel).refuses(spec):
+    spec = choose.LayerSpec(grid=grid, in_features=COLS, out_features=ROWS, device="cpu", dtype=BF16, backend=library)
+    if reason := next(each for each in choose.KERNELS if each.name == kernel).refuses(spec):
         pytest.skip(f"{kernel}: {reason}")
     return library
 

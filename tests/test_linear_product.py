@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from packed_layers import BF16, BRAIN, EXACT, FP16, FP32, HALF, WAYS, difference, inputs, layer_of, on_devices, usable
 from strategies import gaussian, seeds
 
-from compression import _packing
-from compression._grids import NF4Grid, decode
-from compression._linear import PackedLinear
-from compression._products import llm_int8_multiply
+from compression.layers.kernels.torch_products import llm_int8_multiply
+from compression.layers.packed import PackedLinear
+from compression.numeric import packing
+from compression.numeric.grids import NF4Grid, decode
 
 
 @pytest.fixture(params=WAYS, ids=str)
@@ -49,7 +49,7 @@ def test_the_product_is_that_of_the_reference_for_any_rows_and_weights(rows, see
 def test_the_reference_is_the_plain_product_with_the_decoded_weight(chosen, seed):
     layer = layer_of(chosen, seed=seed)
     x = inputs(chosen, 3, seed=seed, dtype=FP32)
-    codes = _packing.unpack(layer.codes, 4, chosen.cols)
+    codes = packing.unpack(layer.codes, 4, chosen.cols)
     weight = decode(chosen.grid, codes, layer.stored_parameters()).double()
 
     expected = x.double() @ weight.T + layer.bias.double()

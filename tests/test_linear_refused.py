@@ -7,9 +7,10 @@ import torch
 from packed_layers import BF16, FP16, FP32, affine
 from strategies import gaussian
 
-from compression import BackendError, LayerError, _kernels
-from compression._grids import Int8RowGrid, NF4Grid
-from compression._linear import PackedLinear
+from compression import BackendError, LayerError
+from compression.layers.kernels import choose
+from compression.layers.packed import PackedLinear
+from compression.numeric.grids import Int8RowGrid, NF4Grid
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -63,9 +64,9 @@ def test_a_backend_that_there_is_not_is_refused():
 def test_why_core_torch_has_no_kernel_is_said_in_words(grid, rows, cols, dtype, words):
     layer = PackedLinear.from_weight(gaussian(rows, cols, dtype=dtype), None, grid, backend="torch")
 
-    kernel, refused = _kernels.choose(layer._spec_on(torch.device("cpu")))
+    kernel, refused = choose.choose(layer._spec_on(torch.device("cpu")))
 
     assert kernel is None
     assert "dequantize" == layer.kernel_name()
     assert any(re.search(words, reason) for reason in refused.values())
-    assert {each.name for each in _kernels.KERNELS} == refused.keys()
+    assert {each.name for each in choose.KERNELS} == refused.keys()

@@ -12,8 +12,10 @@ from packed_layers import BF16, BRAIN, EXACT, FP32, WAYS, Way, affine, differenc
 from strategies import gaussian, seeds
 from torch import nn
 
-from compression import LayerError, _kernels, _packing
-from compression._linear import PackedLinear
+from compression import LayerError
+from compression.layers.kernels import choose
+from compression.layers.packed import PackedLinear
+from compression.numeric import packing
 
 
 @pytest.fixture(params=WAYS, ids=str)
@@ -22,7 +24,7 @@ def way(request):
     return request.param
 
 
-@pytest.mark.parametrize("kernel", _kernels.KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", choose.KERNELS, ids=lambda kernel: kernel.name)
 @on_devices
 @given(seed=seeds)
 @settings(max_examples=5)
@@ -187,7 +189,7 @@ def test_columns_stored_in_another_order_give_the_same_layer(rows, seed, bits, d
     weight, x = gaussian(48, 128, seed=seed, dtype=dtype), gaussian(rows, 128, seed=seed + 1, dtype=dtype)
     stored = PackedLinear.from_weight(weight[:, order], None, affine(bits, 64))
     permuted = PackedLinear.from_codes(
-        _packing.unpack(stored.codes, bits, 128), stored.stored_parameters(), None, affine(bits, 64),
+        packing.unpack(stored.codes, bits, 128), stored.stored_parameters(), None, affine(bits, 64),
         dtype=dtype, permutation=order,
     )  # fmt: skip
 

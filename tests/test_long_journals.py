@@ -13,14 +13,14 @@ from healthy_results import healthy_row
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import long_journal
 
-from bench import history
-from bench._errors import JournalError
-from bench.bases import told_apart
-from bench.journal import Journal, read, resume
-from bench.report.digest import digest
+from bench.commands import history
+from bench.errors import JournalError
 from bench.report.page import page
+from bench.report.pull_request import digest
 from bench.report.tables import newest
 from bench.report.write import measured
+from bench.results.bases import told_apart
+from bench.results.journal import Journal, read, resume
 
 # --- Growth ----------------------------------------------------------------------------------------------------------
 

@@ -9,16 +9,17 @@ from strategies import gaussian, seeds
 from torch import nn
 
 import compression
-from compression import LayerError, RecipeError, _blocks
-from compression._artefact import stored_bytes
-from compression._grids import AffineGrid, Int8RowGrid, NF4Grid
-from compression._linear import PackedLinear
-from compression._lora_linear import LoraLinear
-from compression._sparse_linear import SparseLinear
-from compression.distillation._lora import adapted_layers, attach, detach, merge
-from compression.distillation._losses import Objective
-from compression.distillation._settings import LINEARS, LoraSettings
-from compression.distillation._training import Settings, train
+from compression import LayerError, RecipeError
+from compression.architectures import decoder
+from compression.checkpoints.artefact import stored_bytes
+from compression.layers.low_rank import LoraLinear
+from compression.layers.packed import PackedLinear
+from compression.layers.sparse import SparseLinear
+from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid
+from compression.numeric.losses import Objective
+from compression.training.adapters import adapted_layers, attach, detach, merge
+from compression.training.settings import LINEARS, LoraSettings
+from compression.training.trainer import Settings, train
 
 ROWS, COLS = 64, 128
 ALL = LoraSettings(rank=4, alpha=8, dropout=0.0, targets=LINEARS)
@@ -230,7 +231,7 @@ recipes = pytest.mark.parametrize("text", RECIPES)
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), LINEARS], ids=["qv", "all"])
 @recipes
 def test_only_adapters_are_trained_and_detaching_gives_back_what_was(text, targets, saved, tmp_path):
-    model = _blocks.copy_sharing_tensors(compressed(text, saved).model)
+    model = decoder.copy_sharing_tensors(compressed(text, saved).model)
     before = tensors(model)
     adapters = attach(model, LoraSettings(rank=4, alpha=8, dropout=0.0, targets=targets))
     asking = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -250,7 +251,7 @@ def test_only_adapters_are_trained_and_detaching_gives_back_what_was(text, targe
 def test_a_checkpoint_holds_the_adapters_alone_and_a_finished_run_is_read(text, saved, tmp_path):
     from safetensors import safe_open
 
-    models = [_blocks.copy_sharing_tensors(compressed(text, saved).model) for _ in range(2)]
+    models = [decoder.copy_sharing_tensors(compressed(text, saved).model) for _ in range(2)]
     adapters = [attach(model, ALL) for model in models]
     first, second = (train(model, IDS, PLAIN, ONCE, tmp_path / "runs") for model in models)
 
@@ -264,7 +265,7 @@ def test_a_checkpoint_holds_the_adapters_alone_and_a_finished_run_is_read(text, 
 
 def test_codes_grids_and_scales_of_adapters_are_part_of_what_a_run_is_of(saved, tmp_path):
     def folder(text, settings=ALL):
-        model = _blocks.copy_sharing_tensors(compressed(text, saved).model)
+        model = decoder.copy_sharing_tensors(compressed(text, saved).model)
         attach(model, settings)
         return train(model, IDS, PLAIN, ONCE, tmp_path / "runs").folder
 
@@ -295,7 +296,7 @@ def test_training_gives_every_tensor_its_dtype_back(tmp_path):
 
     assert before == {name: t.dtype for name, t in tensors(model).items()}
     assert size == stored_bytes(model)
-    assert {torch.bfloat16} == {layer.dtype for layer in _blocks.stored_layers(model).values()}
+    assert {torch.bfloat16} == {layer.dtype for layer in decoder.stored_layers(model).values()}
 
 
 def test_a_second_adapter_on_a_layer_is_refused_and_nothing_changes():

@@ -7,9 +7,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from compression.distillation._chunks import Projected, TopK
-from compression.distillation._losses import IGNORED, distillation
-from compression.distillation._settings import Objective
+from compression.numeric.losses import IGNORED, distillation
+from compression.numeric.losses_in_chunks import Projected, TopK
+from compression.training.settings import Objective
 
 
 @pytest.mark.parametrize("name", NAMES)

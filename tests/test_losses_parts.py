@@ -7,9 +7,9 @@ import torch
 from textbook_losses import KD, batch, draw, gradient
 from torch.nn import functional
 
-from compression.distillation._chunks import Projected
-from compression.distillation._losses import IGNORED, cross_entropy, distillation, hidden_states, next_tokens
-from compression.distillation._settings import Objective
+from compression.numeric.losses import IGNORED, cross_entropy, distillation, hidden_states, next_tokens
+from compression.numeric.losses_in_chunks import Projected
+from compression.training.settings import Objective
 
 
 def test_a_label_is_the_token_behind_and_none_is_asked_of_or_at_padding():

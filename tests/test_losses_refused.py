@@ -7,11 +7,12 @@ import pytest
 import torch
 from textbook_losses import KD
 
-from compression._errors import RecipeError, TeacherError
-from compression.distillation import _losses, _settings
-from compression.distillation._chunks import TopK
-from compression.distillation._losses import cross_entropy, distillation, forward_kl, hidden_states, jensen_shannon
-from compression.distillation._settings import Objective
+from compression.errors import RecipeError, TeacherError
+from compression.numeric import losses
+from compression.numeric.losses import cross_entropy, distillation, forward_kl, hidden_states, jensen_shannon
+from compression.numeric.losses_in_chunks import TopK
+from compression.training import settings as _settings
+from compression.training.settings import Objective
 
 
 @pytest.mark.parametrize(
@@ -61,4 +62,4 @@ def test_what_does_not_fit_is_refused(call, error, words):
 
 
 def test_every_divergence_of_an_objective_is_known():
-    assert set(typing.get_args(_settings.Divergence)) == set(_losses._DIVERGENCES)
+    assert set(typing.get_args(_settings.Divergence)) == set(losses._DIVERGENCES)

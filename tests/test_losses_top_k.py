@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from textbook_losses import draw, each_divergence, gradient, logits
 from torch.nn import functional
 
-from compression.distillation._chunks import TopK
-from compression.distillation._losses import forward_kl
+from compression.numeric.losses import forward_kl
+from compression.numeric.losses_in_chunks import TopK
 
 
 def lumped_textbook(z, t, k, temperature):

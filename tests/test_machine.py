@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import machine
-from bench._errors import BenchError, OptionError
+from bench.errors import BenchError, OptionError
+from bench.machine import device as machine
 
 NAMES = {  # as drivers give them
     "Tesla T4": "t4",
@@ -346,7 +346,7 @@ def test_the_limit_of_a_container_bounds_its_memory(tmp_path, files, expected):
 
 
 def test_importing_the_measurements_of_efficiency_imports_no_torch():
-    modules = "bench.machine, bench.metrics.compute, bench.metrics.energy, bench.metrics.memory_child"
+    modules = "bench.machine.device, bench.metrics.compute, bench.metrics.energy, bench.measure.memory_process"
     heavy = "{'torch', 'transformers', 'pynvml', 'psutil', 'numpy'}"
     code = f"import sys, {modules}; print(*sorted({heavy} & set(sys.modules)))"
 

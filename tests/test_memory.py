@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import machine
-from bench._errors import BenchError, MetricError, OptionError
-from bench.generation import Load
+from bench.errors import BenchError, MetricError, OptionError
+from bench.machine import device as machine
+from bench.measure.generation import Load
+from bench.measure.memory_process import anonymous_memory
 from bench.metrics.memory import (
     ChildSpec,
     MemoryReading,
@@ -19,7 +20,6 @@ from bench.metrics.memory import (
     peak_memory_mb,
     peak_on_cuda,
 )
-from bench.metrics.memory_child import anonymous_memory
 
 MIB = 2**20
 SPEC = ChildSpec(kind="base", target="nothing", load=Load(), threads=1)

@@ -16,9 +16,9 @@ from tiny_models import TASK, fresh_base, linears, logits
 
 import compression
 from compression import LayerError, Recipe, Step
-from compression._blocks import copy_sharing_tensors
-from compression._linear import PackedLinear
-from compression._registry import METHODS, CalibratedMethod, CalibratedQuantizer, method
+from compression.architectures.decoder import copy_sharing_tensors
+from compression.layers.packed import PackedLinear
+from compression.recipes.registry import METHODS, CalibratedMethod, CalibratedQuantizer, method
 
 pytestmark = pytest.mark.usefixtures("tiny_shapes")
 
@@ -256,10 +256,10 @@ def cached_case(row, shape):
 def test_every_registered_method_has_a_row():
     rows = {step.name for row in ROWS for step in Recipe.parse(row.recipe).steps}
 
-    assert set(compression.methods()) == rows
+    assert set(compression.list_methods()) == rows
 
 
-WITH_BITS = [name for name, cls in compression.methods().items() if "bits" in cls.__annotations__]
+WITH_BITS = [name for name, cls in compression.list_methods().items() if "bits" in cls.__annotations__]
 
 
 @pytest.mark.parametrize("name", WITH_BITS)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench._errors import MetricError
-from bench.metrics import _registry, all_metrics, metric, metrics_of
-from bench.metrics._registry import BETTER, KINDS, Metric
+from bench.errors import MetricError
+from bench.metrics import all_metrics, metric, metrics_of, registry
+from bench.metrics.registry import BETTER, KINDS, Metric
 
 
 def declared(function=lambda measurement: measurement, **facts) -> Metric:
@@ -24,7 +24,7 @@ def declared(function=lambda measurement: measurement, **facts) -> Metric:
 
 @pytest.fixture
 def empty_registry(monkeypatch):
-    monkeypatch.setattr(_registry, "METRICS", {})
+    monkeypatch.setattr(registry, "METRICS", {})
 
 
 @settings(deadline=None)
@@ -105,7 +105,7 @@ def test_the_decorator_registers_and_leaves_the_function_as_it_was(empty_registr
     returned = metric("some.double", unit="1", better="neither", kind="counted", of="number")(double)
 
     assert double is returned
-    assert _registry.METRICS["some.double"](Fraction(3)) == 6.0
+    assert registry.METRICS["some.double"](Fraction(3)) == 6.0
 
 
 def test_a_second_metric_of_one_name_is_refused_and_both_modules_are_named(empty_registry):
@@ -119,7 +119,7 @@ def test_a_second_metric_of_one_name_is_refused_and_both_modules_are_named(empty
 
     with pytest.raises(MetricError, match=r"bench\.metrics\.one .*bench\.metrics\.two"):
         metric("some.name", **facts)(second)
-    assert first is _registry.METRICS["some.name"].function
+    assert first is registry.METRICS["some.name"].function
 
 
 def test_all_metrics_come_in_order_of_their_names():
@@ -144,7 +144,7 @@ def test_metrics_of_gives_those_that_read_one_kind_of_measurement():
 
 def test_metrics_results_and_gate_are_imported_without_torch_numpy_or_pandas():
     code = (
-        "import sys, bench.gate, bench.journal, bench.rows, bench.metrics; bench.metrics.all_metrics();"
+        "import sys, bench.gate.verdicts, bench.results.journal, bench.results.row, bench.metrics; bench.metrics.all_metrics();"
         "sys.exit(', '.join(sorted({'torch', 'numpy', 'pandas', 'transformers'} & set(sys.modules))) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

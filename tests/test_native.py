@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import running
 
-from compression import _native
-from compression._errors import BackendError
+from compression.errors import BackendError
+from compression.layers.kernels import lut4
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +26,7 @@ NF4 = torch.tensor(  # four look-ups, for FP4 (exact in bf16) two
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
 TABLES = {"integers": INTEGERS, "fp4": FP4, "nf4": NF4, "one-odd-bit": INTEGERS + torch.tensor([0.0] * 15 + [2.0**-20])}
 
-needs_kernel = pytest.mark.skipif(not _native.available(), reason=f"no native kernel: {_native.reason()}")
+needs_kernel = pytest.mark.skipif(not lut4.available(), reason=f"no native kernel: {lut4.reason()}")
 
 
 def dequantize(codes, table, scales, zeros, group):
@@ -75,7 +75,7 @@ def test_the_product_equals_dequantize_and_multiply(shape, table, with_zeros, se
     table = TABLES[table]
     codes, scales, zeros, x = layer(rows, columns, group, m, with_zeros, seed)
 
-    y = _native.matmul(x, _native.pack(codes), table, scales, zeros, group)
+    y = lut4.matmul(x, lut4.pack(codes), table, scales, zeros, group)
 
     expected = x.double() @ dequantize(codes, table, scales, zeros, group).T
     assert y.dtype == torch.float32
@@ -89,7 +89,7 @@ def test_levels_and_scales_are_used_to_the_last_bit(name):
     codes, scales, _, _ = layer(16, 64, 64, 1, False, seed=3)
     x = torch.eye(64)
 
-    y = _native.matmul(x, _native.pack(codes), TABLES[name], scales, None, 64)
+    y = lut4.matmul(x, lut4.pack(codes), TABLES[name], scales, None, 64)
 
     assert torch.equal((scales * TABLES[name][codes.long()]).T, y)
 
@@ -100,8 +100,8 @@ def test_type_and_leading_shape_are_those_of_x(dtype):
     codes, scales, zeros, x = layer(48, 128, 64, 6, True, seed=1)
     x = x.to(dtype).reshape(2, 3, 128)
 
-    y = _native.matmul(x, _native.pack(codes), NF4, scales, zeros, 64)
-    wide = _native.matmul(x.float(), _native.pack(codes), NF4, scales, zeros, 64)
+    y = lut4.matmul(x, lut4.pack(codes), NF4, scales, zeros, 64)
+    wide = lut4.matmul(x.float(), lut4.pack(codes), NF4, scales, zeros, 64)
 
     assert (dtype, (2, 3, 48)) == (y.dtype, tuple(y.shape))
     assert torch.equal(wide.to(dtype), y)  # rounded once, at the end, as torch rounds
@@ -124,9 +124,9 @@ def test_integer_levels_times_bf16_are_exact_but_for_the_fixed_point_of_x(shape,
     x = (x * 2**exponent).bfloat16()
     scales = scales.bfloat16().float() if narrow else scales  # with zeros: one pair of bf16 for each group
 
-    y = _native.matmul(x, _native.pack(codes), INTEGERS, scales, zeros, group)
+    y = lut4.matmul(x, lut4.pack(codes), INTEGERS, scales, zeros, group)
 
-    portable = _native._loaded()[0].lut4_isa() == b"portable"
+    portable = lut4._loaded()[0].lut4_isa() == b"portable"
     weight, held = dequantize(codes, INTEGERS, scales, zeros, group), x.double() if portable else fixed(x, group)
     size = scales.abs().repeat_interleave(group, 1).double() * (codes + (15 if with_zeros else 0))
     bound = (columns // group + 16) * torch.finfo(torch.float32).eps * (held.abs() @ size.T)
@@ -142,7 +142,7 @@ def test_values_that_are_not_finite_are_not_lost(value):
     codes, scales, zeros, x = layer(8, 256, 128, 2, True, seed=4)
     x[1, 200] = value
 
-    y = _native.matmul(x.bfloat16(), _native.pack(codes), INTEGERS, scales, zeros, 128)
+    y = lut4.matmul(x.bfloat16(), lut4.pack(codes), INTEGERS, scales, zeros, 128)
 
     assert torch.isfinite(y[0]).all()
     assert not torch.isfinite(y[1]).any()
@@ -155,7 +155,7 @@ def test_x_of_any_size(size):
     x = x.sign().mul(size).bfloat16()
     scales = scales / 1e5
 
-    y = _native.matmul(x, _native.pack(codes), INTEGERS, scales, None, 128)
+    y = lut4.matmul(x, lut4.pack(codes), INTEGERS, scales, None, 128)
 
     expected = x.double() @ dequantize(codes, INTEGERS, scales, None, 128).T
     torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=1e-37)
@@ -168,7 +168,7 @@ def test_bf16_results_round_as_in_torch():
     x = torch.zeros(1, 64)
     x[0, 5] = 1
 
-    y = _native.matmul(x.bfloat16(), _native.pack(codes), INTEGERS, scales, None, 64)
+    y = lut4.matmul(x.bfloat16(), lut4.pack(codes), INTEGERS, scales, None, 64)
 
     torch.testing.assert_close(scales.T.bfloat16(), y, rtol=0, atol=0, equal_nan=True)
 
@@ -176,15 +176,15 @@ def test_bf16_results_round_as_in_torch():
 @needs_kernel
 def test_x_may_be_strided_and_empty():
     codes, scales, zeros, x = layer(40, 128, 128, 3, True, seed=2)
-    packed = _native.pack(codes)
+    packed = lut4.pack(codes)
     strided = torch.stack([x, x], dim=-1)[..., 0]
 
     assert not strided.is_contiguous()
     assert torch.equal(
-        _native.matmul(x, packed, INTEGERS, scales, zeros, 128),
-        _native.matmul(strided, packed, INTEGERS, scales, zeros, 128),
+        lut4.matmul(x, packed, INTEGERS, scales, zeros, 128),
+        lut4.matmul(strided, packed, INTEGERS, scales, zeros, 128),
     )
-    assert _native.matmul(x[:0], packed, INTEGERS, scales, zeros, 128).shape == (0, 40)
+    assert lut4.matmul(x[:0], packed, INTEGERS, scales, zeros, 128).shape == (0, 40)
 
 
 @needs_kernel
@@ -192,12 +192,12 @@ def test_x_may_be_strided_and_empty():
 @pytest.mark.parametrize("m", [1, 3, 4, 9])
 def test_the_number_of_threads_does_not_change_a_bit(name, m):
     codes, scales, zeros, x = layer(301, 512, 32, m, True, seed=m)
-    packed, before = _native.pack(codes), torch.get_num_threads()
+    packed, before = lut4.pack(codes), torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            results.append(_native.matmul(x, packed, TABLES[name], scales, zeros, 32))
+            results.append(lut4.matmul(x, packed, TABLES[name], scales, zeros, 32))
     finally:
         torch.set_num_threads(before)
 
@@ -208,10 +208,10 @@ def test_the_number_of_threads_does_not_change_a_bit(name, m):
 @given(st.integers(0, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
 def test_unpack_undoes_pack(rows, blocks, seed):
     codes, *_ = layer(rows, 64 * blocks, 64, 1, False, seed)
-    packed = _native.pack(codes)
+    packed = lut4.pack(codes)
 
     assert (torch.uint8, (rows, 32 * blocks)) == (packed.dtype, tuple(packed.shape))
-    assert torch.equal(codes, _native.unpack(packed, 64 * blocks))
+    assert torch.equal(codes, lut4.unpack(packed, 64 * blocks))
 
 
 def test_pack_puts_each_code_where_the_c_file_says():
@@ -223,31 +223,31 @@ def test_pack_puts_each_code_where_the_c_file_says():
     for column in k.tolist():
         expected[:, byte[column]] |= codes[:, column] << (4 if column & 32 else 0)
 
-    assert torch.equal(expected, _native.pack(codes))
+    assert torch.equal(expected, lut4.pack(codes))
 
 
 @pytest.mark.parametrize(("columns", "group"), [(96, 32), (128, 48), (192, 96), (128, 256), (128, 0), (0, 64)])
 def test_shapes_that_do_not_fit_the_blocks_are_not_supported(columns, group):
-    assert not _native.supports(8, columns, group)
+    assert not lut4.supports(8, columns, group)
 
 
 @needs_kernel
 def test_a_wrong_argument_is_refused_with_what_was_wanted():
     codes, scales, zeros, x = layer(8, 128, 64, 1, True, seed=0)
-    packed = _native.pack(codes)
+    packed = lut4.pack(codes)
 
     with pytest.raises(ValueError, match="group_size=48"):
-        _native.matmul(x, packed, INTEGERS, scales, zeros, 48)
+        lut4.matmul(x, packed, INTEGERS, scales, zeros, 48)
     with pytest.raises(ValueError, match=r"scales and zeros float32 \(8, 2\)"):
-        _native.matmul(x, packed, INTEGERS, scales.double(), zeros, 64)
+        lut4.matmul(x, packed, INTEGERS, scales.double(), zeros, 64)
     with pytest.raises(ValueError, match="strided"):
-        _native.matmul(x, packed, INTEGERS, scales.T.contiguous().T, zeros, 64)
+        lut4.matmul(x, packed, INTEGERS, scales.T.contiguous().T, zeros, 64)
     with pytest.raises(ValueError, match="int64"):
-        _native.matmul(x.long(), packed, INTEGERS, scales, zeros, 64)
+        lut4.matmul(x.long(), packed, INTEGERS, scales, zeros, 64)
     with pytest.raises(ValueError, match="multiple of 64 columns"):
-        _native.pack(codes[:, :100])
+        lut4.pack(codes[:, :100])
     with pytest.raises(ValueError, match="packed must be"):
-        _native.unpack(packed, 64)
+        lut4.unpack(packed, 64)
 
 
 # ------------------------------------------------------------------------------------------------- how it is built
@@ -280,7 +280,7 @@ def finish(process):
 def build(tmp_path, monkeypatch):
     """Build and load the portable kernel as a new process would."""
     monkeypatch.setenv("COMPRESSION_CACHE", str(tmp_path))
-    return lambda setting="portable": _native._load.__wrapped__(setting)
+    return lambda setting="portable": lut4._load.__wrapped__(setting)
 
 
 def test_without_a_compiler_it_says_how_to_get_one(tmp_path):
@@ -305,10 +305,10 @@ def test_a_compiler_that_fails_is_quoted(build, tmp_path, monkeypatch):
 def test_it_can_be_turned_off(monkeypatch):
     monkeypatch.setenv("COMPRESSION_NATIVE", "0")
 
-    assert not _native.available()
-    assert _native.reason() == "turned off by COMPRESSION_NATIVE=0"
+    assert not lut4.available()
+    assert lut4.reason() == "turned off by COMPRESSION_NATIVE=0"
     with pytest.raises(BackendError, match="turned off"):
-        _native._kernel()
+        lut4._kernel()
 
 
 @needs_kernel
@@ -327,10 +327,10 @@ def test_the_portable_loop_equals_dequantize_and_multiply_and_needs_no_cache(bui
     library, _, why = build()
     assert why is None
     assert library.lut4_isa() == b"portable"
-    monkeypatch.setattr(_native, "_kernel", lambda: library.lut4_matmul)
+    monkeypatch.setattr(lut4, "_kernel", lambda: library.lut4_matmul)
     codes, scales, zeros, x = layer(21, 384, group, 5, True, seed=group)
 
-    y = _native.matmul(x, _native.pack(codes), NF4, scales, zeros, group)
+    y = lut4.matmul(x, lut4.pack(codes), NF4, scales, zeros, group)
 
     expected = x.double() @ dequantize(codes, NF4, scales, zeros, group).T
     assert ((expected - y).abs() <= rounding_bound(x, codes, NF4, scales, zeros, group)).all()

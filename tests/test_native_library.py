@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from compression import _native
-from compression._native import _library
+from compression.layers.kernels import lut4, native_library
 
-pytestmark = pytest.mark.skipif(not _native.available(), reason=f"no native kernel: {_native.reason()}")
+pytestmark = pytest.mark.skipif(not lut4.available(), reason=f"no native kernel: {lut4.reason()}")
 
 PLANTED = """
 #include <stdio.h>
@@ -41,7 +40,7 @@ def planted(tmp_path_factory):
 
 def build():
     """What a new process would load: the portable kernel, and why there is none."""
-    library, _, why = _native._load.__wrapped__("portable")
+    library, _, why = lut4._load.__wrapped__("portable")
     return library and library.lut4_isa(), why
 
 
@@ -65,7 +64,7 @@ def test_the_folder_is_closed_and_the_second_start_compiles_nothing(cache, monke
     assert (b"portable", None) == build()
     assert 0o700 == stat.S_IMODE(cache.stat().st_mode)
 
-    monkeypatch.setattr(_native, "_build", lambda *arguments: pytest.fail("compiled again"))
+    monkeypatch.setattr(lut4, "_build", lambda *arguments: pytest.fail("compiled again"))
     assert (b"portable", None) == build()
 
 
@@ -93,7 +92,7 @@ def test_a_file_with_the_right_name_and_digest_that_others_could_have_put_there_
 ):
     key = good.stem.split("-")[1]
     with planted.open("rb") as file:
-        name = f"lut4-{key}-{_library._digest(file.fileno())}.so"
+        name = f"lut4-{key}-{native_library._digest(file.fileno())}.so"
     cache.mkdir(parents=True, mode=0o700)
     if what == "a link":
         (cache / name).symlink_to(planted)

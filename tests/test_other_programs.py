@@ -118,8 +118,8 @@ def test_the_bytes_that_are_said_are_those_of_the_tensors_in_the_files(half, tmp
 def test_a_published_checkpoint_is_measured_by_what_its_files_hold(half, tmp_path, format):
     from safetensors.torch import load_file
 
-    from bench.options import Options
-    from bench.workbench import Workbench
+    from bench.session.options import Options
+    from bench.session.session import Workbench
 
     out = compression.compress(half, "rtn(group_size=16,symmetric=true)").save(tmp_path / "out", format)
     recipe = compression.Recipe.parse("rtn(group_size=16,symmetric=true)")

@@ -11,7 +11,7 @@ from checkpoints import logits, transformers_model
 import compression
 from compression import CheckpointError
 from compression.__main__ import main
-from compression._artefact import check_writable
+from compression.checkpoints.artefact import check_writable
 
 RECIPE = "rtn(group_size=8)"
 
@@ -201,7 +201,7 @@ def test_a_report_is_written_through_a_link(tmp_path, make):
 
 
 def test_a_report_behind_a_circle_of_links_is_refused(tmp_path):
-    from bench._errors import OptionError
+    from bench.errors import OptionError
     from bench.report.write import writable
 
     with pytest.raises(OptionError, match="choose another folder"):

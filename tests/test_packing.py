@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import codes
 
-from compression._packing import pack, packed_width, unpack
+from compression.numeric.packing import pack, packed_width, unpack
 
 all_bits = pytest.mark.parametrize("bits", range(1, 9))
 out_of_range = pytest.mark.parametrize("bits", [-1, 0, 9, 16])

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page_rows import RUNS, held, unpacked
 
-from bench.journal import Contents
-from bench.report import past
+from bench.report import trend
 from bench.report.page import page
 from bench.report.tables import newest
+from bench.results.journal import Contents
 
 
 class TestData:
@@ -75,7 +75,7 @@ class TestData:
 class TestHistory:
     @given(st.dictionaries(st.integers(0, 30), st.sampled_from([0.5, 0.25, 1e-9, 123456.5, -2.0]), min_size=1))
     def test_packing_loses_no_run(self, series):
-        values = unpacked(past.packed(series))
+        values = unpacked(trend.packed(series))
 
         assert [series.get(place) for place in range(max(series) + 1)] == [
             value if value is None or value != 123456 else 123456.5 for value in values
@@ -94,7 +94,7 @@ class TestHistory:
         (file,) = (tmp_path / ".benchmarks").glob("*/*.json")
         stored = {each["name"]: each["stats"]["median"] for each in json.loads(file.read_text())["benchmarks"]}
 
-        runs, values = past.stored(tmp_path / ".benchmarks")
+        runs, values = trend.stored(tmp_path / ".benchmarks")
         assert [file.stem] == [each["run"] for each in runs]
         (device,) = values["reference"]
         key = "pytest_benchmark.round_s[batch_size=2]"
@@ -103,8 +103,8 @@ class TestHistory:
     def test_a_file_that_is_not_pytest_benchmarks_is_refused_by_name(self, tmp_path):
         (tmp_path / "machine").mkdir()
         (tmp_path / "machine" / "0001.json").write_text("{}")
-        with pytest.raises(past.JournalError, match=r"0001\.json is no storage of pytest-benchmark"):
-            past.stored(tmp_path)
+        with pytest.raises(trend.JournalError, match=r"0001\.json is no storage of pytest-benchmark"):
+            trend.stored(tmp_path)
 
     def test_no_storage_has_no_runs(self, tmp_path):
-        assert ([], {}) == past.stored(tmp_path / "nowhere")
+        assert ([], {}) == trend.stored(tmp_path / "nowhere")

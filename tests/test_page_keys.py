@@ -7,7 +7,7 @@ import pytest
 from chromium import WIDTHS, settled, show
 from page_rows import OTHER
 
-from bench.report._cells import number
+from bench.report.cells import number
 from bench.report.tables import by_device, newest
 
 

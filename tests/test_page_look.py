@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from chromium import WIDTHS, settled, show
 
-from bench.orderings import ORDERS
+from bench.report.orders import ORDERS
 
 
 @pytest.fixture(scope="module", params=list(itertools.product(WIDTHS, ("light", "dark"))), ids="-".join)

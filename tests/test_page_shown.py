@@ -6,7 +6,7 @@ import pytest
 from chromium import settled, show
 from page_rows import RUNS, made
 
-from bench.report._cells import number
+from bench.report.cells import number
 from bench.report.overview import QUALITY, Overview
 from bench.report.tables import by_device, newest, tables
 

@@ -12,9 +12,9 @@ from healthy_results import items
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from bench import paired
-from bench._errors import MetricError
-from bench.items import Items, hashes_of
+from bench.errors import MetricError
+from bench.results.items import Items, hashes_of
+from bench.statistics import paired
 
 counts = st.integers(0, 60)
 differences = st.lists(st.floats(-5, 5), min_size=1, max_size=40)

@@ -13,12 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._errors import DataError, MetricError, OptionError
-from bench.data import open_data
+from bench.data.sources import open_data
+from bench.errors import DataError, MetricError, OptionError
+from bench.measure.perplexity_windows import samples_of, spread, windows
 from bench.metrics import perplexity as module
-from bench.metrics._samples import samples_of, spread, windows
 from bench.metrics.perplexity import PerplexityProtocol, perplexity
-from bench.rows import Input
+from bench.results.row import Input
 
 VOCABULARY = 258  # 256 bytes, <s>, </s>
 TEXTS = [f"Row {i} says: " + "the quick brown fox jumps over the lazy dog. " * (1 + i % 5) for i in range(40)]

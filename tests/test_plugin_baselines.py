@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from commands import FILES, PERPLEXITY, RTN, SIZE
 
-from bench.sign import sign
+from bench.gate.digest import sign
 
 pytest_plugins = ["pytester"]
 
@@ -115,7 +115,7 @@ def test_nothing_is_recorded_from_a_tree_with_changed_files_unless_forced(run, p
 
 
 def test_a_vanished_metric_is_missed(run, pytester, monkeypatch):
-    from bench.metrics._registry import METRICS
+    from bench.metrics.registry import METRICS
 
     run(SIZE, "--model", RTN, "--update-baselines").assert_outcomes(passed=1)
     monkeypatch.delitem(METRICS, "efficiency.model_size_gb")

@@ -7,7 +7,7 @@ import pytest
 from checkpoints import change_tensors
 from commands import PERPLEXITY, RTN, SIZE
 
-from bench.journal import read
+from bench.results.journal import read
 from compression import locate
 
 pytest_plugins = ["pytester"]

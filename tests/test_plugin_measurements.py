@@ -9,8 +9,8 @@ from itertools import permutations
 from commands import FILES, PERPLEXITY, QUICK, RTN, SIZE, SPEED
 
 from bench.__main__ import main as command
-from bench.history import of_storage
-from bench.journal import read
+from bench.commands.history import of_storage
+from bench.results.journal import read
 
 pytest_plugins = ["pytester"]
 
@@ -112,7 +112,7 @@ def test_speed_is_measured_with_pytest_benchmark_switched_off(run):
 
 
 def test_a_recipe_that_runs_out_of_memory_leaves_rows_that_say_so_and_the_rest_completes(run, pytester, monkeypatch):
-    from compression.quantization.rtn import RTN as Method
+    from compression.methods.quantization.weight_only.rtn import RTN as Method
 
     def explode(self, linear, context):
         raise MemoryError("no room")

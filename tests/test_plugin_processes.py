@@ -10,7 +10,7 @@ import pytest
 from commands import ENERGY, FILES, PERPLEXITY, QUICK, RTN, SIZE
 from killing import running, wait_until
 
-QUIETLY = ["-q", "-p", "bench.plugin", "-p", "no:cacheprovider"]
+QUIETLY = ["-q", "-p", "bench.session.plugin", "-p", "no:cacheprovider"]
 
 
 def _environment():
@@ -54,7 +54,7 @@ def test_collecting_imports_neither_torch_nor_transformers(tmp_path):
 
 def test_a_killed_run_goes_on_where_it_was(checkpoint, tmp_path):
     """Killed for good within the energy window, after the sizes are on the disk; --resume measures only the rest."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.plugin", "-p", "no:cacheprovider", SIZE, ENERGY,
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.session.plugin", "-p", "no:cacheprovider", SIZE, ENERGY,
                "--base", checkpoint, "--model", RTN, "--rootdir", tmp_path, *QUICK]  # fmt: skip
     journal = tmp_path / ".bench" / "journal.jsonl"
     with running(command, cwd=tmp_path, env=_environment(), stdout=subprocess.DEVNULL) as child:

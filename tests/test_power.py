@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.gate import LEVEL
+from bench.gate.verdicts import LEVEL
 
 _SPEC = importlib.util.spec_from_file_location("power", Path(__file__).parents[1] / "benchmarks" / "power.py")
 power = importlib.util.module_from_spec(_SPEC)

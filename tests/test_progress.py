@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from commands import PERPLEXITY, RTN
 
-from bench.progress import Lines
+from bench.session.progress import Lines
 
 pytest_plugins = ["pytester"]
 

@@ -9,9 +9,9 @@ from saboteurs import BROKEN_MASKS
 from strategies import DTYPES, gaussian, seeds
 from test_rounding import inputs
 
-from compression import _sparsity as sparsity
-from compression.pruning.magnitude import Magnitude
-from compression.pruning.wanda import Wanda
+from compression.methods.pruning.unstructured.magnitude import Magnitude
+from compression.methods.pruning.unstructured.wanda import Wanda
+from compression.numeric import sparsity
 
 
 def check_masks(choose, seed=0, share=0.5):

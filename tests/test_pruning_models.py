@@ -10,9 +10,9 @@ from strategies import gaussian
 
 import compression
 from compression import LayerError, Recipe, RecipeError
-from compression import _sparsity as sparsity
-from compression._blocks import Inputs, decoder_blocks
-from compression._rounding import Hessian
+from compression.architectures.decoder import Inputs, decoder_blocks
+from compression.numeric import sparsity
+from compression.numeric.rounding import Hessian
 
 
 @pytest.fixture

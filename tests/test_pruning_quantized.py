@@ -12,18 +12,18 @@ from test_rounding import hessian_of, inputs
 
 import compression
 from compression import Recipe, RecipeError
-from compression import _sparsity as sparsity
-from compression._linear import PackedLinear
-from compression._registry import METHODS, Method, method
-from compression._rounding import relative_error
-from compression._schedule import make_schedule
-from compression._sparse_linear import SparseLinear
-from compression.quantization.awq import AWQ
-from compression.quantization.gptq import GPTQ
-from compression.quantization.hqq import HQQ
-from compression.quantization.llm_int8 import LLMInt8
-from compression.quantization.nf4 import NF4
-from compression.quantization.rtn import RTN
+from compression.engine.schedule import make_schedule
+from compression.layers.packed import PackedLinear
+from compression.layers.sparse import SparseLinear
+from compression.methods.quantization.weight_activation.llm_int8 import LLMInt8
+from compression.methods.quantization.weight_only.awq import AWQ
+from compression.methods.quantization.weight_only.gptq import GPTQ
+from compression.methods.quantization.weight_only.hqq import HQQ
+from compression.methods.quantization.weight_only.nf4 import NF4
+from compression.methods.quantization.weight_only.rtn import RTN
+from compression.numeric import sparsity
+from compression.numeric.rounding import relative_error
+from compression.recipes.registry import METHODS, Method, method
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_without_exact_zeros_or_their_level_the_zeros_are_lost():
     assert not (quantized(GPTQ(group_size=32), nearly, hessian)[mask] == 0).all()
     few = torch.arange(64).repeat(8, 1) % 16 == 0
     assert not (quantized(HQQ(group_size=32), gaussian(8, 64).masked_fill(few, 0), hessian)[few] == 0).all()
-    assert {"hqq"} == {name for name, cls in compression.methods().items() if not cls.info.keeps_zeros}
+    assert {"hqq"} == {name for name, cls in compression.list_methods().items() if not cls.info.keeps_zeros}
 
 
 def test_gptq_of_a_pruned_weight_is_nearer_than_rounding_it_to_nearest():

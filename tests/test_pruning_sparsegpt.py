@@ -10,11 +10,11 @@ from test_rounding import hessian_of, inputs
 
 import compression
 from compression import LayerError
-from compression import _sparsity as sparsity
-from compression._blocks import STACKS, Inputs, decoder_blocks
-from compression._rounding import relative_error
-from compression.pruning.magnitude import Magnitude
-from compression.pruning.wanda import Wanda
+from compression.architectures.decoder import STACKS, Inputs, decoder_blocks
+from compression.methods.pruning.unstructured.magnitude import Magnitude
+from compression.methods.pruning.unstructured.wanda import Wanda
+from compression.numeric import sparsity
+from compression.numeric.rounding import relative_error
 
 
 def column_loop(weight, hessian, share, pattern, damp, block):

@@ -12,15 +12,15 @@ from commands import FILES, pytest_bench
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._errors import DataError, NotAvailable, OptionError
-from bench.rag import readings, robustness
-from bench.rag.answers import ask, check_lengths, prompt
-from bench.rag.chunking import Chunking
-from bench.rag.collection import Collection, Document, Question, spread
-from bench.rag.pipeline import Asked, Setup, retrieve
-from bench.rag.readers import embedded, open_collection
-from bench.sign import sign
-from compression._errors import install_command
+from bench.data.collections.chunking import Chunking
+from bench.data.collections.collection import Collection, Document, Question, spread
+from bench.data.collections.readers import embedded, open_collection
+from bench.errors import DataError, NotAvailable, OptionError
+from bench.gate.digest import sign
+from bench.measure.rag import readings, robustness
+from bench.measure.rag.pipeline import Asked, Setup, retrieve
+from bench.measure.rag.prompts import ask, check_lengths, prompt
+from compression.errors import install_command
 
 pytest_plugins = ["pytester"]
 

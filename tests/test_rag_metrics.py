@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._errors import MetricError
+from bench.errors import MetricError
+from bench.measure.rag import overlap, ranking
+from bench.measure.rag.prompts import Said
 from bench.metrics import all_metrics, rag_answers, rag_retrieval, rag_robustness, rag_speed
 from bench.metrics.rag_answers import AnswersReading, Replies
 from bench.metrics.rag_retrieval import Context, ContextReading, RankingReading
-from bench.rag import overlap, ranking
-from bench.rag.answers import Said
 
 WORDS = ["the", "a", "42", "coins", "coins.", "red", "Red", "grams"]
 texts = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)

@@ -12,15 +12,16 @@ from checkpoints import says
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._errors import DataError, OptionError
-from bench._scripts import token_spans
-from bench.rag import chunking, readings
-from bench.rag.chunking import Chunking, cut
-from bench.rag.pipeline import Setup, retrieve, retriever_of
-from bench.rag.readers import cranfield, squad
-from bench.rag.retrieval import BM25, Dense, Hybrid, fused, terms
-from bench.rag.vectors import Exact, Faiss, Qdrant, best
-from compression._errors import install_command
+from bench.data.collections import chunking
+from bench.data.collections.chunking import Chunking, cut
+from bench.data.collections.readers import cranfield, squad
+from bench.data.scripts import token_spans
+from bench.errors import DataError, OptionError
+from bench.measure.rag import readings
+from bench.measure.rag.pipeline import Setup, retrieve, retriever_of
+from bench.measure.rag.retrieval import BM25, Dense, Hybrid, fused, terms
+from bench.measure.rag.vectors import Exact, Faiss, Qdrant, best
+from compression.errors import install_command
 
 DOCUMENTS = [
     "The cat sat on the mat.",
@@ -359,7 +360,7 @@ def test_a_question_set_without_judgements_is_retrieved_for_over_a_text_of_ones_
 
 
 def test_the_question_set_of_the_seed_project_is_read():
-    from bench.rag.readers import question_answers
+    from bench.data.collections.readers import question_answers
 
     folder = data("seed-mistral")
     collection = question_answers(folder / "2308.07633v4-qa.json", folder / "SOURCE.md")

@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import compression
-from bench._errors import BenchError, DataError
-from bench.data import open_data
-from bench.rag.readers import open_collection
-from bench.tasks import SUITE, folder
+from bench.data.collections.readers import open_collection
+from bench.data.sources import open_data
+from bench.data.tasks import folder
+from bench.data.tasks.table import SUITE
+from bench.errors import BenchError, DataError
 from compression import CompressionError
-from compression._calibration import open_calibration
-from compression._downstream import open_downstream
-from compression._reading import decoded, digest_of_texts, loads
+from compression.calibration.text import open_calibration
+from compression.files.text import decoded, digest_of_texts, loads
+from compression.training.downstream import open_downstream
 
 MARKED = {
     "utf-8": codecs.BOM_UTF8, "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE,

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from strategies import recipe_texts, recipes
 
-from compression import Recipe, RecipeError, Step, methods, split_recipes
-from compression._recipe import slug
-from compression._registry import _ALIASES, METHODS, LayerwiseMethod, Method, method
-from compression._schedule import make_schedule
-from compression.quantization.llm_int8 import LLMInt8
-from compression.quantization.nf4 import NF4
-from compression.quantization.rtn import RTN
+from compression import Recipe, RecipeError, Step, list_methods, split_recipes
+from compression.engine.schedule import make_schedule
+from compression.methods.quantization.weight_activation.llm_int8 import LLMInt8
+from compression.methods.quantization.weight_only.nf4 import NF4
+from compression.methods.quantization.weight_only.rtn import RTN
+from compression.recipes.recipe import slug
+from compression.recipes.registry import _ALIASES, METHODS, LayerwiseMethod, Method, method
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,7 +76,7 @@ def test_the_canonical_text_has_no_alias_and_no_default(text, canonical):
 
 
 def test_every_alias_means_its_method():
-    methods()
+    list_methods()
     assert "nf4" == _ALIASES["q"]
     for alias, name in _ALIASES.items():
         assert METHODS[name] is type(one(alias).method)
@@ -243,7 +243,7 @@ def test_what_cannot_be_is_refused_with_what_is_allowed(text, words):
 @pytest.fixture
 def registry():
     """The registry, put back as it was afterwards."""
-    methods()
+    list_methods()
     before, aliases = dict(METHODS), dict(_ALIASES)
     yield METHODS
     METHODS.clear()
@@ -266,7 +266,7 @@ def test_a_name_that_is_taken_is_refused_naming_both_modules(registry, spelling,
 
     with pytest.raises(RecipeError, match=f"{spelling!r} is declared twice") as caught:
         declare("fake", aliases=(spelling,)) if as_alias else declare(spelling)
-    assert "compression.quantization.nf4" in str(caught.value)
+    assert "compression.methods.quantization.weight_only.nf4" in str(caught.value)
     assert "elsewhere.methods" in str(caught.value)
     assert before == registry
 
@@ -294,7 +294,7 @@ def test_a_method_on_the_whole_model_has_no_settings_per_layer(registry):
 
 
 def test_every_method_declares_what_the_runner_must_know():
-    for name, cls in methods().items():
+    for name, cls in list_methods().items():
         assert name == cls.info.name == one(name).name
         assert cls.__module__.split(".")[1] == cls.info.family
         assert cls.info.summary.endswith("."), name

@@ -9,14 +9,16 @@ from killing import killed_at
 from safetensors.torch import load_file
 
 import compression
-from compression import LayerError, Recipe, RecipeError, _blocks, _checkpoint
-from compression._artefact import stored_bytes
-from compression._checks import check
-from compression._downstream import Downstream, open_downstream
-from compression._errors import TrainingError
-from compression._linear import PackedLinear
-from compression._lora_linear import LoraLinear
-from compression._sparse_linear import SparseLinear
+from compression import LayerError, Recipe, RecipeError
+from compression.architectures import decoder
+from compression.checkpoints import base as _checkpoint
+from compression.checkpoints.artefact import stored_bytes
+from compression.engine.plan import check
+from compression.errors import TrainingError
+from compression.layers.low_rank import LoraLinear
+from compression.layers.packed import PackedLinear
+from compression.layers.sparse import SparseLinear
+from compression.training.downstream import Downstream, open_downstream
 
 PAIRS = [(f"{a} + {b} =", f" {a + b}\n") for a in range(6) for b in range(6)]
 TOKENIZER = _checkpoint.byte_tokenizer()
@@ -125,7 +127,7 @@ def test_packed_codes_keep_every_bit_and_adapters_lie_beside_them(base, steps, t
     adapters = {name: m for name, m in result.model.named_modules() if isinstance(m, LoraLinear)}
     tensors = bits(result.model)
 
-    assert len(_blocks.packed_layers(before.model)) == len(adapters) == 14
+    assert len(decoder.packed_layers(before.model)) == len(adapters) == 14
     for name, tensor in bits(before.model).items():
         found = tensors[name] if name in tensors else tensors[name.replace("_proj.", "_proj.base.")]
         assert torch.equal(tensor, found) and tensor.dtype == found.dtype, name
@@ -142,8 +144,8 @@ def test_packed_codes_keep_every_bit_and_adapters_lie_beside_them(base, steps, t
 def test_floats_take_the_adapters_in_and_zeros_and_sizes_stay(base, steps, tmp_path):
     before = compression.compress(base, steps)
     result = recovered(base, f"{steps}-{SMALL}", tmp_path)
-    old = {name: layer for block in _blocks.decoder_blocks(before.model) for name, layer in block.linears()}
-    new = {name: layer for block in _blocks.decoder_blocks(result.model) for name, layer in block.linears()}
+    old = {name: layer for block in decoder.decoder_blocks(before.model) for name, layer in block.linears()}
+    new = {name: layer for block in decoder.decoder_blocks(result.model) for name, layer in block.linears()}
 
     assert {name: type(layer) for name, layer in old.items()} == {name: type(layer) for name, layer in new.items()}
     for name, layer in new.items():
@@ -184,14 +186,14 @@ def test_merging_into_packed_layers_is_said_with_its_loss(base, tmp_path):
     details = [entry.detail for entry in result.report if "merged" in entry.detail]
 
     assert 14 == len(details)
-    assert {PackedLinear} == {type(layer) for layer in _blocks.stored_layers(result.model).values()}
+    assert {PackedLinear} == {type(layer) for layer in decoder.stored_layers(result.model).values()}
     assert all(0 < float(detail.split("rounding moved that by ")[1].split()[0]) < 2 for detail in details)
     assert compression.compress(base, "rtn(bits=8,group_size=32)").stored_bytes == result.stored_bytes
 
 
 def test_a_step_behind_it_sees_the_adapted_weights(base, tmp_path):
     result = recovered(base, f"nf4-{SMALL}", tmp_path)
-    dense = [(name, layer.to_linear().weight) for name, layer in _blocks.stored_layers(result.model).items()]
+    dense = [(name, layer.to_linear().weight) for name, layer in decoder.stored_layers(result.model).items()]
     again = recovered(base, f"nf4-{SMALL}-rtn(bits=8,group_size=32)", tmp_path)
     cut = recovered(base, f"nf4-{SMALL}-structured(keep_layers=none,keep_kv_heads=1)", tmp_path)
 
@@ -346,4 +348,4 @@ def test_token_ids_beyond_the_vocabulary_are_refused(tmp_path):
 def test_sparse_layers_are_stored_as_before(base, tmp_path):
     result = recovered(base, f"magnitude(pattern=2:4,store=nm)-{SMALL}", tmp_path)
 
-    assert {(SparseLinear, (2, 4))} == {(type(x), x.pattern) for x in _blocks.stored_layers(result.model).values()}
+    assert {(SparseLinear, (2, 4))} == {(type(x), x.pattern) for x in decoder.stored_layers(result.model).values()}

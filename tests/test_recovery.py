@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 import bench.test_recovery
 import compression
-from bench._errors import NotAvailable, OptionError
-from bench.items import Items, hashes_of
+from bench.errors import NotAvailable, OptionError
 from bench.metrics import recovery
 from bench.metrics.recovery import RecoveryReading, ShareReading, check_task, recipes_of
-from bench.options import Options
-from bench.workbench import Workbench
+from bench.results.items import Items, hashes_of
+from bench.session.options import Options
+from bench.session.session import Workbench
 from compression import Recipe, locate
 
 RIGHT = st.lists(st.tuples(*[st.sampled_from([0.0, 1.0])] * 3), min_size=1, max_size=30)

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._errors import OptionError
-from bench.reference import NAMES, card, folder, lessons, score, tokenizer, world
+from bench.commands import card_of_reference
+from bench.commands import train_reference as training
+from bench.errors import OptionError
+from bench.measure import reference_scores
+from bench.reference import NAMES, folder, lessons, tokenizer, world
 from bench.reference import model as architecture
-from bench.reference import train as training
 from bench.reference.batches import batch
 from bench.reference.world import Draw
 
@@ -37,7 +39,7 @@ def vocabulary():
 
 @pytest.fixture(scope="module")
 def student():
-    return score.load("student")
+    return reference_scores.load("student")
 
 
 class TestTokenizer:
@@ -112,7 +114,7 @@ class TestScores:
     """What must be true of the shipped student for compression to be seen in its scores."""
 
     def test_it_scores_as_its_card_says(self, student):
-        quick = score.scores(*student, names=("facts_easy", "no_rag", "perplexity"), limit=60)
+        quick = reference_scores.scores(*student, names=("facts_easy", "no_rag", "perplexity"), limit=60)
 
         for task, found in quick.items():
             said = facts("student")["scores"]["as it is"][task]
@@ -122,15 +124,18 @@ class TestScores:
     def test_the_student_is_competent_and_leaves_room(self):
         said = {task: row["value"] for task, row in facts("student")["scores"]["as it is"].items()}
 
-        assert min(said[task] for task in score.CHOICES) >= 0.8
+        assert min(said[task] for task in reference_scores.CHOICES) >= 0.8
         assert min(said["arithmetic"], said["code"]) >= 0.3
-        assert max(said[task] for task in card.TASKS) <= 0.97
+        assert max(said[task] for task in card_of_reference.TASKS) <= 0.97
         assert said["rag"] >= 0.7
         assert said["no_rag"] < 0.2
 
     def test_compression_can_be_seen(self):
         scores = facts("student")["scores"]
-        means = {recipe: statistics.mean(rows[task]["value"] for task in card.TASKS) for recipe, rows in scores.items()}
+        means = {
+            recipe: statistics.mean(rows[task]["value"] for task in card_of_reference.TASKS)
+            for recipe, rows in scores.items()
+        }
         lost = {recipe: means["as it is"] - mean for recipe, mean in means.items()}
 
         assert lost["rtn(bits=4)"] < 0.02 <= lost["rtn(bits=3)"]
@@ -152,14 +157,17 @@ class TestScores:
         readme = (folder("student").parent / "README.md").read_text(encoding="utf-8")
         cards = {name: facts(name) for name in NAMES}
 
-        assert card.table(cards) == readme.partition(card.START)[2].partition(card.END)[0].strip()
+        assert (
+            card_of_reference.table(cards)
+            == readme.partition(card_of_reference.START)[2].partition(card_of_reference.END)[0].strip()
+        )
 
     def test_likelihoods_are_those_of_one_choice_at_a_time_without_a_cache(self, student):
         import torch
 
         model, vocabulary = student
-        item = score.tasks.items("categories", "test")[0]
-        start = vocabulary.encode(score.tasks.prompt(item))
+        item = reference_scores.tasks.items("categories", "test")[0]
+        start = vocabulary.encode(reference_scores.tasks.prompt(item))
         expected = []
         for choice in item["choices"]:
             ids = torch.tensor([start + vocabulary.encode(choice)])
@@ -167,11 +175,11 @@ class TestScores:
                 logs = model(input_ids=ids).logits.log_softmax(-1)[0, len(start) - 1 : -1]
             expected.append(float(logs.gather(1, ids[0, len(start) :, None]).mean()))
 
-        assert expected == pytest.approx(score.likelihoods(model, vocabulary, [item])[0], abs=1e-3)
+        assert expected == pytest.approx(reference_scores.likelihoods(model, vocabulary, [item])[0], abs=1e-3)
 
     def test_an_unknown_task_is_refused_with_the_known_ones(self, student):
         with pytest.raises(OptionError, match="tasks fact are not scored; there are continuation"):
-            score.scores(*student, names=("fact",))
+            reference_scores.scores(*student, names=("fact",))
 
 
 class TestMeasures:
@@ -180,15 +188,15 @@ class TestMeasures:
         [("The 42 coins.", "42 coins", 1), ("red", "blue", 0), ("42", "42 coins", 2 / 3), ("", "red", 0)],
     )
     def test_f1_is_that_of_squad(self, answer, truth, expected):
-        assert score.f1(answer, truth) == pytest.approx(expected)
+        assert reference_scores.f1(answer, truth) == pytest.approx(expected)
 
     @given(st.text(), st.text())
     def test_f1_is_symmetric_and_a_share(self, one, other):
-        assert 0 <= score.f1(one, other) == score.f1(other, one) <= 1
+        assert 0 <= reference_scores.f1(one, other) == reference_scores.f1(other, one) <= 1
 
     @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=200))
     def test_an_interval_holds_its_value(self, points):
-        found = score._share(points)
+        found = reference_scores._share(points)
 
         assert 0 <= found.low <= found.value <= found.high <= 1
         assert found.high - found.low > 0
@@ -198,9 +206,9 @@ class TestMeasures:
 
         values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
 
-        assert card.kurtosis(values) == pytest.approx(0, abs=0.1)
-        assert card.kurtosis(torch.cat([values, torch.tensor([100.0])])) > 100
-        assert card.channel_ratio(torch.tensor([[1.0, -8.0, 2.0], [0.5, 1.0, 1.0]])) == 4
+        assert card_of_reference.kurtosis(values) == pytest.approx(0, abs=0.1)
+        assert card_of_reference.kurtosis(torch.cat([values, torch.tensor([100.0])])) > 100
+        assert card_of_reference.channel_ratio(torch.tensor([[1.0, -8.0, 2.0], [0.5, 1.0, 1.0]])) == 4
 
 
 def test_student_and_teacher_share_their_tokenizer():

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.reference import instructions, lessons, programs, score, tasks, world
+from bench.measure import reference_scores
+from bench.reference import instructions, lessons, programs, tasks, world
 from bench.reference.world import Draw
 
 CHANCE = 0.25
-CHOICES = score.CHOICES
+CHOICES = reference_scores.CHOICES
 
 
 @functools.cache

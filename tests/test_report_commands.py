@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from report_rows import BASELINES, SIZE, contents_of, row
 
 from bench.__main__ import main as command
-from bench.journal import Journal
 from bench.report import formats
-from bench.report.commands import SHORTENED, measuring, settings_of
+from bench.report.commands_to_type import SHORTENED, measuring, settings_of
 from bench.report.page import page
 from bench.report.sources import recorded
 from bench.report.tables import tables
 from bench.report.write import write
+from bench.results.journal import Journal
 
 pytest_plugins = ["pytester"]
 

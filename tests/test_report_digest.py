@@ -3,9 +3,9 @@
 import pytest
 from report_rows import ACCURACY, LATENCY, LOAD, PERPLEXITY, SIZE, contents_of, row
 
-from bench._errors import JournalError
-from bench.orderings import BEGINNINGS, ORDERS
-from bench.report.digest import LIMIT, digest
+from bench.errors import JournalError
+from bench.report.orders import BEGINNINGS, ORDERS
+from bench.report.pull_request import LIMIT, digest
 
 
 def test_verdicts_come_first_then_what_moved_then_the_numbers():

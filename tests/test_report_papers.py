@@ -2,8 +2,8 @@
 
 from report_rows import PERPLEXITY, SIZE, row, table_of
 
-from bench.orderings import ORDERS
-from bench.report._layout import FAMILIES, layouts
+from bench.report.layout import FAMILIES, layouts
+from bench.report.orders import ORDERS
 from bench.report.papers import PAPERS
 
 

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from report_rows import LATENCY, LOAD, PERPLEXITY, SIZE, cells, contents_of, row, table_of
 
 from bench.__main__ import main as command
-from bench.journal import Journal
 from bench.metrics import all_metrics
 from bench.report import figures
-from bench.report.digest import numbers
 from bench.report.overview import COSTS, Overview
 from bench.report.page import page
+from bench.report.pull_request import numbers
 from bench.report.recommend import Limits, points_of, recommend
 from bench.report.tables import tables
+from bench.results.journal import Journal
 
 TIMED = {  # metric: table and column
     LATENCY: ("E14", "Latency (ms/tok)"),

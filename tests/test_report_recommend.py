@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from report_rows import ACCURACY, BASELINES, PERPLEXITY, SIZE, row
 
 from bench.__main__ import main as command
-from bench._errors import BaselineError
-from bench.orderings import ORDERS
-from bench.paired import compare
+from bench.errors import BaselineError
 from bench.report.fronts import dominates, front
+from bench.report.orders import ORDERS
 from bench.report.recommend import Limits, Point, points_of, recommend, share
 from bench.report.sources import recorded
+from bench.statistics.paired import compare
 
 numbers = st.integers(0, 4).map(float)
 clouds = st.dictionaries(st.sampled_from("abcdefgh"), st.tuples(numbers, numbers, numbers), max_size=8)

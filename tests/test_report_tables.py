@@ -6,9 +6,9 @@ import pytest
 from report_rows import BASELINES, F1, LATENCY, LOAD, PERPLEXITY, SIZE, cells, row, table_of
 
 from bench.metrics import all_metrics
-from bench.orderings import BEGINNINGS, ORDERS
-from bench.report import recipes
-from bench.report._layout import FAMILIES, JUDGED, family_of, layouts
+from bench.report import recipe_lists
+from bench.report.layout import FAMILIES, JUDGED, family_of, layouts
+from bench.report.orders import BEGINNINGS, ORDERS
 from bench.report.sources import recorded
 from bench.report.tables import newest, tables
 
@@ -177,13 +177,13 @@ def test_where_all_are_alike_or_no_direction_is_better_nothing_is_marked():
 
 
 def test_first_steps_of_orders_are_measured_as_far_as_the_table_of_orders_needs():
-    assert {*BEGINNINGS, *ORDERS, "fp16", "p", "kd", "nf4"} <= set(recipes.ALL)
-    assert len(set(recipes.ALL)) == len(recipes.ALL)
+    assert {*BEGINNINGS, *ORDERS, "fp16", "p", "kd", "nf4"} <= set(recipe_lists.ALL)
+    assert len(set(recipe_lists.ALL)) == len(recipe_lists.ALL)
     for recipe in BEGINNINGS:
-        assert recipes.has_a_line(recipe, {"efficiency", "ordering"})
-        assert not recipes.has_a_line(recipe, {"efficiency"})
-    assert recipes.has_a_line("nf4", {"recovery"})
-    assert not recipes.has_a_line("gptq", {"recovery"})
+        assert recipe_lists.has_a_line(recipe, {"efficiency", "ordering"})
+        assert not recipe_lists.has_a_line(recipe, {"efficiency"})
+    assert recipe_lists.has_a_line("nf4", {"recovery"})
+    assert not recipe_lists.has_a_line("gptq", {"recovery"})
 
 
 def test_a_table_says_what_the_recipes_are_and_what_their_texts_leave_out():
@@ -200,7 +200,7 @@ def test_the_control_of_distillation_stands_beside_it():
     rows = [row(PERPLEXITY, 2.0, recipe) for recipe in ("kd", "kd(alpha=0.0)", *ORDERS)]
 
     assert {"kd", "kd(alpha=0.0)"} <= set(cells(table_of(rows, "O1")))
-    assert "kd(alpha=0.0)" in recipes.ALL and recipes.has_a_line("kd(alpha=0.0)", {"ordering"})
+    assert "kd(alpha=0.0)" in recipe_lists.ALL and recipe_lists.has_a_line("kd(alpha=0.0)", {"ordering"})
 
 
 def test_of_the_reference_it_is_said_that_its_outliers_are_planted():

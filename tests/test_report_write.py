@@ -7,10 +7,10 @@ from checkpoints import says
 from report_rows import F1, LATENCY, LOAD, SIZE, contents_of, row
 
 from bench.__main__ import main as command
-from bench._errors import JournalError, OptionError
-from bench.journal import Journal, read
-from bench.report.digest import digest
+from bench.errors import JournalError, OptionError
+from bench.report.pull_request import digest
 from bench.report.write import chosen, writable, write
+from bench.results.journal import Journal, read
 
 
 def test_the_files_hold_every_row_and_the_tables_every_value(tmp_path):

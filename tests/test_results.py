@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import running
 
-from bench._errors import JournalError
-from bench.journal import ENDINGS, Journal, read, resume
-from bench.rows import Row, key_of
-from compression._strict import strict_json
+from bench.errors import JournalError
+from bench.results.journal import ENDINGS, Journal, read, resume
+from bench.results.row import Row, key_of
+from compression.files.strict_json import strict_json
 
 ROOT = Path(__file__).parent.parent
 

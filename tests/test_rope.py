@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, LlamaConfig
 from wordings import tiny
 
-from bench import _rope
-from bench._step import lean_step
-from bench._tree import Request, Tree
-from bench.answering import answer
-from bench.data import open_data
+from bench.data.sources import open_data
+from bench.measure import rope as _rope
+from bench.measure.answering import answer
+from bench.measure.decode_step import lean_step
+from bench.measure.scoring.prefix_tree import Request, Tree
 from bench.metrics.perplexity import PerplexityProtocol, perplexity
-from compression._checkpoint import byte_tokenizer
+from compression.checkpoints.base import byte_tokenizer
 
 BORDER = 24  # tokens up to which no text changes another
 LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [2.0 + n for n in

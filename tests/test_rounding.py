@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from strategies import gaussian, seeds, weights
 
 from compression import LayerError
-from compression._grids import AffineGrid, decode, quantize
-from compression._rounding import (
+from compression.numeric.grids import AffineGrid, decode, quantize
+from compression.numeric.rounding import (
     Hessian,
     Rounded,
     gptq,

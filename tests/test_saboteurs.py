@@ -9,13 +9,14 @@ import pytest
 from small_runs import MEASUREMENTS, make_base, measured, one_run, options
 
 import compression
-from bench import _waiting, generation
 from bench import test_efficiency as efficiency
-from bench.metrics import memory, memory_child
-from bench.workbench import Workbench
+from bench.machine import cpu_wait
+from bench.measure import generation, memory_process
+from bench.metrics import memory
+from bench.session.session import Workbench
 from compression import Recipe
-from compression._linear import PackedLinear
-from compression.quantization.rtn import RTN
+from compression.layers.packed import PackedLinear
+from compression.methods.quantization.weight_only.rtn import RTN
 
 RECIPE = "rtn(group_size=32)"
 SOUND = RTN.compress_linear
@@ -158,8 +159,8 @@ def timed(tmp_path, monkeypatch):
             elif isinstance(module, torch.nn.Linear):
                 clock.work(1e-3)
 
-        monkeypatch.setattr(_waiting, "_COUNTED", "/nowhere")
-        for module in (generation, _waiting):
+        monkeypatch.setattr(cpu_wait, "_COUNTED", "/nowhere")
+        for module in (generation, cpu_wait):
             monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
         hook = torch.nn.modules.module.register_module_forward_pre_hook(product)
         request = SimpleNamespace(getfixturevalue=lambda name: Benchmark())
@@ -200,7 +201,7 @@ def test_a_method_that_leaks_memory_with_every_run_is_seen(tmp_path, monkeypatch
             model = workbench.compressed(Recipe.parse(RECIPE)).model
             load = workbench.options.load(1)
             decode = lambda model: generation.Decoder(model, load).run()  # noqa: E731
-            _, peaks, source = memory_child.measure(lambda: model, decode, loads=3)
+            _, peaks, source = memory_process.measure(lambda: model, decode, loads=3)
             peak = max(1, round(median(peaks)))
             return memory.MemoryReading(peak_bytes=peak, model_bytes=1, stored_bytes=1, source=source), None
 

@@ -18,11 +18,11 @@ import pytest
 from checkpoints import says
 from killing import running, wait_until
 
-from bench import sandbox
-from bench._claims import CLAIMS
-from bench._errors import NotAvailable
-from bench._jail import LAYERS
-from bench.sandbox import forbidden, run, run_all
+from bench.errors import NotAvailable
+from bench.measure.sandbox import run as sandbox
+from bench.measure.sandbox.claims import CLAIMS
+from bench.measure.sandbox.jail import LAYERS
+from bench.measure.sandbox.run import forbidden, run, run_all
 
 SYSTEM = shutil.which("python3", path="/usr/bin:/usr/local/bin")  # one that other users can read, too
 FINE = "assert sorted([2, 1]) == [1, 2]"
@@ -365,7 +365,7 @@ SEEN = {"see that other files are there", "see other processes"}  # but from wit
 @pytest.mark.parametrize("without", [(), ("namespaces",)], ids=["namespaces", "no-namespaces"])
 @pytest.mark.parametrize("user", USERS.values(), ids=USERS)
 def test_as_much_is_forbidden_whoever_runs_them(user, without):
-    code = f"import json; from bench.sandbox import forbidden, run\nwithout = {without!r}\n"
+    code = f"import json; from bench.measure.sandbox.run import forbidden, run\nwithout = {without!r}\n"
     code += "print(json.dumps([forbidden(without=without).possible, run('pass', without=without).layers]))"
     possible, layers = as_user(user, code)
 
@@ -439,8 +439,8 @@ def test_in_a_root_of_its_own_a_program_may_set_what_its_files_have(change):
 
 
 def test_code_is_run_only_where_it_was_allowed():
-    from bench.options import Options
-    from bench.workbench import Workbench
+    from bench.session.options import Options
+    from bench.session.session import Workbench
 
     ask = Workbench.sandbox.func
     with pytest.raises(NotAvailable, match=says("only with --allow-code-execution")):

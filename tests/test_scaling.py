@@ -13,11 +13,11 @@ from strategies import affine_grids, gaussian, seeds, weights
 
 import compression
 from compression import LayerError, RecipeError
-from compression._blocks import STACKS, Block, decoder_blocks
-from compression._grids import AffineGrid, decode, quantize
-from compression._scaling import SHRINKS, Producer, Scaling, candidates, clipped, nearest
-from compression._stacks import Layer, _scale
-from compression.quantization.awq import AWQ
+from compression.architectures.decoder import STACKS, Block, decoder_blocks
+from compression.calibration.blockwise import Layer, _scale
+from compression.methods.quantization.weight_only.awq import AWQ
+from compression.numeric.channel_scales import SHRINKS, Producer, Scaling, candidates, clipped, nearest
+from compression.numeric.grids import AffineGrid, decode, quantize
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 SMALL = "samples=4,sequence_length=24"

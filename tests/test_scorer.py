@@ -9,11 +9,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import GenerationConfig
 
-from bench._errors import MetricError, OptionError
-from bench._tree import Request, Tree, shares
-from bench.reference import score, tasks, world
-from bench.scorer import TOLERANCE, Scorer
-from compression._checkpoint import byte_tokenizer
+from bench.errors import MetricError, OptionError
+from bench.measure import reference_scores
+from bench.measure.scoring.lm_eval import TOLERANCE, Scorer
+from bench.measure.scoring.prefix_tree import Request, Tree, shares
+from bench.reference import tasks, world
+from compression.checkpoints.base import byte_tokenizer
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -133,7 +134,7 @@ class TestLikelihoods:
 
     @pytest.mark.parametrize("text", ["nf4", "magnitude(store=bitmask)", "structured", "rtn(bits=3)"])
     def test_compressed_models_score_alike_however_much_is_read_at_once(self, text, choices):
-        model, tokenizer = score.load("student", text)
+        model, tokenizer = reference_scores.load("student", text)
         requests = instances("loglikelihood", choices[::10])
 
         one, many = (Scorer(model, tokenizer, rows=rows) for rows in (1, 32))

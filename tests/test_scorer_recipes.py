@@ -6,8 +6,8 @@ from checkpoints import transformers_model
 from lm_eval.api.instance import Instance
 
 import compression
-from bench.scorer import TOLERANCE, TOLERANCE_16, Scorer
-from compression._checkpoint import byte_tokenizer
+from bench.measure.scoring.lm_eval import TOLERANCE, TOLERANCE_16, Scorer
+from compression.checkpoints.base import byte_tokenizer
 
 RECIPES = ("fp16", "nf4", "gptq(group_size=32)", "awq(group_size=32)", "hqq(group_size=32)", "sparsegpt", "structured")
 TEXTS = [("The price of the lamp is ", n) for n in ("9", "42 coins", "nothing at all")] + [

@@ -9,17 +9,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_rag_metrics import said
 
-from bench._errors import NotAvailable
-from bench._scripts import has_english_letters, is_english, pieces, search_terms, sentence_ends, token_spans, words
-from bench.judge import readings
-from bench.judge.answers import Answered, Asked
-from bench.judge.clarity import coherence_by_words, readability
-from bench.judge.clarity import words as clear_words
+from bench.data.collections.chunking import Chunking, cut
+from bench.data.scripts import has_english_letters, is_english, pieces, search_terms, sentence_ends, token_spans, words
+from bench.errors import NotAvailable
+from bench.measure.judge import readings
+from bench.measure.judge.answers import Answered, Asked
+from bench.measure.judge.clarity import coherence_by_words, readability
+from bench.measure.judge.clarity import words as clear_words
+from bench.measure.rag import overlap
+from bench.measure.rag.retrieval import BM25, terms
 from bench.metrics import all_metrics, rag_answers, rag_robustness
 from bench.metrics.rag_answers import AnswersReading
-from bench.rag import overlap
-from bench.rag.chunking import Chunking, cut
-from bench.rag.retrieval import BM25, terms
 
 OVERLAP = ("f1", "exact_match", "squad_f1", "squad_exact_match", "contains", "faithfulness", "faithfulness_normalised",
            "answer_relevance", "rouge1", "rouge_l", "bleu")  # fmt: skip

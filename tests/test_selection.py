@@ -9,24 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import make_base, one_run, options
 
-from bench._errors import JournalError
-from bench.journal import Journal, read
+from bench.errors import JournalError
 from bench.metrics import size
-from bench.workbench import Workbench
-from compression import Recipe, RecipeError, methods, parse_setting
+from bench.results.journal import Journal, read
+from bench.session.session import Workbench
+from compression import Recipe, RecipeError, list_methods, parse_setting
 
 pytest_plugins = ["pytester"]
 
-NAMES = sorted(methods())
+NAMES = sorted(list_methods())
 
 
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4), st.sampled_from([64, 128]), st.sampled_from([64, 256]))
 def test_a_setting_reaches_every_step_that_has_the_parameter_and_leaves_it_at_its_default(names, own, value):
     def text(name, group):
-        known = "group_size" in {field.name for field in dataclasses.fields(methods()[name])}
+        known = "group_size" in {field.name for field in dataclasses.fields(list_methods()[name])}
         return f"{name}(group_size={group})" if known and group is not None else name
 
-    default = {name: getattr(methods()[name](), "group_size", None) for name in names}
+    default = {name: getattr(list_methods()[name](), "group_size", None) for name in names}
     recipe = Recipe.parse("-".join(text(name, own if i % 2 else None) for i, name in enumerate(names)))
     left = [own if i % 2 and own != default[name] else value for i, name in enumerate(names)]
 

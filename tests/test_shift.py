@@ -12,7 +12,7 @@ from healthy_results import timed_row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._shift import TRIMMED, _difference, _weights, quantile, shift, trimmed
+from bench.statistics.timing_change import TRIMMED, _difference, _weights, quantile, shift, trimmed
 
 
 @pytest.mark.parametrize(("count", "share"), [(5, 0.2), (10, 0.2), (11, 0.5), (20, 1.0)])

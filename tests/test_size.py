@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bench.metrics.size import ArtefactReading, sparsity, zeros
-from compression._sparse_linear import SparseLinear
+from compression.layers.sparse import SparseLinear
 
 
 def test_zeros_are_counted_in_dense_and_sparse_layers_alike():

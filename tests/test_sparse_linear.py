@@ -12,8 +12,8 @@ from strategies import gaussian, seeds, weights
 
 import compression
 from compression import LayerError
-from compression import _sparsity as sparsity
-from compression._sparse_linear import SparseLinear
+from compression.layers.sparse import SparseLinear
+from compression.numeric import sparsity
 
 
 @pytest.fixture

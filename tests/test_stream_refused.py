@@ -150,13 +150,13 @@ def whole_model_method(monkeypatch):
     """A registered method that takes the model as a whole."""
     from dataclasses import dataclass
 
-    from compression import _registry
+    from compression.recipes import registry
 
-    monkeypatch.setattr(_registry, "METHODS", dict(_registry.discover()))
+    monkeypatch.setattr(registry, "METHODS", dict(registry.discover()))
 
-    @_registry.method("whole_test", leaves="dense")
+    @registry.method("whole_test", leaves="dense")
     @dataclass(frozen=True, kw_only=True)
-    class Whole(_registry.Method):
+    class Whole(registry.Method):
         """Halves the last norm."""
 
         def apply(self, model, context):

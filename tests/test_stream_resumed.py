@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import compression
 from compression import CheckpointError
-from compression import _stream as stream
 from compression.__main__ import main
-from compression._files import digest_of_file
+from compression.engine import stream
+from compression.files.atomic import digest_of_file
 
 
 @pytest.fixture(scope="module")

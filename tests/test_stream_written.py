@@ -9,11 +9,11 @@ from checkpoints import logits, transformers_model
 from safetensors import safe_open
 
 import compression
-from compression._artefact import outline
-from compression._blocks import Inputs
-from compression._checkpoint import build, locate
-from compression._shapes import SHAPES
-from compression._weights import open_weights
+from compression.architectures.decoder import Inputs
+from compression.architectures.random_shapes import SHAPES
+from compression.checkpoints.artefact import outline
+from compression.checkpoints.base import build, locate
+from compression.checkpoints.weights import open_weights
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,15 @@ from cut_models import NF4, folders, opened  # noqa: F401
 
 import compression
 from compression import LayerError, Recipe
-from compression._checks import check
+from compression.engine.plan import check
 
 CUT = "p(round_to=32,samples=4)"
 TUNED = "p(round_to=32,samples=4,finetune_samples=16)"
 
 
 def test_fine_tuning_trains_all_that_is_left_on_the_loss_of_the_text(tmp_path):
-    from compression.distillation._settings import Objective, Settings
-    from compression.distillation._training import train
+    from compression.training.settings import Objective, Settings
+    from compression.training.trainer import train
 
     ids, base = torch.randint(300, (20, 12), generator=torch.Generator().manual_seed(3)), opened()
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}

@@ -6,10 +6,10 @@ from checkpoints import transformers_model
 from cut_models import CUTS, FAMILIES, IDS, SIZES, assert_close, compressed, folders, logits, opened, without  # noqa: F401
 
 import compression
-from bench._step import lean_step
-from bench.generation import Decoder, Load, _static_cache
+from bench.measure.decode_step import lean_step
+from bench.measure.generation import Decoder, Load, _static_cache
 from bench.metrics.compute import model_flops_per_token
-from compression._checkpoint import byte_tokenizer
+from compression.checkpoints.base import byte_tokenizer
 
 
 def greedy(model, how, new=10):

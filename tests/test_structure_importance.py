@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from cut_models import IDS, LAYERS, compressed, folders, logits, opened  # noqa: F401
 
-from compression._blocks import Inputs, decoder_blocks
-from compression.pruning import _importance
+from compression.architectures.decoder import Inputs, decoder_blocks
+from compression.methods.pruning.structured import importance
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def test_similarity_is_the_mean_cosine_of_what_enters_and_leaves_a_layer():
         for i in range(5)
     ]  # fmt: skip
 
-    assert pytest.approx([float(x) for x in expected], rel=1e-5) == _importance.layer_similarity(opened().model, IDS)
+    assert pytest.approx([float(x) for x in expected], rel=1e-5) == importance.layer_similarity(opened().model, IDS)
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def test_perplexity_without_a_layer_is_that_of_the_model_without_it():
         losses = [F.cross_entropy(logits(model)[j, :-1], sample[1:]) for j, sample in enumerate(IDS)]
         expected.append(float(torch.stack(losses).mean().exp()))
 
-    found = _importance.perplexity_without(opened().model, IDS)
+    found = importance.perplexity_without(opened().model, IDS)
 
     assert pytest.approx(expected, rel=1e-4) == found
     result = compressed("MistralForCausalLM", f"{LAYERS}4,choose=perplexity)")
@@ -59,7 +59,7 @@ def test_the_contribution_of_a_head_is_the_norm_of_what_its_columns_add():
         expected.append(float(sum((weight @ x).square().sum() for x in seen[0][..., columns].reshape(-1, 32)).sqrt()))
 
     fresh = opened().model
-    found = _importance.head_contribution(decoder_blocks(fresh)[0], Inputs.of_first_block(fresh, IDS))
+    found = importance.head_contribution(decoder_blocks(fresh)[0], Inputs.of_first_block(fresh, IDS))
 
     assert pytest.approx(expected, rel=1e-4) == found.tolist()
 

@@ -11,9 +11,9 @@ from strategies import gaussian, seeds
 
 import compression
 from compression import LayerError
-from compression._blocks import decoder_blocks
-from compression._grids import AffineGrid, Int8RowGrid, NF4Grid, quantize
-from compression._linear import PackedLinear
+from compression.architectures.decoder import decoder_blocks
+from compression.layers.packed import PackedLinear
+from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid, quantize
 
 GRIDS = (
     NF4Grid(group_size=32), NF4Grid(group_size=64), NF4Grid(group_size=64, double_quant=False), Int8RowGrid(),

@@ -6,9 +6,9 @@ from cut_models import CUTS, FOLDERS, IDS, NF4, compressed, folders, opened, ske
 
 import compression
 from compression import CalibrationError, LayerError, Recipe, RecipeError
-from compression._checkpoint import build
-from compression._checks import check
-from compression._shapes import SHAPES
+from compression.architectures.random_shapes import SHAPES
+from compression.checkpoints.base import build
+from compression.engine.plan import check
 
 
 @pytest.mark.parametrize(

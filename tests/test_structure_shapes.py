@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compression import LayerError, Recipe
-from compression._artefact import stored_bytes
-from compression._blocks import decoder_blocks
-from compression._checks import check
-from compression.pruning.p import P
-from compression.pruning.structured import layers_by_position
+from compression.architectures.decoder import decoder_blocks
+from compression.checkpoints.artefact import stored_bytes
+from compression.engine.plan import check
+from compression.methods.pruning.structured.depth_and_heads import layers_by_position
+from compression.methods.pruning.structured.mlp_neurons import P
 
 # --- Which parts stay -------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.data import open_data
+from bench.data.sources import open_data
+from bench.data.tasks import bundled
+from bench.data.tasks.table import SUITE
+from bench.measure.rag.overlap import squad_f1
+from bench.measure.scoring import programs, quac
+from bench.measure.scoring.lm_eval import Scorer
+from bench.measure.scoring.prepare import prepare
 from bench.metrics.tasks import score
-from bench.rag.overlap import squad_f1
-from bench.scorer import Scorer
-from bench.tasks import SUITE, bundled, code, quac
-from bench.tasks.prepare import prepare
-from compression._errors import install_command
+from compression.errors import install_command
 
 SIZES = ("_three_objects", "_five_objects", "_seven_objects")
 
@@ -139,6 +141,6 @@ def test_what_the_tests_of_a_program_need_runs_before_them_and_after_the_program
     doc = {"test_setup_code": "root = Node(2)", "test_list": ["assert value(root) == 2"]}
     wrote = "class Node:\n    def __init__(self, v):\n        self.v = v\n\ndef value(node):\n    return node.v"
 
-    asked = code.CONFIGURATIONS["mbpp"]["process_results"](doc, [wrote])["pass@1"]
+    asked = programs.CONFIGURATIONS["mbpp"]["process_results"](doc, [wrote])["pass@1"]
 
-    assert [1.0, 0.0] == code.passes([asked, code.program(wrote, doc["test_list"])])
+    assert [1.0, 0.0] == programs.passes([asked, programs.program(wrote, doc["test_list"])])

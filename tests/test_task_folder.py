@@ -6,11 +6,11 @@ import pytest
 from checkpoints import says
 from task_requests import built
 
-from bench._errors import DataError, NotAvailable
-from bench.data import open_data
-from bench.tasks import SUITE, choose
-from bench.tasks.prepare import prepare
-from compression._errors import install_command
+from bench.data.sources import open_data
+from bench.data.tasks.table import SUITE, choose
+from bench.errors import DataError, NotAvailable
+from bench.measure.scoring.prepare import prepare
+from compression.errors import install_command
 
 
 def test_every_model_is_shown_the_same_examples(shared):

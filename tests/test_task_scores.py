@@ -4,16 +4,16 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 from task_requests import built
 
-from bench import paired
-from bench._errors import MetricError, NotAvailable
-from bench.data import open_data
-from bench.items import Items, hashes_of
+from bench.data.sources import open_data
+from bench.data.tasks.table import SUITE
+from bench.errors import MetricError, NotAvailable
+from bench.measure import reference_scores as reference
+from bench.measure.scoring.lm_eval import TOLERANCE, Scorer
+from bench.measure.scoring.prepare import Prepared, prepare
 from bench.metrics.tasks import TaskReading, accuracy, score
-from bench.reference import score as reference
 from bench.reference import tasks
-from bench.scorer import TOLERANCE, Scorer
-from bench.tasks import SUITE
-from bench.tasks.prepare import Prepared, prepare
+from bench.results.items import Items, hashes_of
+from bench.statistics import paired
 
 EMBEDDED = open_data("embedded", base="reference")
 

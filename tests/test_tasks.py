@@ -9,19 +9,18 @@ from checkpoints import says, transformers_model
 from commands import FILES, pytest_bench
 from task_requests import built
 
-import bench.scorer
-import bench.summary
-import bench.tasks.stand_ins
-import bench.workbench  # noqa: F401
-from bench._errors import NotAvailable, OptionError
-from bench.data import open_data
+import bench.measure.scoring.lm_eval
+import bench.measure.scoring.stand_ins
+import bench.session.session  # noqa: F401
+from bench.data.sources import open_data
+from bench.data.tasks.table import SUITE, choose
+from bench.errors import NotAvailable, OptionError
+from bench.measure.scoring.prepare import prepare
 from bench.metrics.tasks import SuiteReading, accuracy_drop, average_accuracy, suite_of
 from bench.reference import tasks
 from bench.report.tables import tables
-from bench.rows import Row
-from bench.tasks import SUITE, choose
-from bench.tasks.prepare import prepare
-from compression._checkpoint import byte_tokenizer
+from bench.results.row import Row
+from compression.checkpoints.base import byte_tokenizer
 
 pytest_plugins = ["pytester"]
 

@@ -15,16 +15,11 @@ from killing import killed_at
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import compression
-from compression import _checkpoint
-from compression._errors import RecipeError, TeacherError
-from compression._files import locked
-from compression.distillation._chunks import TopK
-from compression.distillation._teacher import (
-    DESCRIPTION,
-    shared_vocabulary,
-    teacher_outputs,
-    tokenizer_digest,
-)
+from compression.checkpoints import base as _checkpoint
+from compression.errors import RecipeError, TeacherError
+from compression.files.atomic import locked
+from compression.numeric.losses_in_chunks import TopK
+from compression.training.teacher import DESCRIPTION, shared_vocabulary, teacher_outputs, tokenizer_digest
 
 IDS = torch.arange(60).view(6, 10) * 7 % 48
 

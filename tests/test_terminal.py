@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import ACCURACY, LATENCY, LOAD, PERPLEXITY, SIZE, row
 
-from bench._columns import WIDTH, blocks, wrapped
-from bench.gate import Verdict
-from bench.items import Items, hashes_of
-from bench.paired import compare
+from bench.gate.verdicts import Verdict
 from bench.report import formats
+from bench.report.columns import WIDTH, blocks, wrapped
 from bench.report.tables import tables
-from bench.summary import lines, terminal_table
+from bench.results.items import Items, hashes_of
+from bench.session.summary import lines, terminal_table
+from bench.statistics.paired import compare
 
 names = st.text("ab(),=-_0", min_size=1, max_size=150)
 shapes = st.integers(1, 12).flatmap(

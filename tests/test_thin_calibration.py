@@ -9,10 +9,11 @@ from block_by_block import deep_checkpoint, write
 from checkpoints import transformers_model
 
 import compression
-from bench import summary
-from bench.workbench import Workbench
-from compression import Recipe, _blocks
-from compression._formats._model import vllm_refusal
+from bench.session import summary
+from bench.session.session import Workbench
+from compression import Recipe
+from compression.architectures import decoder
+from compression.checkpoints.formats.model import vllm_refusal
 
 FEW = "samples=4,sequence_length=12"
 
@@ -87,18 +88,18 @@ def test_the_written_format_needs_no_gather_and_vllm_wants_it_symmetric(base, tm
     quantization = json.loads((tmp_path / "out" / "quantize_config.json").read_text())
 
     assert gathers == quantization["desc_act"]
-    assert {gathers} == {layer.permutation is not None for layer in _blocks.packed_layers(result.model).values()}
+    assert {gathers} == {layer.permutation is not None for layer in decoder.packed_layers(result.model).values()}
     assert words in vllm_refusal(result.model) if words else vllm_refusal(result.model) is None
 
 
 def test_one_group_to_a_channel_needs_no_gather_in_any_order(base):
     result = compression.compress(base, f"gptq(group_size=-1,static_groups=false,{FEW})", calibration="random")
 
-    assert {None} == {layer.permutation for layer in _blocks.packed_layers(result.model).values()}
+    assert {None} == {layer.permutation for layer in decoder.packed_layers(result.model).values()}
 
 
 def _linears(model):
-    return [pair for block in _blocks.decoder_blocks(model) for pair in block.linears()]
+    return [pair for block in decoder.decoder_blocks(model) for pair in block.linears()]
 
 
 def test_a_run_says_it_in_the_row_of_perplexity_and_in_its_summary(tmp_path):

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from wordings import LETTERS, TEMPLATE, texts, tiny, tokenizer_of, tokenizers, wide_texts, words_tokenizer
 
-from bench._errors import DataError
-from bench.judge.answers import prompt as judged_prompt
-from bench.judge.local import LocalJudge
-from bench.options import Options
-from bench.rag.answers import prompt as rag_prompt
-from bench.scorer import Scorer
-from compression._downstream import Downstream
-from compression._errors import CheckpointError
-from compression._tokens import check_template, conversation, encode, encode_parts, tokens_of
+from bench.errors import DataError
+from bench.measure.judge.answers import prompt as judged_prompt
+from bench.measure.judge.local import LocalJudge
+from bench.measure.rag.prompts import prompt as rag_prompt
+from bench.measure.scoring.lm_eval import Scorer
+from bench.session.options import Options
+from compression.checkpoints.tokens import check_template, conversation, encode, encode_parts, tokens_of
+from compression.errors import CheckpointError
+from compression.training.downstream import Downstream
 
 
 def bare(tokenizer, text):

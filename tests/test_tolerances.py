@@ -6,8 +6,9 @@ from healthy_results import FINGERPRINT, HEALTHY_METRICS, judged, timed_row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import baselines, sign, tolerances
-from bench._errors import BaselineError
+from bench.commands import baselines
+from bench.errors import BaselineError
+from bench.gate import digest, tolerances
 from bench.metrics import all_metrics
 
 DECODE = "efficiency.decode_ms"
@@ -87,7 +88,7 @@ def test_they_are_listed_with_the_baselines_and_a_damaged_file_is_not_passed_ove
 def test_a_change_by_hand_is_signed(tmp_path, recorded):
     recorded.write_text(recorded.read_text(encoding="utf-8").replace("0.012", "0.02"), encoding="utf-8")
 
-    sign.main([str(recorded)])
+    digest.main([str(recorded)])
 
     assert {DECODE: 0.02} == tolerances.read(tmp_path)[HERE]["rel"]
 
@@ -97,7 +98,7 @@ def test_what_is_beyond_a_quarter_cannot_be_signed(recorded):
     recorded.write_text(text, encoding="utf-8")
 
     with pytest.raises(BaselineError, match=says("0.3 must be above 0 and at most 0.25")):
-        sign.sign(recorded)
+        digest.sign(recorded)
     assert text == recorded.read_text(encoding="utf-8")
 
 

@@ -14,12 +14,12 @@ from killing import killed_at
 from torch.nn import functional
 
 import compression
-from compression import _checkpoint
-from compression._errors import RecipeError, TrainingError
-from compression._files import locked
-from compression.distillation._settings import Objective, Settings
-from compression.distillation._teacher import teacher_outputs
-from compression.distillation._training import train
+from compression.checkpoints import base
+from compression.errors import RecipeError, TrainingError
+from compression.files.atomic import locked
+from compression.training.settings import Objective, Settings
+from compression.training.teacher import teacher_outputs
+from compression.training.trainer import train
 
 IDS = torch.randint(48, (8, 10), generator=torch.Generator().manual_seed(0))
 KD = Objective(alpha=0.3, temperature=4.0)  # of [O]
@@ -39,7 +39,7 @@ def teacher(tmp_path_factory):
     model = transformers_model("LlamaForCausalLM", hidden_size=48)
     model.lm_head.weight.data *= 20
     model.save_pretrained(folder)
-    _checkpoint.byte_tokenizer().save_pretrained(folder)
+    base.byte_tokenizer().save_pretrained(folder)
     return str(folder)
 
 

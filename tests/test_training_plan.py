@@ -5,8 +5,10 @@ import torch
 from checkpoints import transformers_model
 
 import compression
-from bench.training_plan import TrainingPlan, plan_training
-from compression import Recipe, _checkpoint, _checks
+from bench.session.training_plan import TrainingPlan, plan_training
+from compression import Recipe
+from compression.checkpoints import base
+from compression.engine import plan as _checks
 
 IDS = torch.randint(48, (8, 10), generator=torch.Generator().manual_seed(0))
 PAIRS = [(f"{a} + {b} =", f" {a + b}\n") for a in range(6) for b in range(6)]
@@ -21,7 +23,7 @@ def bases(tmp_path_factory):
     for name, sizes in (("student", {}), ("teacher", {"hidden_size": 64})):
         folder = tmp_path_factory.mktemp("bases") / name
         transformers_model("LlamaForCausalLM", **{"vocab_size": 258} | sizes).save_pretrained(folder)
-        _checkpoint.byte_tokenizer().save_pretrained(folder)
+        base.byte_tokenizer().save_pretrained(folder)
         found.append(str(folder))
     return found
 

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 import pytest
 from killing import running
 
-from bench import _waiting
-from bench._waiting import moments
+from bench.machine import cpu_wait
+from bench.machine.cpu_wait import moments
 
 RIVAL = """
 import os, sys, time
@@ -68,7 +68,7 @@ def test_a_wait_between_the_two_readings_is_on_both_or_on_neither(tmp_path, monk
         return now
 
     counted.write_text("5 1000000000 6")
-    monkeypatch.setattr(_waiting, "_COUNTED", str(counted))
+    monkeypatch.setattr(cpu_wait, "_COUNTED", str(counted))
     monkeypatch.setattr(time, "perf_counter", interrupted)
 
     with moments() as moment:
@@ -87,7 +87,7 @@ def test_sleep_is_no_waiting():
 
 @pytest.mark.parametrize("counts", [None, "0 0 0\n"])
 def test_where_no_system_counts_them_nothing_is_told(tmp_path, monkeypatch, counts):
-    monkeypatch.setattr(_waiting, "_COUNTED", str(tmp_path / "schedstat"))
+    monkeypatch.setattr(cpu_wait, "_COUNTED", str(tmp_path / "schedstat"))
     if counts:
         (tmp_path / "schedstat").write_text(counts)
 

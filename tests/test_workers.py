@@ -11,11 +11,11 @@ import pytest
 from checkpoints import says
 
 import bench
-from bench import _workers as workers
-from bench._workers import Worker, placed
-from bench.gate import Baseline
-from bench.journal import Journal, read, resume
+from bench.gate.verdicts import Baseline
 from bench.metrics import all_metrics
+from bench.results.journal import Journal, read, resume
+from bench.session import workers
+from bench.session.workers import Worker, placed
 
 pytest.importorskip("xdist")
 
@@ -60,7 +60,7 @@ def repository(tmp_path_factory):
     """A folder with a checkpoint, a text, and a baseline that one process recorded; a run of it is `run(...)`."""
     from checkpoints import TINY, transformers_model
 
-    from compression._checkpoint import byte_tokenizer
+    from compression.checkpoints.base import byte_tokenizer
 
     root = tmp_path_factory.mktemp("repository")
     transformers_model("LlamaForCausalLM", **TINY | {"vocab_size": 300}).save_pretrained(root / "tiny")
@@ -70,7 +70,7 @@ def repository(tmp_path_factory):
     (root / "sabotage.py").write_text(SABOTAGE)
 
     def run(*arguments, recipes=SOUND, **environment):
-        plugins = ("-p", "bench.plugin", "-p", "sabotage", "-p", "no:cacheprovider")
+        plugins = ("-p", "bench.session.plugin", "-p", "sabotage", "-p", "no:cacheprovider")
         command = [
             *(sys.executable, "-m", "pytest", *plugins, *MEASURED),
             *("--base", "tiny", "--data", "data", "--model", ",".join(recipes), "--length", "32", "--samples", "4"),

@@ -7,8 +7,8 @@ import torch
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from compression.distillation._losses import IGNORED, forward_kl, jensen_shannon, reverse_kl
-from compression.distillation._settings import Objective
+from compression.numeric.losses import IGNORED, forward_kl, jensen_shannon, reverse_kl
+from compression.training.settings import Objective
 
 KD, DISTILLED = Objective(alpha=0.3, temperature=4.0), Objective(alpha=0.5, temperature=2.0)  # of [O], of [E]
 DIVERGENCES = (forward_kl, reverse_kl, partial(jensen_shannon, beta=0.5), partial(jensen_shannon, beta=0.1))

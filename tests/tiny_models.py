@@ -5,8 +5,8 @@ import functools
 import torch
 
 import compression
-from compression._blocks import decoder_blocks
-from compression._downstream import Downstream, Texts
+from compression.architectures.decoder import decoder_blocks
+from compression.training.downstream import Downstream, Texts
 
 COMMON = {
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -8,7 +8,7 @@ import functools
 import importlib
 import pkgutil
 
-from bench.metrics._registry import METRICS, Metric, metric
+from bench.metrics.registry import METRICS, Metric, metric
 
 __all__ = ["Metric", "all_metrics", "metric", "metrics_of"]
 

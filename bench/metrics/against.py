@@ -10,7 +10,7 @@ import functools
 from statistics import fmean, median
 
 from bench.metrics import speed
-from bench.metrics._registry import metric
+from bench.metrics.registry import metric
 
 # share that processes with equal code may differ by: they were seen to by 0.3 % (standard deviation)
 _against = functools.partial(metric, better="lower", kind="timing", of="against", rel=0.01)

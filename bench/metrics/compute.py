@@ -16,12 +16,12 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bench._errors import MetricError, OptionError
+from bench.errors import MetricError, OptionError
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from bench.generation import Load
+    from bench.measure.generation import Load
 
 
 def model_flops_per_token(model: "Module", context_tokens: int) -> int:

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from bench.metrics._registry import metric
+from bench.metrics.registry import metric
 
 if TYPE_CHECKING:
-    from compression._cost import Cost
+    from compression.cost import Cost
 
 
 @metric("efficiency.compression_seconds", unit="s", better="lower", kind="timing", of="cost",

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bench.items import Items
-from bench.metrics._registry import metric
-from bench.rows import Input
+from bench.metrics.registry import metric
+from bench.results.items import Items
+from bench.results.row import Input
 
 if TYPE_CHECKING:
     import torch

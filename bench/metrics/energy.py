@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-from bench import machine
-from bench._errors import BenchError, MetricError, OptionError
-from bench.metrics._registry import metric
+from bench.errors import BenchError, MetricError, OptionError
+from bench.machine import device as machine
+from bench.metrics.registry import metric
 
 SECONDS, WINDOWS = 5.0, 5  # of one side: its windows together, and how many they are
 IDLE_SHARE = 0.3  # of the TDP, as paper [E] assumes

@@ -1,7 +1,7 @@
 """How good answers are that no string can be compared with: by a judge, and by how clear they are ([O], table 1).
 
 Every mean is over questions. A question that the judge gave no verdict on is left out of the mean, on both sides where
-a model stands beside its base, and counted in `judge.failed_judgements`. What is asked, and how: `bench.judge`.
+a model stands beside its base, and counted in `judge.failed_judgements`. What is asked, and how: `bench.measure.judge`.
 """
 
 import functools
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from math import fsum
 from typing import TYPE_CHECKING, Any, Self
 
-from bench._errors import MetricError, NotAvailable
-from bench.items import Items
-from bench.metrics._registry import metric
+from bench.errors import MetricError, NotAvailable
+from bench.metrics.registry import metric
+from bench.results.items import Items
 
 if TYPE_CHECKING:
-    from bench.judge.bias import Bias
+    from bench.measure.judge.bias import Bias
 
 _judged = functools.partial(metric, unit="score", better="higher", kind="sampled", rel=0.05, floor=0.02)
 

@@ -18,11 +18,11 @@ from statistics import median
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from bench import machine
-from bench._errors import BenchError, MetricError, OptionError
-from bench.generation import Load
-from bench.judge.key import child_environment
-from bench.metrics._registry import metric
+from bench.errors import BenchError, MetricError, OptionError
+from bench.machine import device as machine
+from bench.measure.generation import Load
+from bench.measure.judge.key import child_environment
+from bench.metrics.registry import metric
 
 if TYPE_CHECKING:
     import torch
@@ -152,12 +152,12 @@ def peak_on_cuda(work: Callable[[], object], *, model: "Module", device: str, st
     """
     import torch
 
-    from compression import _devices
+    from compression import devices
 
     where = machine.device_of(device)
     work()
     gc.collect()
-    _devices.settle(where)
+    devices.settle(where)
     model_bytes = bytes_of(model, device=str(where))
     others = _requested(where, "current") - model_bytes
     if others < 0:
@@ -188,7 +188,7 @@ def peak_in_child(
     *,
     stored_bytes: int,
     timeout: float | None = None,
-    command: Sequence[str] = (sys.executable, "-m", "bench.metrics.memory_child"),
+    command: Sequence[str] = (sys.executable, "-m", "bench.measure.memory_process"),
 ) -> MemoryReading:
     """Peak anonymous memory on the CPU of a child process that opens the model of `spec` and generates.
 

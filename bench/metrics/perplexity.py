@@ -24,14 +24,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bench import _rope
-from bench._errors import DataError, MetricError, OptionError
-from bench.data import CONVERSATIONS, LANGUAGE, Data
-from bench.items import Items, hashes_of
-from bench.metrics._registry import metric
-from bench.metrics._samples import Sample, samples_of
+from bench.data.sources import CONVERSATIONS, LANGUAGE, Data
+from bench.errors import DataError, MetricError, OptionError
+from bench.measure import rope
+from bench.measure.perplexity_windows import Sample, samples_of
 from bench.metrics.divergence import Divergence, diverge, shares
-from bench.rows import Input
+from bench.metrics.registry import metric
+from bench.results.items import Items, hashes_of
+from bench.results.row import Input
 
 if TYPE_CHECKING:
     import torch
@@ -215,7 +215,7 @@ def perplexity(
 
     sums, distances = [0.0] * len(samples), [(0.0, 0.0)] * len(samples)
     done = 0
-    for batch in _batches([len(sample.ids) for sample in samples], batch_size, _rope.limit(model.config)):
+    for batch in _batches([len(sample.ids) for sample in samples], batch_size, rope.limit(model.config)):
         for i, (nll, *distance) in zip(
             batch, _scored(model, base, [samples[i] for i in batch], device, states), strict=True
         ):
@@ -258,7 +258,7 @@ def perplexity(
 
 
 def _batches(lengths: Sequence[int], size: int, limit: int | None) -> Iterator[list[int]]:
-    """Places of samples that share a pass, longest first; on each side of `limit` (`bench._rope`) by themselves."""
+    """Places of samples that share a pass, longest first; on each side of `limit` (`measure.rope`) by themselves."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     beyond = sum(limit is not None and length > limit for length in lengths)
     for side in (order[:beyond], order[beyond:]):

@@ -1,8 +1,8 @@
 """How good answers are, with retrieval and without ([E], tables 10, 11, 26, 27).
 
-[E]'s token measures are as it defines them (`bench.rag.overlap`), SQuAD's stand beside them. ROUGE is that of
+[E]'s token measures are as it defines them (`bench.measure.rag.overlap`), SQuAD's stand beside them. ROUGE is that of
 rouge-score (F measure, Porter's stemmer), BLEU that of sacrebleu (sentence BLEU, exponential smoothing, effective
-order), both over words of any script (`bench._scripts`); BERTScore is that of bert-score. Where a question has answers
+order), both over words of any script (`data.scripts`); BERTScore is that of bert-score. Where a question has answers
 in alternative words, the first is the reference, and SQuAD's measures take the best. A mean is over questions and
 samples of each; a question that failed counts as an empty answer.
 """
@@ -15,14 +15,14 @@ from math import fsum
 from statistics import pstdev
 from typing import TYPE_CHECKING, Any
 
-from bench._decoding import thinking_in
-from bench._scripts import spaced, words
-from bench.items import Items, hashes_of
-from bench.metrics._registry import metric
-from bench.rag import overlap
+from bench.data.scripts import spaced, words
+from bench.measure.decoding import thinking_in
+from bench.measure.rag import overlap
+from bench.metrics.registry import metric
+from bench.results.items import Items, hashes_of
 
 if TYPE_CHECKING:
-    from bench.rag.answers import Said
+    from bench.measure.rag.prompts import Said
 
 BOTH_WAYS = 0.05  # share of a mean that near ties, resolved in another way, may move on another machine
 

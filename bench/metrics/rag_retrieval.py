@@ -1,6 +1,6 @@
 """How good the context of a question is, and how good the ranking that it comes from ([E], tables 8, 9, 28, 29).
 
-None of these depends on the model that answers. The texts are compared by [E]'s tokens (`bench.rag.overlap`); a mean is
+None of these depends on the model that answers. The texts are compared by [E]'s tokens (`rag.overlap`); a mean is
 over the questions.
 """
 
@@ -10,8 +10,8 @@ from functools import partial
 from math import fsum
 from statistics import pstdev
 
-from bench.metrics._registry import metric
-from bench.rag import overlap, ranking
+from bench.measure.rag import overlap, ranking
+from bench.metrics.registry import metric
 
 SUFFICIENT = 0.8  # share of the answer's tokens that a context must hold ([E], table 9)
 KS = (1, 3, 5, 10)

@@ -6,9 +6,9 @@ Beyond [E]. Answers are greedy, and of at most 16 tokens.
 from dataclasses import dataclass
 from math import fsum
 
-from bench._errors import NotAvailable
-from bench.metrics._registry import metric
-from bench.rag import overlap
+from bench.errors import NotAvailable
+from bench.measure.rag import overlap
+from bench.metrics.registry import metric
 
 
 @dataclass(frozen=True, kw_only=True)

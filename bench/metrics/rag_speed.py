@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from bench.metrics._registry import metric
+from bench.metrics.registry import metric
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Recovery: what training on a downstream task gives a compressed model back ([E], phase 2).
 
 The score on the task's held-out split before and after, over the same items; what was gained is compared item by item
-(`bench.paired`). The control is the uncompressed model trained in the same way (`fp16-recover`). With b and a the
+(`statistics.paired`). The control is the uncompressed model trained in the same way (`fp16-recover`). With b and a the
 scores of the compressed model before and after, and c that of the control:
 
     share = (a - b) / (c - b)        of the gap to the control
@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench._errors import DataError, NotAvailable, OptionError
-from bench.items import Items, hashes_of
-from bench.metrics._registry import metric
-from compression._recipe import Recipe
+from bench.errors import DataError, NotAvailable, OptionError
+from bench.metrics.registry import metric
+from bench.results.items import Items, hashes_of
+from compression.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
-    from bench.paired import Difference
-    from compression._checkpoint import BaseSource
+    from bench.statistics.paired import Difference
+    from compression.checkpoints.base import BaseSource
 
 DEFAULT = "fp16,nf4,sparsegpt,structured"  # recipes: a member of each family beside the control
 
@@ -36,7 +36,7 @@ class RecoveryReading:
     @property
     def difference(self) -> "Difference":
         """After less before, paired."""
-        from bench.paired import compare
+        from bench.statistics.paired import compare
 
         return compare(self.after, self.before)
 
@@ -124,13 +124,14 @@ def points(model: Any, tokenizer: Any, task: str) -> Items:
 
     Raises DataError: there is no tokenizer.
     """
-    from bench.reference import score, tasks
+    from bench.measure import reference_scores
+    from bench.reference import tasks
 
     if tokenizer is None:
         raise DataError(f"the base has no tokenizer: the task {task} needs tokenizer.json beside it")
     asked = tasks.items(task, "test")
     kind = "real" if task in ("rag", "no_rag") else "binary"
-    return Items(hashes_of(map(_asks, asked)), tuple(score.points(model, tokenizer, asked)), kind)
+    return Items(hashes_of(map(_asks, asked)), tuple(reference_scores.points(model, tokenizer, asked)), kind)
 
 
 def _asks(item: Mapping[str, Any]) -> list[Any]:
@@ -144,10 +145,10 @@ def check_task(task: str | None, source: "BaseSource") -> str:
 
     Raises OptionError where none is given, or one without a held-out split that is scored.
     """
-    from bench.reference import score
-    from compression._downstream import DEFAULT as EMBEDDED
+    from bench.measure import reference_scores
+    from compression.training.downstream import DEFAULT as EMBEDDED
 
-    scored = [name for name in score.SCORED if name != "perplexity"]
+    scored = [name for name in reference_scores.SCORED if name != "perplexity"]
     found = task or (EMBEDDED if source.kind == "named" else None)
     if found not in scored:
         raise OptionError(f"--downstream {found or 'was not given'}: -m recovery measures tasks of the embedded "

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench._errors import MetricError
-from bench.metrics._registry import metric
+from bench.errors import MetricError
+from bench.metrics.registry import metric
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,8 +16,8 @@ def stored(model: Any) -> int:
     Raises MetricError for a packed layer whose state dict has not as many bytes as it says that it stores: one that
     holds something besides, or gives nominal bits.
     """
-    from compression._artefact import stored_bytes
-    from compression._linear import PackedLinear
+    from compression.checkpoints.artefact import stored_bytes
+    from compression.layers.packed import PackedLinear
 
     for name, layer in model.named_modules():
         if isinstance(layer, PackedLinear):
@@ -46,7 +46,7 @@ def reading(model: "nn.Module", base: "nn.Module", in_files: int | None = None) 
 
     `in_files` are the bytes of a published checkpoint, whose files hold more than the model is made of.
     """
-    from compression._artefact import count_parameters
+    from compression.checkpoints.artefact import count_parameters
 
     written = stored(model)
     return ArtefactReading(
@@ -118,8 +118,8 @@ def zeros(model: "nn.Module") -> int:
     """Weights of linear layers that are exactly zero, packed and sparse ones as they decode; one layer at a time."""
     from torch import nn
 
-    from compression._blocks import stored_layers
-    from compression._embedding import PackedEmbedding
+    from compression.architectures.decoder import stored_layers
+    from compression.layers.embedding import PackedEmbedding
 
     stored = stored_layers(model)
     inside = tuple(f"{path}." for path in stored)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from bench.generation import Interleaved, Load, Round
-from bench.metrics._registry import metric
+from bench.measure.generation import Interleaved, Load, Round
 from bench.metrics.compute import generation_flops
+from bench.metrics.registry import metric
 
 
 @dataclass(frozen=True, kw_only=True)

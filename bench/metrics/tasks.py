@@ -1,4 +1,4 @@
-"""How many questions a model answers rightly: the tasks of `bench.tasks`, scored through lm-eval by our own scorer.
+"""How many questions a model answers rightly: the tasks of `tasks.table`, scored through lm-eval by our own scorer.
 
     accuracy = right answers / questions
 
@@ -14,14 +14,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bench._errors import NotAvailable
-from bench.items import hashes_of
-from bench.metrics._registry import metric
-from bench.tasks import SEED, Task
+from bench.data.tasks.table import SEED, Task
+from bench.errors import NotAvailable
+from bench.metrics.registry import metric
+from bench.results.items import hashes_of
 
 if TYPE_CHECKING:
-    from bench.rows import Row
-    from bench.tasks.prepare import Prepared
+    from bench.measure.scoring.prepare import Prepared
+    from bench.results.row import Row
 
 REL = 0.02  # share of the accuracy, relative to the base's, that may be lost before the gate fails
 
@@ -85,7 +85,7 @@ class SuiteReading:
 def accuracy(reading: TaskReading) -> float:
     """Share of the questions answered rightly, by the task's metric (SPEC section 4; E-JUST, tables 5, 7 and 20).
 
-    >>> from bench.tasks import SUITE
+    >>> from bench.data.tasks.table import SUITE
     >>> accuracy(TaskReading(task=SUITE["piqa"], data="doctest", values=(1.0, 0.0, 1.0, 1.0), hashes=tuple("abcd")))
     0.75
     """
@@ -147,8 +147,8 @@ def score(
     """
     from lm_eval.evaluator import evaluate
 
-    from bench.scorer import Scorer
-    from bench.tasks.code import passes
+    from bench.measure.scoring.lm_eval import Scorer
+    from bench.measure.scoring.programs import passes
 
     if chat and not getattr(tokenizer, "chat_template", None):
         raise NotAvailable("--chat-template: the tokenizer has no chat template")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from bench._escaping import html as escape
-from bench.report._cells import number
+from bench.report.cells import number
+from bench.report.escaping import html as escape
 
 WIDTH = 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 20, 34

@@ -5,14 +5,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bench import orderings
-from bench._errors import JournalError, MetricError
+from bench.errors import JournalError, MetricError
 from bench.report import charts
-from bench.report._cells import choose, number
-from bench.report._layout import Column
+from bench.report import orders as orderings
+from bench.report.cells import choose, number
 from bench.report.fronts import front
+from bench.report.layout import Column
 from bench.report.overview import COSTS, QUALITY, Overview, family, spelled
-from bench.rows import Row
+from bench.results.row import Row
 
 _WITH, _WITHOUT = QUALITY[2], Column(head="F1 without", metric="rag.no_rag_f1", params=QUALITY[2].params)
 

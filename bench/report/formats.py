@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from bench import _escaping as escaping
-from bench._columns import WIDTH, blocks, wrapped
-from bench._escaping import terminal
-from bench.report._cells import Cell
+from bench.report import escaping
+from bench.report.cells import Cell
+from bench.report.columns import WIDTH, blocks, wrapped
+from bench.report.escaping import terminal
 from bench.report.tables import NOT_MEASURED, Line, Table
 
 if TYPE_CHECKING:

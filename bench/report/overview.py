@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.report._cells import Chosen, Notes, by_ratio, cell_of, choose, is_ranked, mark_best, number, with_base
-from bench.report._layout import FAMILIES, Column, family_of
-from bench.rows import Param, Row
-from compression._recipe import UNCOMPRESSED
+from bench.report.cells import Chosen, Notes, by_ratio, cell_of, choose, is_ranked, mark_best, number, with_base
+from bench.report.layout import FAMILIES, Column, family_of
+from bench.results.row import Param, Row
+from compression.recipes.recipe import UNCOMPRESSED
 
 BASE_FAMILY = "uncompressed"
 FAMILY_NAMES = {each: each.replace("_", "-").capitalize() for each in (BASE_FAMILY, *FAMILIES)} | {

@@ -18,17 +18,16 @@ from typing import Any, Self
 
 from markupsafe import Markup
 
-from bench import _escaping as escaping
-from bench import paired
-from bench.bases import label_of
-from bench.journal import Contents
-from bench.report import figures, past
-from bench.report._cells import number
-from bench.report.commands import settings_of
+from bench.report import escaping, figures, trend
+from bench.report.cells import number
+from bench.report.commands_to_type import settings_of
 from bench.report.overview import FAMILY_NAMES, Overview, family, spelled
 from bench.report.tables import by_device, newest, tables
-from bench.rows import Row
-from compression._recipe import UNCOMPRESSED
+from bench.results.bases import label_of
+from bench.results.journal import Contents
+from bench.results.row import Row
+from bench.statistics import paired
+from compression.recipes.recipe import UNCOMPRESSED
 
 MARKS = {  # of verdicts, worst first: a sign, and a colour of the style sheet
     "regressed": ("✗", "bad"), "missing": ("✗", "bad"), "invalid": ("✗", "bad"), "inconclusive": ("?", "warn"),
@@ -42,7 +41,7 @@ def page(rows: Sequence[Row], contents: Contents, storage: Path = Path(".benchma
 
     Args:
         rows: of any number of runs, bases and devices; the newest of each kind is shown. They and `contents` are as
-            `bench.bases.told_apart` gives them.
+            `bench.results.bases.told_apart` gives them.
         storage: folder of pytest-benchmark; one that is not there has no history.
 
     Raises:
@@ -55,7 +54,7 @@ def page(rows: Sequence[Row], contents: Contents, storage: Path = Path(".benchma
     bases = list(dict.fromkeys(row.base for row in current))
     notes = Notes.of(contents, {row.run for row in current})
     called = {(label_of(row.base, row.base_hash), row.base_hash): row.base for row in current}
-    runs, rounds = past.runs(contents.records), past.stored(storage, called)
+    runs, rounds = trend.runs(contents.records), trend.stored(storage, called)
     subjects = [
         subject(place, base, device, own, notes)
         for place, ((base, device), own) in enumerate(by_device(current).items())
@@ -65,7 +64,7 @@ def page(rows: Sequence[Row], contents: Contents, storage: Path = Path(".benchma
         [notes.layers.get((each["base"], each["device"], line["recipe"]), {}) for line in each["lines"]]
         for each in subjects
     ]
-    values = _of_bases(past.history(contents.records), bases)
+    values = _of_bases(trend.history(contents.records), bases)
     past_data = {
         "journal": {"runs": [_short_run(each) for each in runs], "values": values},
         "pytest-benchmark": {"runs": rounds[0], "values": _of_bases(rounds[1], bases)},

@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench._errors import BaselineError, JournalError, OptionError
-from bench._escaping import markdown, printable
-from bench.journal import JOURNAL
-from bench.report._cells import Chosen, by_ratio, choose, is_ranked, number, with_base
-from bench.report._layout import Column
+from bench.errors import BaselineError, JournalError, OptionError
+from bench.report.cells import Chosen, by_ratio, choose, is_ranked, number, with_base
+from bench.report.escaping import markdown, printable
 from bench.report.fronts import front
+from bench.report.layout import Column
 from bench.report.sources import recorded
 from bench.report.write import chosen, measured, sources
-from bench.rows import Row
-from compression._recipe import UNCOMPRESSED
+from bench.results.journal import JOURNAL
+from bench.results.row import Row
+from compression.recipes.recipe import UNCOMPRESSED
 
 BASELINES = Path("baselines")
 QUALITY = {  # name: the column, and the loss of a value beside the base's

@@ -6,10 +6,10 @@ symmetric nor how much text it read.
 
 import dataclasses
 
-from bench.report._cells import Cell
+from bench.report.cells import Cell
 from compression import Recipe
-from compression._recipe import Step
-from compression._registry import spell_value
+from compression.recipes.recipe import Step
+from compression.recipes.registry import spell_value
 
 TITLE = "What the recipes are"
 HEADS = ("Grid", "Calibration Text", "Parameters")

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from bench._baseline import ANYWHERE, Baseline, Entry
-from bench._errors import BaselineError
-from bench.bases import Identity, rows_told_apart
-from bench.paired import compare, mismatch
-from bench.rows import Row
-from compression._recipe import UNCOMPRESSED
+from bench.errors import BaselineError
+from bench.gate.baseline import ANYWHERE, Baseline, Entry
+from bench.results.bases import Identity, rows_told_apart
+from bench.results.row import Row
+from bench.statistics.paired import compare, mismatch
+from compression.recipes.recipe import UNCOMPRESSED
 
 RECORDED = "baseline"  # the run of such rows
 

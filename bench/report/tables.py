@@ -8,10 +8,9 @@ among the lines only where the base is the paper's; else apart from them (`Table
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench import orderings
-from bench.bases import label_of
 from bench.metrics import all_metrics
-from bench.report._cells import (
+from bench.report import orders as orderings
+from bench.report.cells import (
     GIVEN,
     Cell,
     Chosen,
@@ -26,15 +25,16 @@ from bench.report._cells import (
     of_one_model,
     with_base,
 )
-from bench.report._layout import FAMILIES, JUDGED, ORDERED, Column, Layout, family_of, layouts
-from bench.report._orders import beginnings, orders
-from bench.report._table import NOT_MEASURED, Line, Table
-from bench.report.commands import SHORTENED, measuring
+from bench.report.commands_to_type import SHORTENED, measuring
+from bench.report.layout import FAMILIES, JUDGED, ORDERED, Column, Layout, family_of, layouts
+from bench.report.order_tables import beginnings, orders
 from bench.report.papers import PAPERS, Paper
-from bench.report.recipes import ALL
+from bench.report.recipe_lists import ALL
 from bench.report.settings import HEADS, TITLE, cells
-from bench.rows import Param, Row
-from compression._recipe import UNCOMPRESSED
+from bench.report.table import NOT_MEASURED, Line, Table
+from bench.results.bases import label_of
+from bench.results.row import Param, Row
+from compression.recipes.recipe import UNCOMPRESSED
 
 OTHERS = "{} values of these recipes on other calibration text, teachers or tasks are in the results, not here."
 _PERPLEXITY = "quality.perplexity"
@@ -58,7 +58,7 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 def by_device(rows: Iterable[Row]) -> Mapping[tuple[str, str], list[Row]]:
     """Rows by base and device, each of which has tables of its own.
 
-    Raises ValueError where rows of several bases have one name: `bench.bases` tells them apart.
+    Raises ValueError where rows of several bases have one name: `bench.results.bases` tells them apart.
     """
     found: dict[tuple[str, str], list[Row]] = {}
     hashes: dict[str, str | None] = {}

@@ -2,7 +2,7 @@
 
     tables.md  tables.tex  tables.html               the papers' tables (`bench.report.tables`)
     results.parquet  results.csv  results.json       every row that they are of
-    summary.md                                       the last run in a few lines (`bench.report.digest`)
+    summary.md                                       the last run in a few lines (`bench.report.pull_request`)
     index.html                                       the page (`bench.report.page`)
 
 `python -m bench report` writes them in seconds and measures nothing; `pytest bench ... --report DIR` does at its end.
@@ -16,21 +16,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import _escaping as escaping
-from bench._arguments import journal_option
-from bench._errors import BaselineError, JournalError, OptionError
-from bench._files import write_whole
-from bench.bases import told_apart
-from bench.journal import JOURNAL, Contents, read
-from bench.report import formats
-from bench.report.commands import settings_in
-from bench.report.digest import digest, numbers
+from bench.commands.arguments import journal_option
+from bench.errors import BaselineError, JournalError, OptionError
+from bench.files import write_whole
+from bench.report import escaping, formats
+from bench.report.commands_to_type import settings_in
 from bench.report.page import page
+from bench.report.pull_request import digest, numbers
 from bench.report.sources import recorded
 from bench.report.tables import Table, by_device, newest, tables
-from bench.rows import Row
+from bench.results.bases import told_apart
+from bench.results.journal import JOURNAL, Contents, read
+from bench.results.row import Row
 from compression import CompressionError
-from compression._strict import path_option
+from compression.files.strict_json import path_option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,7 +133,7 @@ def measured(
 ) -> tuple[list[Row], Contents]:
     """The newest rows of a journal for one base and device, those of its last row unless others are asked for.
 
-    `base` is what the base is called among those of the journal (`bench.bases`); or its label, with its `base_hash`.
+    `base` is what the base is called among those of the journal (`results.bases`); or its label, with its `base_hash`.
     Raises JournalError where there are none, or for a bad journal.
     """
     return of_journal(read(path), str(path), base, device, base_hash)

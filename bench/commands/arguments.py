@@ -1,0 +1,12 @@
+"""What several commands take: the journal that they read."""
+
+import argparse
+from pathlib import Path
+
+from bench.results.journal import JOURNAL
+from compression.files.strict_json import path_option
+
+
+def journal_option(parser: argparse.ArgumentParser, default: Path | None = JOURNAL) -> None:
+    """`--journal FILE`; without it `default`, which is None where a command must know whether one was named."""
+    parser.add_argument("--journal", type=path_option, default=default, metavar="FILE", help=f"default ./{JOURNAL}")

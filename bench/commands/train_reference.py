@@ -1,0 +1,342 @@
+"""Train the embedded reference: `python -m bench.commands.train_reference student|teacher`.
+
+The student is a causal language model of the Mistral architecture, trained from nothing on `lessons`, with the loss
+over the words that a lesson marks. AdamW; the rate rises over the first steps, stays, and falls to zero over the last
+half, with the square of what is left (warm-up, stable, decay: arXiv 2405.18392). The mixture of lessons changes over
+the first `curriculum` steps and then stays; sequences grow longer with it, and the last few fill the whole context.
+
+The teacher grows out of the student as it was at the end of its curriculum (`model.grow`), and trains on, over lessons
+about all known devices. What is written at the end is tempered, and its channels are made unlike (`model.temper`,
+`model.spread_channels`).
+
+A step is a function of the seed and its number alone, so a resumed run sees what an uninterrupted one would have seen;
+the same steps, seed, device and number of threads give the same weights. The number of steps may be changed on resuming
+for as long as the rate has not begun to fall.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from .._errors import OptionError
+from . import NAMES, folder, lessons, score, tokenizer, world
+from .batches import batch
+from .model import CONTEXT, SHAPES, SPREAD, TAUGHT, Shape, build, grow, spread_channels, temper
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import MistralForCausalLM, PreTrainedTokenizerFast
+
+TOKENS = 1024  # in a step
+LENGTHS = ((0.0, 256), (lessons.LONG, 512))  # from this share of the curriculum on, sequences of so many tokens
+LONG = 20  # the last steps read one sequence of the whole context each
+WARM_UP = 100  # steps
+DECAY = 0.5  # share of the steps over which the rate falls to zero
+CHECKPOINT, LOG = "training.pt", "log.jsonl"
+STEPS = {"student": 7000, "teacher": 3200}  # of the shipped weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: steps done of `steps`, training loss (nat), and the scores where they were just taken."""
+
+    step: int
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float
+    scores: dict[str, float] | None
+
+
+def loss(
+    model: "torch.nn.Module", ids: "torch.Tensor", following: "torch.Tensor", weights: "torch.Tensor"
+) -> "torch.Tensor":
+    """The weighted mean loss (nat); the head is computed only where there is weight. Shapes: (rows, length)."""
+    import torch
+
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    learnt = weights > 0
+    each = torch.nn.functional.cross_entropy(model.lm_head(hidden[learnt]).float(), following[learnt], reduction="none")
+    return (each * weights[learnt]).sum() / weights.sum()
+
+
+def train(
+    shape: Shape,
+    *,
+    out: Path,
+    steps: int,
+    source: Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    vocabulary: "PreTrainedTokenizerFast | None" = None,
+    lengths: tuple[tuple[float, int], ...] = LENGTHS,
+    long: int = LONG,
+    save_every: int = 200,
+    score_every: int = 300,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Any]:
+    """Train a model of the shape, write it to the folder `out` in the format of transformers, and return its facts.
+
+    Every `save_every` steps a checkpoint beside the weights is brought up to date, which allows `resume`; an interrupt
+    (Ctrl-C) writes it too and is raised again. The weights at the end of the curriculum are kept, for a teacher to grow
+    from. Losses, and every `score_every` steps scores on validation items, go to a log of JSON lines.
+    With a `source` folder the model grows from the one there. Without a `vocabulary` the tokenizer is built first, and
+    a resumed run reads the one it began with.
+
+    Raises OptionError before any work if the folder cannot be written, there is nothing to resume, what is there is of
+    another shape, seed or world, the device is absent, or the number of steps is not positive.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    _check(out, resume, device, steps)
+    if vocabulary is None and resume:
+        vocabulary = AutoTokenizer.from_pretrained(out, local_files_only=True, trust_remote_code=False)
+    vocabulary = vocabulary or tokenizer.build(lessons.samples(), context=CONTEXT)
+    vocabulary.save_pretrained(out)
+    model = build(shape, vocabulary, seed=seed)
+    if source and not resume:
+        grow(model, source)
+    model.to(device).train()
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=shape.rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    identity = {"shape": asdict(shape), "seed": seed, "grown": source is not None, "world_sha256": world.digest()}
+    step, tokens, before, smooth, late = 0, 0, 0.0, None, None
+    if resume:
+        step, tokens, before, smooth, late = _restore(out / CHECKPOINT, identity, model, optimizer)
+    started = time.monotonic()
+
+    def seconds() -> float:
+        return before + time.monotonic() - started
+
+    def save() -> None:
+        state = {"identity": identity, "step": step, "tokens": tokens, "seconds": seconds(), "loss": smooth}
+        weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        _write(state | {"late": late} | weights, out / CHECKPOINT)
+
+    try:
+        while step < steps:
+            if step == shape.curriculum > 0:
+                _write(model.state_dict(), out / TAUGHT)
+            if step == steps - steps // 10:
+                late = _held_out(model, vocabulary)
+            share = _share(step, shape.curriculum)
+            length = next(length for start, length in reversed(lengths) if share >= start)
+            length = CONTEXT if steps - step <= long else length
+            rows = max(1, TOKENS // length)
+            parts = batch(vocabulary, seed=seed, step=step, share=share, rows=rows, length=length)
+            for group in optimizer.param_groups:
+                group["lr"] = shape.rate * _schedule(step, steps)
+            with torch.autocast("cuda", torch.bfloat16) if model.device.type == "cuda" else nullcontext():
+                now = loss(model, *(part.to(device) for part in parts))
+            now.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step, tokens = step + 1, tokens + parts[0].numel()
+            smooth = now.item() if smooth is None else 0.98 * smooth + 0.02 * now.item()
+            if step % save_every == 0:
+                save()
+            found = None
+            if step % score_every == 0:
+                found = _validation(model, vocabulary)
+            if step % 20 == 0 or found:
+                with (out / LOG).open("a", encoding="utf-8") as log:
+                    row = {"step": step, "tokens": tokens, "seconds": round(seconds()), "loss": round(smooth, 4)}
+                    log.write(json.dumps(row | ({"scores": found} if found else {})) + "\n")
+            report(Progress(step=step, steps=steps, tokens=tokens, seconds=seconds(), loss=smooth, scores=found))
+    except KeyboardInterrupt:
+        save()
+        raise
+    save()
+    facts = {**identity, "steps": step, "tokens": tokens, "seconds": round(seconds())}
+    facts["held_out_nat"] = {"after nine tenths of the steps": late, "at the end": _held_out(model, vocabulary)}
+    return _export(model, vocabulary, out, facts)
+
+
+def _held_out(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast") -> float:
+    """Mean loss (nat per token) over the validation text."""
+    model.eval()
+    found = score.scores(model, vocabulary, names=("perplexity",), split="validation")
+    model.train()
+    return round(math.log(found["perplexity"].value), 5)
+
+
+def _validation(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast") -> dict[str, float]:
+    model.eval()
+    found = score.scores(model, vocabulary, split="validation", limit=40)
+    model.train()
+    return {name: round(one.value, 4) for name, one in found.items()}
+
+
+def _share(step: int, curriculum: int) -> float:
+    """Where a step is in the curriculum, 0 to 1; without one, a teacher's place."""
+    return min(1.0, step / curriculum) if curriculum else lessons.TEACHER
+
+
+def _schedule(step: int, steps: int) -> float:
+    """The factor on the peak rate of a step (counted from 0)."""
+    left = (steps - step) / max(1, int(DECAY * steps))
+    return min(1.0, (step + 1) / WARM_UP, left * left)
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """Save a state so that the file is there whole or not at all."""
+    import torch
+
+    beside = path.with_suffix(".new")
+    torch.save(state, beside)
+    os.replace(beside, path)
+
+
+def _check(out: Path, resume: bool, device: str, steps: int) -> None:
+    import torch
+
+    if steps < 1:
+        raise OptionError(f"steps={steps} must be more than 0")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise OptionError(f"device={device!r} is no device of torch; take cpu or cuda") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise OptionError(
+            f"device={device!r} is not there; take {'cpu or cuda' if torch.cuda.is_available() else 'cpu'}"
+        )
+    if resume and not (out / CHECKPOINT).is_file():
+        raise OptionError(f"nothing to resume: {out / CHECKPOINT} does not exist; start without --resume")
+    try:
+        out.resolve().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        words = getattr(error, "strerror", None) or error
+        raise OptionError(f"out={str(out)!r} is not a folder that can be written: {words}; choose another") from error
+
+
+def _restore(
+    path: Path, identity: dict[str, Any], model: "torch.nn.Module", optimizer: "torch.optim.Optimizer"
+) -> tuple[int, int, float, float, float | None]:
+    """Load a checkpoint into model and optimizer.
+
+    Returns steps, tokens and seconds so far, the smoothed loss, and the loss on held-out text after nine tenths.
+    """
+    import torch
+
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["identity"] != identity:
+        raise OptionError(
+            f"{path} is of {state['identity']}, not of {identity}; start without --resume or choose another folder"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["tokens"], state["seconds"], state["loss"], state["late"]
+
+
+def _export(
+    model: "MistralForCausalLM", vocabulary: "PreTrainedTokenizerFast", out: Path, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Write weights in bfloat16, tempered and spread; configuration, tokenizer and the facts of the training."""
+    import torch
+
+    rounded = build(Shape(**facts["shape"]), vocabulary, seed=0)
+    rounded.load_state_dict(model.state_dict())
+    facts |= {"tempered_by": temper(rounded, lambda: _held_out(rounded, vocabulary)), "channel_spread": SPREAD}
+    spread_channels(rounded)
+    rounded = rounded.to(torch.bfloat16)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        rounded.save_pretrained(scratch)
+        vocabulary.save_pretrained(scratch)
+        weights = hashlib.sha256((Path(scratch) / "model.safetensors").read_bytes()).hexdigest()
+        parameters = sum(p.numel() for p in model.parameters())
+        facts |= {"parameters": parameters, "weights_sha256": weights, "torch": torch.__version__}
+        (Path(scratch) / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        for path in sorted(Path(scratch).iterdir()):
+            path.chmod(0o644)  # safetensors writes for the owner alone
+            os.replace(path, out / path.name)
+    return facts
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0 done, 2 bad options, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.commands.train_reference", description="Train the embedded reference."
+    )
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--steps", type=int, help="default: as many as the shipped weights had")
+    parser.add_argument("--out", type=Path, help="folder to write (default: the one that is shipped)")
+    parser.add_argument(
+        "--grow", type=Path, metavar="DIR", help="the student's folder a teacher grows from (default: the shipped one)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    options = parser.parse_args(arguments)
+    source = options.grow or (folder("student") if options.name == "teacher" else None)
+    try:
+        with _Display() as display:
+            facts = train(
+                SHAPES[options.name],
+                out=options.out or folder(options.name),
+                steps=STEPS[options.name] if options.steps is None else options.steps,
+                source=source,
+                resume=options.resume,
+                seed=options.seed,
+                device=options.device,
+                report=display,
+            )
+    except OptionError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume", file=sys.stderr)
+        return 130
+    print(json.dumps(facts, indent=2))
+    return 0
+
+
+class _Display:
+    """A progress bar on a terminal, else a line every 30 seconds."""
+
+    def __enter__(self) -> Self:
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        self._console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+        self._bar = Bar(console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("training", total=1.0)
+        self._next = 0.0
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        speed = progress.tokens / progress.seconds
+        text = f"step {progress.step}  loss {progress.loss:.3f}  {speed:.0f} tokens/s"
+        self._bar.update(self._task, completed=progress.step / progress.steps, description=text)
+        if progress.scores:
+            self._console.print(text, "  ".join(f"{name} {value:.2f}" for name, value in progress.scores.items()))
+        elif not self._console.is_terminal and progress.seconds >= self._next:
+            self._console.print(f"{progress.step / progress.steps:6.1%}  {text}")
+            self._next = progress.seconds + 30
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""Pass or fail: rows compared with baselines."""
+
+from compression.lazy import submodules
+
+__getattr__ = submodules(__name__)

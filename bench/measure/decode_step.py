@@ -1,0 +1,96 @@
+"""One decode step of a supported decoder without the overhead of its Python modules.
+
+transformers spends about a millisecond per layer and token on a CPU, most of it on what is not arithmetic; at batch 1
+that hides what a kernel gains or loses. The step here calls the model's own linear layers, embedding and norm weights
+in the order of the architecture, over the key and value buffers that the prompt has filled. Its logits are those of
+the model up to rounding (tests compare them); a model that it does not know keeps its own forward.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.measure import rope
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+def lean_step(model: Any, length: int) -> Callable[[Tensor, int, Any], Tensor] | None:
+    """A function of (token ids (batch, 1), position, cache) to logits (batch, 1, vocabulary), or None if there is none.
+
+    The cache must be one that `fits`, and hold the prompt: the step writes to its buffers, and does not advance its
+    counters. `length` is the number of positions that will be used.
+    """
+    if type(model).__name__ not in ARCHITECTURES:
+        return None
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return None
+    if (limit := rope.limit(model.config)) is not None and length > limit:
+        return None  # each position has the frequencies of its own pass
+    body = model.model
+    device = body.norm.weight.device
+    probe = torch.empty(0, dtype=body.norm.weight.dtype, device=device)
+    cos, sin = (t[0] for t in body.rotary_emb(probe, torch.arange(length, device=device)[None]))
+    half = cos.shape[-1] // 2
+    sin = torch.cat([-sin[:, :half], sin[:, half:]], -1)  # with the sign of the rotated half
+    last = _norm(body.norm)
+    blocks = [_block(layer, half) for layer in body.layers]
+
+    def step(token: Tensor, position: int, cache: Any) -> Tensor:
+        h = body.embed_tokens(token)
+        at, signed = cos[position], sin[position]
+        for block, cached in zip(blocks, cache.layers, strict=True):
+            h = block(h, at, signed, position, cached.keys, cached.values)
+        return model.lm_head(last(h))
+
+    return step
+
+
+def fits(cache: Any, length: int) -> bool:
+    """Whether a filled cache has a place for each of `length` positions, as a shorter sliding window has not."""
+    from transformers.cache_utils import StaticLayer
+
+    return all(isinstance(layer, StaticLayer) and layer.keys.shape[-2] >= length for layer in cache.layers)
+
+
+def _norm(norm: Any) -> Callable[[Tensor], Tensor]:
+    """The RMS norm of a module, in fp32 as transformers takes it, by one operation."""
+    weight, shape, epsilon = norm.weight.float(), norm.weight.shape, norm.variance_epsilon
+    return lambda x: F.rms_norm(x.float(), shape, weight, epsilon).to(x.dtype)
+
+
+def _block(layer: Any, half: int) -> Callable[[Tensor, Tensor, Tensor, int, Tensor, Tensor], Tensor]:
+    """One decoder layer over its keys and values: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    The query heads of a group attend to one head of keys as if they were that many positions, (batch, KV heads, group,
+    head size): the same sums, without a copy of the keys for each of them.
+    """
+    attention, mlp = layer.self_attn, layer.mlp
+    before, after = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+    kv_heads = attention.k_proj.out_features // attention.head_dim
+    q_norm = _norm(attention.q_norm) if hasattr(attention, "q_norm") else None
+    k_norm = _norm(attention.k_norm) if hasattr(attention, "k_norm") else None
+    scale = attention.scaling
+
+    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return torch.addcmul(x * cos, x.roll(half, -1), sin)
+
+    def block(h: Tensor, cos: Tensor, sin: Tensor, position: int, keys: Tensor, values: Tensor) -> Tensor:
+        shape = (h.shape[0], kv_heads, -1, attention.head_dim)
+        x = before(h)
+        q, k = attention.q_proj(x).view(shape), attention.k_proj(x).view(shape)
+        if q_norm is not None and k_norm is not None:
+            q, k = q_norm(q), k_norm(k)
+        keys[:, :, position : position + 1] = rotate(k, cos, sin)
+        values[:, :, position : position + 1] = attention.v_proj(x).view(shape)
+        o = F.scaled_dot_product_attention(
+            rotate(q, cos, sin), keys[:, :, : position + 1], values[:, :, : position + 1], scale=scale
+        )
+        h = h + attention.o_proj(o.reshape(h.shape[0], 1, -1))
+        x = after(h)
+        return h + mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
+
+    return block

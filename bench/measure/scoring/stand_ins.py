@@ -1,0 +1,71 @@
+"""The tasks of the embedded reference as tasks of lm-eval, with shots, metrics and splits of those they stand for."""
+
+from collections import defaultdict
+from typing import Any
+
+from bench.measure import reference_scores
+from bench.measure.scoring import programs
+from bench.reference import tasks
+
+
+def configurations(name: str) -> list[dict[str, Any]]:
+    """Of one task of the reference: one for each category where it has some, as MMLU has for each subject."""
+    parts: dict[str | None, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    shots = tasks.SHOTS.get(name, 0)
+    for split in ("train", "test") if shots else ("test",):
+        for item in tasks.items(name, split):
+            parts[item.get("category")][split].append(item)
+    return [
+        {
+            "task": f"{name}_{category}" if category else name,
+            "custom_dataset": _maker({split: rows[:shots] if split == "train" else rows for split, rows in of.items()}),
+            "test_split": "test",
+            "fewshot_split": "train" if shots else None,
+            "fewshot_config": {"sampler": "first_n"},
+            "num_fewshot": shots,
+            "doc_to_text": "{{question}}",
+            "target_delimiter": "",
+            "metadata": {"version": 1.0},
+            **_SHAPES.get(name, _CHOICE),
+        }
+        for category, of in parts.items()
+    ]
+
+
+def _maker(splits: dict[str, list[dict[str, Any]]]) -> Any:
+    def make(**metadata: Any) -> Any:
+        from datasets import Dataset
+
+        return {split: Dataset.from_list(rows) for split, rows in splits.items()}
+
+    return make
+
+
+_CHOICE = {
+    "output_type": "multiple_choice",
+    "doc_to_choice": "choices",
+    "doc_to_target": "answer",
+    "fewshot_delimiter": "\n",
+    "metric_list": [
+        {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+    ],
+}
+_SHAPES: dict[str, dict[str, Any]] = {
+    "arithmetic": {
+        "output_type": "generate_until",
+        "doc_to_target": "{{answer}}",
+        "fewshot_delimiter": "",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": reference_scores.NEW_TOKENS["arithmetic"], "do_sample": False},
+        "filter_list": [{"name": "strict-match", "filter": [
+            {"function": "regex", "regex_pattern": r"#### (\-?[0-9\.\,]+)"}, {"function": "take_first"}]}],
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True,
+                         "regexes_to_ignore": [r"(?s).*#### ", "\n"]}],
+    },
+    "code": {
+        "output_type": "generate_until",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": reference_scores.NEW_TOKENS["code"], "do_sample": False},
+        "process_results": lambda doc, said: {"pass@1": programs.program(doc["question"] + said[0], doc["tests"])},
+        "metric_list": programs.PASS,
+    },
+}  # fmt: skip

@@ -1,0 +1,152 @@
+"""The models of a run: the base, opened once, and one compressed model at a time."""
+
+import functools
+import gc
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import NotAvailable
+from bench.measure.generation import Decoder, Interleaved, Load
+from bench.results import layers
+from compression import Recipe
+from compression.recipes.recipe import UNCOMPRESSED
+
+if TYPE_CHECKING:
+    from bench.session.options import Options
+    from compression import Base, Compressed
+    from compression.checkpoints.base import BaseSource
+    from compression.engine.kept_steps import StepCache
+
+
+class Models:
+    """Base and compressed model in memory, and on disk for processes that open the latter by themselves.
+
+    Attributes:
+        kernels: for each recipe that was compressed how many layers have which kernel.
+        steps: what was executed for it, and the seconds of each step.
+        layers: what became of its layers (`bench.results.layers`), until that is in the journal.
+        refused: why a recipe of a named list cannot be, by its text.
+        calibration, teacher, downstream_task: what recipes read, as `compression.compress` takes it.
+        notes: for each recipe what a reader of its results has to know, as sentences.
+    """
+
+    refused: Mapping[str, str]
+    calibration: Any
+    teacher: Any
+    downstream_task: Any
+
+    def __init__(self, options: "Options", source: "BaseSource", progress: Callable[[int, int, str], None] | None):
+        self.options, self.source, self._progress = options, source, progress
+        self.kernels: dict[str, dict[str, int]] = {}
+        self.steps: dict[str, tuple[tuple[str, float], ...]] = {}
+        self.layers: dict[str, dict[str, Any]] = {}
+        self.notes: dict[str, tuple[str, ...]] = {}
+        self._base: Base | None = None
+        self._compressed: tuple[Recipe, Compressed | BaseException] | None = None
+        self._folder: Path | None = None
+
+    @property
+    def base(self) -> "Base":
+        """The uncompressed model, opened at its first use and kept; that of a published checkpoint is dequantized."""
+        if self._base is None:
+            import compression
+
+            self._base = compression.open_base(
+                self.source, self.options.device, seed=self.options.seed, dequantize=True
+            )
+        return self._base
+
+    def compressed(self, recipe: Recipe) -> "Compressed":
+        """The base under a recipe, or a published checkpoint as it is; the one before it is let go first.
+
+        Raises:
+            NotAvailable: the recipe cannot be applied to this base.
+            Exception: whatever compressing raised, again for each measurement of the recipe.
+        """
+        if why := self.refused.get(recipe.text):
+            raise NotAvailable(why)
+        if self._compressed is None or self._compressed[0] != recipe:
+            import compression
+
+            self.release()
+            base = self.base
+            try:
+                if self.source.published is not None and recipe.steps:
+                    assert self.source.folder is not None
+                    backend = getattr(recipe.steps[0].method, "backend", None)
+                    result = compression.load(self.source.folder, self.options.device, backend=backend)
+                else:
+                    result = compression.compress(
+                        base,
+                        recipe,
+                        seed=self.options.seed,
+                        calibration=self.calibration,
+                        teacher=self.teacher,
+                        downstream=self.downstream_task,
+                        cache=self._steps,
+                        progress=self._progress,
+                    )
+            except Exception as error:
+                self._compressed = (recipe, error)
+                raise
+            self._compressed = (recipe, result)
+            self.kernels[recipe.text] = result.kernels()
+            self.steps[recipe.text] = tuple(zip(result.executed, result.seconds, strict=False))
+            self.notes[recipe.text] = result.notes
+            self.layers[recipe.text] = layers.describe(result, base.model)
+        if isinstance(self._compressed[1], BaseException):
+            raise self._compressed[1]
+        return self._compressed[1]
+
+    def artefact_folder(self, recipe: Recipe) -> Path:
+        """Where the compressed model lies on disk, for processes that open it by themselves; gone with the model."""
+        model = self.compressed(recipe)  # lets go of the folder of another recipe
+        if self._folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="bench-"))
+            try:
+                model.save(folder / "artefact")
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            self._folder = folder
+        return self._folder / "artefact"
+
+    def release(self) -> None:
+        """Let go of the compressed model and of its folder."""
+        self._compressed = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        gc.collect()
+        if self.options.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def decoder(self, model: "Compressed | Base", load: Load, mode: str = "eager") -> Decoder:
+        cache_factory = getattr(model, "cache_factory", None)
+        return Decoder(model.model, load, mode=mode, seed=self.options.seed, cache_factory=cache_factory)
+
+    def interleaved(self, recipe: Recipe, load: Load, mode: str) -> Interleaved:
+        """The base and the compressed model, ready to generate in turn; for fp16 the base alone."""
+        models = [self.base] if recipe.text == UNCOMPRESSED else [self.base, self.compressed(recipe)]
+        return Interleaved([self.decoder(model, load, mode) for model in models])
+
+    @functools.cached_property
+    def _steps(self) -> "StepCache":
+        """Keeps what recipes that train come to, and what other recipes begin with as they do."""
+        from compression.engine.kept_steps import StepCache
+        from compression.engine.schedule import make_schedule
+
+        beginnings: list[tuple[str, ...]] = []
+        recipes = dict.fromkeys((*self.options.recipes, *self.options.derived))
+        for recipe in recipes:
+            texts = tuple(what for _, what in make_schedule(recipe.steps))
+            if any(step.method.trains for step in recipe.steps):
+                beginnings += [texts[: i + 1] for i in range(len(texts))]
+        whole = {tuple(what for _, what in make_schedule(recipe.steps)) for recipe in recipes}
+        shared = {texts for texts in beginnings if beginnings.count(texts) + (texts in whole) > 1}
+        return StepCache(self.options.cache, keep=lambda texts: tuple(texts) in shared)

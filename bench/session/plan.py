@@ -1,0 +1,136 @@
+"""`--plan`: what a run would take, said before anything starts."""
+
+import math
+import shutil
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any
+
+from bench.session.training_plan import plan_training
+from compression.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from bench.session.options import Options
+
+_OPEN_SECONDS = 8  # imports and warm-up of one process
+_ENERGY_SECONDS = 5
+
+
+def plan(options: "Options") -> str:
+    """Memory, disk, downloads and a rough time for each recipe.
+
+    Sizes are counted from the shapes of the layers. Times assume that a token costs one pass over the stored weights at
+    the memory bandwidth of the device as measured now, which packed layers without a kernel exceed by far.
+
+    Raises:
+        CompressionError: the base or a recipe cannot be.
+    """
+    import pandas as pd
+
+    from bench.machine import device as machine
+    from compression.checkpoints import base as _checkpoint
+    from compression.checkpoints import weights
+    from compression.checkpoints.artefact import stored_bytes
+    from compression.engine.plan import check, check_source, find_downstream, find_teacher, refusals
+
+    source = _checkpoint.locate(options.base)
+    download = _download_bytes(source)
+    if source.kind == "hub" and download:
+        return f"{source.text} is not here: {_mib(download)} would be downloaded; shapes are known afterwards"
+    source = source.fetch()
+    given = (source, options.calibration, options.teacher, options.downstream)
+    refused = dict(options.refused) | (refusals(options.recipes, *given) if options.named else {})
+    recipes = [recipe for recipe in options.recipes if recipe.text not in refused]
+    skeleton = check_source(recipes, *given)
+    skeleton = skeleton.to(weights.open_weights(source).dtype)
+    base = stored_bytes(skeleton)
+    bandwidth = _bandwidth(options.device)
+    trains = any(step.method.trains for recipe in recipes for step in recipe.steps)
+    speed = _flops_per_second(options.device) if trains else math.inf
+    rounds = (options.runs + options.warmup) * options.new_tokens
+    rows = []
+    for recipe in recipes:
+        size = stored_bytes(check(recipe, skeleton))
+        teacher = find_teacher([recipe], source, options.teacher)
+        training = plan_training(
+            recipe, skeleton, source, teacher, find_downstream([recipe], source, options.downstream)
+        )
+        resident = base + (size if recipe.steps else 0)
+        child = max(base, size) if options.device == "cpu" else 0
+        seconds = sum(
+            2 * _OPEN_SECONDS + 2 * _ENERGY_SECONDS + rounds * (base + size) / bandwidth for _ in options.batch_sizes
+        )
+        train_seconds = training.flops / speed
+        rows.append({
+            "recipe": recipe.text, "stored": _mib(size),
+            "memory at once": _mib(max(resident + child, base + training.memory)),
+            "disk": _mib(training.disk + (size if recipe.steps and options.device == "cpu" else 0)),
+            "download": _mib(0), "training": _time(train_seconds) if training.tokens else "none",
+            "about": _time(seconds + train_seconds),
+        })  # fmt: skip
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    return "\n".join([
+        f"base {source.label}: {_mib(base)} on {options.device}; {_mib(machine.memory_free(options.device))} of memory "
+        f"free, {_mib(free)} of disk, {bandwidth / 1e9:.1f} GB/s read",
+        pd.DataFrame(rows).to_string(index=False),
+        *(f"{recipe}: not available: {why}" for recipe, why in refused.items()),
+        "times are for training and efficiency alone, without the prompt, and rough; what a cache holds is not counted",
+    ])  # fmt: skip
+
+
+def _download_bytes(source: Any) -> int:
+    """Bytes that opening the base would fetch from the hub; 0 if it is here."""
+    if source.kind != "hub":
+        return 0
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(source.text, "config.json"), str):
+        return 0
+    try:
+        files = HfApi().model_info(source.text, files_metadata=True).siblings or []
+    except Exception as error:
+        raise CheckpointError(f"base {source.text!r}: the hub does not answer: {error}") from error
+    return sum(file.size or 0 for file in files if file.rfilename.endswith((".safetensors", ".json", ".model")))
+
+
+def _bandwidth(device: str) -> float:
+    """Bytes read per second by a copy of 256 MiB on the device."""
+    import torch
+
+    from bench.machine import device as machine
+
+    source = torch.zeros(2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(3):
+        machine.synchronize(device)
+        begin = time.perf_counter()
+        target.copy_(source)
+        machine.synchronize(device)
+        best = min(best, time.perf_counter() - begin)
+    return source.numel() / best
+
+
+def _flops_per_second(device: str) -> float:
+    """Operations per second of fp32 products of 1024 x 1024 matrices on the device."""
+    import torch
+
+    from bench.machine import device as machine
+
+    square = torch.ones(1024, 1024, device=device)
+    best = math.inf
+    for _ in range(4):
+        machine.synchronize(device)
+        begin = time.perf_counter()
+        square @ square
+        machine.synchronize(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * 1024**3 / best
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

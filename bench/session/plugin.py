@@ -1,0 +1,306 @@
+"""The pytest plugin: markers, hooks and the fixture of the benchmarks; their options are in `session.command_line`.
+
+It is an entry point of the installed package, so `pytest --pyargs bench` works in any repository; here it is also named
+in conftest.py. Collecting imports neither torch nor transformers.
+"""
+
+import dataclasses
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench.errors import BenchError, NotAvailable, OptionError
+from bench.session import workers
+from bench.session.command_line import asked_batch_sizes, asked_tasks, declare, may_have_cuda, options_of
+from compression.files.terminal import terminal
+
+if TYPE_CHECKING:
+    from bench.session.options import Options
+    from bench.session.session import Workbench
+
+_WORKBENCH = pytest.StashKey["Workbench"]()
+_FAILING = pytest.StashKey[list[str]]()
+_REPORTED = pytest.StashKey[list[Path]]()
+_CONTROLLER = pytest.StashKey[workers.Controller]()
+
+_AGAINST = "against"  # the parameter of what is measured with --against alone
+
+MARKERS = {
+    "efficiency": "size, speed, memory, energy and cost of compression",
+    "quality": "perplexity and tasks",
+    "rag": "answers from retrieved text",
+    "judge": "how good and how clear answers are, by a judge and without one",
+    "recovery": "a downstream task before and after training on it",
+    "ordering": "size and perplexity of pruning, distillation and quantization in every order",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    declare(parser)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Any:
+    """With -n, and without --dist, a recipe belongs to one worker; a plan needs none."""
+    if getattr(config.option, "numprocesses", None):
+        if config.getoption("--plan"):
+            config.option.numprocesses = 0
+        elif config.option.dist == "no" and not config.option.distload and workers.asks_for_benchmarks(config):
+            config.option.dist = workers.GROUPED
+    return (yield)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "dist", "no") != "no" and not config.option.collectonly:
+        config.stash[_CONTROLLER] = workers.Controller(config)
+        config.pluginmanager.register(config.stash[_CONTROLLER])
+    for name, what in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {what}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "recipe" in metafunc.fixturenames:
+        from bench.session.selection import select
+
+        try:
+            recipes = select(metafunc.config).recipes
+            batch_sizes = asked_batch_sizes(metafunc.config)
+        except ValueError as error:
+            raise pytest.Collector.CollectError(terminal(error)) from error
+        metafunc.parametrize("recipe", recipes, ids=[recipe.text for recipe in recipes], scope="session")
+        if {"task", "tasks"} & set(metafunc.fixturenames):
+            _parametrize_tasks(metafunc)
+        if "batch_size" in metafunc.fixturenames:
+            metafunc.parametrize("batch_size", batch_sizes, ids=[f"b{size}" for size in batch_sizes])
+        if _AGAINST in metafunc.fixturenames:
+            metafunc.parametrize(_AGAINST, [metafunc.config.getoption("--against")])
+        if "mode" in metafunc.fixturenames:
+            metafunc.parametrize("mode", ("eager", "graph") if may_have_cuda(metafunc.config) else ("eager",))
+
+
+def _parametrize_tasks(metafunc: pytest.Metafunc) -> None:
+    """A test for each task, one for their average."""
+    try:
+        chosen = asked_tasks(metafunc.config)
+    except OptionError as error:
+        raise pytest.Collector.CollectError(terminal(error)) from error
+    if "task" in metafunc.fixturenames:
+        metafunc.parametrize("task", chosen, ids=[task.name for task in chosen])
+    else:
+        metafunc.parametrize("tasks", [metafunc.config.getoption("--tasks")] if chosen else [])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """All measurements of a recipe follow each other, so that it is compressed once; other tests keep their places."""
+    if not config.getoption("--against"):
+        _leave_out(config, items, [item for item in items if _AGAINST in getattr(item, "fixturenames", ())])
+    if config.getoption("--tasks") == "none":
+        unasked = [item for item in items if {"recipe", "task", "tasks"} & set(getattr(item, "fixturenames", ()))
+                   > {"recipe"}]  # fmt: skip
+        _leave_out(config, items, unasked)
+    if config.getoption("--model") == "report":
+        _keep_what_tables_show(config, items)
+    ours = [i for i, item in enumerate(items) if "recipe" in getattr(getattr(item, "callspec", None), "params", {})]
+    order: dict[Any, int] = {}
+    for i in ours:
+        order.setdefault(items[i].callspec.params["recipe"], len(order))  # type: ignore[attr-defined]
+    ranked = sorted((items[i] for i in ours), key=lambda item: order[item.callspec.params["recipe"]])  # type: ignore[attr-defined]
+    for i, item in zip(ours, ranked, strict=True):
+        items[i] = item
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], unasked: list[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=unasked)
+    items[:] = [item for item in items if item not in unasked]
+
+
+def _keep_what_tables_show(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of `--model report` what no table has a line for is not measured."""
+    from bench.report.recipe_lists import has_a_line
+    from bench.session.selection import select
+
+    listed = select(config).listed
+
+    def shown(item: pytest.Item) -> bool:
+        recipe = getattr(getattr(item, "callspec", None), "params", {}).get("recipe")
+        return recipe is None or has_a_line(listed[recipe.text], {mark.name for mark in item.iter_markers()})
+
+    _leave_out(config, items, [item for item in items if not shown(item)])
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Everything that can be refused is refused here, before the first expensive step."""
+    config = session.config
+    if not any("recipe" in getattr(getattr(item, "callspec", None), "params", {}) for item in session.items):
+        return
+    if "hypothesis" not in sys.modules and config.pluginmanager.has_plugin("hypothesispytest"):
+        # its summary would import the whole library, at the cost of a second, for a run that has no property tests
+        config.pluginmanager.unregister(name="hypothesispytest")
+    if config.option.collectonly:
+        return
+    from compression import CompressionError
+
+    try:
+        marked = {mark.name for item in session.items for mark in item.iter_markers()}
+        worker = workers.worker_of(config)
+        if worker and worker.count > 1 and not worker.grouped:
+            raise OptionError("under pytest-xdist the benchmarks need --dist loadgroup: a recipe belongs to one worker")
+        options = options_of(config)
+        if options.against and not any(_AGAINST in getattr(item, "fixturenames", ()) for item in session.items):
+            raise OptionError(
+                f"--against {options.against}: nothing that was selected generates beside a commit; select "
+                "test_efficiency.py::test_against, as -m efficiency does, or leave --against out"
+            )
+        if "recovery" in marked:
+            from bench.metrics.recovery import recipes_of
+
+            trained = {item.callspec.params["recipe"] for item in session.items if item.get_closest_marker("recovery")}  # type: ignore[attr-defined]
+            derived = dict.fromkeys(each for recipe in options.recipes if recipe in trained
+                                    for each in recipes_of(recipe))  # fmt: skip
+            options = dataclasses.replace(options, derived=tuple(derived))
+        if config.getoption("--plan"):
+            from bench.session.plan import plan
+
+            text = plan(options)
+            config.get_terminal_writer().line("\n" + "\n".join(map(terminal, text.splitlines())))
+            pytest.exit("--plan: nothing was run", returncode=0)
+        if config.getoption("--report"):
+            from bench.report.write import writable
+
+            writable(config.getoption("--report"))
+        from bench.session.session import Workbench
+
+        workbench = Workbench(options, progress=_progress(config, session.items, options))
+        if "recovery" in marked:
+            with suppress(NotAvailable):  # of which the rows speak
+                workbench.downstream  # noqa: B018 - a task that cannot be measured is said now
+        if "quality" in marked:
+            from bench.metrics.perplexity import PerplexityProtocol
+
+            protocol = PerplexityProtocol(**options.protocol)
+            workbench.data.source(protocol.split, what=protocol.what)  # data that is not there is said now
+            for task in dict.fromkeys(filter(None, map(_task_of, session.items))):
+                with suppress(NotAvailable):  # of which the rows speak
+                    workbench.task(task)
+        if "rag" in marked:
+            workbench.collection  # noqa: B018 - and so are questions that cannot be asked
+        if "judge" in marked:
+            with suppress(NotAvailable):
+                workbench.judging  # noqa: B018 - and so is a judge that does not answer
+            workbench.coherence  # noqa: B018 - and so is an encoder that cannot be had
+            if config.getoption("--fluency-model"):
+                workbench.small_model  # noqa: B018 - and so is a language model that cannot be had
+        workbench.base  # noqa: B018 - and so is a checkpoint that does not fit
+        if "rag" in marked:
+            workbench.retrieved  # noqa: B018 - and so is a retriever that cannot be had, or a chunk that is too long
+        if "judge" in marked:
+            with suppress(NotAvailable):
+                workbench.asked  # noqa: B018 - and so is a paragraph that is too long
+        config.stash[_WORKBENCH] = workbench
+        if worker:
+            config.pluginmanager.register(workers.Leaving(workbench))
+    except (BenchError, CompressionError) as error:
+        if workers.worker_of(config):
+            workers.refuse(session, terminal(error))
+        raise pytest.UsageError(terminal(error)) from error
+
+
+def _task_of(item: pytest.Item) -> Any:
+    return getattr(getattr(item, "callspec", None), "params", {}).get("task")
+
+
+def _progress(config: pytest.Config, items: list[pytest.Item], options: "Options") -> Any:
+    """A bar on a terminal, lines elsewhere, nothing with -q."""
+    if config.getoption("verbose") < 0:
+        return None
+    from bench.session.progress import Bar, Lines
+
+    if sys.stderr.isatty():
+        return Bar(config)
+    lines = Lines(config, recipes=len(options.recipes), measurements=len(items))
+    config.pluginmanager.register(lines)
+    return lines
+
+
+@pytest.fixture(scope="session")
+def workbench(request: pytest.FixtureRequest) -> "Workbench":
+    """The run that measures, records and judges."""
+    return request.config.stash[_WORKBENCH]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    config = session.config
+    controller = config.stash.get(_CONTROLLER, None)
+    if controller and controller.refused:
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+    elif controller:
+        try:
+            if gathered := controller.workbench():
+                config.stash[_WORKBENCH] = gathered
+        except BenchError as error:
+            config.stash[_FAILING] = [str(error)]
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            return
+    workbench = config.stash.get(_WORKBENCH, None)
+    if workbench is None:
+        return
+    if workers.worker_of(config):
+        workers.report(config, workbench)
+        workbench.close()
+        return
+    interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+    try:
+        failing = workbench.finish(passed=exitstatus == pytest.ExitCode.OK, interrupted=interrupted)
+    except BenchError as error:
+        failing = [str(error)]
+    workbench.close()
+    if (directory := config.getoption("--report")) and workbench.rows:
+        config.stash[_REPORTED] = _report(directory, workbench, failing)
+    config.stash[_FAILING] = failing
+    if failing and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _report(directory: Path, workbench: "Workbench", failing: list[str]) -> list[Path]:
+    """The files of the report; what hinders it fails the run, and leaves its results as they are."""
+    from bench.report.write import measured, write
+    from compression import CompressionError
+
+    try:
+        source = workbench.source
+        rows, contents = measured(workbench.options.journal, source.label, workbench.fingerprint, source.digest)
+        return write(directory, rows, contents, workbench.journal.run)
+    except (BenchError, CompressionError) as error:  # the latter: the journal has a recipe that is none any more
+        failing.append(f"--report {directory}: {error}")
+        return []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """What pytest-benchmark stores has recipes and tasks by their names: it knows no way to write the objects."""
+    from bench.data.tasks.table import Task
+    from compression import Recipe
+
+    def named(value: Any) -> Any:
+        return value.text if isinstance(value, Recipe) else value.name if isinstance(value, Task) else value
+
+    for each in output_json["benchmarks"]:
+        each["params"] = each["params"] and {name: named(value) for name, value in each["params"].items()}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    workbench = config.stash.get(_WORKBENCH, None)
+    if workbench is not None:
+        from bench.session.summary import lines
+
+        terminalreporter.section("compression")
+        for line in lines(workbench, verbose=config.getoption("verbose") > 0):
+            terminalreporter.write_line(line)
+        for path in config.stash.get(_REPORTED, []):
+            terminalreporter.write_line(terminal(f"report: {path}"))
+    for words in config.stash.get(_FAILING, []):
+        terminalreporter.write_line(terminal(words), red=True)

@@ -1,0 +1,169 @@
+"""One decoder block under a calibrated method: what is measured of its inputs, then scaling, and rounding or pruning,
+stack by stack.
+
+All layers of a block are changed for the inputs that they have while the block itself is still uncompressed; the blocks
+before it are compressed by then. Stacks are done from the last to the first: what a linear is divided by, because those
+that read its outputs are scaled, is then known when it is rounded.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression.architectures.decoder import STACKS, Block, Inputs, Stack, as_linear
+from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
+from compression.errors import LayerError
+from compression.layers.packed import PackedLinear
+from compression.methods.pruning.unstructured.base import CalibratedPruner
+from compression.numeric.channel_scales import Producer
+from compression.numeric.grids import decode, quantize
+from compression.recipes.registry import CalibratedMethod, CalibratedQuantizer, spell
+
+
+@dataclass
+class Layer:
+    """A linear before it is changed.
+
+    Attributes:
+        method: its settings, None if it stays as it is.
+        detail: for the report.
+        columns: what its weight's columns are multiplied by, (cols,), or None.
+        rows: what its outputs are divided by, (rows,), or None.
+        bias: divided already.
+    """
+
+    name: str
+    linear: nn.Linear
+    method: CalibratedMethod | None
+    bias: Tensor | None
+    detail: str = LEFT_ALONE
+    columns: Tensor | None = None
+    rows: Tensor | None = None
+
+    def weight(self) -> Tensor:
+        return self.linear.weight.detach().float()
+
+    def scaled(self) -> Tensor:
+        """The weight that is rounded."""
+        weight = self.weight() if self.columns is None else self.weight() * self.columns
+        return weight if self.rows is None else weight / self.rows[:, None]
+
+    def unscaled(self, weight: Tensor) -> Tensor:
+        """The inverse, for a rounded one."""
+        weight = weight if self.columns is None else weight / self.columns
+        return weight if self.rows is None else weight * self.rows[:, None]
+
+
+def compress(block: Block, inputs: Inputs, context: Any) -> None:
+    """Replace every linear of the block; one report entry for each, in the order of the module.
+
+    Raises:
+        LayerError: a weight or an input is not finite, or layers that read the same input are to be scaled in different
+            ways; the message names them.
+    """
+    layers = {}
+    for name, stored in block.linears():
+        linear = as_linear(stored)
+        layers[name] = Layer(name, linear, context.step.for_layer(name), linear.bias)
+    for name, layer in layers.items():
+        if layer.method is not None and not torch.isfinite(layer.linear.weight).all():
+            raise LayerError(f"{name}: the weight holds NaN or infinite values; compress a sound checkpoint")
+    readers = {stack: [layers[f"{block.name}.{reader}"] for reader in stack] for stack in STACKS}
+    for stack in STACKS:
+        _transform(readers[stack])
+    device = inputs.hidden[0].device
+    observers = {stack: context.step.method.observer(readers[stack][0].linear.in_features, device) for stack in STACKS}
+    inputs.observe(block, lambda stack, x: observers[stack].add(x))
+    for stack in reversed(STACKS):
+        seen = observers.pop(stack).value()
+        try:
+            note = _scale(block, stack, readers[stack], layers.get(f"{block.name}.{STACKS[stack]}"), seen)
+            for method in dict.fromkeys(layer.method for layer in readers[stack]):
+                if method is not None:
+                    same = [layer for layer in readers[stack] if layer.method == method]
+                    method.compress_stack(block, same, seen, note)
+        except LayerError as error:
+            raise LayerError(f"{', '.join(layer.name for layer in readers[stack])}: {error}") from error
+    for name, layer in layers.items():
+        context.report.append(LayerReport(name, "kept" if layer.method is None else "replaced", layer.detail))
+    divided = LayerReport("norms", "replaced", "divided by the scales of the layers that read them")
+    if any(layer.columns is not None for layer in layers.values()) and divided not in context.report:
+        context.report.append(divided)
+
+
+def _transform(readers: list[Layer]) -> Any:
+    """How layers that read the same input are scaled, or None.
+
+    Raises:
+        LayerError: in different ways.
+    """
+    found = {layer.method.transform(): layer.name for layer in readers if layer.method is not None}
+    if len(found) > 1:
+        ways = " and ".join(f"{name} is set to {transform}" for transform, name in found.items())
+        raise LayerError(f"layers that read the same input are scaled together, but {ways}; give both the same")
+    return next(iter(found), None)
+
+
+def _scale(block: Block, stack: Stack, readers: list[Layer], before: Layer | None, hessian: Tensor) -> str:
+    """Find the scales of a stack and divide its producer, a norm or the linear `before`, by them; words for the report.
+
+    There are none where a reader, or the linear before, stays as it is: its weight is stored densely, and the scales
+    would round it.
+    """
+    transform = _transform(readers)
+    if transform is None:
+        return ""
+    for layer in [*readers, *([before] if before else [])]:
+        if layer.method is None:
+            return f", not scaled because {layer.name} stays as it is"
+    norm = None if before else block.module.get_submodule(STACKS[stack])
+    producer = Producer(block.producer_channels(stack).to(hessian.device), before.bias if before else norm.weight)
+    weights = [(layer.weight(), layer.method.grid()) for layer in readers]
+    ratio, scales = transform.search(weights, hessian, producer, readers[0].linear.weight.dtype)
+    for layer in readers:
+        layer.columns = scales[producer.channels]
+    if before:
+        before.rows, before.bias = scales, producer.divided(scales)
+    else:
+        norm.weight = nn.Parameter(producer.divided(scales), requires_grad=False)
+    return f", scales of ratio {ratio:g}"
+
+
+def round_to_grid(block: Block, method: CalibratedQuantizer, layers: list[Layer], hessian: Tensor, note: str) -> None:
+    """Round layers that read the same input as one matrix, and put them into the block."""
+    grid, begin, columns = method.grid(), 0, layers[0].columns
+    dtype = layers[0].linear.weight.dtype
+    scaled = hessian if columns is None else hessian / columns / columns[:, None]
+    rounded = method.round(torch.cat([layer.scaled() for layer in layers]), scaled, dtype)
+    for layer in layers:
+        weight = layer.weight()
+        own = rounded.rows(slice(begin, begin + len(weight)))
+        begin += len(weight)
+        packed = PackedLinear.from_codes(
+            own.codes, own.params, layer.bias, grid, dtype=dtype, permutation=own.permutation, backend=method.backend
+        )
+        block.replace(layer.name, packed)
+        answers = layer.unscaled(own.decode(grid)), decode(grid, *quantize(grid, weight))
+        error, nearest = (method.output_error(weight, answer, hessian) for answer in answers)
+        layer.detail = (
+            f"{spell(method)}, {grid.words}, kernel {packed.kernel_name()}{note}, "
+            f"output error {error:.3g} (nearest: {nearest:.3g})"
+        )
+        if rounded.damping > method.damp:
+            layer.detail += f", damping raised to {rounded.damping:g}"
+
+
+def prune(block: Block, method: CalibratedPruner, layers: list[Layer], seen: Any) -> None:
+    """Prune layers that read the same input, and put them into the block."""
+    pruned = method.prune([layer.weight() for layer in layers], seen)
+    for layer, weight in zip(layers, pruned.weights, strict=True):
+        sparse = method.layer(weight.to(layer.linear.weight.dtype), layer.bias)
+        block.replace(layer.name, sparse)
+        before = layer.weight()
+        answers = sparse.weight.float(), before.masked_fill(method.magnitude_mask(before), 0)
+        error, magnitude = (method.output_error(before, answer, seen) for answer in answers)
+        layer.detail = f"{method.facts(sparse)}, output error {error:.3g} (magnitude: {magnitude:.3g})"
+        if pruned.damping > method.damp:
+            layer.detail += f", damping raised to {pruned.damping:g}"

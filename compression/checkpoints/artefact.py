@@ -1,0 +1,386 @@
+"""Compressed models: what compressing yields, how it is written and opened again.
+
+A folder written by `Compressed.save` holds config.json, the weights, what goes with them (`_beside`) and
+compression.json, which names the files of the weights and says how each packed or sparse layer is stored.
+
+- A result without such layers is a plain transformers checkpoint besides, in model.safetensors.
+- One with such layers is nothing to any other program, and none may take it for something: engines read the config.json
+  of a model that they know, skip a quantization that they do not, and draw the weights that they miss. So its model
+  type is one that nobody knows, and its weights are neither in model.safetensors nor in an index.
+- With a `format` the folder is one of the published formats instead (`formats.description`), without compression.json.
+- A folder written block by block (`engine.stream`) has several safetensors files, with an index if it is dense.
+"""
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compression.architectures import decoder
+from compression.checkpoints import base as _checkpoint
+from compression.checkpoints import side_files, weights
+from compression.checkpoints.base import MANIFEST, PACKED_TYPE, BaseSource
+from compression.checkpoints.formats.description import BITS, FORMATS
+from compression.checkpoints.weight_files import INDEX, WEIGHTS
+from compression.cost import Cost
+from compression.errors import CheckpointError, LayerError
+from compression.files.atomic import filling
+from compression.files.strict_json import check_signature, exact_fields, expanded, finite, signed
+from compression.layers import embedding
+from compression.layers.embedding import PackedEmbedding
+from compression.layers.packed import PackedLinear
+from compression.layers.stored import describe, put_all
+from compression.recipes.recipe import Recipe
+
+# 1: has no digest, does not name the files of the weights; a packed model has the names of a transformers checkpoint
+SCHEMA = 2
+OWN = FORMATS[0]
+STATE = "compression.state.json"  # in a folder that is not finished
+_PACKED = "compressed.safetensors"
+LEFT_ALONE = "the recipe leaves this layer alone"  # in reports
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer: `outcome` is "replaced" or "kept", and `detail` says by what or why."""
+
+    name: str
+    outcome: str
+    detail: str
+
+    @classmethod
+    def from_json(cls, entry: Any) -> "LayerReport":
+        """The inverse of `dataclasses.asdict`; raises ValueError."""
+        fields = exact_fields(entry, {"name", "outcome", "detail"})
+        if not all(isinstance(value, str) for value in fields.values()):
+            raise ValueError(f"a report {entry!r:.200} must be of texts")
+        return cls(**fields)
+
+
+@dataclass
+class Compressed:
+    """A model after a recipe.
+
+    Attributes:
+        model: transformers' decoder with its layers replaced; in eval mode.
+        base: text and digest of the base that it came from.
+        executed: the steps as they were run, inserted `dequantize` and re-applied quantizers included.
+        report: one entry for every layer that could have been replaced, and for the tables that stay.
+        notes: sentences that a reader of the result has to know, such as of too little calibration text.
+        seconds: that each of the steps in `executed` took; empty where they took each block together.
+        cache_factory: makes the KV cache for methods that bring their own; None for the model's usual one.
+        folder: the checkpoint whose tokenizer and generation settings go with the model; None for random bases.
+        bytes_in_files: of the tensors in the files of a published checkpoint; None for others.
+    """
+
+    model: Any
+    recipe: Recipe
+    base: tuple[str, str]
+    executed: tuple[str, ...] = ()
+    report: tuple[LayerReport, ...] = ()
+    seconds: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+    cost: Cost | None = None
+    cache_factory: Callable[..., Any] | None = None
+    tokenizer_source: Callable[[], Any] = field(default=lambda: None, repr=False)
+    folder: Path | None = None
+    bytes_in_files: int | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.tokenizer_source()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors as they are stored, shared ones counted once.
+
+        Of a published checkpoint those in its files, which may hold groups and zero points that follow from others.
+        """
+        return stored_bytes(self.model) if self.bytes_in_files is None else self.bytes_in_files
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights that the model has, whatever they are stored in."""
+        return count_parameters(self.model)
+
+    @property
+    def portable(self) -> tuple[str, ...]:
+        """The other runtimes that open what `save` writes: "gptqmodel" in the format that `published_formats` names."""
+        if not decoder.stored_layers(self.model):
+            return ("transformers",)
+        return ("gptqmodel",) if self.published_formats else ()
+
+    @property
+    def published_formats(self) -> tuple[str, ...]:
+        """Values of `format` in which `save` can write the model without changing a weight."""
+        from compression.checkpoints.formats.model import check
+
+        def fits(name: str) -> bool:
+            with contextlib.suppress(LayerError):
+                check(self.model, name)
+                return True
+            return False
+
+        return tuple(filter(fits, BITS))
+
+    def _stored(self, format: str) -> tuple[str, dict[str, Any], dict[str, dict[str, Any]]]:
+        """In a format: the file of the tensors, these, and what JSON files beside them say of how they are stored."""
+        from compression.checkpoints.formats.model import convert
+
+        if format != OWN:
+            state, quantization = convert(self.model, format, self.recipe)
+            said = {"config.json": {"quantization_config": quantization}, "quantize_config.json": quantization}
+            return WEIGHTS, state, said
+        layers = {name: describe(layer) for name, layer in decoder.stored_layers(self.model).items()}
+        file = _PACKED if layers else WEIGHTS
+        return file, self.model.state_dict(), {MANIFEST: self.manifest(layers, [file])}
+
+    def manifest(self, layers: dict[str, dict[str, Any]], files: list[str]) -> dict[str, Any]:
+        """What compression.json says, with a description of each stored layer by name, and the files of the weights."""
+        import torch
+
+        return signed({
+            "schema": SCHEMA,
+            "files": files,
+            "recipe": self.recipe.to_json(),
+            "text": self.recipe.text,
+            "base": {"text": self.base[0], "digest": self.base[1]},
+            "executed": list(self.executed),
+            "seconds": list(self.seconds),
+            "torch": torch.__version__,
+            "cost": None if self.cost is None else dataclasses.asdict(self.cost),
+            "report": [dataclasses.asdict(entry) for entry in self.report],
+            "notes": list(self.notes),
+            "layers": layers,
+        })  # fmt: skip
+
+    def kernels(self, device: str | None = None) -> dict[str, int]:
+        """How many packed or sparse layers get which kernel on the device, by default where the model is."""
+        counts: dict[str, int] = {}
+        for layer in decoder.stored_layers(self.model).values():
+            name = layer.kernel_name(device)
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def save(self, folder: str | Path, format: str = OWN) -> Path:
+        """Write the model; the folder is whole or none that anything opens.
+
+        Args:
+            folder: a new or an empty one; a link to one, or a mount point.
+            format: "own", or "gptq" or "awq" for a published format, which GPTQModel and transformers with it open.
+
+        Raises:
+            CheckpointError: the folder is there already and not empty, or cannot be written.
+            LayerError: a layer does not fit the format exactly; nothing is written.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        target = check_writable(Path(folder))
+        file, state, described = self._stored(format)
+        try:
+            with filling(target, MANIFEST if format == OWN else "config.json") as work:
+                if getattr(self.model.config, "tie_word_embeddings", False):
+                    state.pop("lm_head.weight", None)
+                save_file({k: v.contiguous() for k, v in state.items()}, work / file, metadata={"format": "pt"})
+                dtype = next(self.model.parameters()).dtype
+                write_beside(work, self, dtype, self.tokenizer, described, packed=file == _PACKED)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} cannot be written: {error}") from error
+        return Path(folder)
+
+
+def write_beside(
+    folder: Path, result: Compressed, dtype: Any, tokenizer: Any, described: dict[str, dict[str, Any]], *, packed: bool
+) -> None:
+    """Everything but the tensors: the configuration, what goes with the base, then JSON files by name, merged.
+
+    The model may be without weights, of which `dtype` is the one.
+    """
+    config = result.model.config
+    config.architectures = [type(result.model).__name__]
+    config.dtype = dtype
+    config.save_pretrained(folder)
+    if packed:
+        known = json.loads((folder / "config.json").read_text())
+        uncompressed = {key: known[key] for key in ("model_type", "architectures")}
+        said = {"model_type": PACKED_TYPE, "architectures": ["Compressed"], "uncompressed": uncompressed}
+        described = {"config.json": said} | described
+    if result.folder is not None:
+        side_files.copy_beside(result.folder, folder)
+    elif tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    for name, value in described.items():
+        merged = (json.loads((folder / name).read_text()) if (folder / name).exists() else {}) | value
+        (folder / name).write_text(json.dumps(merged, indent=1, allow_nan=False) + "\n")
+
+
+def load(folder: str | Path, device: str = "cpu", *, backend: str | None = None) -> Compressed:
+    """Open what `Compressed.save` or `compress_to` wrote, or a published GPTQ or AWQ checkpoint as it is stored.
+
+    Args:
+        folder: what was written, or a published checkpoint.
+        device: where the model is to be.
+        backend: the library whose kernels multiply packed layers ("native", "torch", "gptqmodel", ...); None leaves it
+            to the recipe that the folder names.
+
+    Raises:
+        CheckpointError: not such a folder, an unfinished one, another schema, or tensors that are missing, unknown, of
+            another shape, damaged or not finite.
+        BackendError: the backend is not there, or has no kernel for a layer.
+    """
+    path = Path(folder)
+    if not (path / MANIFEST).exists():
+        if (path / STATE).exists():
+            raise CheckpointError(f"{path} is not finished; the command that writes it goes on where it stopped")
+        source = BaseSource(str(path), "folder", path)
+        if (path / "config.json").exists() and source.published is not None:
+            return _load_published(source, device, backend)
+        raise CheckpointError(f"{path} holds no {MANIFEST}: open a dense checkpoint as a base instead")
+    opened = outline(path)
+    weights.fill(opened.model, weights.read_tensors(_files(path, read_manifest(path))), where=str(path))
+    _take_backend(opened.model, backend, device)
+    _checkpoint.finish(opened.model, device, side_files.read_generation_config(path))
+    return opened
+
+
+def _take_backend(model: Any, backend: str | None, device: str) -> None:
+    """Have the kernels of a library multiply every packed layer; BackendError if one of them cannot be had."""
+    for name, layer in decoder.packed_layers(model).items() if backend else ():
+        if name.startswith("model.layers.") or not embedding.is_packed(model):
+            layer.backend = backend
+            layer.kernel_name(device)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """compression.json of a folder; CheckpointError if it is none, or of a schema that is not read."""
+    manifest = _checkpoint._read_json(path / MANIFEST)
+    schema = manifest.get("schema")
+    try:
+        if schema == 1 and type(schema) is int:
+            weight_map = (
+                _checkpoint._read_json(path / INDEX)["weight_map"] if (path / INDEX).exists() else {"": WEIGHTS}
+            )
+            manifest |= {"schema": SCHEMA, "files": sorted(set(weight_map.values()))}
+        elif schema != SCHEMA:
+            raise CheckpointError(f"{path / MANIFEST} has schema {schema!r:.80}; this version reads 1 and {SCHEMA}")
+        else:
+            check_signature(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
+    return manifest
+
+
+def _files(path: Path, manifest: dict[str, Any]) -> list[Path]:
+    names = manifest.get("files")
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: files must be names in its folder")
+    for name in names:
+        expanded(path / name, lambda why: CheckpointError(f"{path / MANIFEST} names a file that cannot be: {why}"))
+    if missing := [name for name in names if not (path / name).exists()]:
+        raise CheckpointError(f"{path / MANIFEST} names files that are not there: {', '.join(missing)}")
+    return [path / name for name in names]
+
+
+def outline(path: Path) -> Compressed:
+    """What a folder of ours holds, its model on the meta device: no tensor is read.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    import torch
+
+    manifest = read_manifest(path)
+    config = BaseSource(str(path), "folder", path).config
+    model = _checkpoint.build(config, torch.float32, device="meta")  # each tensor comes in the dtype it is stored in
+    try:
+        put_all(model, manifest["layers"])
+        report = tuple(LayerReport.from_json(entry) for entry in manifest["report"])
+        cost = None if manifest["cost"] is None else Cost.from_json(manifest["cost"])
+        recipe, base = Recipe.from_json(manifest["recipe"]), (manifest["base"]["text"], manifest["base"]["digest"])
+        texts = [*manifest["executed"], *base]
+        if not isinstance(manifest["executed"], list) or not all(isinstance(each, str) for each in texts):
+            raise TypeError(f"executed={manifest['executed']!r} and base={manifest['base']!r} must be texts")
+        executed, seconds = tuple(manifest["executed"]), tuple(map(finite, manifest.get("seconds", ())))
+        notes = tuple(map(str, manifest.get("notes", ())))  # folders of earlier versions have none
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
+    _, headers = weights.index(_files(path, manifest))
+    weights.fit(model, headers, where=str(path))
+    weights.assign(model, headers, where=str(path))
+    _checkpoint.tie(model)
+    return Compressed(
+        model=model, recipe=recipe, base=base, executed=executed, report=report, seconds=seconds, notes=notes,
+        cost=cost, tokenizer_source=lambda: _checkpoint.read_tokenizer(path, config), folder=path,
+    )  # fmt: skip
+
+
+def _load_published(source: BaseSource, device: str, backend: str | None) -> Compressed:
+    from compression.checkpoints.formats.model import open_model, recipe_of
+
+    assert source.published is not None
+    model = open_model(source)
+    _take_backend(model, backend, device)
+    recipe = recipe_of(source.published)
+    packed = decoder.packed_layers(model)
+    linears = [name for block in decoder.decoder_blocks(model) for name, _ in block.linears()]
+    report = [
+        LayerReport(name, "replaced", f"{source.published.quant_method}, kernel {packed[name].kernel_name(device)}")
+        if name in packed
+        else LayerReport(name, "kept", "the checkpoint stores it uncompressed")
+        for name in [*linears, "lm_head"]
+    ]
+    report += [LayerReport(name, "kept", "the formats leave it as it is") for name in ("model.embed_tokens", "norms")]
+    return Compressed(
+        model=_checkpoint.finish(model, device, side_files.read_generation_config(source.folder)), recipe=recipe,
+        base=(source.label, source.digest), executed=(recipe.text,), report=tuple(report), folder=source.folder,
+        tokenizer_source=lambda: source.tokenizer, bytes_in_files=weights.bytes_in(source.files),
+    )  # fmt: skip
+
+
+def check_writable(folder: Path) -> Path:
+    """The place behind all links at which a new folder can be made, or an empty one filled.
+
+    Raises:
+        CheckpointError: now rather than after hours, if it cannot.
+    """
+    try:
+        target = folder.resolve()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise CheckpointError(f"output folder {folder} is there already; give a new or an empty one")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target if target.exists() else target.parent):
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise CheckpointError(f"output folder {folder} cannot be written: {error}") from error
+    return target
+
+
+def stored_bytes(model: Any) -> int:
+    """Bytes of parameters and persistent buffers as `Compressed.save` stores them, shared ones once."""
+    total, seen = 0, set()
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            total += module.stored_bytes
+            continue
+        transient = module._non_persistent_buffers_set
+        tensors = [*module._parameters.values(), *(b for n, b in module._buffers.items() if n not in transient)]
+        for tensor in tensors:
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                total += tensor.numel() * tensor.element_size()
+    return total
+
+
+def count_parameters(model: Any) -> int:
+    """Weights of the model as mathematics: a packed or sparse layer has as many as the dense one that it replaced."""
+    layers = decoder.stored_layers(model).values()
+    tables = [layer.table for layer in layers if isinstance(layer, PackedEmbedding) and not layer.tied]
+    layers = [*tables, *(layer for layer in layers if not isinstance(layer, PackedEmbedding))]
+    stored = sum(layer.in_features * layer.out_features + (0 if layer.bias is None else layer.out_features)
+                 for layer in layers)  # fmt: skip
+    return stored + sum(p.numel() for p in model.parameters())

@@ -1,0 +1,308 @@
+"""Whole checkpoints of the published formats: to a model with packed layers, and from one."""
+
+import contextlib
+import dataclasses
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression.architectures import decoder
+from compression.checkpoints import base, weights
+from compression.checkpoints.base import BaseSource
+from compression.checkpoints.formats.description import BITS, GROUP_SIZES, VERSIONS, Published
+from compression.checkpoints.formats.layer import StoredLayer
+from compression.errors import CheckpointError, LayerError, RecipeError
+from compression.layers import embedding as _embedding
+from compression.layers.low_rank import LoraLinear
+from compression.layers.packed import PackedLinear
+from compression.numeric import grids, packing
+from compression.numeric.grids import AffineGrid
+from compression.recipes import registry
+from compression.recipes.recipe import Recipe, Step
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def open_model(source: BaseSource) -> nn.Module:
+    """The model of a published checkpoint on the CPU, its quantized layers packed; scales keep their dtype.
+
+    Layers that are stored uncompressed stay dense, and all dense tensors take the dtype of the embeddings.
+
+    Raises:
+        CheckpointError: see `_checkpoint.open_base`; and a layer whose tensors are incomplete or contradict the shapes,
+            the group size or the symmetry that the configuration names.
+    """
+    published, where = source.published, str(source.folder)
+    assert published is not None
+    _check_headers(source, weights.index(source.files)[1], where)
+    tensors = weights.read_tensors(source.files)
+    embedding = tensors.get("model.embed_tokens.weight")
+    dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
+    model = base.build(source.config, dtype, device="meta")
+    packed: dict[str, Tensor] = {}
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, nn.Linear):
+            stored = _take(tensors, name, linear, published, where)
+            if stored:
+                layer, buffers = _to_packed(stored, linear, published, dtype, f"{where}: {name}")
+                model.set_submodule(name, layer)
+                packed |= {f"{name}.{key}": value for key, value in buffers.items()}
+    if not packed:
+        raise CheckpointError(f"{where}: {published.quant_method} is what the configuration names, but no layer of the "
+                              "model has a qweight")  # fmt: skip
+    if isinstance(model.get_submodule("lm_head"), PackedLinear) and model.config.tie_word_embeddings:
+        raise CheckpointError(f"{where}: lm_head is quantized, and config.json ties it to the embeddings")
+    dense = {name: t.to(dtype) if t.dtype in _FLOATS else t for name, t in tensors.items()}
+    weights.fill(model, dense | packed, where=where)
+    return model
+
+
+def _check_headers(source: BaseSource, headers: dict[str, Tensor], where: str) -> None:
+    """Refuse tensors of other names, shapes or types than the model's, before one of them is read."""
+    assert source.published is not None
+    model, rest = base.build(source.config, torch.float32, device="meta"), weights.not_stale(headers)
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, nn.Linear) and _take(rest, name, linear, source.published, where):
+            if linear.bias is not None:
+                rest[f"{name}.weight"] = linear.weight  # the bias is one of the dense tensors
+            else:
+                model.set_submodule(name, nn.Identity())
+    weights.fit(model, rest, where=where)
+
+
+def _take(
+    tensors: dict[str, Tensor], name: str, linear: nn.Linear, published: Published, where: str
+) -> dict[str, Tensor]:
+    """Removes the tensors of a quantized layer from `tensors` and returns them, checked; empty for a dense layer."""
+    format = _format(published)
+    groups = grids.groups_of(linear.in_features, published.group_size)
+    shapes = format.shapes(published, linear.out_features, linear.in_features, groups)
+    stored = {key: tensors.pop(f"{name}.{key}") for key in shapes if f"{name}.{key}" in tensors}
+    if not stored:
+        return {}
+    if f"{name}.weight" in tensors:
+        raise CheckpointError(f"{where}: {name} is stored twice, as weight and as {', '.join(stored)}")
+    optional = () if published.desc_act else format.OPTIONAL
+    if missing := [f"{name}.{key}" for key in shapes if key not in stored and key not in optional]:
+        raise CheckpointError(f"{where}: missing {', '.join(missing)}; the layer cannot be had without; fetch the "
+                              "checkpoint again")  # fmt: skip
+    try:
+        grids.check_group(linear.in_features, published.group_size, name)
+    except LayerError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    if reason := format.check_shape(published, linear.out_features, linear.in_features):
+        raise CheckpointError(f"{where}: {name} cannot be of the {published.quant_method} format: {reason}")
+    for key, tensor in stored.items():
+        if tuple(tensor.shape) != shapes[key]:
+            raise CheckpointError(
+                f"{where}: {name}.{key} has shape {tuple(tensor.shape)}; {published.bits} bits in groups of "
+                f"{published.group_size} make it {shapes[key]}"
+            )
+        allowed = _FLOATS if key == "scales" else (torch.int32,)
+        if tensor.dtype not in allowed:
+            raise CheckpointError(f"{where}: {name}.{key} is stored as {tensor.dtype}, expected "
+                                  f"{' or '.join(map(str, allowed))}")  # fmt: skip
+    bias = f"{name}.bias"
+    given = tensors.get(bias)  # AutoGPTQ wrote one of zeros everywhere
+    if linear.bias is None and given is not None and (given.is_meta or not given.any()):
+        del tensors[bias]
+    return stored
+
+
+def _to_packed(
+    stored: dict[str, Tensor], linear: nn.Linear, published: Published, dtype: torch.dtype, where: str
+) -> tuple[PackedLinear, dict[str, Tensor]]:
+    """The layer without its tensors, and those by the name of their buffer, but for the bias."""
+    try:
+        layer = _format(published).read(stored, published)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    middle = 2 ** (published.bits - 1)
+    if published.symmetric and not (layer.zeros == middle).all():
+        raise CheckpointError(f"{where}: sym is true, but there are zero points other than {middle}: programs that "
+                              "trust sym read other weights than those that read qzeros")  # fmt: skip
+    grid = AffineGrid(bits=published.bits, group_size=published.group_size, symmetric=published.symmetric)
+    packed = PackedLinear(
+        grid, linear.in_features, linear.out_features, bias=linear.bias is not None, dtype=dtype, device="meta",
+        permuted=layer.permutation is not None,
+    )  # fmt: skip
+    buffers = {"codes": layer.codes, "scales": layer.scales}
+    if not published.symmetric:
+        buffers["zero_points"] = packing.pack(layer.zeros, published.bits)
+    if layer.permutation is not None:
+        buffers["permutation"] = layer.permutation.int()
+    return packed, buffers
+
+
+def recipe_of(published: Published) -> Recipe:
+    """What makes such a checkpoint: the recipe that one of our own names, else its method with what is known of it."""
+    if published.recipe:
+        with contextlib.suppress(RecipeError):
+            return Recipe.from_json(published.recipe)
+    known = {
+        "bits": published.bits, "group_size": published.group_size, "symmetric": published.symmetric,
+        "act_order": published.desc_act, "static_groups": published.static_groups,
+    }  # fmt: skip
+    taken = {field.name for field in dataclasses.fields(registry.resolve(published.quant_method))}  # type: ignore[arg-type]
+    return Recipe((Step(registry.build(published.quant_method, {k: v for k, v in known.items() if k in taken})),))
+
+
+def check_recipe(published: Published, recipe: Recipe) -> None:
+    """Refuse to measure a published checkpoint under a recipe that is not its own.
+
+    Its own are: none, the one that it was made by, its method with its settings, and its method without any; each also
+    with a `backend`, which is no property of the checkpoint.
+
+    Raises:
+        RecipeError: another one; the message names those.
+    """
+    own = recipe_of(published)
+    method = recipe_of(dataclasses.replace(published, recipe=None))
+    plain = Recipe(tuple(dataclasses.replace(step, method=_plain(step.method)) for step in recipe.steps))
+    if plain.text not in ("fp16", own.text, method.text, published.quant_method):
+        raise RecipeError(
+            f"the base is a published checkpoint, which is measured as it is: by {published.quant_method}, or in full "
+            f"{method.text}{f' (made by {own.text})' if own != method else ''}; not by {recipe.text}, which wants the "
+            "uncompressed checkpoint"
+        )
+
+
+def _plain(method: Any) -> Any:
+    return dataclasses.replace(method, backend="auto") if hasattr(method, "backend") else method
+
+
+def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model in a published format: its tensors, and what stands as `quantization_config` in config.json.
+
+    GPTQ is written as version "gptq" where all zero points are the middle, which every reader reads alike, and as
+    "gptq_v2" where they are not.
+
+    Raises:
+        LayerError: the format cannot hold a layer exactly; the message names it, and why.
+    """
+    published = describe_shapes(model, quant_method)
+    format, layers = _format(published), decoder.packed_layers(model)
+    state = {name: tensor for name, tensor in model.state_dict().items()
+             if name.rpartition(".")[0] not in layers or name.endswith(".bias")}  # fmt: skip
+    for name, layer in layers.items():
+        stored = _to_stored(layer, name)
+        state |= {f"{name}.{key}": tensor for key, tensor in format.write(stored, published).items()}
+    return state, _config(published, recipe, "lm_head" in layers)
+
+
+def check(model: nn.Module, quant_method: str) -> None:
+    """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
+    describe_shapes(model, quant_method)
+    for name, layer in decoder.packed_layers(model).items():
+        _half_scales(layer, name)
+
+
+def vllm_refusal(model: nn.Module) -> str | None:
+    """Why vLLM does not open the model in the format "gptq", which GPTQModel and transformers do, or None."""
+    published = describe_shapes(model, "gptq")
+    reasons = []
+    if not published.symmetric:
+        reasons.append("vLLM opens GPTQ with symmetric=true alone")
+    if published.desc_act:
+        reasons.append("vLLM refuses columns in activation order: leave static_groups=true")
+    return "; ".join(reasons) or None
+
+
+def describe_shapes(model: nn.Module, quant_method: str) -> Published:
+    """The one description that fits every layer; values are not looked at.
+
+    Raises:
+        LayerError: there is none.
+    """
+    if quant_method not in BITS:
+        raise LayerError(f"format {quant_method!r} is not written; those that are: {', '.join(BITS)}")
+    if _embedding.is_packed(model):
+        raise LayerError(f"format {quant_method} cannot hold {_embedding.EMBEDDINGS}: its readers take embeddings "
+                         "in 16 bits; leave embeddings=8 out")  # fmt: skip
+    layers = [pair for block in decoder.decoder_blocks(model) for pair in block.linears()]
+    layers += [("lm_head", head)] if isinstance(head := model.get_submodule("lm_head"), PackedLinear) else []
+    first, of_first = layers[0]
+    for name, layer in layers:
+        if reason := _obstacle(layer, quant_method):
+            raise LayerError(f"format {quant_method} cannot hold {name}: {reason}")
+        if layer.grid != of_first.grid:
+            raise LayerError(f"format {quant_method} has one setting for all layers, but {name} has {layer.grid} and "
+                             f"{first} {of_first.grid}")  # fmt: skip
+    grid = of_first.grid
+    version = "gptq_v2" if quant_method == "gptq" and not grid.symmetric else VERSIONS[quant_method][0]
+    published = Published(
+        quant_method=quant_method, bits=grid.bits, group_size=grid.group_size, symmetric=grid.symmetric,
+        version=version, desc_act=any(layer.permutation is not None for _, layer in layers),
+    )  # fmt: skip
+    for name, layer in layers:
+        if reason := _format(published).check_shape(published, layer.out_features, layer.in_features):
+            raise LayerError(f"format {quant_method} cannot hold {name}: {reason}")
+    return published
+
+
+def _obstacle(layer: nn.Linear | PackedLinear | LoraLinear, quant_method: str) -> str | None:
+    """Why the format has no place for such a layer, or None."""
+    if isinstance(layer, LoraLinear):
+        return "it has an adapter beside its codes; recover with merge=all"
+    if not isinstance(layer, PackedLinear):
+        return "it is not quantized, and readers take every linear layer of the blocks for quantized"
+    if not isinstance(layer.grid, AffineGrid):
+        return f"it holds evenly spaced levels, not {layer.grid}"
+    if layer.threshold is not None:
+        return "it has no outlier threshold"
+    if layer.grid.bits not in BITS[quant_method]:
+        return f"it has {layer.grid.bits} bits; allowed are {_words(BITS[quant_method])}"
+    if layer.grid.group_size not in GROUP_SIZES[quant_method]:
+        return f"its groups are of {layer.grid.group_size}; readers take {_words(GROUP_SIZES[quant_method])}"
+    if quant_method == "awq" and layer.permutation is not None:
+        return "its columns are in activation order, for which there is no g_idx"
+    return None
+
+
+def _to_stored(layer: PackedLinear, name: str) -> StoredLayer:
+    _, zeros = layer.grid.expand(layer.stored_parameters(), layer.out_features, layer.in_features)
+    permutation = None if layer.permutation is None else layer.permutation.long()
+    return StoredLayer(layer.state_dict()["codes"], _half_scales(layer, name), zeros.to(torch.uint8), permutation)
+
+
+def _half_scales(layer: PackedLinear, name: str) -> Tensor:
+    """The scales in fp16, (rows, groups).
+
+    Raises:
+        LayerError: fp16 would round one.
+    """
+    half = layer.scales.half()
+    if not torch.equal(half.float(), layer.scales.float()):
+        raise LayerError(f"the published formats store scales in fp16, which would round those of {name} "
+                         f"({layer.scales.dtype}); compress a checkpoint of fp16 or bf16")  # fmt: skip
+    return half
+
+
+def _config(published: Published, recipe: Recipe, lm_head: bool) -> dict[str, Any]:
+    config = {
+        "quant_method": published.quant_method,
+        "bits": published.bits,
+        "group_size": published.group_size,
+        "lm_head": lm_head,
+        "meta": {"quantizer": ["compression-bench"], "recipe": recipe.to_json()},
+    }
+    if published.quant_method == "awq":
+        return config | {"zero_point": True, "version": published.version}
+    return config | {
+        "sym": published.symmetric,
+        "desc_act": published.desc_act,
+        "checkpoint_format": published.version,
+        "pack_dtype": "int32",
+    }
+
+
+def _words(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _format(published: Published) -> Any:
+    """The module that translates the tensors of a layer."""
+    return importlib.import_module(f"compression.checkpoints.formats.description.{published.quant_method}")

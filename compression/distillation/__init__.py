@@ -1,1 +1,0 @@
-"""Methods that train a student against a teacher."""

@@ -1,0 +1,363 @@
+"""Compressing into a folder block by block: memory holds one block and its inputs, and a run that was killed goes on.
+
+Until it is finished a folder holds
+
+    compression.state.json              of which run it is, and what is done
+    model-00001-of-00033.safetensors    everything outside the blocks; then one file to a block, as each is done
+    inputs-5-0.safetensors              what reaches block 5, for each step that reads inputs
+
+and afterwards what `Compressed.save` writes, with an index of its files if the model is dense. Every file is written
+under another name, put on disk, and renamed; the state is replaced last, so that whatever it counts on is there. A run
+that finds a state goes on behind the last block that it names; a state of another base, recipe, seed, calibration text
+or code is refused.
+
+What reaches the next block is stored, not computed again from the finished ones: that would take as many forward passes
+as there are finished blocks, where reading samples x tokens x hidden size numbers (1 GB for 128 x 512 tokens of a 7B
+model) takes seconds. Writing them costs each block the same, which is little beside its calibration.
+"""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from compression import devices
+from compression.architectures import decoder
+from compression.calibration.text import open_calibration
+from compression.checkpoints import base as _checkpoint
+from compression.checkpoints import weights as _weights
+from compression.checkpoints.artefact import STATE, Compressed, LayerReport, check_writable, write_beside
+from compression.checkpoints.base import MANIFEST, BaseSource
+from compression.checkpoints.side_files import read_generation_config
+from compression.checkpoints.weight_files import INDEX
+from compression.checkpoints.weights import Weights
+from compression.cost import Cost, CostMeter
+from compression.engine.plan import check_source, find_calibration
+from compression.engine.run import Pass, Progress, around_blocks, full_report, make_contexts, make_passes, notes_of
+from compression.engine.schedule import is_whole, make_schedule
+from compression.errors import CheckpointError, RecipeError
+from compression.files.atomic import code_digest, digest_of, digest_of_file, filling, locked, replacing, sync
+from compression.files.strict_json import check_signature, exact_fields, read_json, signed, whole_field
+from compression.layers.kernels import choose
+from compression.layers.stored import check_all, describe
+from compression.recipes.recipe import Recipe
+
+_BLOCKS = "model.layers."
+
+
+def compress_to(
+    folder: str | Path,
+    base: str,
+    recipe: Recipe | str,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    calibration: Any = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Apply a recipe to a base and write the result, holding one block at a time; `compression.load` opens it.
+
+    The tensors and the report are those of `compress(base, recipe, ...).save(folder)`. If `folder` holds what an
+    interrupted call with the same arguments left, this one goes on from there.
+
+    Args:
+        folder: a new or an empty one, or one that such a call left; a link to one, or a mount point.
+        base: the text of a base.
+        recipe, device, seed, calibration: as for `compress`.
+        progress: called with (blocks done, blocks, what), first with those that an interrupted call did.
+
+    Raises:
+        RecipeError: the recipe cannot be, or has a step that needs the whole model at once.
+        CheckpointError: the base cannot be opened or the folder not be written; the folder holds something else, or
+            what a call with other arguments left.
+        LayerError, CalibrationError, BackendError: as `compress`.
+    """
+    recipe, target, progress = Recipe.parse(recipe), Path(folder), progress or (lambda done, total, what: None)
+    if reason := whole_model(recipe):
+        raise RecipeError(f"{recipe.text} cannot be compressed block by block: {reason}; take compress(...).save(...)")
+    state = State.read(target)
+    if state is None:
+        target = check_writable(target)
+    source = _checkpoint.locate(base).fetch()
+    _checkpoint.refuse_compressed(source)
+    calibration = open_calibration(calibration, source)
+    skeleton = check_source([recipe], source, calibration)
+    skeleton.generation_config = read_generation_config(source.folder)
+    weights = _weights.open_weights(source, device, seed)
+    _weights.fit(skeleton, weights.headers, where=weights.where)
+    schedule, found = make_schedule(recipe.steps), find_calibration([recipe], source, calibration)
+    contexts = make_contexts(schedule, skeleton, source, found, device, seed, progress)
+    passes = make_passes(contexts, skeleton)
+    identity = _identity(source, recipe, seed, device, passes)
+    with _written(target, identity, state) as output:
+        if recipe.steps:
+            choose.warm_up(device)
+        before, names = output.state.cost, [block.name for block in decoder.decoder_blocks(skeleton)]
+        with devices.repeatable(device), CostMeter(device) as meter:
+            output.enter(skeleton, weights, passes)
+            progress(output.state.done, len(names), recipe.text)
+            while output.state.done < len(names):
+                output.take(skeleton, weights, passes)
+                tokens = sum(each.context.calibration_tokens for each in passes)
+                output.state.cost = before.then(meter.cost(tokens))
+                output.commit()
+                progress(output.state.done, len(names), recipe.text)
+        result = Compressed(
+            model=skeleton, recipe=recipe, base=(source.label, source.digest), cost=output.state.cost,
+            executed=tuple(what for _, what in schedule),
+            report=full_report(entry for each in passes for entry in each.context.report), folder=source.folder,
+            notes=tuple(note for context in contexts for note in notes_of(context, skeleton)),
+        )  # fmt: skip
+        output.finish(result, weights.dtype, source.tokenizer)
+    return Path(folder)
+
+
+def whole_model(recipe: Recipe) -> str | None:
+    """Why a recipe cannot be run block by block, or None."""
+    steps = [str(step) for step in recipe.steps if is_whole(step)]
+    return f"{steps[0]} works on the whole model at once" if steps else None
+
+
+@dataclass
+class State:
+    """What an unfinished folder says of itself.
+
+    Attributes:
+        identity: of which run it is, see `_identity`.
+        done: blocks that are finished.
+        files: the files that count, with their sha256.
+        layers: how those that are not dense are stored.
+        reports: of each step.
+        cost: of what is done.
+    """
+
+    identity: dict[str, Any]
+    done: int = 0
+    files: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
+    reports: list[list[LayerReport]] = field(default_factory=list)
+    cost: Cost = field(default_factory=lambda: Cost(seconds=0.0, peak_bytes=0))
+
+    @classmethod
+    def read(cls, folder: Path) -> "State | None":
+        """The state of a folder, None if it has none.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = folder / STATE
+        try:
+            if not path.exists():
+                return None
+            value = read_json(path)
+            fields = {each.name for each in dataclasses.fields(cls)}
+            table = exact_fields(value, fields, frozenset({"digest"}))
+            check_signature(table)
+            state = cls(**{name: table[name] for name in fields})
+            state.reports = [[LayerReport.from_json(entry) for entry in report] for report in table["reports"]]
+            state.cost = Cost.from_json(table["cost"])
+            whole_field(table, "done", 0, 2**31)
+            if not all(isinstance(each, dict) for each in (state.files, state.identity, state.layers)):
+                raise TypeError("files, identity and layers must be tables of names and values")
+            if wrong := [name for name in state.files if Path(name).name != name]:
+                raise ValueError(f"{wrong[0]!r} is no name of a file in the folder")
+            check_all(state.layers)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}; delete {folder} and start "
+                                  "again") from error  # fmt: skip
+        return state
+
+
+def _identity(
+    source: BaseSource, recipe: Recipe, seed: int, device: str, passes: list[Pass]
+) -> dict[str, str | int | list[str]]:
+    """What two runs must have in common for one to go on with what the other left."""
+    texts = [each.ids for each in passes if each.ids is not None]
+    return {
+        "base digest": source.digest,
+        "recipe": recipe.text,
+        "seed": seed,
+        "device": device,
+        "calibration text": [digest_of(ids) for ids in texts],
+        "version of torch": torch.__version__,
+        "version of transformers": transformers.__version__,
+        "code of this package": code_digest(),
+    }
+
+
+@contextmanager
+def _written(target: Path, identity: dict[str, Any], state: State | None) -> Iterator["_Output"]:
+    """The folder with its state, this process alone writing to it.
+
+    Raises:
+        CheckpointError: the state is of another run or names files that are not what they were, another process writes
+            here, or something cannot be written.
+    """
+    if state is None:
+        state = State(identity)
+        try:
+            _begin(target, state)
+        except OSError as error:
+            raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
+    with locked(target, CheckpointError, f"another process is writing to {target}"):
+        output = _Output(target, state)
+        output.check(identity)
+        yield output
+
+
+def _begin(target: Path, state: State) -> None:
+    """Make the folder, or fill it, which then has its state."""
+    with filling(target, STATE) as work:
+        _Output(work, state).commit()
+
+
+class _Output:
+    """A folder that blocks are written to, in order."""
+
+    def __init__(self, folder: Path, state: State):
+        self.folder, self.state = folder, state
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Refuse what another run left, and files that changed since."""
+        for key, now in identity.items():
+            if (was := self.state.identity.get(key)) != now:
+                raise CheckpointError(
+                    f"{self.folder} was begun with another {key}: {was!r}, now {now!r}; repeat that command, give "
+                    "another folder, or delete this one to start again"
+                )
+        for name, digest in self.state.files.items():
+            path = self.folder / name
+            if not path.exists() or digest_of_file(path) != digest:
+                raise CheckpointError(f"{path} is not what was written there; delete {self.folder} and start again")
+
+    def enter(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
+        """Write what is outside the blocks, unless it is, and take the passes to where they stopped."""
+        done = self.state.done
+        missing = [name for name in (_shard(skeleton, i + 1) for i in range(done)) if name not in self.state.files]
+        if missing or done > len(decoder.decoder_blocks(skeleton)):
+            raise CheckpointError(f"{self.folder / STATE} says that {done} blocks are done, of which it names no file "
+                                  f"{', '.join(missing[:3])}; delete {self.folder} and start again")  # fmt: skip
+        for each, report in zip(passes, self.state.reports, strict=False):
+            each.context.report[:] = report
+        name = _shard(skeleton, 0)
+        if name in self.state.files and not any(each.ids is not None and done <= each.last for each in passes):
+            return
+        model, fresh = _outside(skeleton, weights), name not in self.state.files
+        for number, each in enumerate(passes):
+            stored = self.folder / _inputs(done, number)
+            hidden = None
+            if stored.name in self.state.files:
+                tensors = _weights.read_tensors([stored])
+                hidden = [tensors[str(i)].to(each.context.device) for i in range(len(tensors))]
+            each.enter(model, done, hidden)
+            around = around_blocks(each.step, model)
+            each.context.report += around if fresh else []
+        if fresh:
+            tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()  # type: ignore[union-attr]
+            self._write(name, {key: tensor for key, tensor in model.state_dict().items()
+                               if key not in tied and not key.startswith(_BLOCKS)})  # fmt: skip
+            stored = decoder.stored_layers(model)
+            self.state.layers |= {key: describe(stored[key]) for key in stored if not key.startswith(_BLOCKS)}
+            self.state.reports = [each.context.report for each in passes]
+            self.commit()
+
+    def take(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
+        """Compress and write the next block, and what reaches the one behind it; `commit` is up to the caller."""
+        at = self.state.done
+        block = _load(decoder.decoder_blocks(skeleton)[at], weights)
+        for each in passes:
+            each.take(at, block)
+        self._write(_shard(skeleton, at + 1), block.module.state_dict(prefix=f"{block.name}."))
+        stored = decoder.stored_layers(block.module)
+        self.state.layers |= {f"{block.name}.{name}": describe(layer) for name, layer in stored.items()}
+        for number, each in enumerate(passes):
+            if each.inputs is not None:
+                hidden = {str(i): states for i, states in enumerate(each.inputs.hidden)}
+                self._write(_inputs(at + 1, number), hidden)
+            self.state.files.pop(_inputs(at, number), None)
+        self.state.reports = [each.context.report for each in passes]
+        self.state.done = at + 1
+
+    def commit(self) -> None:
+        """Put the state on disk, then delete what it does not count on any more."""
+        self._write_json(STATE, signed(dataclasses.asdict(self.state)))
+        for path in self.folder.glob("inputs-*.safetensors"):
+            if path.name not in self.state.files:
+                path.unlink()
+
+    def finish(self, result: Compressed, dtype: torch.dtype, tokenizer: Any) -> None:
+        """Write what stands beside the tensors; compression.json is the last, and makes the folder one to load."""
+        files, packed = sorted(self.state.files), bool(self.state.layers)
+        if not packed:
+            places, headers = _weights.index(self.folder / name for name in files)
+            size = sum(header.nbytes for header in headers.values())
+            weight_map = {name: path.name for name, path in sorted(places.items())}
+            self._write_json(INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        write_beside(self.folder, result, dtype, tokenizer, {}, packed=packed)
+        for path in self.folder.rglob("*"):
+            sync(path)
+        self._write_json(MANIFEST, result.manifest(self.state.layers, files))
+        (self.folder / STATE).unlink()
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        with self._replacing(name) as temporary:
+            on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(on_cpu, temporary, metadata={"format": "pt"})
+            self.state.files[name] = digest_of_file(temporary)
+
+    def _write_json(self, name: str, value: Any) -> None:
+        with self._replacing(name) as temporary:
+            temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        """A path to write to, which becomes `name` once it is on disk."""
+        try:
+            with replacing(self.folder / name) as temporary:
+                yield temporary
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{self.folder / name} cannot be written: {error}; what is finished stays, {self.state.done} blocks "
+                "now, and the same command goes on from there"
+            ) from error
+
+
+def _shard(skeleton: nn.Module, number: int) -> str:
+    """File 0 is what is outside the blocks, file i + 1 block i; named as transformers names them, from 1."""
+    count = len(decoder.decoder_blocks(skeleton)) + 1
+    return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _inputs(at: int, number: int) -> str:
+    return f"inputs-{at}-{number}.safetensors"
+
+
+def _outer(weights: Weights) -> list[str]:
+    return [name for name in weights.headers if not name.startswith(_BLOCKS)]
+
+
+def _outside(skeleton: nn.Module, weights: Weights) -> nn.Module:
+    """The model with blocks that have no weights."""
+    model = copy.deepcopy(skeleton)
+    _weights.assign(model, weights.read(_outer(weights)), where=weights.where)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(model.device)  # type: ignore[union-attr, operator]
+    return model.eval().requires_grad_(False)
+
+
+def _load(blank: decoder.Block, weights: Weights) -> decoder.Block:
+    """A block with its weights; `blank` stays without."""
+    prefix, module = f"{blank.name}.", copy.deepcopy(blank.module)
+    tensors = weights.read(f"{prefix}{name}" for name in module.state_dict())
+    module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, assign=True)
+    return decoder.Block(blank.name, module.eval().requires_grad_(False))

@@ -1,0 +1,173 @@
+"""Distillation: a student learns from labels and from its teacher's softened outputs, all weights or adapters alone.
+
+`kd`. Paper: [O], section 2.1.1, eq. 1: (1 - alpha) task + alpha T^2 KL(teacher || student), alpha 0.3, T 4.0, padding
+masked out, vocabularies cut to the shared minimum, texts of 512 tokens; the authors' code: 2 epochs, learning rate
+1e-4, batches of 2 x 4, clip 0.5.
+Departures: the paper takes 10 % of UltraChat-200k, about 20,800 texts; `samples` is 500 by default. The teacher is not
+compressed by default, the paper's is in 8 bits (`teacher_recipe=llm_int8`), which saves memory, not time. Documents are
+packed into rows with the end of sequence between them instead of padded: no position is wasted, and one may attend to
+the document before. What pruning set to zero stays zero.
+`distilled`. Paper: [E], section 3.3.3 and listing 7: adapters of rank 64 on q_proj and v_proj (LoRA, arXiv 2106.09685;
+scale 16 / 64, dropout 0.1), alpha 0.5, T 2.0, learning rate 2e-4, batches of 4 x 4, 3 epochs, warm-up over 100 steps,
+AdamW in 8 bits, 500 texts. Dense weights take the adapters in at the end, packed ones keep them beside (`_lora.merge`).
+Departures: the paper's loss neither shifts labels nor masks, and divides the divergence by the number of texts; see
+`_losses`. With 500 texts there are 96 steps, fewer than the 100 of the paper's warm-up, which would never end: here it
+is the first tenth of the steps.
+Limits: training is in fp32, with two more copies of every trained weight for AdamW; `optimizer=adamw_8bit` and
+`bf16=true` are for large models.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from compression.errors import RecipeError
+from compression.recipes.registry import Method, check_samples, method, spell
+from compression.training.settings import LINEARS, QV, Divergence, LoraSettings, Objective, Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compression.engine.run import Context
+
+
+@method("kd", takes=("dense",), leaves=None, needs=("calibration", "teacher", "training"))
+@dataclass(frozen=True, kw_only=True)
+class KD(Method):
+    """Train all weights on labels and on a teacher's softened outputs."""
+
+    alpha: float = 0.3  # share of the teacher; 0 is the same training without one
+    temperature: float = 4.0
+    divergence: Divergence = "forward_kl"
+    beta: float = 0.5  # of jensen_shannon
+    top_k: int | None = None  # tokens of the teacher that are kept of each position, with the mass of the rest; all
+    teacher_recipe: str = "fp16"  # what the teacher is compressed by, without data; the papers take llm_int8
+    allow_vocab_mismatch: bool = False  # take ids to mean the same although the tokenizers say otherwise
+    samples: int = 500  # texts; the paper takes about 20,800
+    sequence_length: int = 512  # tokens of each
+    epochs: int = 2
+    learning_rate: float = 1e-4
+    batch: int = 2
+    accumulation: int = 4
+    clip: float = 0.5
+    warmup: float = 0.0  # share of the steps in which the learning rate rises
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    bf16: bool = False
+    save_steps: int = 100
+    patience: int = 0  # epochs without a lower loss on a tenth of the texts held out, behind which it stops; 0: never
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError: a value is not allowed, or a step takes more texts than there are."""
+        from compression.recipes.recipe import Recipe
+
+        check_samples(self)
+        self.objective(), self.settings(seed=0)  # which check their values
+        texts = self.batch * self.accumulation
+        if self.samples < texts:
+            raise RecipeError(f"{self.info.name}(samples={self.samples}): one step takes batch x accumulation = "
+                              f"{self.batch} x {self.accumulation} = {texts} texts; give more samples, or lower one "
+                              "of them")  # fmt: skip
+        self.settings(seed=0).check_warmup(self.samples)
+        if self.top_k is not None and self.top_k < 1:
+            raise RecipeError(f"{self.info.name}(top_k={self.top_k}): allowed are 1 or more, or none for all tokens")
+        if any(step.method.calibration or step.method.trains for step in Recipe.parse(self.teacher_recipe).steps):
+            raise RecipeError(f"{self.info.name}(teacher_recipe={self.teacher_recipe}): the teacher is compressed "
+                              "without data; allowed are fp16, llm_int8, nf4, rtn and the like")  # fmt: skip
+
+    @property
+    def calibration(self) -> tuple[int, int]:
+        return self.samples, self.sequence_length
+
+    @property
+    def teacher(self) -> bool:
+        return self.alpha > 0
+
+    def objective(self) -> Objective:
+        return Objective(alpha=self.alpha, temperature=self.temperature, divergence=self.divergence, beta=self.beta)
+
+    def settings(self, *, seed: int) -> Settings:
+        return Settings(
+            epochs=self.epochs, learning_rate=self.learning_rate, batch=self.batch, accumulation=self.accumulation,
+            clip=self.clip, warmup=self.warmup, optimizer=self.optimizer, bf16=self.bf16, save_steps=self.save_steps,
+            patience=self.patience, seed=seed,
+        )  # fmt: skip
+
+    def student(self, model: "nn.Module", context: "Context") -> "nn.Module":
+        """What is trained, of the weights that ask for gradients: all if none does."""
+        import copy
+
+        return copy.deepcopy(model)
+
+    def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
+        """Raises LayerError: a weight is not finite; TeacherError, TrainingError: teacher or training cannot go on."""
+        from compression.architectures import decoder, edits
+        from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
+        from compression.training import adapters as _lora
+        from compression.training.teacher import teacher_outputs
+        from compression.training.trainer import train
+
+        edits.check_weights(model)
+        assert context.ids is not None and context.folder is not None
+        student, source, outputs = self.student(model, context), context.teacher, None
+        if self.alpha and source is not None:
+            outputs = teacher_outputs(
+                context.folder / "teachers", source.text, context.ids.cpu(), k=self.top_k,
+                vocabulary=min(student.config.vocab_size, source.config["vocab_size"]), recipe=self.teacher_recipe,
+                device=context.device, seed=context.seed, progress=context.progress,
+            )  # fmt: skip
+        trained = train(
+            student, context.ids.cpu(), self.objective(), self.settings(seed=context.seed),
+            context.folder / "training", teacher=outputs, keep_zeros=context.pruned, progress=context.progress,
+        )  # fmt: skip
+        context.trained.append(trained)
+        taught = "labels alone" if outputs is None else f"labels and {source.label} after {self.teacher_recipe}"  # type: ignore[union-attr]
+        words = f"{spell(self)}: {len(trained.losses)} steps over {trained.tokens} tokens by {taught}"
+        adapted, lost = _lora.adapted_layers(student), _lora.merge(student)
+        for block in decoder.decoder_blocks(student):
+            for name, layer in block.linears():
+                if adapted and name not in adapted:
+                    context.report.append(LayerReport(name, "kept", LEFT_ALONE))
+                    continue
+                how = "" if not adapted else "; beside the weights" if layer is adapted[name] else (
+                    f"; merged, of its norm {lost[name]:.3g} are lost to rounding")  # fmt: skip
+                context.report.append(LayerReport(name, "replaced", words + how))
+        if not adapted:
+            context.report += [
+                LayerReport(name, "replaced", words) for name in ("model.embed_tokens", "lm_head", "norms")
+            ]
+        return student
+
+
+@method("distilled", takes=("dense", "packed", "sparse"), leaves=None, needs=("calibration", "teacher", "training"))
+@dataclass(frozen=True, kw_only=True)
+class Distilled(KD):
+    """Train low-rank adapters on labels and on a teacher's softened outputs."""
+
+    alpha: float = 0.5
+    temperature: float = 2.0
+    epochs: int = 3
+    learning_rate: float = 2e-4
+    batch: int = 4
+    accumulation: int = 4
+    clip: float = 1.0
+    warmup: float = 0.1  # the paper's 100 steps are more than there are
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw_8bit"
+    rank: int = 64
+    lora_alpha: float = 16.0  # the adapters' product is scaled by lora_alpha / rank
+    dropout: float = 0.1
+    targets: Literal["qv", "all"] = "qv"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.adapters(seed=0)  # which checks its values
+
+    def adapters(self, *, seed: int) -> LoraSettings:
+        return LoraSettings(
+            rank=self.rank, alpha=self.lora_alpha, dropout=self.dropout, seed=seed,
+            targets=LINEARS if self.targets == "all" else QV,
+        )  # fmt: skip
+
+    def student(self, model: "nn.Module", context: "Context") -> "nn.Module":
+        from compression.training import adapters as _lora
+
+        _lora.attach(model, self.adapters(seed=context.seed), keep_zeros=context.pruned)
+        return model

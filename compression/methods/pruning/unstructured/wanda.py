@@ -1,0 +1,41 @@
+"""Wanda: weights go by their size times the norm of the input that they multiply; the others stay as they are.
+
+Paper: arXiv 2306.11695. The score is |W_ij| ||x_j||_2, eq. 1, over all calibration tokens, compared within each output
+row: floor(sparsity * cols) weights of every row go, among equal ones those of the first inputs.
+Departures: none in the score. Norms are all that is summed up of the inputs: the output error of the report is taken
+over about 1,024 of the tokens, evenly spread.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from compression.methods.pruning.unstructured.base import CalibratedPruner
+from compression.recipes.registry import method
+
+if TYPE_CHECKING:
+    import torch
+
+    from compression.numeric.sparsity import Norms, Pruned
+
+
+@method("wanda", needs=("calibration",), takes=("dense", "sparse"), leaves="sparse")
+@dataclass(frozen=True, kw_only=True)
+class Wanda(CalibratedPruner):
+    """Set weights to zero by their size times the norm of their input, row by row (Wanda)."""
+
+    def observer(self, cols: int, device: Any) -> "Norms":
+        from compression.numeric.sparsity import Norms
+
+        return Norms(cols, self.samples * self.sequence_length, device)
+
+    def output_error(self, weight: "torch.Tensor", changed: "torch.Tensor", seen: "Norms") -> float:
+        return seen.relative_error(weight, changed)
+
+    def prune(self, weights: "list[torch.Tensor]", seen: "Norms") -> "Pruned":
+        from compression.numeric import sparsity
+
+        pruned = []
+        for weight in weights:
+            mask = sparsity.choose(weight.abs() * seen.norms, self.share, self.kept, by_row=True)
+            pruned.append(weight.masked_fill(mask, 0))
+        return sparsity.Pruned(pruned)

@@ -1,0 +1,48 @@
+"""Round to nearest on an even grid: the plainest quantizer, and the yardstick of the others.
+
+Sources: the baseline "RTN" of GPTQ, arXiv 2210.17323; the grid is described in `compression.numeric.grids.AffineGrid`.
+Departures: scales are rounded up to the dtype of the weight, so that storing them never clips a weight.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from compression.errors import RecipeError
+from compression.recipes.registry import Quantizer, method
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compression.engine.run import Context
+    from compression.layers.packed import PackedLinear
+    from compression.numeric.grids import AffineGrid
+
+
+@method("rtn")
+@dataclass(frozen=True, kw_only=True)
+class RTN(Quantizer):
+    """Round every weight to the nearest of 2**bits evenly spaced levels, group by group, without data."""
+
+    bits: Literal[2, 3, 4, 8] = 4
+    group_size: int = 128  # inputs that share a scale; -1: one scale per output channel
+    symmetric: bool = False  # no zero points: levels lie around zero
+    backend: Literal["auto", "native", "torch"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.group_size != -1 and self.group_size < 8:
+            raise RecipeError(f"rtn(group_size={self.group_size}): allowed are -1 (per channel) and 8 or more")
+
+    def grid(self) -> "AffineGrid":
+        from compression.numeric.grids import AffineGrid
+
+        return AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+
+    def check_layer(self, in_features: int, out_features: int) -> None:
+        from compression.numeric.grids import check_group
+
+        check_group(in_features, self.group_size)
+
+    def compress_linear(self, linear: "nn.Linear", context: "Context") -> "PackedLinear":
+        from compression.layers.packed import PackedLinear
+
+        return PackedLinear.from_weight(linear.weight, linear.bias, self.grid(), backend=self.backend)

@@ -1,0 +1,370 @@
+"""Number formats: which values a stored code can stand for.
+
+Every grid here reads W = s * (T[q] - z): a table T of 2**bits levels, and per group of `group_size` inputs of a row a
+scale s and, for asymmetric grids, an integer zero point z. A grid is a value; its functions are pure:
+
+    params = grid.fit(W)             what is stored beside the codes, as named tensors, already rounded
+    codes  = grid.encode(W, params)  uint8 (rows, cols), the nearest level
+    W      = grid.decode(codes, params)
+    scales, zeros = grid.expand(params, rows, cols)     fp32 (rows, groups), as the formula has them
+    grid, params  = grid.take(params, places, size)     groups of `size` inputs with scales and zeros of this weight's
+
+Shapes: W (rows, cols) floating point; groups = cols / group_size; group_size -1 is one group to a row; places (rows,
+groups) of the weight that is made, int64: group j of row i of the weight taken from is number i * groups + j.
+Sources: affine grids as in GPTQ, arXiv 2210.17323; NF4 and double quantization, QLoRA, arXiv 2305.14314, section 3 and
+appendix E; the 8-bit type of the double quantization, arXiv 2110.02861 (dynamic tree quantization).
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from compression.errors import LayerError, RecipeError
+from compression.layers.checks import check_one_of, check_padding, check_size
+from compression.numeric import packing
+
+Params = dict[str, Tensor]
+Kind = torch.dtype | None  # None for any that weights are computed with
+
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+class Grid(Protocol):
+    """What PackedLinear needs of a number format."""
+
+    bits: int
+    group_size: int
+
+    @property
+    def words(self) -> str: ...
+    def fit(self, weight: Tensor) -> Params: ...
+    def encode(self, weight: Tensor, params: Params) -> Tensor: ...
+    def expand(self, params: Params, rows: int, cols: int) -> tuple[Tensor, Tensor | None]: ...
+    def take(self, params: Params, places: Tensor, size: int) -> "tuple[Grid, Params]": ...
+    def table(self, device: torch.device | str = "cpu") -> Tensor: ...
+    def check(self, packed: Tensor, params: Params, cols: int) -> None: ...
+
+
+def _groups(group_size: int) -> str:
+    return "in one group per channel" if group_size == -1 else f"in groups of {group_size}"
+
+
+def groups_of(cols: int, group_size: int) -> int:
+    """Number of groups in a row of `cols` inputs."""
+    return 1 if group_size == -1 else cols // group_size
+
+
+def check_group(cols: int, group_size: int, layer: str = "the layer", allowed: tuple[int, ...] | None = None) -> None:
+    """Raise LayerError, naming the divisors at hand, if groups of `group_size` do not tile `cols` inputs.
+
+    `allowed` are the sizes that the method takes; None for -1 and everything from 8.
+    """
+    if group_size != -1:
+        check_size("group_size", group_size)
+    if group_size != -1 and cols % group_size:
+        divisors = [d for d in range(8, cols + 1) if cols % d == 0 and (allowed is None or d in allowed)]
+        near = sorted(sorted(divisors, key=lambda d: abs(d - group_size))[:4])
+        raise LayerError(
+            f"group_size={group_size} does not divide the {cols} inputs of {layer}; divisors near it: "
+            f"{', '.join(map(str, near)) or 'none'}"
+            + ("; group_size=-1 makes one group per output channel" if allowed is None else "")
+        )
+
+
+def quantize(grid: Grid, weight: Tensor) -> tuple[Tensor, Params]:
+    """Codes (rows, cols) and stored parameters of a weight, by rounding to nearest."""
+    params = grid.fit(weight)
+    return grid.encode(weight, params), params
+
+
+def decode(grid: Grid, codes: Tensor, params: Params, dtype: torch.dtype = torch.float32) -> Tensor:
+    """W (rows, cols) = s * (T[q] - z), computed in fp32."""
+    rows, cols = codes.shape
+    scales, zeros = grid.expand(params, rows, cols)
+    levels = grid.table(codes.device)[codes.int()].view(rows, scales.shape[1], -1)
+    if zeros is not None:
+        levels.sub_(zeros[..., None])
+    return levels.mul_(scales[..., None]).view(rows, cols).to(dtype)
+
+
+def _round_up(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Positive values in `dtype`, never smaller than they were: a clipped edge would break the half-step bound."""
+    y = x.to(dtype)
+    return torch.where(y.double() < x.double(), torch.nextafter(y, torch.full_like(y, torch.inf)), y)
+
+
+def _grouped(weight: Tensor, group_size: int) -> Tensor:
+    """fp32 (rows, groups, group_size)."""
+    rows, cols = weight.shape
+    check_group(cols, group_size)
+    return weight.detach().float().view(rows, groups_of(cols, group_size), -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffineGrid:
+    """Evenly spaced levels: W = s * (q - z), q in 0 .. 2**bits - 1.
+
+    Symmetric: z is the middle 2**(bits-1) and s = 2 max|W| / (2**bits - 1), as GPTQ has it: no weight moves by more
+    than s/2. Asymmetric: the range min(W, 0) .. max(W, 0) is split evenly and zero is itself a level.
+    Stored: scales in the dtype of the weight, rounded up so that nothing is clipped; zero points in `bits` bits, or,
+    with `float_zeros`, as real numbers in the dtype of the scales.
+    """
+
+    kind: ClassVar[str] = "affine"
+    bits: int
+    group_size: int
+    symmetric: bool
+    float_zeros: bool = False
+
+    def __post_init__(self) -> None:
+        check_size("bits", self.bits, most=8)
+        check_one_of("symmetric", self.symmetric, (False, True))
+        check_one_of("float_zeros", self.float_zeros, (False, True))
+        if self.symmetric and self.float_zeros:
+            raise RecipeError("AffineGrid(symmetric=True, float_zeros=True): a symmetric grid has no zero points to "
+                              "store; leave one of the two out")  # fmt: skip
+
+    @property
+    def words(self) -> str:
+        zeros = "symmetric" if self.symmetric else "real zero points" if self.float_zeros else "asymmetric"
+        return f"{self.bits} bits {_groups(self.group_size)}, {zeros}"
+
+    def table(self, device: torch.device | str = "cpu") -> Tensor:
+        return torch.arange(2**self.bits, dtype=torch.float32, device=device)
+
+    def fit(self, weight: Tensor, dtype: torch.dtype | None = None) -> Params:
+        """Scales are stored in `dtype`, by default that of the weight."""
+        w = _grouped(weight, self.group_size)
+        steps = 2**self.bits - 1
+        dtype = dtype or (weight.dtype if weight.dtype.is_floating_point else torch.float32)
+        if self.symmetric:
+            scales = 2 * w.abs().amax(-1).double() / steps
+        else:
+            low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
+            scales = (high.double() - low.double()) / steps
+        scales = _round_up(scales, dtype)
+        if not torch.isfinite(scales).all():
+            raise LayerError(f"the range of a group exceeds {dtype}: scale {float(scales.max())} is not finite")
+        scales = torch.where(scales == 0, torch.ones_like(scales), scales)
+        zeros = scales if self.symmetric else (-low / scales.float()).round().clamp_(0, steps)
+        return self.store(scales, zeros, dtype)
+
+    def store(self, scales: Tensor, zeros: Tensor, dtype: torch.dtype) -> Params:
+        """The inverse of `expand`: scales and zero points (rows, groups) as they are stored; symmetric grids have no
+        zero points to store."""
+        params = {"scales": scales.to(dtype)}
+        if self.float_zeros:
+            return params | {"zero_points": zeros.to(dtype)}
+        return params if self.symmetric else params | {"zero_points": packing.pack(zeros.to(torch.uint8), self.bits)}
+
+    def encode(self, weight: Tensor, params: Params) -> Tensor:
+        w = _grouped(weight, self.group_size)
+        scales, zeros = self.expand(params, *weight.shape)
+        q = (w / scales[..., None]).add_(zeros[..., None]).round_().clamp_(0, 2**self.bits - 1)
+        return q.to(torch.uint8).view(weight.shape)
+
+    def expand(self, params: Params, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+        scales = params["scales"].float()
+        if self.symmetric:
+            return scales, torch.full_like(scales, 2 ** (self.bits - 1))
+        if self.float_zeros:
+            return scales, params["zero_points"].float()
+        return scales, packing.unpack(params["zero_points"], self.bits, scales.shape[1]).float()
+
+    def take(self, params: Params, places: Tensor, size: int) -> "tuple[AffineGrid, Params]":
+        taken = {"scales": params["scales"].flatten()[places]}
+        if self.float_zeros:
+            taken["zero_points"] = params["zero_points"].flatten()[places]
+        elif not self.symmetric:
+            zeros = packing.unpack(params["zero_points"], self.bits, params["scales"].shape[1])
+            taken["zero_points"] = packing.pack(zeros.flatten()[places], self.bits)
+        return replace(self, group_size=size), taken
+
+    def buffers(self, rows: int, cols: int, dtype: Kind) -> dict[str, tuple[tuple[int, ...], Kind]]:
+        """Shapes and dtypes of the stored parameters of a (rows, cols) weight; `dtype` is that of those in its own."""
+        groups = groups_of(cols, self.group_size)
+        shapes = {"scales": ((rows, groups), dtype)}
+        if self.float_zeros:
+            return shapes | {"zero_points": ((rows, groups), dtype)}
+        if not self.symmetric:
+            shapes["zero_points"] = ((rows, packing.packed_width(groups, self.bits)), torch.uint8)
+        return shapes
+
+    def check(self, packed: Tensor, params: Params, cols: int) -> None:
+        if not (self.symmetric or self.float_zeros):
+            check_padding("zero_points", params["zero_points"], params["scales"].shape[1], self.bits)
+
+
+DOUBLE_QUANT_BLOCK = 256
+SMALLEST_ABSMAX = 1e-38  # as in bitsandbytes; the inverse of a smaller one would overflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class NF4Grid:
+    """4-bit NormalFloat: W = absmax * T[q], T the 16 quantiles of a normal distribution that QLoRA fixes.
+
+    Groups of 64 share their absmax. With `double_quant` the absmax values, less their mean, are themselves stored in
+    8 bits in blocks of 256: 4 + 8/64 + 32/(64 * 256) = 4.127 bits per weight; without, 4.5.
+    The codes are those nearest under the exact absmax, as bitsandbytes has it, not under the stored one.
+    """
+
+    kind: ClassVar[str] = "nf4"
+    bits: int = 4
+    group_size: int = 64
+    double_quant: bool = True
+
+    def __post_init__(self) -> None:
+        check_one_of("bits", self.bits, (4,))
+        check_one_of("double_quant", self.double_quant, (False, True))
+
+    @property
+    def words(self) -> str:
+        return f"NF4 {_groups(self.group_size)}, scales in {'8 bits' if self.double_quant else 'fp32'}"
+
+    def table(self, device: torch.device | str = "cpu") -> Tensor:
+        return _table(NF4_LEVELS, str(device))
+
+    def fit(self, weight: Tensor) -> Params:
+        return self.store(_grouped(weight, self.group_size).abs().amax(-1).flatten())
+
+    def store(self, absmax: Tensor) -> Params:
+        """What is stored of the absmax of all groups (groups,), fp32."""
+        if not self.double_quant:
+            return {"absmax": absmax}
+        offset = absmax.mean()
+        if not torch.isfinite(offset):
+            raise LayerError(f"the sum of the groups' absmax exceeds fp32: the largest is {float(absmax.max())}")
+        blocks = torch.nn.functional.pad(absmax - offset, (0, -absmax.numel() % DOUBLE_QUANT_BLOCK))
+        blocks = blocks.view(-1, DOUBLE_QUANT_BLOCK)
+        scales = blocks.abs().amax(-1)
+        unit = blocks * (1 / scales.clamp(min=SMALLEST_ABSMAX))[:, None]
+        codes = _nearest(unit, dynamic_levels(str(absmax.device)))
+        return {
+            "absmax_codes": codes.flatten()[: absmax.numel()].clone(),
+            "absmax_scales": scales,
+            "absmax_offset": offset,
+        }
+
+    def encode(self, weight: Tensor, params: Params) -> Tensor:
+        w = _grouped(weight, self.group_size)
+        absmax = w.abs().amax(-1, keepdim=True)
+        unit = w * (1 / absmax.clamp(min=SMALLEST_ABSMAX))
+        return _nearest(unit, self.table(weight.device)).view(weight.shape)
+
+    def expand(self, params: Params, rows: int, cols: int) -> tuple[Tensor, None]:
+        if not self.double_quant:
+            return params["absmax"].view(rows, -1), None
+        codes = params["absmax_codes"]
+        scales = params["absmax_scales"].repeat_interleave(DOUBLE_QUANT_BLOCK)[: codes.numel()]
+        absmax = dynamic_levels(str(codes.device))[codes.int()] * scales + params["absmax_offset"]
+        return absmax.view(rows, -1), None
+
+    def take(self, params: Params, places: Tensor, size: int) -> "tuple[NF4Grid, Params]":
+        """Where a block of the double quantization would have to mix several old ones, absmax is stored in fp32."""
+        grid, flat = replace(self, group_size=size), places.flatten()
+        if not self.double_quant:
+            return grid, {"absmax": params["absmax"][flat]}
+        blocks = flat // DOUBLE_QUANT_BLOCK
+        first = blocks[::DOUBLE_QUANT_BLOCK]
+        if torch.equal(blocks, first.repeat_interleave(DOUBLE_QUANT_BLOCK)[: len(blocks)]):
+            codes, scales = params["absmax_codes"][flat], params["absmax_scales"][first]
+            return grid, params | {"absmax_codes": codes, "absmax_scales": scales}
+        absmax, _ = self.expand(params, 1, -1)
+        return replace(grid, double_quant=False), {"absmax": absmax.flatten()[flat]}
+
+    def buffers(self, rows: int, cols: int, dtype: Kind) -> dict[str, tuple[tuple[int, ...], Kind]]:
+        count = rows * groups_of(cols, self.group_size)
+        if not self.double_quant:
+            return {"absmax": ((count,), torch.float32)}
+        return {
+            "absmax_codes": ((count,), torch.uint8),
+            "absmax_scales": ((-(-count // DOUBLE_QUANT_BLOCK),), torch.float32),
+            "absmax_offset": ((), torch.float32),
+        }
+
+    def check(self, packed: Tensor, params: Params, cols: int) -> None:
+        """All codes stand for a level."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8RowGrid:
+    """Signed 8-bit integers with one fp32 absmax to a row: W = absmax / 127 * (q - 128), q in 1 .. 255.
+
+    The weight side of LLM.int8(), arXiv 2208.07339, section 2 ("vector-wise" quantization).
+    """
+
+    kind: ClassVar[str] = "int8_row"
+    bits: int = 8
+    group_size: int = -1
+
+    def __post_init__(self) -> None:
+        check_one_of("bits", self.bits, (8,))
+        check_one_of("group_size", self.group_size, (-1,))
+
+    @property
+    def words(self) -> str:
+        return f"{self.bits} bits {_groups(self.group_size)}, symmetric"
+
+    def table(self, device: torch.device | str = "cpu") -> Tensor:
+        return torch.arange(256, dtype=torch.float32, device=device)
+
+    def fit(self, weight: Tensor) -> Params:
+        return {"absmax": weight.detach().float().abs().amax(-1)}
+
+    def encode(self, weight: Tensor, params: Params) -> Tensor:
+        """As bitsandbytes rounds: by the inverse of the scale, unless that overflows."""
+        w, absmax = weight.detach().float(), params["absmax"][:, None]
+        safe = torch.where(absmax == 0, torch.ones_like(absmax), absmax)
+        inverse = 127 / safe
+        q = torch.where(torch.isfinite(inverse), w * inverse, w / safe * 127)
+        return (q.round_() + 128).clamp_(1, 255).to(torch.uint8)
+
+    def expand(self, params: Params, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+        scales = (params["absmax"] / 127)[:, None]
+        return scales, torch.full_like(scales, 128)
+
+    def take(self, params: Params, places: Tensor, size: int) -> "tuple[Int8RowGrid, Params]":
+        return self, {"absmax": params["absmax"][places[:, 0]]}
+
+    def buffers(self, rows: int, cols: int, dtype: Kind) -> dict[str, tuple[tuple[int, ...], Kind]]:
+        return {"absmax": ((rows,), torch.float32)}
+
+    def check(self, packed: Tensor, params: Params, cols: int) -> None:
+        if not packed.is_meta and (packed == 0).any():
+            raise LayerError("codes must be from 1 to 255: 0 stands for no level")
+
+
+GRIDS: dict[str, type] = {grid.kind: grid for grid in (AffineGrid, NF4Grid, Int8RowGrid)}
+
+
+def _nearest(x: Tensor, levels: Tensor) -> Tensor:
+    """uint8 index of the nearest of the sorted levels; a tie goes to the lower one."""
+    boundaries = (levels[:-1] + levels[1:]) / 2
+    return torch.bucketize(x, boundaries, out_int32=True).to(torch.uint8)
+
+
+@functools.lru_cache(maxsize=8)
+def _table(levels: tuple[float, ...], device: str) -> Tensor:
+    return torch.tensor(levels, dtype=torch.float32, device=device)
+
+
+@functools.lru_cache(maxsize=8)
+def dynamic_levels(device: str = "cpu") -> Tensor:
+    """The 256 levels of the signed dynamic 8-bit type, fp32, ascending.
+
+    Seven decades 10**-6 .. 10**0; decade e holds 2**e means of neighbouring points of an even split of 0.1 .. 1, of
+    both signs; with 0 and 1.
+    """
+    positive = []
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+        positive += (10.0 ** (exponent - 6) * (edges[:-1] + edges[1:]) / 2).tolist()
+    levels = sorted([-x for x in positive] + positive + [0.0, 1.0])
+    return torch.tensor(levels, dtype=torch.float32, device=device)

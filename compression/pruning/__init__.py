@@ -1,1 +1,0 @@
-"""Methods that remove weights, neurons, heads or layers."""

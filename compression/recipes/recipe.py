@@ -1,0 +1,332 @@
+"""Recipes: what is done to a model, as text, as a value, as JSON.
+
+Grammar::
+
+    recipes   = recipe ("," recipe)*                     outside parentheses
+    recipe    = "fp16" | step ("-" step)* | <path>.json
+    step      = name [ "(" [ pair ("," pair)* ] ")" ] (":" pair)*
+    pair      = name "=" value
+    value     = number | "true" | "false" | "none" | word | JSON string | JSON object
+
+`fp16` is the empty recipe: the checkpoint in its stored dtype. The reserved parameter `layers` maps patterns of layer
+names (`fnmatch`) to the parameters that differ there, or to none for a layer that stays as it is; the first match wins.
+"""
+
+import dataclasses
+import fnmatch
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compression.errors import RecipeError
+from compression.files.strict_json import check_regular, strict_json, strict_prefix
+from compression.files.text import read_text
+from compression.recipes import registry
+from compression.recipes.registry import Method
+
+SCHEMA = 2
+_DEFAULTS = {  # by schema: what a parameter that is left out meant until the next one
+    1: {"gptq": {"symmetric": True, "act_order": False, "static_groups": False}},
+}
+UNCOMPRESSED = "fp16"
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method with its parameters, and the layers on which they differ.
+
+    Attributes:
+        method: the parameters; hashable and comparable.
+        layers: (pattern, method or None) in order; None leaves the layer as it is.
+    """
+
+    method: Method
+    layers: tuple[tuple[str, Method | None], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.method.info.name
+
+    def for_layer(self, layer: str) -> Method | None:
+        """The method as set for one layer, or None where the layer is left alone."""
+        for pattern, override in self.layers:
+            if fnmatch.fnmatchcase(layer, pattern):
+                return override
+        return self.method
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What differs from the defaults, `layers` included: JSON-ready."""
+        parameters = registry.non_default(self.method)
+        if self.layers:
+            parameters["layers"] = {
+                pattern: None if override is None else _difference(override, self.method)
+                for pattern, override in self.layers
+            }
+        return parameters
+
+    def __str__(self) -> str:
+        return registry.spell_call(self.name, self.parameters)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A sequence of steps; empty for the uncompressed checkpoint. Prints back to its canonical text."""
+
+    steps: tuple[Step, ...] = ()
+
+    @classmethod
+    def parse(cls, text: "str | Recipe") -> "Recipe":
+        """Read a recipe from its text, or from a file if the text ends in `.json`.
+
+        Raises:
+            RecipeError: the text does not follow the grammar, or names an unknown method or parameter.
+        """
+        if isinstance(text, Recipe):
+            return text
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise RecipeError(f"recipe {text!r} holds half of a surrogate pair, which is no letter; leave it out")
+        if text.strip().endswith(".json"):
+            return cls._from_file(Path(text.strip()))
+        return _Parser(text).recipe()
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Recipe":
+        """The inverse of `to_json`; also the form of recipe files.
+
+        What an older schema leaves out has the default that it had then.
+
+        Raises:
+            RecipeError: not of the form {"schema": 2, "steps": [{"method": ..., <parameters>}]}.
+        """
+        if (
+            not isinstance(value, dict)
+            or value.keys() != {"schema", "steps"}
+            or type(value["schema"]) is not int
+            or not 1 <= value["schema"] <= SCHEMA
+            or not isinstance(value["steps"], list)
+        ):
+            raise RecipeError(f'a recipe in JSON is {{"schema": {SCHEMA}, "steps": [{{"method": ...}}]}}, got '
+                              f"{json.dumps(value, default=str)[:120]}")  # fmt: skip
+        steps = []
+        for step in value["steps"]:
+            if not isinstance(step, dict) or not isinstance(step.get("method"), str):
+                raise RecipeError(f'every step of a recipe needs a "method", got {json.dumps(step, default=str)[:120]}')
+            given = {k: v for k, v in step.items() if k != "method"}
+            for schema in range(value["schema"], SCHEMA):
+                given = _DEFAULTS[schema].get(step["method"], {}) | given
+            steps.append(_step(step["method"], given))
+        return cls(tuple(steps))
+
+    @classmethod
+    def _from_file(cls, path: Path) -> "Recipe":
+        try:
+            check_regular(path)
+            value = strict_json(read_text(path, ValueError))
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"recipe file {str(path)!r} cannot be read as JSON: {error}") from error
+        try:
+            return cls.from_json(value)
+        except RecipeError as error:
+            raise RecipeError(f"recipe file {str(path)!r}: {error}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "steps": [{"method": step.name, **step.parameters} for step in self.steps]}
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "Recipe":
+        """The recipe with these parameters set in every step that has them and leaves them at their defaults.
+
+        >>> Recipe.parse("gptq(bits=3)-recover").with_settings({"group_size": 64, "bits": 4}).text
+        'gptq(bits=3,group_size=64)-recover'
+
+        Raises:
+            RecipeError: a step does not allow the value.
+        """
+        return Recipe(tuple(_with_settings(step, settings) for step in self.steps))
+
+    @cached_property
+    def text(self) -> str:
+        """The canonical text: aliases resolved, defaults left out. Parsing it gives an equal recipe."""
+        return "-".join(map(str, self.steps)) or UNCOMPRESSED
+
+    @property
+    def slug(self) -> str:
+        """The text as part of a file name; distinct recipes have distinct slugs."""
+        return slug(self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name: itself if it can be one, else what can be kept of it and a short hash.
+
+    >>> slug("nf4"), slug("gptq(bits=3)-recover")
+    ('nf4', 'gptq-bits-3-recover-763c4773')
+    """
+    if re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,79}", text):
+        return text
+    kept = re.sub(r"[^a-z0-9]+", "-", text.lower())[:80].strip("-")
+    return f"{kept or 'x'}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def split_recipes(text: str) -> list[str]:
+    """Split a comma-separated list of recipes; commas inside parentheses, braces and quotes do not split.
+
+    >>> split_recipes("fp16,rtn(bits=3,group_size=64),nf4")
+    ['fp16', 'rtn(bits=3,group_size=64)', 'nf4']
+    """
+    parts, depth, quoted, start, i = [], 0, False, 0, 0
+    while i < len(text):
+        char = text[i]
+        if quoted:
+            i += char == "\\"
+            quoted = char != '"'
+        elif char == '"':
+            quoted = True
+        elif char in "({[":
+            depth += 1
+        elif char in ")}]":
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+        i += 1
+    parts.append(text[start:].strip())
+    if not all(parts):
+        raise RecipeError(f"empty recipe in {text!r}: write recipes separated by single commas, e.g. fp16,nf4")
+    return parts
+
+
+def _difference(override: Method, method: Method) -> dict[str, Any]:
+    return {
+        field.name: getattr(override, field.name)
+        for field in dataclasses.fields(override)  # type: ignore[arg-type]
+        if getattr(override, field.name) != getattr(method, field.name)
+    }
+
+
+def _step(name: str, parameters: Mapping[str, Any]) -> Step:
+    own = {key: value for key, value in parameters.items() if key != "layers"}
+    method = registry.build(name, own)
+    layers = parameters.get("layers", {})
+    if not isinstance(layers, Mapping):
+        raise RecipeError(f'{name}(layers=...) must map patterns to parameters, e.g. {{"*.down_proj":{{"bits":8}}}}, '
+                          f"got {layers!r}")  # fmt: skip
+    if layers and method.info.kind != "block":
+        raise RecipeError(f"{name} works on the whole model: it has no settings per layer")
+    overrides: list[tuple[str, Method | None]] = []
+    for pattern, changed in layers.items():
+        if changed is not None and not isinstance(changed, Mapping):
+            raise RecipeError(f"{name}(layers=...): {pattern!r} must map to parameters or none, got {changed!r}")
+        override = None if changed is None else registry.build(
+            name, {**{f.name: getattr(method, f.name) for f in dataclasses.fields(method)}, **changed})  # type: ignore[arg-type]  # fmt: skip
+        overrides.append((pattern, override))
+    return Step(method, tuple(overrides))
+
+
+def _with_settings(step: Step, settings: Mapping[str, Any]) -> Step:
+    parameters = step.parameters
+    unset = {f.name for f in dataclasses.fields(step.method)} - parameters.keys()  # type: ignore[arg-type]
+    changed = {name: value for name, value in settings.items() if name in unset}
+    return _step(step.name, {**parameters, **changed}) if changed else step
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """A parameter and its value, written as in a recipe.
+
+    >>> parse_setting("group_size=64")
+    ('group_size', 64)
+
+    Raises:
+        RecipeError: the text is not of the form name=value.
+    """
+    parser, found = _Parser(text), {}
+    parser.pair("the recipes", found)
+    if parser.at < len(parser.text):
+        raise parser.error("expected the end of name=value")
+    return found.popitem()
+
+
+class _Parser:
+    """Recursive descent over one recipe; every error shows the place."""
+
+    def __init__(self, text: str):
+        self.text, self.at = text.strip(), 0
+
+    def recipe(self) -> Recipe:
+        if self.text == UNCOMPRESSED:
+            return Recipe()
+        self.at = len(f"{UNCOMPRESSED}-") if self.text.startswith(f"{UNCOMPRESSED}-") else 0
+        steps = [self.step()]
+        while self.take("-"):
+            steps.append(self.step())
+        if self.at < len(self.text):
+            raise self.error("expected '-' and another step, or the end")
+        return Recipe(tuple(steps))
+
+    def step(self) -> Step:
+        name = self.match(registry.NAME, "the name of a method in lower case")
+        if name == UNCOMPRESSED:
+            raise self.error(f"{UNCOMPRESSED} is the uncompressed checkpoint: it takes no parameters and stands first")
+        parameters: dict[str, Any] = {}
+        if self.take("(") and not self.take(")"):
+            self.pair(name, parameters)
+            while self.take(","):
+                self.pair(name, parameters)
+            if not self.take(")"):
+                raise self.error("expected ',' or ')'")
+        while self.take(":"):
+            self.pair(name, parameters)
+        return _step(name, parameters)
+
+    def pair(self, name: str, parameters: dict[str, Any]) -> None:
+        key = self.match(registry.NAME, f"a parameter of {name}, e.g. {name}(key=value)")
+        if not self.take("="):
+            raise self.error(f"expected '=' after {key!r}")
+        if key in parameters:
+            raise self.error(f"parameter {key!r} is given twice")
+        parameters[key] = self.value()
+
+    def value(self) -> Any:
+        if self.text[self.at : self.at + 1] in ('"', "{"):
+            try:
+                value, self.at = strict_prefix(self.text, self.at)
+            except ValueError as error:
+                raise self.error(f"not JSON: {error}") from error
+            return value
+        number = _NUMBER.match(self.text, self.at)
+        if number and not registry.WORD.match(self.text, self.at):
+            self.at = number.end()
+            text = number.group()
+            try:
+                return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+            except ValueError as error:  # int() refuses thousands of digits
+                raise self.error(str(error)) from error
+        word = self.match(registry.WORD, "a value: a number, true, false, none, a word or a quoted string")
+        return registry.CONSTANTS.get(word, word)
+
+    def match(self, pattern: re.Pattern[str], what: str) -> str:
+        found = pattern.match(self.text, self.at)
+        if found is None:
+            raise self.error(f"expected {what}")
+        self.at = found.end()
+        return found.group()
+
+    def take(self, char: str) -> bool:
+        hit = self.text.startswith(char, self.at)
+        self.at += hit
+        return hit
+
+    def error(self, what: str) -> RecipeError:
+        return RecipeError(
+            f"recipe {self.text!r}, at character {self.at + 1} ({self.text[self.at : self.at + 12]!r}): {what}; "
+            "recipes look like nf4, rtn(bits=3,group_size=64), p-kd-q"
+        )

@@ -1,0 +1,123 @@
+"""What training minimises, and how: values that recipes are checked against before torch is imported."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from compression.errors import RecipeError
+
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}  # by transformers' name
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+QV = ("q_proj", "v_proj")
+
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """(1 - alpha) task + alpha T^2 divergence: [O] equation 1 and [E] section 3.3.3; T^2 is [O]'s and [E] listing 7's.
+
+    alpha 0 is training without a teacher, 1 distillation without labels. Gradients of softened distributions shrink
+    with 1 / T^2, hence the factor (arXiv 1503.02531, section 2).
+
+    Raises:
+        RecipeError: a value is not one that is allowed.
+    """
+
+    alpha: float  # 0 to 1, share of the divergence
+    temperature: float  # above 0
+    divergence: Divergence = "forward_kl"
+    beta: float = 0.5  # of jensen_shannon, between 0 and 1: the share of the teacher in the mixture
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise RecipeError(f"alpha={self.alpha}: allowed are 0 (labels alone) to 1 (teacher alone)")
+        check_temperature(self.temperature)
+        if self.divergence not in get_args(Divergence):
+            raise RecipeError(f"divergence={self.divergence!r}: allowed are {', '.join(get_args(Divergence))}")
+        check_beta(self.beta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train.
+
+    Raises:
+        RecipeError: a value is not one that is allowed.
+    """
+
+    epochs: int
+    learning_rate: float  # the highest; falls linearly to 0 after the warm-up
+    batch: int  # texts of a forward pass
+    accumulation: int  # forward passes of a step
+    clip: float  # largest norm of a step's gradient
+    warmup: float = 0.0  # share of the steps in which the learning rate rises from 0
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    bf16: bool = False  # whether to multiply in bf16
+    save_steps: int = 100  # between checkpoints; the last step has one in any case
+    seed: int = 0  # of the order of the texts
+    patience: int = (
+        0  # epochs without a lower loss on texts held out, behind which training stops; 0: none are held out
+    )
+
+    def held_out(self, texts: int) -> int:
+        """How many of so many texts, the last ones, are not trained on: a tenth, at least a batch, with `patience`."""
+        return max(self.batch, texts // 10) if self.patience else 0
+
+    def check_warmup(self, texts: int) -> None:
+        """Raise RecipeError if the warm-up over so many texts takes all steps: the rate would never be reached."""
+        batches = -(-(texts - self.held_out(texts)) // self.batch)
+        steps = self.epochs * -(-batches // self.accumulation)
+        if self.warmup and steps and math.ceil(self.warmup * steps) >= steps:
+            raise RecipeError(f"warmup={self.warmup}: of {steps} steps over {texts} texts it takes "
+                              f"{math.ceil(self.warmup * steps)}, so that it does not end before the training does; "
+                              "give a smaller share, 0 for none, or more texts or epochs")  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "accumulation", "save_steps"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.patience < 0:
+            raise RecipeError(f"patience={self.patience}: must be 0 or more")
+        if not 0 <= self.warmup < 1:
+            raise RecipeError(f"warmup={self.warmup}: allowed are 0 (none) to below 1, a share of the steps")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise RecipeError(f"{name}={getattr(self, name)}: must be above 0")
+        if self.optimizer not in OPTIMIZERS:
+            raise RecipeError(f"optimizer={self.optimizer!r}: allowed are {', '.join(OPTIMIZERS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The defaults are those of [E], section 3.3.3.
+
+    Raises:
+        RecipeError: a value is not one that is allowed.
+    """
+
+    rank: int = 64
+    alpha: float = 16.0  # the product is scaled by alpha / rank
+    dropout: float = 0.1  # of the adapters' inputs, in training
+    targets: tuple[str, ...] = QV  # linear layers of each block, among LINEARS
+    seed: int = 0  # of the matrices A; each layer draws by its own name
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise RecipeError(f"rank={self.rank}: must be at least 1")
+        if not 0 < self.alpha < float("inf"):
+            raise RecipeError(f"alpha={self.alpha}: must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout={self.dropout}: allowed are 0 to below 1")
+        if not self.targets or not set(self.targets) <= set(LINEARS):
+            raise RecipeError(f"targets={self.targets}: allowed are some of {', '.join(LINEARS)}")
+
+
+def check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise RecipeError(f"temperature={temperature}: must be above 0; [O] takes 4, [E] 2")
+
+
+def check_beta(beta: float) -> None:
+    if not 0 < beta < 1:
+        raise RecipeError(f"beta={beta}: allowed is what lies between 0 and 1; the ends are forward_kl and reverse_kl")
