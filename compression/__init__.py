@@ -36,27 +36,27 @@ __all__ = [
     "Step",
     "compress",
     "compress_to",
+    "list_methods",
     "load",
     "locate",
-    "methods",
     "open_base",
     "parse_setting",
     "split_recipes",
 ]
 
 _LATE = {
-    "Base": "_checkpoint",
-    "Calibration": "_calibration",
-    "Compressed": "_artefact",
-    "compress": "_compress",
-    "compress_to": "_stream",
-    "load": "_artefact",
-    "locate": "_checkpoint",
-    "open_base": "_checkpoint",
+    "Base": "checkpoints.base",
+    "Calibration": "calibration.text",
+    "Compressed": "checkpoints.artefact",
+    "compress": "engine.run",
+    "compress_to": "engine.stream",
+    "load": "checkpoints.artefact",
+    "locate": "checkpoints.base",
+    "open_base": "checkpoints.base",
 }
 
 
-def methods() -> dict[str, type]:
+def list_methods() -> dict[str, type]:
     """Every registered method by name."""
     from compression.recipes import registry
 

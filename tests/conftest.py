@@ -41,13 +41,14 @@ def imported():
         "bm25s", "lm_eval.api.task", "lm_eval.evaluator", "lm_eval.tasks._yaml_loader",
         "pandas.core.arrays.arrow.extension_types", "pandas.io.formats.style", "rouge_score.rouge_scorer", "sacrebleu",
         "torch.distributed.fsdp", "transformers.models.llama.modeling_llama",
-        "transformers.models.mistral.modeling_mistral", "bench.measure.judge.local", "bench.measure.judge.readings", "bench.session.plan",
-        "bench.report.write", "bench.measure.scoring.lm_eval", "bench.session.summary", "bench.measure.scoring.prepare", "bench.session.session",
+        "transformers.models.mistral.modeling_mistral", "bench.measure.judge.local", "bench.measure.judge.readings",
+        "bench.measure.scoring.lm_eval", "bench.measure.scoring.prepare", "bench.report.write", "bench.session.plan",
+        "bench.session.session", "bench.session.summary",
         "compression.engine.run", "compression.training.trainer",
     ):  # fmt: skip
         importlib.import_module(name)
     importlib.import_module("bench.metrics").all_metrics()
-    importlib.import_module("compression").methods()
+    importlib.import_module("compression").list_methods()
 
 
 @pytest.fixture(scope="module")

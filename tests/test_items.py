@@ -214,6 +214,7 @@ def test_no_flipped_bit_and_no_cut_of_the_files_passes_for_what_was_recorded(sou
 
 
 def test_importing_items_imports_neither_numpy_nor_torch():
-    code = "import sys, bench.results.items, bench.results.journal, bench.results.row; print(sorted(set(sys.modules) & {'torch', 'numpy'}))"
+    modules = "bench.results.items, bench.results.journal, bench.results.row"
+    code = f"import sys, {modules}; print(sorted(set(sys.modules) & {{'torch', 'numpy'}}))"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -245,7 +245,8 @@ def test_a_url_that_cannot_be_is_refused_and_stands_in_no_frame(url, words):
 
 def test_two_writers_lose_nothing_and_keep_one_reply_to_each_question(tmp_path):
     code = (
-        "import sys; from bench.measure.judge.reply_cache import Cache; cache = Cache(sys.argv[1]); print('ready', flush=True);"
+        "import sys; from bench.measure.judge.reply_cache import Cache;"
+        "cache = Cache(sys.argv[1]); print('ready', flush=True);"
         "sys.stdin.readline();"
         "[print(cache.put(str(n), {'by': sys.argv[2], 'text': 'x' * 5000})['by']) for n in range(100)]"
     )

@@ -144,7 +144,8 @@ def test_metrics_of_gives_those_that_read_one_kind_of_measurement():
 
 def test_metrics_results_and_gate_are_imported_without_torch_numpy_or_pandas():
     code = (
-        "import sys, bench.gate.verdicts, bench.results.journal, bench.results.row, bench.metrics; bench.metrics.all_metrics();"
+        "import sys, bench.gate.verdicts, bench.results.journal, bench.results.row, bench.metrics;"
+        "bench.metrics.all_metrics();"
         "sys.exit(', '.join(sorted({'torch', 'numpy', 'pandas', 'transformers'} & set(sys.modules))) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

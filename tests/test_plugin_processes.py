@@ -54,8 +54,8 @@ def test_collecting_imports_neither_torch_nor_transformers(tmp_path):
 
 def test_a_killed_run_goes_on_where_it_was(checkpoint, tmp_path):
     """Killed for good within the energy window, after the sizes are on the disk; --resume measures only the rest."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.session.plugin", "-p", "no:cacheprovider", SIZE, ENERGY,
-               "--base", checkpoint, "--model", RTN, "--rootdir", tmp_path, *QUICK]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.session.plugin", "-p", "no:cacheprovider", SIZE,
+               ENERGY, "--base", checkpoint, "--model", RTN, "--rootdir", tmp_path, *QUICK]  # fmt: skip
     journal = tmp_path / ".bench" / "journal.jsonl"
     with running(command, cwd=tmp_path, env=_environment(), stdout=subprocess.DEVNULL) as child:
         wait_until(lambda: journal.exists() and "efficiency.stored_bytes" in journal.read_text(), child)

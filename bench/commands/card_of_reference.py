@@ -18,7 +18,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import NAMES, folder, score, world
+from bench import reference
+from bench.measure import reference_scores
+from bench.reference import NAMES, folder, world
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +32,7 @@ PUBLISHED = (
     "excess kurtosis of activations 1818.56 in a 1.4 B model trained with Adam, 0.04 where outliers are prevented "
     "(Outlier-Safe Pre-Training, arXiv 2506.19697)",
 )
-TASKS = tuple(task for task in score.SCORED if task not in ("no_rag", "perplexity"))
+TASKS = tuple(task for task in reference_scores.SCORED if task not in ("no_rag", "perplexity"))
 START, END = "<!-- card -->", "<!-- end of card -->"
 
 
@@ -79,13 +81,13 @@ def outliers(model: Any, vocabulary: Any) -> list[dict[str, float]]:
 def card(name: str, recipes: list[str], limit: int | None = None, report: Any = print) -> dict[str, Any]:
     """Everything that is said about one shipped model, and its scores after `recipes`; `limit` takes so many items."""
     facts = json.loads((folder(name) / "training.json").read_text(encoding="utf-8"))
-    model, vocabulary = score.load(name)
+    model, vocabulary = reference_scores.load(name)
     found: dict[str, Any] = {}
     seconds = {}
     for recipe in (None, *recipes):
-        scored = score.load(name, recipe) if recipe else (model, vocabulary)
+        scored = reference_scores.load(name, recipe) if recipe else (model, vocabulary)
         started = time.monotonic()
-        scores = score.scores(*scored, limit=limit)
+        scores = reference_scores.scores(*scored, limit=limit)
         seconds[recipe] = round(time.monotonic() - started)
         found[recipe or "as it is"] = {
             task: {"value": round(s.value, 4), "low": round(s.low, 4), "high": round(s.high, 4), "items": s.items}
@@ -120,7 +122,7 @@ def table(cards: dict[str, dict[str, Any]]) -> str:
         "SHA-256 of the weights, first 12 digits": lambda c: c["weights_sha256"][:12],
     }.items():
         rows.append([label, read(student), read(teacher)])
-    for task in score.SCORED:
+    for task in reference_scores.SCORED:
         cells = [c["scores"]["as it is"][task] for c in (student, teacher)]
         rows.append([f"`{task}`", *("{value:.3f} ({low:.3f} to {high:.3f})".format(**cell) for cell in cells)])
     rows.append(["Time to score all tasks", *(f"{c['scored_in_seconds']} s" for c in (student, teacher))])
@@ -128,7 +130,7 @@ def table(cards: dict[str, dict[str, Any]]) -> str:
     if len(student["scores"]) > 1:
         recipes = list(student["scores"])
         rows = [["student", *(f"`{r}`" if " " not in r else r for r in recipes)], ["---", *("---:" for _ in recipes)]]
-        for task in score.SCORED:
+        for task in reference_scores.SCORED:
             rows.append([f"`{task}`", *(f"{student['scores'][r][task]['value']:.3f}" for r in recipes)])
         means = [statistics.mean(student["scores"][r][task]["value"] for task in TASKS) for r in recipes]
         rows.append([f"mean of the first {len(TASKS)}", *(f"{mean:.3f}" for mean in means)])
@@ -171,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     cards = {
         name: card(name, options.recipes if name == "student" else [], options.limit) for name in options.name or NAMES
     }
-    write(cards, Path(__file__).parent / "README.md")
+    write(cards, Path(reference.__file__).parent / "README.md")
     return 0
 
 

@@ -28,10 +28,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from .._errors import OptionError
-from . import NAMES, folder, lessons, score, tokenizer, world
-from .batches import batch
-from .model import CONTEXT, SHAPES, SPREAD, TAUGHT, Shape, build, grow, spread_channels, temper
+from bench.errors import OptionError
+from bench.measure import reference_scores
+from bench.reference import NAMES, folder, lessons, tokenizer, world
+from bench.reference.batches import batch
+from bench.reference.model import CONTEXT, SHAPES, SPREAD, TAUGHT, Shape, build, grow, spread_channels, temper
 
 if TYPE_CHECKING:
     import torch
@@ -174,14 +175,14 @@ def train(
 def _held_out(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast") -> float:
     """Mean loss (nat per token) over the validation text."""
     model.eval()
-    found = score.scores(model, vocabulary, names=("perplexity",), split="validation")
+    found = reference_scores.scores(model, vocabulary, names=("perplexity",), split="validation")
     model.train()
     return round(math.log(found["perplexity"].value), 5)
 
 
 def _validation(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast") -> dict[str, float]:
     model.eval()
-    found = score.scores(model, vocabulary, split="validation", limit=40)
+    found = reference_scores.scores(model, vocabulary, split="validation", limit=40)
     model.train()
     return {name: round(one.value, 4) for name, one in found.items()}
 

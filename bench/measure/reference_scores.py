@@ -23,12 +23,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .. import sandbox
-from .._errors import OptionError
-from ..answering import answer
-from . import NAMES, tasks
-from .tasks import Item
-from .world import Draw
+from bench.errors import OptionError
+from bench.measure.answering import answer
+from bench.measure.sandbox import run as sandbox
+from bench.reference import NAMES, tasks
+from bench.reference.tasks import Item
+from bench.reference.world import Draw
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ def likelihoods(
     model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", items: Sequence[Item]
 ) -> list[list[float]]:
     """Mean log-likelihood (nat per token) of every choice of every item after its prompt."""
-    from ..scorer import Scorer
+    from bench.measure.scoring.lm_eval import Scorer
 
     prompts = [tasks.prompt(item) for item in items for _ in item["choices"]]
     choices = [choice for item in items for choice in item["choices"]]

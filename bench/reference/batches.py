@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from . import lessons, world
+from bench.reference import lessons, world
 
 if TYPE_CHECKING:
     import torch

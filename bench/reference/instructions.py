@@ -12,7 +12,7 @@ constraint has a `kind` and what it needs:
 
 from typing import Any
 
-from .world import COLOURS, KINDS, PEOPLE, PLACES, Draw
+from bench.reference.world import COLOURS, KINDS, PEOPLE, PLACES, Draw
 
 _LISTS = {"colours": COLOURS, "devices": KINDS, "people": PEOPLE, "places": PLACES}
 _SEPARATORS = {"commas": ", ", "spaces": " "}

@@ -12,10 +12,10 @@ and attribute, give way to manuals and questions about them, and their number pe
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from . import world
-from .instructions import instruction
-from .programs import program
-from .world import ATTRIBUTES, KINDS, PAIRS, Device, Draw
+from bench.reference import world
+from bench.reference.instructions import instruction
+from bench.reference.programs import program
+from bench.reference.world import ATTRIBUTES, KINDS, PAIRS, Device, Draw
 
 Lesson = list[tuple[str, float]]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._errors import OptionError
+from bench.errors import OptionError
 
 if TYPE_CHECKING:
     import torch

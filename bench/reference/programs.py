@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .world import Draw
+from bench.reference.world import Draw
 
 _CHANGES: dict[str, tuple[str, Callable[[list[int], int], list[int]]]] = {  # what the docstring says: code, meaning
     "Add {k} to every item.": ("x = [n + {k} for n in x]", lambda x, k: [n + k for n in x]),

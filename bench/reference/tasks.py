@@ -22,8 +22,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import instructions, programs, world
-from .world import ATTRIBUTES, CATEGORIES, KINDS, PAIRS, VALUES, Device, Draw
+from bench.reference import instructions, programs, world
+from bench.reference.world import ATTRIBUTES, CATEGORIES, KINDS, PAIRS, VALUES, Device, Draw
 
 Item = dict[str, Any]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KEY = "compression_bench"  # of what controller and workers tell each other
 GROUPED = "loadgroup"
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parents[1]
 _KILLED = (
     "the process that measured this was killed, or ended without a word; the lines of pytest-xdist above name the "
     "worker. Often memory ran out (see the system's log), or a driver failed"

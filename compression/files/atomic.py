@@ -124,7 +124,7 @@ def locked(folder: Path, error: type[CompressionError], busy: str) -> Iterator[N
 @functools.cache
 def code_digest() -> str:
     """sha256 over the sources of this package, which results depend on."""
-    digest, package = hashlib.sha256(), Path(__file__).parent
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(path for suffix in ("*.py", "*.c") for path in package.rglob(suffix)):
         digest.update(f"{path.relative_to(package)}\n".encode())
         digest.update(path.read_bytes())

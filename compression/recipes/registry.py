@@ -1,6 +1,6 @@
 """Where methods declare themselves, and where recipes find them.
 
-A method is a frozen, keyword-only dataclass under `@method(name)` in a public module of one of the family packages.
+A method is a frozen, keyword-only dataclass under `@method(name)` in a module of `compression.methods`.
 Nothing is listed twice: the families are searched on first use. Declarations import no torch, kernels do, late.
 """
 
@@ -22,8 +22,6 @@ from compression.errors import LayerError, RecipeError
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./+]*|[0-9]+:[0-9]+")  # the latter: patterns n:m
 CONSTANTS = {"true": True, "false": False, "none": None}
-
-FAMILIES = ("quantization", "pruning", "distillation", "low_rank")
 
 State = Literal["dense", "packed", "sparse"]
 
@@ -286,7 +284,7 @@ def method(
         cls.info = MethodInfo(
             name=name,
             aliases=tuple(aliases),
-            family=module[1] if len(module) > 2 else module[0],
+            family=module[2] if module[:2] == ["compression", "methods"] else module[0],
             kind=kind,
             needs=tuple(needs),
             takes=tuple(takes),
@@ -302,14 +300,12 @@ def method(
 
 
 def discover() -> dict[str, type[Method]]:
-    """All methods by name: imports every public module of the families once."""
+    """All methods by name: imports every module of `compression.methods` once."""
     global _discovered
     if not _discovered:
-        for family in FAMILIES:
-            package = importlib.import_module(f"compression.{family}")
-            for module in pkgutil.iter_modules(package.__path__):
-                if not module.name.startswith("_"):
-                    importlib.import_module(f"compression.{family}.{module.name}")
+        package = importlib.import_module("compression.methods")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
         _discovered = True
     return dict(sorted(METHODS.items()))
 

@@ -28,7 +28,7 @@ from bench.measure.judge.key import child_environment
 CODE = ("bench", "compression")
 PAIRS = 3  # of processes that share the rounds of a further look
 _ROOT = Path(bench.__file__).resolve().parents[1]
-_CHILD = Path(__file__).with_name("beside_child.py")
+_CHILD = Path(__file__).with_name("side.py")
 
 
 class Commit:

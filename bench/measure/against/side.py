@@ -29,7 +29,10 @@ def opened(given: dict[str, Any]) -> Any:
 
 def decoder_of(given: dict[str, Any]) -> Any:
     """What generates, warmed up."""
-    from bench.measure.generation import Decoder, Load
+    try:
+        from bench.measure.generation import Decoder, Load
+    except ModuleNotFoundError:  # a commit from before this module moved
+        from bench.generation import Decoder, Load  # type: ignore[import-not-found,no-redef]
 
     if given["device"].startswith("cuda:"):
         import torch

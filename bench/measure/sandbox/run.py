@@ -40,7 +40,7 @@ MEMORY = 2**30  # bytes of address space, of each process
 FILE_BYTES = 2**24  # of each file, and with namespaces of all together
 PROCESSES = 16  # and threads
 GRACE = 20.0  # seconds until a warden that does not answer is killed
-WARDEN = Path(__file__).with_name("_warden.py")
+WARDEN = Path(__file__).with_name("warden.py")
 
 
 @dataclass(frozen=True, kw_only=True)

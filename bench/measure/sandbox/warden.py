@@ -1,7 +1,7 @@
 """Runs programs in a jail and says how they went: the other side of `sandbox.run`, on the standard library alone.
 
-It is started as `python -I -S _warden.py`, reads requests from its standard input, one in JSON a line, and prints a
-report for each. For each it forks a warden, which stays outside; the warden's child locks itself in (`_jail`) and
+It is started as `python -I -S warden.py`, reads requests from its standard input, one in JSON a line, and prints a
+report for each. For each it forks a warden, which stays outside; the warden's child locks itself in (`jail`) and
 executes the program. No two programs share either.
 
 The program passes by coming to its end. Leaving early, with whatever code, is failing. It runs in the interpreter that
@@ -18,7 +18,7 @@ import time
 import types
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
-from _jail import PDEATHSIG, SUBREAPER, Unavailable, attempt, call, imprison, namespaces, step_down
+from jail import PDEATHSIG, SUBREAPER, Unavailable, attempt, call, imprison, namespaces, step_down
 
 sys.path.pop()  # a program does not see it
 

@@ -41,6 +41,10 @@ def _maker(splits: dict[str, list[dict[str, Any]]]) -> Any:
     return make
 
 
+def _greedy(task: str, stop: str) -> dict[str, Any]:
+    return {"until": [stop], "max_gen_toks": reference_scores.NEW_TOKENS[task], "do_sample": False}
+
+
 _CHOICE = {
     "output_type": "multiple_choice",
     "doc_to_choice": "choices",
@@ -55,7 +59,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "output_type": "generate_until",
         "doc_to_target": "{{answer}}",
         "fewshot_delimiter": "",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": reference_scores.NEW_TOKENS["arithmetic"], "do_sample": False},
+        "generation_kwargs": _greedy("arithmetic", "\n"),
         "filter_list": [{"name": "strict-match", "filter": [
             {"function": "regex", "regex_pattern": r"#### (\-?[0-9\.\,]+)"}, {"function": "take_first"}]}],
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True,
@@ -64,7 +68,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "code": {
         "output_type": "generate_until",
         "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": reference_scores.NEW_TOKENS["code"], "do_sample": False},
+        "generation_kwargs": _greedy("code", "\n\n"),
         "process_results": lambda doc, said: {"pass@1": programs.program(doc["question"] + said[0], doc["tests"])},
         "metric_list": programs.PASS,
     },
