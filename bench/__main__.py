@@ -9,10 +9,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from compression.files.terminal import Lines
 
 COMMANDS = {  # name: the module whose `main(arguments)` it is, and what it does
-    "summary": ("bench.session.summary", "print the last run of a journal as a Markdown table"),
-    "report": ("bench.report.write", "write the report of a journal, or print the tables of the papers"),
-    "recommend": ("bench.report.recommend", "name the methods within limits of size, quality and speed"),
-    "digest": ("bench.report.pull_request", "print the last run in a few lines of Markdown"),
+    "summary": ("bench.commands.summary", "print the last run of a journal as a Markdown table"),
+    "report": ("bench.commands.report", "write the report of a journal, or print the tables of the papers"),
+    "recommend": ("bench.commands.recommend", "name the methods within limits of size, quality and speed"),
+    "digest": ("bench.commands.digest", "print the last run in a few lines of Markdown"),
     "baselines": ("bench.commands.baselines", "list, compare, record, merge, prune and migrate baselines"),
     "history": ("bench.commands.history", "name the commits at which metrics moved over the stored runs"),
     "calibrate-gate": (
@@ -20,7 +20,7 @@ COMMANDS = {  # name: the module whose `main(arguments)` it is, and what it does
         "measure how much timings scatter here, and what the gate can see",
     ),
     "mend": ("bench.commands.repair", "move damaged lines of a journal aside and keep the rest"),
-    "sign": ("bench.gate.digest", "accept baselines that were edited by hand"),
+    "sign": ("bench.commands.sign", "accept baselines that were edited by hand"),
 }
 
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from bench.gate import verdicts
-from bench.metrics import energy, memory, speed
+from bench.measure import memory
+from bench.metrics import energy, speed
 from bench.results.bases import short
 from bench.results.row import key_of
 from compression.recipes.recipe import UNCOMPRESSED

@@ -5,7 +5,8 @@ from contextlib import suppress
 import pytest
 
 from bench.errors import DataError, NotAvailable
-from bench.metrics.perplexity import PerplexityProtocol, perplexity
+from bench.measure.perplexity import perplexity
+from bench.measure.perplexity_windows import PerplexityProtocol
 from bench.metrics.tasks import score, suite_of
 from compression import Recipe
 from compression.recipes.recipe import UNCOMPRESSED

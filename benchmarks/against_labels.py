@@ -12,7 +12,8 @@ import statistics
 
 import compression
 from bench.data.sources import open_data
-from bench.metrics.perplexity import PerplexityProtocol, perplexity
+from bench.measure.perplexity import perplexity
+from bench.measure.perplexity_windows import PerplexityProtocol
 from compression import Recipe, Step
 
 

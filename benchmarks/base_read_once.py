@@ -13,7 +13,8 @@ import time
 
 import compression
 from bench.data.sources import open_data
-from bench.metrics.perplexity import KeptStates, PerplexityProtocol, perplexity
+from bench.measure.perplexity import KeptStates, perplexity
+from bench.measure.perplexity_windows import PerplexityProtocol
 
 
 def main() -> None:

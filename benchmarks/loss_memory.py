@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.measure.memory import STEADY_HEAP
 from bench.measure.memory_process import Peak, anonymous_memory
-from bench.metrics.memory import STEADY_HEAP
 from compression.cost import give_back
 from compression.numeric.losses import distillation
 from compression.numeric.losses_in_chunks import Projected, TopK

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.gate.verdicts import LEVEL
+from bench.results import item_pairs
 from bench.results import items as stored
 from bench.results.items import Items, hashes_of
 from bench.statistics import paired
@@ -97,7 +98,8 @@ def record() -> None:
     """Score the reference's tasks under each recipe, by the mean log-likelihood per token of each choice."""
     import compression
     from bench.data.sources import open_data
-    from bench.metrics.perplexity import PerplexityProtocol, perplexity
+    from bench.measure.perplexity import perplexity
+    from bench.measure.perplexity_windows import PerplexityProtocol
     from bench.reference import tasks
 
     base = compression.open_base("reference")
@@ -163,7 +165,7 @@ def main() -> int:
     pairs = transitions(answers)
     print(f"{len(answers[BASE])} questions, {100 * answers[BASE].mean():.1f} % right in {BASE}")
     for recipe in RECIPES:
-        found = paired.compare(*(as_items(answers[name]) for name in (recipe, BASE)))
+        found = item_pairs.compare(*(as_items(answers[name]) for name in (recipe, BASE)))
         print(f"  {recipe}: {paired.words(found)}")
     print(f"\n{options.trials} trials of {options.items} questions; declared a loss at p {LEVEL:g}, %\n")
     print("| flipped, % | true loss, % | paired, two-sided | one-sided | unpaired | false gain |")

@@ -52,9 +52,9 @@ def test_bad_input_is_said_in_one_line_and_exits_with_2(arguments, words, tmp_pa
 
 
 def test_the_summary_prints_the_last_run_of_a_journal_as_markdown(tmp_path, capsys):
+    from bench.commands.summary import main as summary
     from bench.results.journal import Journal
     from bench.results.row import Row
-    from bench.session.summary import main as summary
 
     common = {"base": "b", "device": "d", "better": "lower", "seed": 0}
     for value in (1.0, 2.0):

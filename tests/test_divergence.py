@@ -12,9 +12,11 @@ from test_perplexity import TEXTS, VOCABULARY, data, data_of, model, tokenizer  
 
 import bench.metrics.perplexity as module
 from bench.errors import DataError, MetricError
+from bench.measure.divergence import diverge, shares
+from bench.measure.perplexity import KeptStates, perplexity
+from bench.measure.perplexity_windows import PerplexityProtocol
 from bench.metrics import divergence
-from bench.metrics.divergence import diverge, kl_to_base, shares, top1_agreement
-from bench.metrics.perplexity import KeptStates, PerplexityProtocol, perplexity
+from bench.metrics.divergence import kl_to_base, top1_agreement
 
 
 @pytest.fixture(scope="module")

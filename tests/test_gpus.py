@@ -12,7 +12,7 @@ import compression
 from bench.errors import NotAvailable
 from bench.machine import device as machine
 from bench.measure.generation import Decoder, Load, _next
-from bench.metrics.memory import bytes_of, peak_on_cuda
+from bench.measure.memory import bytes_of, peak_on_cuda
 from compression import devices
 from compression.cost import CostMeter
 from compression.errors import TrainingError

@@ -24,8 +24,8 @@ from bench.measure.judge.key import Key
 from bench.measure.judge.local import LocalJudge
 from bench.measure.judge.remote import RemoteJudge
 from bench.measure.judge.reply_cache import Cache, key_of
+from bench.measure.judge.scores import Scores
 from bench.measure.judge.setup import Setup
-from bench.metrics.judge import Scores
 
 SCORES = g_eval.SCORES
 

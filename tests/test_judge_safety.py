@@ -16,10 +16,11 @@ from judges import Server, completion
 from misbehaving import ANSWERS, misbehaving
 
 from bench.errors import JudgeError
+from bench.machine.environment import child_environment
 from bench.measure.judge.asking import chosen
 from bench.measure.judge.clarity import sentences
 from bench.measure.judge.endpoint import Endpoint, Patience, Url
-from bench.measure.judge.key import HIDDEN, Key, child_environment
+from bench.measure.judge.key import HIDDEN, Key
 from bench.measure.judge.remote import RemoteJudge
 from bench.measure.judge.reply_cache import Cache
 

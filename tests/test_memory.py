@@ -10,16 +10,9 @@ import torch
 from bench.errors import BenchError, MetricError, OptionError
 from bench.machine import device as machine
 from bench.measure.generation import Load
+from bench.measure.memory import ChildSpec, MemoryReading, bytes_of, peak_in_child, peak_on_cuda
 from bench.measure.memory_process import anonymous_memory
-from bench.metrics.memory import (
-    ChildSpec,
-    MemoryReading,
-    bytes_of,
-    memory_efficiency,
-    peak_in_child,
-    peak_memory_mb,
-    peak_on_cuda,
-)
+from bench.metrics.memory import memory_efficiency, peak_memory_mb
 
 MIB = 2**20
 SPEC = ChildSpec(kind="base", target="nothing", load=Load(), threads=1)

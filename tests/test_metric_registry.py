@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bench.errors import MetricError
 from bench.metrics import all_metrics, metric, metrics_of, registry
-from bench.metrics.registry import BETTER, KINDS, Metric
+from bench.metrics.registry import KINDS, Metric
+from bench.results.row import BETTER
 
 
 def declared(function=lambda measurement: measurement, **facts) -> Metric:

@@ -13,6 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bench.errors import MetricError
+from bench.results import item_pairs
 from bench.results.items import Items, hashes_of
 from bench.statistics import paired
 
@@ -118,7 +119,7 @@ def test_resamples_do_not_exist_at_once_and_the_chunk_changes_only_what_is_drawn
 @given(pairs())
 def test_swapping_the_two_turns_the_sign_and_nothing_else(pair):
     now, then = pair
-    forth, back = paired.compare(now, then), paired.compare(then, now)
+    forth, back = item_pairs.compare(now, then), item_pairs.compare(then, now)
 
     assert (forth.difference, forth.low, forth.high) == pytest.approx((-back.difference, -back.high, -back.low))
     assert (forth.p, forth.flipped, forth.items) == (back.p, back.flipped, back.items)
@@ -130,13 +131,13 @@ def test_the_order_of_the_items_changes_nothing(pair, order):
     order.shuffle(places)
     mixed = [Items([i.hashes[k] for k in places], [i.values[k] for k in places], i.kind) for i in pair]
 
-    assert paired.compare(*pair) == paired.compare(*mixed)
+    assert item_pairs.compare(*pair) == item_pairs.compare(*mixed)
 
 
 @given(pairs())
 def test_the_difference_is_that_of_the_means_and_lies_in_its_interval(pair):
     now, then = pair
-    found = paired.compare(now, then)
+    found = item_pairs.compare(now, then)
 
     assert found.difference == pytest.approx(now.mean - then.mean, abs=1e-6 * max(map(abs, now.values + then.values)))
     assert 0 < found.p <= 1
@@ -151,7 +152,7 @@ def test_the_difference_is_that_of_the_means_and_lies_in_its_interval(pair):
 
 @given(items())
 def test_an_unchanged_model_differs_by_nothing_and_never_significantly(each):
-    found = paired.compare(each, each)
+    found = item_pairs.compare(each, each)
 
     assert (found.difference, found.p) == (0, 1)
     assert found.low <= 0 <= found.high
@@ -163,14 +164,14 @@ def test_other_items_or_another_kind_are_not_compared(pair):
     other = Items(hashes_of(["another", *range(len(then) - 1)]), then.values, then.kind)
 
     with pytest.raises(MetricError, match="other items were asked"):
-        paired.compare(now, other)
+        item_pairs.compare(now, other)
     with pytest.raises(MetricError, match="the items were real and are binary"):
-        paired.compare(binary([0]), replace(binary([0]), kind="real"))
+        item_pairs.compare(binary([0]), replace(binary([0]), kind="real"))
 
 
 def test_words_say_how_many_items_are_the_same():
-    assert "2 of now 3 and then 2 are the same" in paired.mismatch(binary([1, 1, 1]), binary([1, 0]))
-    assert paired.mismatch(binary([1, 1]), binary([0, 1])) is None
+    assert "2 of now 3 and then 2 are the same" in item_pairs.mismatch(binary([1, 1, 1]), binary([1, 0]))
+    assert item_pairs.mismatch(binary([1, 1]), binary([0, 1])) is None
 
 
 # --- what they promise, by simulation ---------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ def test_an_interval_that_ignores_the_pairs_is_far_too_wide_to_see_a_small_loss(
     then = draw.random(2000) < 0.75
     lost, gained = draw.random(2000) < 0.02, draw.random(2000) < 0.01
     now = (then & ~lost) | (~then & gained)
-    found = paired.compare(binary(now), binary(then))
+    found = item_pairs.compare(binary(now), binary(then))
 
     unpaired = 1.96 * math.sqrt(now.var() / 2000 + then.var() / 2000)
     assert found.high - found.low < unpaired

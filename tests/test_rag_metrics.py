@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import MetricError
-from bench.measure.rag import overlap, ranking
+from bench.measure.rag import overlap, ranking, records
 from bench.measure.rag.prompts import Said
+from bench.measure.rag.records import AnswersReading, Context, ContextReading, RankingReading, Replies
 from bench.metrics import all_metrics, rag_answers, rag_retrieval, rag_robustness, rag_speed
-from bench.metrics.rag_answers import AnswersReading, Replies
-from bench.metrics.rag_retrieval import Context, ContextReading, RankingReading
 
 WORDS = ["the", "a", "42", "coins", "coins.", "red", "Red", "grams"]
 texts = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
@@ -278,7 +277,7 @@ def test_the_mean_over_questions_is_what_a_ranking_metric_gives():
 
 def test_times_are_medians_over_questions_and_the_share_is_of_retrieval_and_generation():
     common = {"retrieval_s": 0.1, "rag_tokens": 4, "bare_s": 0.1, "bare_tokens": 2}
-    reading = rag_speed.SpeedReading(questions=tuple(rag_speed.Timed(rag_s=s, **common) for s in (0.1, 0.3, 0.9)))
+    reading = records.SpeedReading(questions=tuple(records.Timed(rag_s=s, **common) for s in (0.1, 0.3, 0.9)))
 
     assert rag_speed.generation_ms(reading) == pytest.approx(300)
     assert rag_speed.retrieval_share(reading) == pytest.approx(25)
@@ -288,7 +287,7 @@ def test_times_are_medians_over_questions_and_the_share_is_of_retrieval_and_gene
 
 
 def test_abstaining_is_told_from_answering():
-    reading = rag_robustness.UnanswerableReading(
+    reading = records.UnanswerableReading(
         without=("Unanswerable.", "42 coins"), truths=(("red",), ("42 coins",)), having=("red", "I don't know")
     )
 

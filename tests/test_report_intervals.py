@@ -8,8 +8,8 @@ from report_rows import F1, PERPLEXITY, cells, row, table_of
 
 from bench.metrics import all_metrics
 from bench.report.cells import interval, median_interval
+from bench.results.item_pairs import compare
 from bench.results.items import Items, hashes_of
-from bench.statistics.paired import compare
 
 
 @pytest.mark.parametrize(("count", "low", "high"), [(6, 0, 5), (8, 0, 7), (9, 1, 7), (10, 1, 8), (20, 5, 14)])

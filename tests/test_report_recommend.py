@@ -15,7 +15,7 @@ from bench.report.fronts import dominates, front
 from bench.report.orders import ORDERS
 from bench.report.recommend import Limits, Point, points_of, recommend, share
 from bench.report.sources import recorded
-from bench.statistics.paired import compare
+from bench.results.item_pairs import compare
 
 numbers = st.integers(0, 4).map(float)
 clouds = st.dictionaries(st.sampled_from("abcdefgh"), st.tuples(numbers, numbers, numbers), max_size=8)

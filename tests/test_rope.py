@@ -13,8 +13,9 @@ from bench.data.sources import open_data
 from bench.measure import rope as _rope
 from bench.measure.answering import answer
 from bench.measure.decode_step import lean_step
+from bench.measure.perplexity import perplexity
+from bench.measure.perplexity_windows import PerplexityProtocol
 from bench.measure.scoring.prefix_tree import Request, Tree
-from bench.metrics.perplexity import PerplexityProtocol, perplexity
 from compression.checkpoints.base import byte_tokenizer
 
 BORDER = 24  # tokens up to which no text changes another

@@ -11,8 +11,7 @@ from small_runs import MEASUREMENTS, make_base, measured, one_run, options
 import compression
 from bench import test_efficiency as efficiency
 from bench.machine import cpu_wait
-from bench.measure import generation, memory_process
-from bench.metrics import memory
+from bench.measure import generation, memory, memory_process
 from bench.session.session import Workbench
 from compression import Recipe
 from compression.layers.packed import PackedLinear

@@ -17,9 +17,9 @@ from bench.measure.judge.answers import Answered, Asked
 from bench.measure.judge.clarity import coherence_by_words, readability
 from bench.measure.judge.clarity import words as clear_words
 from bench.measure.rag import overlap
+from bench.measure.rag.records import AnswersReading, UnanswerableReading
 from bench.measure.rag.retrieval import BM25, terms
 from bench.metrics import all_metrics, rag_answers, rag_robustness
-from bench.metrics.rag_answers import AnswersReading
 
 OVERLAP = ("f1", "exact_match", "squad_f1", "squad_exact_match", "contains", "faithfulness", "faithfulness_normalised",
            "answer_relevance", "rouge1", "rouge_l", "bleu")  # fmt: skip
@@ -216,7 +216,7 @@ def test_an_answer_in_other_letters_among_english_ones_has_no_readability_and_is
 
 
 def test_abstention_is_refused_where_its_phrases_are_not_of_the_language():
-    reading = rag_robustness.UnanswerableReading(without=("нет",), truths=((),), having=("да",), foreign="xquad.ru")
+    reading = UnanswerableReading(without=("нет",), truths=((),), having=("да",), foreign="xquad.ru")
 
     for name in ("abstained", "abstained_wrongly"):
         with pytest.raises(NotAvailable, match=r"English phrases.*xquad.ru"):

@@ -12,8 +12,8 @@ from bench.measure.scoring.lm_eval import TOLERANCE, Scorer
 from bench.measure.scoring.prepare import Prepared, prepare
 from bench.metrics.tasks import TaskReading, accuracy, score
 from bench.reference import tasks
+from bench.results import item_pairs
 from bench.results.items import Items, hashes_of
-from bench.statistics import paired
 
 EMBEDDED = open_data("embedded", base="reference")
 
@@ -105,9 +105,9 @@ def test_what_kind_results_are_is_the_tasks_to_say_whatever_the_values(task):
 
     broken, mixed = items_of((0.0,) * 4), items_of((1.0, 0.0, 1.0, 0.0))
 
-    assert paired.compare(broken, mixed).difference == -0.5
+    assert item_pairs.compare(broken, mixed).difference == -0.5
     if task.metric == "f1":
-        assert paired.compare(broken, items_of((0.5, 1.0, 0.25, 0.0))).difference == -0.4375
+        assert item_pairs.compare(broken, items_of((0.5, 1.0, 0.25, 0.0))).difference == -0.4375
     else:
         with pytest.raises(MetricError, match="must be 0 or 1"):
             items_of((0.5, 1.0, 0.25, 0.0))

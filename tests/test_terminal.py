@@ -12,9 +12,9 @@ from bench.gate.verdicts import Verdict
 from bench.report import formats
 from bench.report.columns import WIDTH, blocks, wrapped
 from bench.report.tables import tables
+from bench.results.item_pairs import compare
 from bench.results.items import Items, hashes_of
 from bench.session.summary import lines, terminal_table
-from bench.statistics.paired import compare
 
 names = st.text("ab(),=-_0", min_size=1, max_size=150)
 shapes = st.integers(1, 12).flatmap(

@@ -6,7 +6,7 @@ from healthy_results import FINGERPRINT, HEALTHY_METRICS, judged, timed_row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.commands import baselines
+from bench.commands import baselines, sign
 from bench.errors import BaselineError
 from bench.gate import digest, tolerances
 from bench.metrics import all_metrics
@@ -88,7 +88,7 @@ def test_they_are_listed_with_the_baselines_and_a_damaged_file_is_not_passed_ove
 def test_a_change_by_hand_is_signed(tmp_path, recorded):
     recorded.write_text(recorded.read_text(encoding="utf-8").replace("0.012", "0.02"), encoding="utf-8")
 
-    digest.main([str(recorded)])
+    sign.main([str(recorded)])
 
     assert {DECODE: 0.02} == tolerances.read(tmp_path)[HERE]["rel"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.gate import verdicts
-from bench.measure.judge.key import child_environment
+from bench.machine.environment import child_environment
 from bench.metrics import Metric, metrics_of
 from bench.results.row import Row
 from bench.statistics.timing_change import SAMPLES

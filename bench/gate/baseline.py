@@ -25,11 +25,11 @@ from bench.files import write_whole
 from bench.gate.digest import check_digest, digest_of, without_digest
 from bench.gate.migrations import SCHEMA, migrated
 from bench.metrics import Metric
-from bench.metrics.registry import BETTER, KINDS
+from bench.metrics.registry import KINDS
 from bench.results import items as stored
 from bench.results.bases import OLD, Identity, short
 from bench.results.items import Items
-from bench.results.row import MEASURED, Input, Param, Row, checked_params, inputs_of, key_of, plain_inputs
+from bench.results.row import BETTER, MEASURED, Input, Param, Row, checked_params, inputs_of, key_of, plain_inputs
 from compression.checkpoints.base import is_name
 from compression.files.strict_json import exact_fields, finite, strict_json
 from compression.recipes.recipe import slug

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from bench.gate.baseline import Entry
 from bench.gate.words import arrow, percent, relative, shown
 from bench.metrics import Metric
+from bench.results import item_pairs
 from bench.results.row import Row
 from bench.statistics import paired
 from bench.statistics.timing_change import ESTIMATES, SAMPLES, shift
@@ -76,7 +77,7 @@ def compare_items(row: Row, entry: Entry, metric: Metric, level: float) -> Findi
 
 
 def _paired(row: Row, entry: Entry, metric: Metric, level: float) -> tuple[paired.Difference, str]:
-    found = paired.compare(row.items, entry.items, level=level)
+    found = item_pairs.compare(row.items, entry.items, level=level)
     return found, paired.words(found, "nat" if metric.of_items == "exp" else row.unit)
 
 

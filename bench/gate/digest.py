@@ -4,15 +4,14 @@ The digest is of what a file says and not of its bytes: it may be laid out anew,
 may change. An edit by hand is refused until it was signed, so that it is somebody's decision and seen in review.
 """
 
-import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BaselineError
 from bench.files import replacing
-from compression.files.strict_json import path_option, signature_of, strict_json
+from compression.files.strict_json import signature_of, strict_json
 
 
 def without_digest(table: Any) -> Any:
@@ -81,21 +80,3 @@ def sign(path: Path) -> str | None:
     except OSError as error:
         raise BaselineError(f"baseline {path} cannot be written: {error.strerror or error}") from None
     return f"{path}: signed; the digest was {was!r}, is {now!r}"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Accept baselines that were edited by hand: write the digest of what they say now."""
-    parser = argparse.ArgumentParser(prog="python -m bench sign", description=main.__doc__)
-    parser.add_argument(
-        "files",
-        nargs="+",
-        type=path_option,
-        metavar="FILE",
-        help="baselines/<base>/<recipe>.json, baselines/tolerances.json",
-    )
-    options = parser.parse_args(arguments)
-    try:
-        for path in options.files:
-            print(sign(path) or f"{path}: nothing was changed")
-    except BaselineError as error:
-        parser.error(str(error))

@@ -53,9 +53,9 @@ from bench.gate.comparison import (
 from bench.gate.input_changes import COUNTS, inputs_changed
 from bench.gate.recording import MIGRATE, update
 from bench.metrics import Metric, all_metrics
+from bench.results import item_pairs
 from bench.results.bases import OLD
 from bench.results.row import Row
-from bench.statistics import paired
 
 __all__ = [
     "AGAINST", "MIGRATE", "MODES", "MORE", "Baseline", "Verdict", "checks_of", "decided", "judge", "judge_beside",
@@ -341,7 +341,11 @@ def _find(
         return compare_timed(row, entry, metric, shares.timed)
     here = (fingerprint, context.get("torch")) == (entry.context["fingerprint"], entry.context["torch"])
     if entry.items is not None:
-        if why := "this run has no results per item" if row.items is None else paired.mismatch(row.items, entry.items):
+        if (
+            why := "this run has no results per item"
+            if row.items is None
+            else item_pairs.mismatch(row.items, entry.items)
+        ):
             return Finding(
                 "not_comparable",
                 f"{name} cannot be compared with its baseline item by item: {why}; go back to what it was, or record "

@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 
 from bench.errors import BaselineError
-from bench.measure.judge.key import child_environment
+from bench.machine.environment import child_environment
 
 UNCLEAN = "+"  # behind a commit: tracked files differed from it
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure.generation import Decoder, Load
-from bench.metrics.memory import ChildSpec, bytes_of
+from bench.measure.memory import ChildSpec, bytes_of
 from compression.cost import give_back
 
 _POLL_SECONDS = 0.002

@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from bench.data.sources import Data, Message, plain
+from bench.data.sources import CONVERSATIONS, LANGUAGE, Data, Message, plain
 from bench.errors import DataError, OptionError
 from compression.checkpoints.tokens import conversation as render
 from compression.checkpoints.tokens import tokens_of
-
-if TYPE_CHECKING:
-    from bench.metrics.perplexity import PerplexityProtocol
 
 Template = Mapping[str, Any] | None
 BLANK = 10  # characters; protocol "e" drops rows of no more
@@ -149,3 +146,45 @@ def _encode_chat(tokenizer: Any, conversation: list[Message], number: int, templ
     except TemplateError as error:
         raise DataError(f"conversation {number} does not fit the tokenizer's chat template: {error}") from error
     return _encode(tokenizer, text)
+
+
+PROTOCOLS = ("default", "e", "o")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityProtocol:
+    """What is scored and how; see the module. Raises OptionError for values that cannot be.
+
+    `length` None is 512 tokens, and for "o" the whole conversation; `stride` None is disjoint windows, and for "e" one
+    window per row ("o" has none); `batch_size` None fits the token budget of the device.
+    """
+
+    name: str = "default"
+    samples: int = 100
+    length: int | None = None
+    stride: int | None = None
+    batch_size: int | None = None
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.name not in PROTOCOLS:
+            raise OptionError(f"perplexity protocol {self.name!r} is unknown; there are {', '.join(PROTOCOLS)}")
+        for name, least in (("samples", 1), ("length", 2), ("stride", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise OptionError(f"perplexity {name}={value} must be at least {least}")
+        if self.length is None and self.name != "o":
+            object.__setattr__(self, "length", 512)
+        if self.stride is not None and (self.name == "o" or self.stride > self.length):
+            allowed = "left out: 'o' scores whole conversations" if self.name == "o" else f"at most {self.length}"
+            raise OptionError(f"perplexity stride={self.stride} must be {allowed}")
+
+    @property
+    def shown_stride(self) -> int | None:
+        """The stride as it stands in the key of a row: that of disjoint windows is their length."""
+        return self.stride or (self.length if self.name == "default" else None)
+
+    @property
+    def what(self) -> str:
+        """The kind of rows it reads."""
+        return CONVERSATIONS if self.name == "o" else LANGUAGE

@@ -135,7 +135,8 @@ def _answer_points(model: Any, vocabulary: Any, items: Sequence[Item]) -> list[f
 
 def _perplexity(model: Any, vocabulary: Any, split: str, limit: int | None) -> Score:
     from bench.data.sources import open_data
-    from bench.metrics.perplexity import PerplexityProtocol, perplexity
+    from bench.measure.perplexity import perplexity
+    from bench.measure.perplexity_windows import PerplexityProtocol
 
     protocol = PerplexityProtocol(samples=limit or 1000, split=split)
     reading = perplexity(model, vocabulary, open_data("embedded", base="reference"), protocol, device=model.device)

@@ -8,100 +8,28 @@ samples of each; a question that failed counts as an empty answer.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 from math import fsum
-from statistics import pstdev
 from typing import TYPE_CHECKING, Any
 
 from bench.data.scripts import spaced, words
-from bench.measure.decoding import thinking_in
 from bench.measure.rag import overlap
+from bench.measure.rag.records import (
+    AnswersReading,
+    Replies,
+    SimilarityReading,
+    contains_truth,
+    squad_exact_of,
+    squad_f1_of,
+    token_exact,
+    token_f1,
+)
 from bench.metrics.registry import metric
-from bench.results.items import Items, hashes_of
 
 if TYPE_CHECKING:
-    from bench.measure.rag.prompts import Said
+    pass
 
 BOTH_WAYS = 0.05  # share of a mean that near ties, resolved in another way, may move on another machine
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replies:
-    """The answers to one question.
-
-    Attributes:
-        prompt: with the context, as the model read it.
-        truths: what is right; the first is the reference.
-        context: the text that was retrieved.
-        rag: answers with the context, one for each seed.
-        bare: answers without, one for each seed; empty where none were asked for.
-    """
-
-    id: str
-    question: str
-    prompt: str
-    truths: tuple[str, ...]
-    context: str
-    rag: "tuple[Said, ...]"
-    bare: "tuple[Said, ...]" = ()
-
-
-@dataclass(frozen=True)
-class AnswersReading:
-    """The answers to all questions under one way of decoding."""
-
-    replies: tuple[Replies, ...]
-
-    def each(self, of: Callable[[str, Replies], float], *, bare: bool = False) -> tuple[float, ...]:
-        """A measure of each question: the mean over its answers."""
-        return tuple(
-            fsum(of(said.text, one) for said in (one.bare if bare else one.rag)) / len(one.bare if bare else one.rag)
-            for one in self.replies
-        )
-
-    def mean(self, of: Callable[[str, Replies], float], *, bare: bool = False) -> float:
-        return fsum(self.each(of, bare=bare)) / len(self.replies)
-
-    def spread(self, of: Callable[[str, Replies], float]) -> float:
-        """Standard deviation over the seeds of the mean over the questions."""
-        seeds = range(len(self.replies[0].rag))
-        return pstdev(fsum(of(one.rag[n].text, one) for one in self.replies) / len(self.replies) for n in seeds)
-
-    @property
-    def remark(self) -> str | None:
-        """What a reader of the scores must know, or None."""
-        return thinking_in(said for one in self.replies for said in (*one.rag, *one.bare)).remark
-
-    @cached_property
-    def items(self) -> Mapping[str, Items]:
-        """By metric, for paired comparisons: the value of each question, told by its prompt and its answers."""
-        hashes = hashes_of([one.prompt, one.truths] for one in self.replies)
-        once = "binary" if len(self.replies[0].rag) == 1 else "real"
-        kinds = {"rag.f1": (_f1, "real"), "rag.squad_f1": (_squad_f1, "real"), "rag.exact_match": (_exact, once),
-                 "rag.squad_exact_match": (_squad_exact, once), "rag.contains": (_contains, once)}  # fmt: skip
-        return {name: Items(hashes, self.each(of), kind) for name, (of, kind) in kinds.items()}
-
-
-def _f1(answer: str, one: Replies) -> float:
-    return overlap.f1(overlap.tokens(answer), overlap.tokens(one.truths[0]))
-
-
-def _exact(answer: str, one: Replies) -> float:
-    return float(overlap.exact(answer, one.truths[0]))
-
-
-def _squad_f1(answer: str, one: Replies) -> float:
-    return overlap.squad_f1(answer, one.truths)
-
-
-def _squad_exact(answer: str, one: Replies) -> float:
-    return float(overlap.squad_exact(answer, one.truths))
-
-
-def _contains(answer: str, one: Replies) -> float:
-    return float(overlap.contains(answer, one.truths))
 
 
 def _length(answer: str, one: Replies) -> float:
@@ -114,25 +42,25 @@ _sampled = functools.partial(metric, unit="share", better="higher", kind="sample
 @_sampled("rag.f1", of="rag_answers")
 def f1(reading: AnswersReading) -> float:
     """Token F1 with the reference: lower case, split at white space, punctuation kept ([E], tables 10, 11, 26)."""
-    return reading.mean(_f1)
+    return reading.mean(token_f1)
 
 
 @_sampled("rag.exact_match", of="rag_answers")
 def exact_match(reading: AnswersReading) -> float:
     """Share of answers equal to the reference in lower case with white space normalised ([E], tables 10, 11, 26)."""
-    return reading.mean(_exact)
+    return reading.mean(token_exact)
 
 
 @_sampled("rag.squad_f1", of="rag_answers")
 def squad_f1(reading: AnswersReading) -> float:
     """Token F1 as SQuAD's script normalises: no punctuation, no articles; the best of the references."""
-    return reading.mean(_squad_f1)
+    return reading.mean(squad_f1_of)
 
 
 @_sampled("rag.squad_exact_match", of="rag_answers")
 def squad_exact_match(reading: AnswersReading) -> float:
     """Share of answers equal to a reference under SQuAD's normalisation."""
-    return reading.mean(_squad_exact)
+    return reading.mean(squad_exact_of)
 
 
 @_sampled("rag.faithfulness", of="rag_answers")
@@ -156,7 +84,7 @@ def answer_relevance(reading: AnswersReading) -> float:
 @_sampled("rag.contains", of="rag_answers")
 def contains(reading: AnswersReading) -> float:
     """Share of answers that hold one of the references, whatever else they say, under SQuAD's normalisation."""
-    return reading.mean(_contains)
+    return reading.mean(contains_truth)
 
 
 class _Words:
@@ -229,25 +157,25 @@ def failed_questions(reading: AnswersReading) -> float:
 @metric("rag.f1_spread", unit="share", better="neither", kind="sampled", of="rag_spread")
 def f1_spread(reading: AnswersReading) -> float:
     """Standard deviation over the seeds of the mean token F1."""
-    return reading.spread(_f1)
+    return reading.spread(token_f1)
 
 
 @metric("rag.exact_match_spread", unit="share", better="neither", kind="sampled", of="rag_spread")
 def exact_match_spread(reading: AnswersReading) -> float:
     """Standard deviation over the seeds of the share of exact matches."""
-    return reading.spread(_exact)
+    return reading.spread(token_exact)
 
 
 @metric("rag.no_rag_f1", unit="share", better="neither", kind="sampled", of="rag_comparison")
 def no_rag_f1(reading: AnswersReading) -> float:
     """Token F1 of answers without a context ([E], table 27)."""
-    return reading.mean(_f1, bare=True)
+    return reading.mean(token_f1, bare=True)
 
 
 @metric("rag.no_rag_exact_match", unit="share", better="neither", kind="sampled", of="rag_comparison")
 def no_rag_exact_match(reading: AnswersReading) -> float:
     """Exact matches of answers without a context ([E], table 27)."""
-    return reading.mean(_exact, bare=True)
+    return reading.mean(token_exact, bare=True)
 
 
 @_sampled("rag.f1_improvement", of="rag_comparison")
@@ -266,13 +194,6 @@ def exact_match_improvement(reading: AnswersReading) -> float:
 def no_rag_answer_length(reading: AnswersReading) -> float:
     """Mean words of an answer without a context ([E], table 27)."""
     return reading.mean(_length, bare=True)
-
-
-@dataclass(frozen=True)
-class SimilarityReading:
-    """BERTScore F1 of each answer with its reference."""
-
-    values: tuple[float, ...]
 
 
 @_sampled("rag.bertscore_f1", of="rag_bertscore")

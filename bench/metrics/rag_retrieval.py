@@ -4,49 +4,14 @@ None of these depends on the model that answers. The texts are compared by [E]'s
 over the questions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from math import fsum
 from statistics import pstdev
 
 from bench.measure.rag import overlap, ranking
+from bench.measure.rag.records import KS, SUFFICIENT, Context, ContextReading, RankingReading
 from bench.metrics.registry import metric
-
-SUFFICIENT = 0.8  # share of the answer's tokens that a context must hold ([E], table 9)
-KS = (1, 3, 5, 10)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """What one question was given.
-
-    Attributes:
-        answer: the reference.
-        chunks: texts, best first.
-        scores: of the chunks, as the retriever gives them.
-        relevant: whether each chunk is from a relevant document; None where nobody has judged.
-    """
-
-    question: str
-    answer: str
-    chunks: tuple[str, ...]
-    scores: tuple[float, ...]
-    relevant: tuple[bool, ...] | None = None
-
-    @property
-    def text(self) -> str:
-        return "\n\n".join(self.chunks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContextReading:
-    """The contexts of all questions."""
-
-    contexts: tuple[Context, ...]
-
-    def mean(self, of: Callable[[Context], float]) -> float:
-        return fsum(map(of, self.contexts)) / len(self.contexts)
 
 
 @metric("rag.context_sufficiency", unit="share", better="higher", kind="deterministic", of="rag_context")
@@ -108,20 +73,6 @@ def _score(context: Context) -> float:
 def context_precision_judged(reading: ContextReading) -> float:
     """Share of the retrieved chunks that come from a relevant document; 0 for an empty context."""
     return reading.mean(lambda c: sum(c.relevant or ()) / len(c.chunks) if c.chunks else 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankingReading:
-    """Rankings of different ids, best first, and the gain of each relevant id.
-
-    Ids are those of judged documents, or, for [E]'s relevance by tokens, of chunks with 30 % of the answer's tokens.
-    """
-
-    rankings: tuple[Sequence[str], ...]
-    gains: tuple[Mapping[str, float], ...]
-
-    def mean(self, of: Callable[[Sequence[str], Mapping[str, float]], float]) -> float:
-        return fsum(map(of, self.rankings, self.gains)) / len(self.rankings)
 
 
 def _ranked(name: str, title: str, of: Callable[..., float]) -> None:

@@ -3,30 +3,11 @@
 Beyond [E]. Answers are greedy, and of at most 16 tokens.
 """
 
-from dataclasses import dataclass
 from math import fsum
 
-from bench.errors import NotAvailable
 from bench.measure.rag import overlap
+from bench.measure.rag.records import DistractedReading, UnanswerableReading
 from bench.metrics.registry import metric
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistractedReading:
-    """Answers from the chunk with the answer among so many others, with that chunk at the start, middle or end.
-
-    `remark` is what a reader of the score must know, or None.
-    """
-
-    f1: tuple[float, ...]  # SQuAD's, of each question
-    context_tokens: tuple[int, ...]
-    distractors: int
-    gold: str
-    remark: str | None = None
-
-    @property
-    def params(self) -> dict[str, int | str]:
-        return {"distractors": self.distractors, "gold": self.gold, "asked": len(self.f1)}
 
 
 @metric("rag.distracted_f1", unit="share", better="higher", kind="sampled", of="rag_distracted", rel=0.1, floor=0.05)
@@ -39,27 +20,6 @@ def distracted_f1(reading: DistractedReading) -> float:
 def distracted_tokens(reading: DistractedReading) -> float:
     """Mean length of the prompt."""
     return fsum(reading.context_tokens) / len(reading.context_tokens)
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnanswerableReading:
-    """Answers to questions from contexts without the answer, and to the same number from contexts with it.
-
-    `truths` are the right answers that the former do not hold; empty for questions that have none anywhere. `foreign`
-    is the name of a set that is not English, whose abstentions cannot be told.
-    """
-
-    without: tuple[str, ...]
-    truths: tuple[tuple[str, ...], ...]
-    having: tuple[str, ...]
-    remark: str | None = None
-    foreign: str | None = None
-
-    def abstentions(self, answers: tuple[str, ...]) -> float:
-        """The share of abstentions. Raises NotAvailable for a set that is not English."""
-        if self.foreign is not None:
-            raise NotAvailable(f"abstentions are told by English phrases, and {self.foreign} is not in English")
-        return sum(map(overlap.abstains, answers)) / len(answers)
 
 
 @metric("rag.abstained", unit="share", better="higher", kind="sampled", of="rag_unanswerable", rel=0.1, floor=0.05)

@@ -5,36 +5,8 @@ synchronised before and after. A figure is the median over the questions, where 
 the model ends them, so that a model which does not stop takes longer; throughput is per token.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import median
-
+from bench.measure.rag.records import SpeedReading
 from bench.metrics.registry import metric
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timed:
-    """One question: seconds of its search; seconds and generated tokens of the answers with and without a context."""
-
-    retrieval_s: float
-    rag_s: float
-    rag_tokens: int
-    bare_s: float = 0.0
-    bare_tokens: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedReading:
-    """All timed questions."""
-
-    questions: tuple[Timed, ...]
-
-    def each(self) -> "list[SpeedReading]":
-        """One reading per question."""
-        return [SpeedReading(questions=(one,)) for one in self.questions]
-
-    def median(self, of: Callable[[Timed], float]) -> float:
-        return median(map(of, self.questions))
 
 
 @metric("rag.retrieval_ms", unit="ms", better="lower", kind="timing", of="rag_speed",

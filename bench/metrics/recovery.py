@@ -36,7 +36,7 @@ class RecoveryReading:
     @property
     def difference(self) -> "Difference":
         """After less before, paired."""
-        from bench.statistics.paired import compare
+        from bench.results.item_pairs import compare
 
         return compare(self.after, self.before)
 

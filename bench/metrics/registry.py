@@ -7,20 +7,20 @@
 The function stays what it is; the registry holds a `Metric`, which calls it and lets only finite numbers through.
 """
 
-import re
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bench.errors import MetricError
+from bench.results.items import Items
+from bench.results.row import BETTER, NAME
 from compression.files.strict_json import finite
 
-BETTER = ("lower", "higher", "neither")
 KINDS = ("timing", "memory", "counted", "deterministic", "sampled")
 PER_DEVICE = ("timing", "memory")
 SHARES = {"timing": 0.15, "memory": 1.0}  # what disturbs a round only makes it slower; a peak is one in every round
 OF_ITEMS = ("mean", "exp")
-NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
 
 Function = TypeVar("Function", bound=Callable[[Any], float])
 
@@ -157,3 +157,15 @@ def metric(
         return function
 
     return register
+
+
+def check_items(metric: Metric, value: float, items: Items) -> None:
+    """Raises MetricError where items are not those that the value is the mean of, or the exponential of the mean."""
+    try:
+        expected = math.exp(items.mean) if metric.of_items == "exp" else items.mean
+    except OverflowError:
+        expected = math.inf
+    if not math.isclose(expected, value, rel_tol=1e-4, abs_tol=1e-6):
+        raise MetricError(
+            f"metric {metric.name} is {value!r}, its {len(items)} items make {expected!r}: they are not its own"
+        )

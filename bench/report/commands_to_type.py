@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.report.escaping import shell, words_of
 from bench.results.bases import label_of
-from bench.session.command_line import declare
+from bench.results.run_options import declare
 
 if TYPE_CHECKING:
     from bench.results.journal import Contents

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 
 from bench.errors import JournalError
+from bench.results.item_pairs import compare
 from bench.results.items import Items
 from bench.results.row import Row
-from bench.statistics.paired import Difference, compare
+from bench.statistics.paired import Difference
 from compression import Recipe
 from compression.recipes.recipe import UNCOMPRESSED
 

@@ -3,20 +3,16 @@
 `python -m bench digest` prints it for the last run of a journal; with `--report DIR` it is DIR/summary.md.
 """
 
-import argparse
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.commands.arguments import journal_option
-from bench.errors import JournalError
 from bench.report.cells import Notes, by_ratio, cell_of, choose, with_base
 from bench.report.escaping import code, markdown
 from bench.report.layout import Column
 from bench.report.recipe_lists import ALL
-from bench.results.bases import told_apart
-from bench.results.journal import Contents, read
+from bench.results.journal import Contents
 from bench.results.row import Row
 from compression.recipes.recipe import UNCOMPRESSED
 
@@ -140,15 +136,3 @@ def _unmeasured(rows: Iterable[Row]) -> list[str]:
             found.setdefault(f"{row.of}: {row.status.replace('_', ' ')}: {row.reason}", set()).add(row.recipe)
     said = [f"{text} ({len(recipes)} recipe{'s' * (len(recipes) > 1)})" for text, recipes in found.items()]
     return ["**Could not be measured**", "", *_bullets(said)] if said else []
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a run of a journal in a few lines of Markdown: `python -m bench digest`."""
-    parser = argparse.ArgumentParser(prog="python -m bench digest", description=main.__doc__.split(":")[0])
-    journal_option(parser)
-    parser.add_argument("--run", help="its id; default the last one")
-    options = parser.parse_args(arguments)
-    try:
-        print(digest(told_apart(read(options.journal)), options.run), end="")
-    except JournalError as error:
-        parser.error(str(error))

@@ -13,14 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import BaselineError, JournalError, OptionError
-from bench.report.cells import Chosen, by_ratio, choose, is_ranked, number, with_base
-from bench.report.escaping import markdown, printable
+from bench.report.cells import Chosen, choose, is_ranked, number, with_base
+from bench.report.escaping import markdown
 from bench.report.fronts import front
 from bench.report.layout import Column
-from bench.report.sources import recorded
-from bench.report.write import chosen, measured, sources
-from bench.results.journal import JOURNAL
 from bench.results.row import Row
 from compression.recipes.recipe import UNCOMPRESSED
 
@@ -92,7 +88,7 @@ def points_of(rows: Sequence[Row], quality: str) -> tuple[list[Point], list[str]
     rows = with_base(rows)
 
     def values(column: Column, among: Callable[[Row], bool] = lambda row: True) -> dict[str, float]:
-        found = _choice(column, rows).rows
+        found = choice_of(column, rows).rows
         return {recipe: row.value for (recipe, _), row in found.items() if row.value is not None and among(row)}
 
     latencies = values(LATENCY, is_ranked)
@@ -111,7 +107,7 @@ def points_of(rows: Sequence[Row], quality: str) -> tuple[list[Point], list[str]
     return points, left
 
 
-def _choice(column: Column, rows: Sequence[Row]) -> Chosen:
+def choice_of(column: Column, rows: Sequence[Row]) -> Chosen:
     return choose(column, (), with_base([row for row in rows if row.metric == column.metric]))
 
 
@@ -137,16 +133,6 @@ def share(text: str) -> float:
         value = -1.0
     if not 0 <= value < 1 and not (text.endswith("%") and value >= 0):
         raise argparse.ArgumentTypeError(f"{text!r} is no share: give a percentage such as 2%, or 0.02")
-    return value
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
     return value
 
 
@@ -179,49 +165,3 @@ def _table(points: Sequence[Point], quality: str) -> list[str]:
         costs = [number(point.costs[c.head]) if c.head in point.costs else "not measured" for c in COSTS]
         found.append(f"| {markdown(point.recipe)} | {100 * point.loss:.3g} | {' | '.join(costs)} |")
     return found
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Name the methods on the front that stay within limits, from results that were measured: `python -m bench
-    recommend`."""
-    parser = argparse.ArgumentParser(prog="python -m bench recommend", description=__doc__.split("\n")[0])
-    sources(parser)
-    parser.add_argument("--max-gb", type=_positive, metavar="GIB", help="stored size, at most, in GiB as in the papers")
-    parser.add_argument("--max-quality-loss", type=share, metavar="SHARE", help="of the base's quality, e.g. 2%%")
-    parser.add_argument("--max-latency", type=_positive, metavar="MS", help="for a generated token, at batch size 1")
-    parser.add_argument("--quality", choices=QUALITY, help="default that which more methods have")
-    prefer = parser.add_mutually_exclusive_group()
-    prefer.add_argument("--fastest", action="store_const", dest="prefer", const="latency", help="only the fastest one")
-    prefer.add_argument("--smallest", action="store_const", dest="prefer", const="size", help="only the smallest one")
-    options = parser.parse_args(arguments)
-    limits = Limits(size=options.max_gb, loss=options.max_quality_loss, latency=options.max_latency)
-    try:
-        rows, source = _results(options)
-    except (BaselineError, JournalError, OptionError) as error:
-        parser.error(str(error))
-    found = {name: points_of(rows, name) for name in QUALITY}
-    quality = options.quality or max(QUALITY, key=lambda name: len(found[name][0]))
-    points, left = found[quality]
-    answer = recommend(points, limits, options.prefer or "loss")
-    if options.prefer and answer.taken:
-        answer = Answer(taken=answer.taken[:1], nearest=None, front=answer.front, considered=answer.considered)
-    print(printable(f"{rows[0].base}, from {source}; timings and memory are those of {rows[0].device}."))
-    if words := by_ratio({column: _choice(column, rows) for column in COSTS}):
-        print(words)
-    print("\n".join(lines(answer, limits, quality)))
-    unknown = [point.recipe for point in points if point.latency is None]
-    if unknown and (options.prefer == "latency" or limits.latency is not None):
-        print(f"\nNot considered, since their latency has no ratio to {UNCOMPRESSED}: {', '.join(unknown)}")
-    if left:
-        print(
-            f"\nNot considered, since size or {quality} was not measured under the same conditions: {', '.join(left)}"
-        )
-
-
-def _results(options: argparse.Namespace) -> tuple[list[Row], str]:
-    """A journal if one is named or there, else the baselines."""
-    if options.baselines is None and (options.journal or JOURNAL.exists()):
-        path = options.journal or JOURNAL
-        return measured(path, options.base, options.device)[0], str(path)
-    directory = options.baselines or BASELINES
-    return chosen(recorded(directory), options.base, options.device, str(directory)), f"the baselines in {directory}"

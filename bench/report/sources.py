@@ -7,8 +7,8 @@ from pathlib import Path
 from bench.errors import BaselineError
 from bench.gate.baseline import ANYWHERE, Baseline, Entry
 from bench.results.bases import Identity, rows_told_apart
+from bench.results.item_pairs import compare, mismatch
 from bench.results.row import Row
-from bench.statistics.paired import compare, mismatch
 from compression.recipes.recipe import UNCOMPRESSED
 
 RECORDED = "baseline"  # the run of such rows

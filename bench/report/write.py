@@ -8,7 +8,6 @@
 `python -m bench report` writes them in seconds and measures nothing; `pytest bench ... --report DIR` does at its end.
 """
 
-import argparse
 import json
 import tempfile
 from collections.abc import Sequence
@@ -16,20 +15,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.commands.arguments import journal_option
-from bench.errors import BaselineError, JournalError, OptionError
+from bench.errors import JournalError, OptionError
 from bench.files import write_whole
 from bench.report import escaping, formats
 from bench.report.commands_to_type import settings_in
 from bench.report.page import page
 from bench.report.pull_request import digest, numbers
-from bench.report.sources import recorded
 from bench.report.tables import Table, by_device, newest, tables
 from bench.results.bases import told_apart
-from bench.results.journal import JOURNAL, Contents, read
+from bench.results.journal import Contents, read
 from bench.results.row import Row
-from compression import CompressionError
-from compression.files.strict_json import path_option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,38 +166,3 @@ def one_of(made: Sequence[Table], numbers: str) -> list[Table]:
         if number not in there:
             raise OptionError(f"--tables {number}: there are {', '.join(sorted(there))}")
     return [table for table in made if table.number in wanted]
-
-
-def sources(parser: argparse.ArgumentParser) -> None:
-    """The options that say whose results are meant."""
-    journal_option(parser, default=None)
-    parser.add_argument("--baselines", type=path_option, metavar="DIR", help="recorded baselines instead of a journal")
-    parser.add_argument("--base", help="default that of the last results")
-    parser.add_argument("--device", help="fingerprint of the device; default that of the last results")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the report of a journal into a folder, or print its tables as Markdown: `python -m bench report`."""
-    parser = argparse.ArgumentParser(prog="python -m bench report", description=main.__doc__.split(":")[0])
-    sources(parser)
-    parser.add_argument(
-        "--out", type=path_option, metavar="DIR", help="folder of the report; without it tables are printed"
-    )
-    parser.add_argument("--tables", metavar="NUMBERS", help="print only these, e.g. E14,O1,S4")
-    options = parser.parse_args(arguments)
-    try:
-        written = None if options.baselines else read(options.journal or JOURNAL)
-        rows, contents = _results(options, written)
-        if options.out:
-            print("\n".join(map(str, write(options.out, rows, contents))))
-        else:
-            made = tables(rows, settings_in(written, rows[-1]))  # for whoever measured: with paths
-            print("\n".join(map(formats.markdown, one_of(made, options.tables) if options.tables else made)))
-    except (BaselineError, CompressionError, JournalError, OptionError) as error:
-        parser.error(str(error))
-
-
-def _results(options: argparse.Namespace, written: Contents | None) -> tuple[list[Row], Contents | None]:
-    if written is None:
-        return chosen(recorded(options.baselines), options.base, options.device, str(options.baselines)), None
-    return of_journal(written, str(options.journal or JOURNAL), options.base, options.device)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Self
 
 from bench.errors import JournalError
-from bench.metrics.registry import BETTER, NAME
 from bench.results.items import Items
 from compression.files.strict_json import exact_fields, finite_field
 
@@ -208,3 +207,6 @@ class Row:
 
 
 _OPTIONAL = frozenset({"items", "paired", "base_hash", "inputs"})  # left out of a line where the row has none
+
+BETTER = ("lower", "higher", "neither")
+NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")

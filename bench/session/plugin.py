@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.errors import BenchError, NotAvailable, OptionError
+from bench.results.run_options import declare
 from bench.session import workers
-from bench.session.command_line import asked_batch_sizes, asked_tasks, declare, may_have_cuda, options_of
+from bench.session.command_line import asked_batch_sizes, asked_tasks, may_have_cuda, options_of
 from compression.files.terminal import terminal
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             with suppress(NotAvailable):  # of which the rows speak
                 workbench.downstream  # noqa: B018 - a task that cannot be measured is said now
         if "quality" in marked:
-            from bench.metrics.perplexity import PerplexityProtocol
+            from bench.measure.perplexity_windows import PerplexityProtocol
 
             protocol = PerplexityProtocol(**options.protocol)
             workbench.data.source(protocol.split, what=protocol.what)  # data that is not there is said now

@@ -15,13 +15,14 @@ from bench.machine import git as repository
 from bench.measure.against.commit import Beside, Commit, Job
 from bench.measure.generation import Load
 from bench.metrics import metrics_of, size
+from bench.metrics.registry import check_items
+from bench.results import item_pairs
 from bench.results.items import Items
 from bench.results.row import Row
 from bench.session.inputs import Inputs
 from bench.session.models import Models
 from bench.session.options import Options
 from bench.session.recorder import Findings
-from bench.statistics import paired
 from compression import CompressionError, Recipe, locate
 from compression.checkpoints.tokens import check_template
 from compression.files.terminal import terminal
@@ -29,7 +30,7 @@ from compression.recipes.recipe import UNCOMPRESSED
 
 if TYPE_CHECKING:
     from bench.gate.verdicts import Verdict
-    from bench.metrics.perplexity import KeptStates
+    from bench.measure.perplexity import KeptStates
     from compression import Compressed
 
 Reading = Any
@@ -180,7 +181,7 @@ class Workbench(Models, Inputs, Findings):
     @functools.cached_property
     def base_states(self) -> "KeptStates":
         """Hidden states of the base on held-out text, read once for all recipes."""
-        from bench.metrics.perplexity import KeptStates
+        from bench.measure.perplexity import KeptStates
 
         return KeptStates(self.base.model)
 
@@ -228,12 +229,12 @@ class Workbench(Models, Inputs, Findings):
             base_samples = tuple(metric(r) for r in each(base)) if samples and base is not None and each else ()
             own, others = items.get(metric.name), base_items.get(metric.name)
             if own is not None:
-                paired.check(metric, value, own)
+                check_items(metric, value, own)
             row = self._row(
                 of, recipe, metric, params, value=value, base_value=base_value, status=status, reason=reason,
                 ratio=value / base_value if base_value else None, source=source,
                 samples=samples, base_samples=base_samples, items=own,
-                paired=None if own is None or others is None else paired.compare(own, others).to_json(),
+                paired=None if own is None or others is None else item_pairs.compare(own, others).to_json(),
             )  # fmt: skip
             rows.append(row)
         return rows

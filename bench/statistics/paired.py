@@ -24,10 +24,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import MetricError
-from bench.metrics.registry import Metric
-from bench.results.items import Items
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -52,43 +48,6 @@ class Difference:
     def to_json(self) -> dict[str, float]:
         """The fields that there are."""
         return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-def mismatch(now: Items, then: Items) -> str | None:
-    """Why two sets of results cannot be paired, in words; None where they can."""
-    if now.kind != then.kind:
-        return f"the items were {then.kind} and are {now.kind}"
-    if now.asked != then.asked:
-        common = len(set(now.hashes) & set(then.hashes))
-        return (
-            f"other items were asked: {common} of now {len(now)} and then {len(then)} are the same; the data, the "
-            "prompts or the limit changed"
-        )
-    return None
-
-
-def compare(now: Items, then: Items, *, seed: int = 0, level: float = 1 / RESAMPLES) -> Difference:
-    """Results against earlier ones, or of a compressed model against its base. Raises MetricError for other items.
-
-    Where no drawn signs reach the observed difference, so many are drawn that p can be below `level`. Swapping the two
-    turns the signs of difference and interval, and leaves p.
-    """
-    import numpy as np
-
-    if why := mismatch(now, then):
-        raise MetricError(f"results cannot be paired: {why}")
-    differences = np.array(now.values) - np.array(then.values)
-    if now.kind == "binary":
-        lost, gained = int((differences < 0).sum()), int((differences > 0).sum())
-        low, high = share_interval(lost, gained, len(now))
-        p, flipped = mcnemar(lost, gained), (lost + gained) / len(now)
-    else:
-        low, high = bootstrap(differences, seed=seed)
-        p, flipped = permutation(differences, seed=seed), None
-        if level < p <= 1 / RESAMPLES:
-            p = permutation(differences, seed=seed, resamples=math.ceil(2 / level))
-    mean = math.fsum(differences) / len(now)
-    return Difference(items=len(now), difference=mean, low=low, high=high, p=p, flipped=flipped)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -155,18 +114,6 @@ def bootstrap(
         means.append(d[places].mean(1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975]).tolist()
     return (-high, -low) if turned else (low, high)
-
-
-def check(metric: Metric, value: float, items: Items) -> None:
-    """Raises MetricError where items are not those that the value is the mean of, or the exponential of the mean."""
-    try:
-        expected = math.exp(items.mean) if metric.of_items == "exp" else items.mean
-    except OverflowError:
-        expected = math.inf
-    if not math.isclose(expected, value, rel_tol=1e-4, abs_tol=1e-6):
-        raise MetricError(
-            f"metric {metric.name} is {value!r}, its {len(items)} items make {expected!r}: they are not its own"
-        )
 
 
 def _canonical(differences: "Sequence[float] | np.ndarray") -> "tuple[np.ndarray, bool]":

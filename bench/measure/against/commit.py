@@ -22,8 +22,8 @@ from typing import Any, Self
 import bench
 from bench.errors import BaselineError, BenchError, NotAvailable, OptionError
 from bench.machine import git as repository
+from bench.machine.environment import child_environment
 from bench.measure.generation import Load, Round
-from bench.measure.judge.key import child_environment
 
 CODE = ("bench", "compression")
 PAIRS = 3  # of processes that share the rounds of a further look

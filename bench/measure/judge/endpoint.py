@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from bench.errors import JudgeError, OptionError
+from bench.machine.environment import KEY
 from bench.measure.judge.exchange import Failure, exchange
-from bench.measure.judge.key import KEY, Key
+from bench.measure.judge.key import Key
 
 PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
 Read = TypeVar("Read")

@@ -11,8 +11,8 @@ import re
 from typing import Any, NoReturn
 
 from bench.errors import OptionError
+from bench.machine.environment import KEY
 
-KEY = "BENCH_JUDGE_KEY"  # environment variable
 HIDDEN = "[key]"
 PIECE = 8  # so many characters of the key, one after the other, are not shown either
 
@@ -78,8 +78,3 @@ def _pieces(secret: str) -> set[str]:
         inner = encoded[(0, 2, 3)[before] : len(encoded) - (0, 2, 3)[-(before + len(secret)) % 3]]
         forms |= {inner, inner.replace("+", "-").replace("/", "_")} if len(inner) >= PIECE else set()
     return {form[at : at + PIECE] for form in forms for at in range(max(1, len(form) - PIECE + 1))}
-
-
-def child_environment(**changes: str) -> dict[str, str]:
-    """The environment for a child process, with changes, and without the key."""
-    return {name: value for name, value in os.environ.items() if name != KEY} | changes

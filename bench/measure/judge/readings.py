@@ -9,7 +9,7 @@ from bench.measure.judge import alignment, g_eval
 from bench.measure.judge import clarity as clear
 from bench.measure.judge.answers import Answered
 from bench.measure.judge.asking import Judge
-from bench.metrics.judge import Scores
+from bench.measure.judge.scores import Scores
 from bench.results.items import hashes_of
 
 

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import DataError, NotAvailable, OptionError
 from bench.measure.rag.pipeline import Asked, Retrieved, token_gains
 from bench.measure.rag.prompts import Said, ask, prompts
-from bench.metrics.rag_answers import AnswersReading, Replies, SimilarityReading
-from bench.metrics.rag_retrieval import Context, ContextReading, RankingReading
-from bench.metrics.rag_speed import SpeedReading, Timed
+from bench.measure.rag.records import (
+    AnswersReading,
+    Context,
+    ContextReading,
+    RankingReading,
+    Replies,
+    SimilarityReading,
+    SpeedReading,
+    Timed,
+)
 from compression.checkpoints.libraries import failures_as, local_or_hub, no_code_from_outside
 from compression.errors import install_command
 

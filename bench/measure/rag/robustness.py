@@ -13,8 +13,8 @@ from bench.measure.rag import overlap
 from bench.measure.rag.pipeline import Asked, Retrieved
 from bench.measure.rag.prompts import Said, ask, prompt, prompts
 from bench.measure.rag.readings import Reader
+from bench.measure.rag.records import DistractedReading, UnanswerableReading
 from bench.measure.rag.retrieval import Hit
-from bench.metrics.rag_robustness import DistractedReading, UnanswerableReading
 from compression.checkpoints.tokens import encode
 
 QUESTIONS = 32  # at most: the grid has seven places
