@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 
 from bench.gate import verdicts
+from bench.machine import device
 from bench.measure import memory
 from bench.metrics import energy, speed
 from bench.results.bases import short
 from bench.results.row import key_of
+from compression import checkpoints
 from compression.recipes.recipe import UNCOMPRESSED
 
 pytestmark = pytest.mark.efficiency
@@ -32,7 +34,6 @@ def test_generation(workbench, recipe, batch_size, mode, request):
 
     def take(times=verdicts.MORE[-1] if options.update else 1):
         nonlocal pair
-        from bench.machine import device
 
         if pair is None:
             pair = workbench.interleaved(recipe, load, mode)
@@ -121,9 +122,7 @@ def test_energy(workbench, recipe, batch_size):
 
 
 def _peak(workbench, model, load, spec, times, **target):
-    from compression.checkpoints.artefact import stored_bytes
-
-    stored = stored_bytes(model.model)
+    stored = checkpoints.artefact.stored_bytes(model.model)
     if workbench.options.device != "cpu":
         return memory.peak_on_cuda(
             lambda: workbench.decoder(model, load).run(),

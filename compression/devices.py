@@ -4,8 +4,10 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 from compression.errors import CompressionError
 
@@ -16,6 +18,8 @@ def check(text: str) -> str:
     Raises:
         CompressionError: it is no device, or not there.
     """
+    import torch
+
     if text == "cpu":
         return text
     if not re.fullmatch(r"cuda(:\d+)?", text):
@@ -28,11 +32,13 @@ def check(text: str) -> str:
 
 
 @contextmanager
-def on(device: torch.device | str) -> Iterator[None]:
+def on(device: "torch.device | str") -> Iterator[None]:
     """While it lasts, streams, events, graphs, random states and whoever asks for the current device get this one.
 
     On a CPU nothing happens.
     """
+    import torch
+
     device = torch.device(device)
     if device.type != "cuda":
         yield
@@ -42,13 +48,15 @@ def on(device: torch.device | str) -> Iterator[None]:
 
 
 @contextmanager
-def repeatable(device: torch.device | str) -> Iterator[None]:
+def repeatable(device: "torch.device | str") -> Iterator[None]:
     """As `on`, with algorithms that give the same bits every time, or an error where torch has none.
 
     On CUDA `index_add_`, `scatter_add_`, embeddings and attention going backward otherwise add up by atomics, in
     whatever order threads come. torch gives cuBLAS a workspace of its own for each stream, which makes its products
     repeatable; the variable is what torch wants to see before it believes that.
     """
+    import torch
+
     device = torch.device(device)
     if device.type != "cuda":
         yield
@@ -66,12 +74,14 @@ def repeatable(device: torch.device | str) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
-def settle(device: torch.device | str) -> None:
+def settle(device: "torch.device | str") -> None:
     """Bring a GPU's allocator to a state that does not depend on what ran before: nothing pending, nothing kept.
 
     Garbage is to be collected before.
     The cache of freed blocks goes, and the workspaces of cuBLAS, which else whoever multiplies first would pay for.
     """
+    import torch
+
     torch.cuda.synchronize(device)
     if hasattr(torch._C, "_cuda_clearCublasWorkspaces"):  # not in builds without CUDA
         torch._C._cuda_clearCublasWorkspaces()

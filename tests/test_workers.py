@@ -14,8 +14,8 @@ import bench
 from bench.gate.verdicts import Baseline
 from bench.metrics import all_metrics
 from bench.results.journal import Journal, read, resume
-from bench.session import workers
-from bench.session.workers import Worker, placed
+from bench.session import worker_place, workers
+from bench.session.worker_place import Worker, placed
 
 pytest.importorskip("xdist")
 
@@ -251,7 +251,7 @@ def test_a_worker_that_replaces_a_crashed_one_takes_its_place_and_no_other(tmp_p
     controller.pytest_testnodedown(nodes[1])
     controller.pytest_configure_node(nodes[3])
 
-    told = [Worker(**node.workerinput[workers.KEY]) for node in nodes]
+    told = [Worker(**node.workerinput[worker_place.KEY]) for node in nodes]
     assert [0, 1, 0, 1] == [each.place for each in told]
     assert 1 == len({each.run for each in told})
 
@@ -262,7 +262,7 @@ def test_all_workers_go_on_with_the_run_that_the_controller_found(tmp_path):
     controller, node = _controller(tmp_path, **{"--resume": True}), Node()
     controller.pytest_configure_node(node)
 
-    assert "unfinished" == node.workerinput[workers.KEY]["run"]
+    assert "unfinished" == node.workerinput[worker_place.KEY]["run"]
 
 
 def test_a_damaged_journal_stops_the_workers_before_they_start(tmp_path):

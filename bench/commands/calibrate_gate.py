@@ -34,6 +34,7 @@ from bench.commands.reruns import Rerun, taken, timed
 from bench.errors import BenchError, OptionError
 from bench.gate import tolerances, verdicts
 from bench.gate.baseline import Entry, Section
+from bench.machine import device as machine
 from bench.machine import git as repository
 from bench.metrics import Metric, all_metrics
 from bench.statistics.timing_change import SAMPLES, quantile, shift
@@ -255,7 +256,6 @@ def _facts(given: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     import compression
-    from bench.machine import device as machine
 
     return {
         "base": given.base,

@@ -15,7 +15,9 @@ from typing import Any
 from bench.errors import BenchError
 from bench.gate import verdicts
 from bench.machine.environment import child_environment
+from bench.measure.generation import Decoder, Interleaved, Load
 from bench.metrics import Metric, metrics_of
+from bench.metrics.speed import GenerationReading
 from bench.results.row import Row
 from bench.statistics.timing_change import SAMPLES
 from compression.files.strict_json import finite, strict_json
@@ -44,9 +46,6 @@ def rerun(base: Any, compressed: Any, load: Any, *, seconds: float, most: int, b
 
     With `beside` a second copy of the compressed one is in the base's place.
     """
-    from bench.measure.generation import Decoder, Interleaved
-    from bench.metrics.speed import GenerationReading
-
     begin = time.perf_counter()
     pair = Interleaved([Decoder(copy.deepcopy(each), load) for each in (compressed if beside else base, compressed)])
     pair.run(1 + SAMPLES)  # the first to warm up
@@ -131,7 +130,6 @@ def taken(given: argparse.Namespace, facts: dict[str, Any]) -> list[Rerun]:
 def _completed(given: argparse.Namespace, facts: dict[str, Any], reruns: list[Rerun]) -> list[Rerun]:
     """As `taken`, in this process."""
     import compression
-    from bench.measure.generation import Load
 
     if len(reruns) >= given.reruns:
         return reruns

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import DataError, OptionError
+from bench.reference import world
 from bench.results.row import Input
 from compression.checkpoints.libraries import check_hub_cache
 from compression.files.strict_json import expanded
@@ -123,7 +124,6 @@ class Embedded(Data):
     def _read(self, split: str, what: str) -> Source:
         if what != LANGUAGE:
             raise DataError(f"the embedded data has no {what}; give --data hub, or a folder with {split}.jsonl of them")
-        from bench.reference import world  # late: another base with another data set needs none of it
 
         rows = world.texts(split)
         digest = world.digest() if split == "test" else _digest(row.encode() for row in rows)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench import gate
 from bench.errors import BaselineError
 from bench.files import replacing
 from compression.files.strict_json import signature_of, strict_json
@@ -49,9 +50,6 @@ def sign(path: Path) -> str | None:
 
     Only the digest changes. Raises BaselineError where the file is no sound baseline but for its digest.
     """
-    from bench.gate import tolerances
-    from bench.gate.baseline import Baseline
-
     try:
         text = path.read_text(encoding="utf-8")
         table = strict_json(text)
@@ -71,10 +69,10 @@ def sign(path: Path) -> str | None:
     try:
         with replacing(path) as beside:
             beside.write_text(text, encoding="utf-8")
-            if path.name == tolerances.NAME:
-                tolerances.load(beside)
+            if path.name == gate.tolerances.NAME:
+                gate.tolerances.load(beside)
             else:
-                Baseline.load(beside, items=path.stem)
+                gate.baseline.Baseline.load(beside, items=path.stem)
     except BaselineError as error:
         raise BaselineError(str(error).replace(str(beside), str(path))) from None
     except OSError as error:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import MetricError, OptionError
-from bench.measure import rope
+from bench.measure import rope, scoring
 from bench.measure.decoding import Answering, Decoder, begun, parts
 from compression.checkpoints.tokens import check_ids, common, encode
 
@@ -99,8 +99,6 @@ def answer(
     """
     import torch
 
-    from bench.measure.scoring.prefix_tree import shares
-
     if new_tokens < 1:
         raise OptionError(f"new_tokens={new_tokens} is not allowed: at least 1")
     if "" in stops:
@@ -110,7 +108,7 @@ def answer(
     decoder = Decoder(tokenizer)
     ends = _ends(model, tokenizer, [decoder.special[stop] for stop in stops if stop in decoder.special])
     found: dict[int, Answer] = {}
-    cached = not ids or shares(model)
+    cached = not ids or scoring.prefix_tree.shares(model)
     limit = rope.limit(model.config)
     alone = [place for place, prompt in enumerate(ids)
              if not cached or (limit is not None and len(prompt) + new_tokens > limit)]  # fmt: skip
@@ -248,8 +246,6 @@ def _write(
     """Write the answers of one batch, whose prompts have their first `shared` tokens in common."""
     import torch
 
-    from bench.measure.scoring import prefix_cache
-
     device = model.device
     seen = draws = None
     if sampling is not None:
@@ -258,16 +254,13 @@ def _write(
             seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
             for row, marks in zip(rows, seen, strict=True):
                 marks[row.prompt] = True
-    cache = prefix_cache.new_cache(model) if cached else None
+    cache = scoring.prefix_cache.new_cache(model) if cached else None
     if shared:
-        prefix_cache.read(model, rows[0].prompt[:shared], cache)
-        cache = prefix_cache.take(cache, [0] * len(rows), max(len(row.prompt) for row in rows) - shared + new_tokens)
-    width = max(len(row.prompt) for row in rows)
-    fed = torch.tensor([[0] * (width - len(row.prompt)) + row.prompt[shared:] for row in rows], device=device)
-    mask = torch.tensor(
-        [[1] * shared + [0] * (width - len(row.prompt)) + [1] * (len(row.prompt) - shared) for row in rows],
-        device=device,
-    )
+        scoring.prefix_cache.read(model, rows[0].prompt[:shared], cache)
+        cache = scoring.prefix_cache.take(
+            cache, [0] * len(rows), max(len(row.prompt) for row in rows) - shared + new_tokens
+        )
+    fed, mask = _padded(rows, shared, device)
     for step in range(new_tokens):
         at = (mask.cumsum(1) - 1)[:, -fed.shape[1] :].clamp(min=0)
         out = model(
@@ -285,9 +278,7 @@ def _write(
         if sampling is None or draws is None:
             chosen = logits.argmax(-1)
         else:
-            mass = distribution(logits, sampling, seen).cumsum(-1)
-            at_share = draws[:, step : step + 1] * mass[:, -1:]
-            chosen = torch.searchsorted(mass, at_share, right=True)[:, 0].clamp(max=mass.shape[-1] - 1)
+            chosen = _sampled(distribution(logits, sampling, seen), draws[:, step : step + 1])
         for row, token in zip(rows, chosen.tolist(), strict=True):
             if not row.done:
                 row.add(token, ends)
@@ -300,8 +291,26 @@ def _write(
             seen.scatter_(1, chosen[:, None], True)
         if 2 * len(going) <= len(rows):
             rows, fed, mask = [rows[n] for n in going], fed[going], mask[going]
-            cache = prefix_cache.take(cache, going, new_tokens - step)
+            cache = scoring.prefix_cache.take(cache, going, new_tokens - step)
             seen, draws = (None if each is None else each[going] for each in (seen, draws))
+
+
+def _padded(rows: list[_Row], shared: int, device: Any) -> "tuple[Tensor, Tensor]":
+    """What is fed after the shared tokens, (rows, width), padded on the left, and the mask, (rows, shared + width)."""
+    import torch
+
+    width = max(len(row.prompt) for row in rows)
+    fed = [[0] * (width - len(row.prompt)) + row.prompt[shared:] for row in rows]
+    mask = [[1] * shared + [0] * (width - len(row.prompt)) + [1] * (len(row.prompt) - shared) for row in rows]
+    return torch.tensor(fed, device=device), torch.tensor(mask, device=device)
+
+
+def _sampled(distribution: "Tensor", draws: "Tensor") -> "Tensor":
+    """A token of each row, (rows,), of a distribution (rows, vocabulary), by draws (rows, 1) in [0, 1)."""
+    import torch
+
+    mass = distribution.cumsum(-1)
+    return torch.searchsorted(mass, draws * mass[:, -1:], right=True)[:, 0].clamp(max=mass.shape[-1] - 1)
 
 
 def _draws(seed: int, place: int, count: int) -> "Tensor":

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from bench import measure
 from bench.errors import NotAvailable, OptionError
 from bench.machine.cpu_wait import moments
+from compression import devices, layers
 
 MODES = ("eager", "graph")
 
@@ -108,8 +110,6 @@ class Decoder:
     ):
         import torch
 
-        from bench.measure.decode_step import lean_step
-
         length = load.prompt_tokens + load.new_tokens
         positions = getattr(model.config, "max_position_embeddings", length)
         if length > positions:
@@ -131,14 +131,12 @@ class Decoder:
         shape = (load.prompts, load.batch_size, load.prompt_tokens)
         prompts = torch.randint(0, model.config.vocab_size, shape, generator=generator)
         self._prompts = list(prompts.to(self.device))
-        self._lean = lean_step(model, self._length)
+        self._lean = measure.decode_step.lean_step(model, self._length)
         self._graph: tuple[Any, Any, Any, Any] | None = None
 
     def run(self, index: int = 0) -> Round:
         """Generate once from prompt `index` modulo the number of prompts."""
         import torch
-
-        from compression import devices
 
         with torch.inference_mode(), devices.on(self.device):  # events and graphs are those of the current device
             if self.device.type == "cuda":
@@ -191,10 +189,8 @@ class Decoder:
 
     def _step(self, cache: Any) -> Callable[[Any, int], Any]:
         """(token, position) -> next token, over a cache that holds the prompt."""
-        from bench.measure.decode_step import fits
-
         lean, model = self._lean, self.model
-        if lean is None or not fits(cache, self._length):
+        if lean is None or not measure.decode_step.fits(cache, self._length):
             return lambda token, position: _next(model, token, cache)
         return lambda token, position: _most_likely(lean(token, position, cache))
 
@@ -276,10 +272,8 @@ def kv_bytes(cache: Any, tokens: int) -> int:
 
 def graph_refusal(model: Any, device: str | None = None) -> str | None:
     """Why a CUDA graph cannot hold a decode step of the model (on `device`; default: where it is), or None."""
-    from compression.layers.packed import PackedLinear
-
     for name, layer in model.named_modules():
-        if isinstance(layer, PackedLinear) and (why := layer.graph_refusal(device)):
+        if isinstance(layer, layers.packed.PackedLinear) and (why := layer.graph_refusal(device)):
             return f"{name}: {why}"
     return None
 

@@ -17,6 +17,7 @@ from bench.errors import BenchError, MetricError, OptionError
 from bench.machine import device as machine
 from bench.machine.environment import child_environment
 from bench.measure.generation import Load
+from compression import devices
 
 if TYPE_CHECKING:
     import torch
@@ -145,8 +146,6 @@ def peak_on_cuda(work: Callable[[], object], *, model: "Module", device: str, st
     may be larger, by what others left behind.
     """
     import torch
-
-    from compression import devices
 
     where = machine.device_of(device)
     work()

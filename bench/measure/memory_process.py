@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import compression
 from bench.measure.generation import Decoder, Load
 from bench.measure.memory import ChildSpec, bytes_of
 from compression.cost import give_back
@@ -121,8 +122,6 @@ def _warm_up() -> None:
     """Imports and runs, on tiny models, all that opening and generating need: after it only the model is new."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from compression import load, open_base  # noqa: F401 - here, so that their modules are not counted
-
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
     for family in ("llama", "mistral", "qwen2", "qwen3"):
         config = AutoConfig.for_model(family, vocab_size=16, num_hidden_layers=1, **sizes)
@@ -132,7 +131,6 @@ def _warm_up() -> None:
 
 def _open(spec: ChildSpec) -> tuple[Any, Callable[..., Any] | None]:
     """The model and the maker of its cache, if it brings one."""
-    import compression
 
     if spec.kind == "base":
         return compression.open_base(spec.target, device="cpu", dequantize=True).model, None

@@ -121,29 +121,15 @@ def perplexity(
     arguments of the tokenizer's chat template.
     Raises DataError for too little data or the tokenizer of another model, MetricError for a loss that is not finite.
     """
-    import torch
-
-    if model.training:
-        raise MetricError("the model is in training mode, where dropout changes its scores; call model.eval() first")
-    device = torch.device(device)
-    positions = model.config.max_position_embeddings
-    samples = samples_of(tokenizer, data, protocol, context=positions, template=template)
-    highest, vocabulary = max(max(sample.ids) for sample in samples), model.config.vocab_size
-    if highest >= vocabulary:
-        raise DataError(f"the tokenizer gives token {highest}, the model knows {vocabulary}: not of one checkpoint")
-    budget = token_budget or TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
+    samples = _samples(model, tokenizer, data, protocol, base, template)
+    budget = token_budget or TOKEN_BUDGET.get(str(device).partition(":")[0], TOKEN_BUDGET["cpu"])
     fitting = max(1, budget // (protocol.length or max(len(sample.ids) for sample in samples)))
     batch_size = min(protocol.batch_size or fitting, len(samples))
-
-    if base is not None and base.config.vocab_size != vocabulary:
-        raise DataError(f"the base knows {base.config.vocab_size} tokens, the model {vocabulary}: not of one base")
-
     sums, distances = [0.0] * len(samples), [(0.0, 0.0)] * len(samples)
     done = 0
     for batch in _batches([len(sample.ids) for sample in samples], batch_size, rope.limit(model.config)):
-        for i, (nll, *distance) in zip(
-            batch, _scored(model, base, [samples[i] for i in batch], device, states), strict=True
-        ):
+        scored = _scored(model, base, [samples[i] for i in batch], device, states)
+        for i, (nll, *distance) in zip(batch, scored, strict=True):
             for what, value in zip(("loss", "divergence from the base"), (nll, *distance[:1]), strict=False):
                 if not math.isfinite(value):
                     where = f"sample {i + 1} of {len(samples)} ({samples[i].label})"
@@ -153,13 +139,33 @@ def perplexity(
         done += len(batch)
         if progress is not None:
             progress(done, len(samples))
+    reading = _reading(samples, sums, data, protocol, batch_size)
+    return reading if base is None else replace(reading, divergence=_divergence(reading, distances))
 
+
+def _samples(
+    model: Any, tokenizer: Any, data: Data, protocol: PerplexityProtocol, base: Any, template: Mapping[str, Any] | None
+) -> list[Sample]:
+    """What is scored, once it is known that the model can."""
+    if model.training:
+        raise MetricError("the model is in training mode, where dropout changes its scores; call model.eval() first")
+    samples = samples_of(tokenizer, data, protocol, context=model.config.max_position_embeddings, template=template)
+    highest, vocabulary = max(max(sample.ids) for sample in samples), model.config.vocab_size
+    if highest >= vocabulary:
+        raise DataError(f"the tokenizer gives token {highest}, the model knows {vocabulary}: not of one checkpoint")
+    if base is not None and base.config.vocab_size != vocabulary:
+        raise DataError(f"the base knows {base.config.vocab_size} tokens, the model {vocabulary}: not of one base")
+    return samples
+
+
+def _reading(
+    samples: Sequence[Sample], sums: Sequence[float], data: Data, protocol: PerplexityProtocol, batch_size: int
+) -> PerplexityReading:
     total = math.fsum(sums)
     counts = [len(sample.ids) - sample.first_scored for sample in samples]
     sizes = [sample.n_bytes for sample in samples]
     source = data.source(protocol.split, what=protocol.what)
-    asked = hashes_of([list(sample.ids), sample.first_scored] for sample in samples)
-    reading = PerplexityReading(
+    return PerplexityReading(
         nll=total,
         tokens=sum(counts),
         sample_means=tuple(nll / count for nll, count in zip(sums, counts, strict=True)),
@@ -171,15 +177,14 @@ def perplexity(
         inputs={"data": source.read},
         protocol=protocol,
         sample_tokens=tuple(counts),
-        asked=asked,
+        asked=hashes_of([list(sample.ids), sample.first_scored] for sample in samples),
     )
-    if base is None:
-        return reading
+
+
+def _divergence(reading: PerplexityReading, distances: Sequence[tuple[float, ...]]) -> Divergence:
     kl, agreed = zip(*distances, strict=True)
-    divergence = Divergence(
-        kl=kl, agreed=agreed, tokens=tuple(counts), asked=asked, params=reading.params, inputs=reading.inputs
-    )
-    return replace(reading, divergence=divergence)
+    return Divergence(kl=kl, agreed=agreed, tokens=reading.sample_tokens, asked=reading.asked, params=reading.params,
+                      inputs=reading.inputs)  # fmt: skip
 
 
 def _batches(lengths: Sequence[int], size: int, limit: int | None) -> Iterator[list[int]]:

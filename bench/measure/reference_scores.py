@@ -23,8 +23,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bench.data.sources import open_data
 from bench.errors import OptionError
+from bench.measure import scoring
 from bench.measure.answering import answer
+from bench.measure.perplexity import perplexity
+from bench.measure.perplexity_windows import PerplexityProtocol
 from bench.measure.sandbox import run as sandbox
 from bench.reference import NAMES, tasks
 from bench.reference.tasks import Item
@@ -105,11 +109,9 @@ def likelihoods(
     model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast", items: Sequence[Item]
 ) -> list[list[float]]:
     """Mean log-likelihood (nat per token) of every choice of every item after its prompt."""
-    from bench.measure.scoring.lm_eval import Scorer
-
     prompts = [tasks.prompt(item) for item in items for _ in item["choices"]]
     choices = [choice for item in items for choice in item["choices"]]
-    means = iter(Scorer(model, vocabulary).mean_logprobs(prompts, choices))
+    means = iter(scoring.lm_eval.Scorer(model, vocabulary).mean_logprobs(prompts, choices))
     return [[next(means) for _ in item["choices"]] for item in items]
 
 
@@ -134,10 +136,6 @@ def _answer_points(model: Any, vocabulary: Any, items: Sequence[Item]) -> list[f
 
 
 def _perplexity(model: Any, vocabulary: Any, split: str, limit: int | None) -> Score:
-    from bench.data.sources import open_data
-    from bench.measure.perplexity import perplexity
-    from bench.measure.perplexity_windows import PerplexityProtocol
-
     protocol = PerplexityProtocol(samples=limit or 1000, split=split)
     reading = perplexity(model, vocabulary, open_data("embedded", base="reference"), protocol, device=model.device)
     low, high = (math.exp(end) for end in _bootstrap(reading.sample_means))

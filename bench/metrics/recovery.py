@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import DataError, NotAvailable, OptionError
+from bench.measure import reference_scores
 from bench.metrics.registry import metric
+from bench.reference import tasks
+from bench.results.item_pairs import compare
 from bench.results.items import Items, hashes_of
+from compression import training
 from compression.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -36,8 +40,6 @@ class RecoveryReading:
     @property
     def difference(self) -> "Difference":
         """After less before, paired."""
-        from bench.results.item_pairs import compare
-
         return compare(self.after, self.before)
 
     @property
@@ -124,9 +126,6 @@ def points(model: Any, tokenizer: Any, task: str) -> Items:
 
     Raises DataError: there is no tokenizer.
     """
-    from bench.measure import reference_scores
-    from bench.reference import tasks
-
     if tokenizer is None:
         raise DataError(f"the base has no tokenizer: the task {task} needs tokenizer.json beside it")
     asked = tasks.items(task, "test")
@@ -135,8 +134,6 @@ def points(model: Any, tokenizer: Any, task: str) -> Items:
 
 
 def _asks(item: Mapping[str, Any]) -> list[Any]:
-    from bench.reference import tasks
-
     return [tasks.prompt(item), *(item.get(key) for key in ("choices", "answer", "tests"))]  # type: ignore[arg-type]
 
 
@@ -145,11 +142,8 @@ def check_task(task: str | None, source: "BaseSource") -> str:
 
     Raises OptionError where none is given, or one without a held-out split that is scored.
     """
-    from bench.measure import reference_scores
-    from compression.training.downstream import DEFAULT as EMBEDDED
-
     scored = [name for name in reference_scores.SCORED if name != "perplexity"]
-    found = task or (EMBEDDED if source.kind == "named" else None)
+    found = task or (training.downstream.DEFAULT if source.kind == "named" else None)
     if found not in scored:
         raise OptionError(f"--downstream {found or 'was not given'}: -m recovery measures tasks of the embedded "
                           f"reference, which are {', '.join(scored)}")  # fmt: skip

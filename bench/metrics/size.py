@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import MetricError
 from bench.metrics.registry import metric
+from compression import architectures, checkpoints, layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,18 +17,15 @@ def stored(model: Any) -> int:
     Raises MetricError for a packed layer whose state dict has not as many bytes as it says that it stores: one that
     holds something besides, or gives nominal bits.
     """
-    from compression.checkpoints.artefact import stored_bytes
-    from compression.layers.packed import PackedLinear
-
     for name, layer in model.named_modules():
-        if isinstance(layer, PackedLinear):
+        if isinstance(layer, layers.packed.PackedLinear):
             written = sum(tensor.nbytes for tensor in layer.state_dict().values())
             if layer.stored_bytes != written:
                 raise MetricError(
                     f"{name} says that it stores {layer.stored_bytes} bytes, and {written} are written of it: a size "
                     "is what is stored, never nominal bits"
                 )
-    return stored_bytes(model)
+    return checkpoints.artefact.stored_bytes(model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +44,11 @@ def reading(model: "nn.Module", base: "nn.Module", in_files: int | None = None) 
 
     `in_files` are the bytes of a published checkpoint, whose files hold more than the model is made of.
     """
-    from compression.checkpoints.artefact import count_parameters
-
     written = stored(model)
     return ArtefactReading(
-        stored_bytes=written if in_files is None else in_files, parameters=count_parameters(model), zeros=zeros(model),
-        base_stored_bytes=stored(base), base_parameters=count_parameters(base),
+        stored_bytes=written if in_files is None else in_files, parameters=checkpoints.artefact.count_parameters(model),
+        zeros=zeros(model),
+        base_stored_bytes=stored(base), base_parameters=checkpoints.artefact.count_parameters(base),
     )  # fmt: skip
 
 
@@ -118,10 +115,7 @@ def zeros(model: "nn.Module") -> int:
     """Weights of linear layers that are exactly zero, packed and sparse ones as they decode; one layer at a time."""
     from torch import nn
 
-    from compression.architectures.decoder import stored_layers
-    from compression.layers.embedding import PackedEmbedding
-
-    stored = stored_layers(model)
+    stored = architectures.decoder.stored_layers(model)
     inside = tuple(f"{path}." for path in stored)
     dense = [
         layer
@@ -131,5 +125,5 @@ def zeros(model: "nn.Module") -> int:
     return sum(int((layer.weight == 0).sum()) for layer in dense) + sum(
         int((layer.to_linear().weight == 0).sum())
         for layer in stored.values()
-        if not isinstance(layer, PackedEmbedding)
+        if not isinstance(layer, layers.embedding.PackedEmbedding)
     )

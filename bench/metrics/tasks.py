@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.data.tasks.table import SEED, Task
 from bench.errors import NotAvailable
+from bench.measure import scoring
+from bench.measure.scoring.programs import passes
 from bench.metrics.registry import metric
 from bench.results.items import hashes_of
 
@@ -147,12 +149,9 @@ def score(
     """
     from lm_eval.evaluator import evaluate
 
-    from bench.measure.scoring.lm_eval import Scorer
-    from bench.measure.scoring.programs import passes
-
     if chat and not getattr(tokenizer, "chat_template", None):
         raise NotAvailable("--chat-template: the tokenizer has no chat template")
-    scorer = Scorer(model, tokenizer, rows=rows, seed=SEED, template=template)
+    scorer = scoring.lm_eval.Scorer(model, tokenizer, rows=rows, seed=SEED, template=template)
     task = prepared.task
     for part in prepared.parts.values():
         part.set_fewshot_seed(seed=SEED)  # the same examples for every model

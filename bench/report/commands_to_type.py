@@ -1,12 +1,11 @@
 """Commands that measure what a table lacks, as they are to be typed: the settings are those of the run before."""
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.report.escaping import shell, words_of
 from bench.results.bases import label_of
-from bench.results.run_options import declare
+from bench.results.run_options import OPTIONS, takes_value
 
 if TYPE_CHECKING:
     from bench.results.journal import Contents
@@ -34,9 +33,9 @@ def settings_of(context: Mapping[str, Any]) -> tuple[str, ...]:
     rest = iter(words)
     for word in rest:
         name, equals, _ = word.partition("=")
-        if name not in _arities():
+        if name not in OPTIONS:
             continue
-        found = [word] if equals or not _arities()[name] else [word, *([value] if (value := next(rest, None)) else [])]
+        found = [word] if equals or not takes_value(name) else [word, *([value] if (value := next(rest, None)) else [])]
         kept += found if name not in _OF_A_RUN else []
     return tuple(kept)
 
@@ -60,23 +59,3 @@ def measuring(markers: Iterable[str], recipes: Iterable[str], base: str, setting
     words = ["pytest", "bench", "-m", " or ".join(markers), "--model", ",".join(recipes)]
     named = any(each.partition("=")[0] == "--base" for each in settings)
     return shell([*words, *([] if named or base == "reference" else ["--base", base]), *settings])
-
-
-class _Options:
-    """What `declare` says to a parser."""
-
-    def __init__(self) -> None:
-        self.arities: dict[str, bool] = {}  # by name: whether a value follows
-
-    def getgroup(self, name: str) -> "_Options":
-        return self
-
-    def addoption(self, name: str, **facts: Any) -> None:
-        self.arities[name] = facts.get("action") != "store_true"
-
-
-@functools.cache
-def _arities() -> dict[str, bool]:
-    options = _Options()
-    declare(options)  # type: ignore[arg-type]
-    return options.arities

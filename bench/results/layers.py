@@ -8,6 +8,8 @@ model's report its stored bits and its error.
 import re
 from typing import TYPE_CHECKING, Any
 
+from compression import checkpoints
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -64,11 +66,9 @@ def _error(detail: str) -> tuple[float | None, str | None]:
 
 
 def _bits(layer: Any, old: Any) -> float | None:
-    from compression.checkpoints.artefact import stored_bytes
-
     weight = getattr(old, "weight", None)
     layer = getattr(layer, "table", layer)  # of packed embeddings, which are the head where the two are tied
-    return None if layer is None or weight is None else 8 * stored_bytes(layer) / weight.numel()
+    return None if layer is None or weight is None else 8 * checkpoints.artefact.stored_bytes(layer) / weight.numel()
 
 
 def _change(layer: Any, old: Any) -> float | None:

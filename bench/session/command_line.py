@@ -3,13 +3,23 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bench.data.collections.chunking import Chunking
+from bench.data.tasks.table import choose
 from bench.errors import OptionError
+from bench.machine import device as machine
+from bench.measure.judge import setup as judging
+from bench.measure.judge.endpoint import Patience, Url
+from bench.measure.rag.pipeline import Setup
 from bench.report.escaping import shell
-from bench.session import workers
+from bench.session import worker_place
+from bench.session.options import Options
+from bench.session.selection import select
+from compression.checkpoints.tokens import reserved
 
 if TYPE_CHECKING:
     from bench.session.options import Options
@@ -24,22 +34,10 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         OptionError: a value that is not allowed.
         RecipeError: a recipe that cannot be.
     """
-    from bench.session.options import Options
-    from bench.session.selection import select
-
     get = config.getoption
-    for name in ("--limit", "--task-rows"):
-        if get(name) is not None and get(name) < 1:
-            raise OptionError(f"{name} {get(name)} is not allowed: at least 1; leave it out for no limit")
-    for name in ("--runs", "--warmup-runs", "--samples"):
-        if get(name) < (0 if name == "--warmup-runs" else 1):
-            raise OptionError(f"{name} {get(name)} is not allowed: at least {0 if name == '--warmup-runs' else 1}")
-    if (watts := get("--tdp")) is not None and not 0 < watts < math.inf:
-        raise OptionError(f"--tdp {watts:g} is not allowed: watts above 0; leave it out to detect it")
-    if get("--seed") < 0:
-        raise OptionError(f"--seed {get('--seed')} is not allowed: at least 0")
+    _check_numbers(get)
     root, selection = config.invocation_params.dir, select(config)
-    worker = workers.worker_of(config)
+    worker = worker_place.worker_of(config)
     device, shared = _placed(_device(get("--device")), worker)
     options = Options(
         base=get("--base"),
@@ -61,7 +59,7 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         baselines=get("--baselines") or root / "baselines",
         update=get("--update-baselines"),
         force_update=get("--force-update"),
-        journal=workers.journal_of(config),
+        journal=worker_place.journal_of(config),
         resume=get("--resume"),
         batch_sizes=tuple(asked_batch_sizes(config)),
         prompt_tokens=get("--prompt-tokens"),
@@ -86,6 +84,19 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
     return options
 
 
+def _check_numbers(get: Callable[[str], Any]) -> None:
+    for name in ("--limit", "--task-rows"):
+        if get(name) is not None and get(name) < 1:
+            raise OptionError(f"{name} {get(name)} is not allowed: at least 1; leave it out for no limit")
+    for name in ("--runs", "--warmup-runs", "--samples"):
+        if get(name) < (0 if name == "--warmup-runs" else 1):
+            raise OptionError(f"{name} {get(name)} is not allowed: at least {0 if name == '--warmup-runs' else 1}")
+    if (watts := get("--tdp")) is not None and not 0 < watts < math.inf:
+        raise OptionError(f"--tdp {watts:g} is not allowed: watts above 0; leave it out to detect it")
+    if get("--seed") < 0:
+        raise OptionError(f"--seed {get('--seed')} is not allowed: at least 0")
+
+
 def template_arguments(text: str | None) -> dict[str, Any]:
     """Those of `--chat-template-args`, a value being JSON or else a text. Raises OptionError for what are none.
 
@@ -94,7 +105,6 @@ def template_arguments(text: str | None) -> dict[str, Any]:
     """
     if not text:
         return {}
-    from compression.checkpoints.tokens import reserved
 
     def value(text: str) -> Any:
         try:
@@ -115,9 +125,6 @@ def template_arguments(text: str | None) -> dict[str, Any]:
 
 
 def _rag(config: pytest.Config) -> Any:
-    from bench.data.collections.chunking import Chunking
-    from bench.measure.rag.pipeline import Setup
-
     get = config.getoption
     chunking = {"by": get("--chunking"), "size": get("--chunk-size"), "overlap": get("--chunk-overlap")}
     given = {name: value for name, value in chunking.items() if value is not None}
@@ -140,15 +147,12 @@ def _rag(config: pytest.Config) -> Any:
 
 
 def _judge(config: pytest.Config) -> Any:
-    from bench.measure.judge.endpoint import Patience, Url
-    from bench.measure.judge.setup import Setup
-
     def given(**options: str) -> dict[str, Any]:
         return {name: value for name, option in options.items() if (value := config.getoption(option)) is not None}
 
     patience = Patience(**given(timeout="--judge-timeout", attempts="--judge-attempts", first="--judge-wait"))
     addressed = config.getoption("--judge-url") is not None
-    return Setup(
+    return judging.Setup(
         patience=patience,
         url=Url(config.getoption("--judge-url")) if addressed else None,  # in no variable: it may hold a key
         **given(
@@ -162,8 +166,6 @@ def _judge(config: pytest.Config) -> Any:
 
 def asked_tasks(config: pytest.Config) -> list[Any]:
     """Those of `--tasks`. Raises OptionError for one that there is not."""
-    from bench.data.tasks.table import choose
-
     return choose(config.getoption("--tasks"))
 
 
@@ -201,16 +203,14 @@ def _device(text: str) -> str:
     return text
 
 
-def _placed(device: str, worker: workers.Worker | None) -> tuple[str, str | None]:
+def _placed(device: str, worker: worker_place.Worker | None) -> tuple[str, str | None]:
     """The device of this process, and why it can take no times on it."""
     if worker is None or not device.startswith("cuda"):
-        return workers.placed(device, worker, 0)
+        return worker_place.placed(device, worker, 0)
     import torch
 
-    from bench.machine import device as machine
-
     gpus = torch.cuda.device_count()
-    here, shared = workers.placed(device, worker, gpus)
+    here, shared = worker_place.placed(device, worker, gpus)
     kinds = {machine.fingerprint(f"cuda:{k}") for k in range(min(gpus, worker.count))} if device == "cuda" else {device}
     if len(kinds) > 1:
         raise OptionError(

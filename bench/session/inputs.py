@@ -5,8 +5,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import compression
+from bench.data.collections.readers import open_collection
+from bench.data.sources import open_data
 from bench.errors import DataError, NotAvailable, OptionError
+from bench.measure.judge.answers import check, questions_of
+from bench.measure.judge.clarity import DEFAULT_LM, SmallModel, coherence_by_encoder, coherence_by_words
+from bench.measure.judge.g_eval import write_steps
+from bench.measure.judge.likelihood import likelihoods
+from bench.measure.judge.local import LocalJudge
+from bench.measure.rag.pipeline import retrieve
+from bench.measure.rag.prompts import check_lengths
+from bench.measure.sandbox.run import forbidden
+from bench.measure.scoring.prepare import prepare
+from bench.metrics.recovery import check_task
 from bench.results.row import Input
+from compression import calibration, engine, training
 
 if TYPE_CHECKING:
     from bench.data.collections.collection import Collection
@@ -32,29 +46,23 @@ class Inputs:
     @functools.cached_property
     def calibration(self) -> "Calibration | None":
         """The text that recipes are calibrated on; None where the base brings none."""
-        from compression.calibration.text import open_calibration
 
-        return open_calibration(self.options.calibration, self.source)
+        return calibration.text.open_calibration(self.options.calibration, self.source)
 
     @functools.cached_property
     def downstream_task(self) -> "Downstream | None":
         """The task that recipes recover on; None where the base brings none."""
-        from compression.training.downstream import open_downstream
-
-        return open_downstream(self.options.downstream, self.source)
+        return training.downstream.open_downstream(self.options.downstream, self.source)
 
     @functools.cached_property
     def teacher(self) -> "BaseSource | None":
         """The base that recipes learn from, on disk if one of them does; None where the base brings none."""
-        from compression import locate
-        from compression.engine.plan import default_teacher
-
-        text = self.options.teacher or default_teacher(self.source)
+        text = self.options.teacher or engine.plan.default_teacher(self.source)
         if text in (None, "self"):
             return None if text is None else self.source
         recipes = (*self.options.recipes, *self.options.derived)
         needed = any(step.method.teacher for recipe in recipes for step in recipe.steps)
-        return locate(text).fetch() if needed else locate(text)
+        return compression.locate(text).fetch() if needed else compression.locate(text)
 
     def inputs_of(self, recipe: "Recipe") -> dict[str, Input]:
         """What makes the model of a recipe besides the base, by name: the base's own defaults as well."""
@@ -78,8 +86,6 @@ class Inputs:
 
     @functools.cached_property
     def data(self) -> "Data":
-        from bench.data.sources import open_data
-
         return open_data(self.options.data, base=self.options.base)
 
     @functools.cached_property
@@ -91,15 +97,12 @@ class Inputs:
         """
         if not self.options.allow_code_execution:
             raise NotAvailable("programs written by models are run only with --allow-code-execution")
-        from bench.measure.sandbox.run import forbidden
 
         return forbidden()
 
     @functools.cached_property
     def collection(self) -> "Collection":
         """The questions of RAG and the documents they are about; only the reference is asked as it was trained."""
-        from bench.data.collections.readers import open_collection
-
         assert self.options.rag is not None
         found = open_collection(self.options.rag.dataset, self.options.rag.documents)
         return found if self.options.base in ("reference", "reference-teacher") else replace(found, form="plain")
@@ -107,9 +110,6 @@ class Inputs:
     @functools.cached_property
     def retrieved(self) -> "Retrieved":
         """What was found for each question, the same for all recipes; indexes are kept beside the journal."""
-        from bench.measure.rag.pipeline import retrieve
-        from bench.measure.rag.prompts import check_lengths
-
         assert self.options.rag is not None
         tokenizer, device = self.base.tokenizer, self.options.device
         cache = self.options.journal.parent / "retrieval"
@@ -125,8 +125,6 @@ class Inputs:
         Raises:
             NotAvailable: the collection has no paragraphs, or no answers.
         """
-        from bench.measure.judge.answers import questions_of
-
         assert self.options.judge is not None
         if self.base.tokenizer is None:
             raise DataError(f"base {self.source.text} has no tokenizer: questions need tokenizer.json beside it")
@@ -144,9 +142,6 @@ class Inputs:
             NotAvailable: no judge was given, or there is nothing that it could judge.
             JudgeError: it does not answer.
         """
-        from bench.measure.judge.answers import check
-        from bench.measure.judge.g_eval import write_steps
-
         assert self.options.judge is not None
         check(self.collection)
         judge = self.options.judge.judge(self.options.journal.parent, self.options.device)
@@ -155,16 +150,12 @@ class Inputs:
     @property
     def fluency_model(self) -> str | None:
         """The language model of fluency; None where none knows the language of what is answered."""
-        from bench.measure.judge.clarity import DEFAULT_LM
-
         assert self.options.judge is not None
         return self.options.judge.fluency or (DEFAULT_LM if self.collection.form == "reference" else None)
 
     @functools.cached_property
     def small_model(self) -> "SmallModel | None":
         """That model, opened."""
-        from bench.measure.judge.clarity import SmallModel
-
         name = self.fluency_model
         return None if name is None else SmallModel(name, self.options.device)
 
@@ -175,8 +166,6 @@ class Inputs:
         Raises:
             OptionError: there is no such encoder.
         """
-        from bench.measure.judge.clarity import coherence_by_encoder, coherence_by_words
-
         assert self.options.judge is not None
         encoder = self.options.judge.encoder
         return coherence_by_words if encoder is None else coherence_by_encoder(encoder, self.options.device)
@@ -195,8 +184,6 @@ class Inputs:
         Raises:
             NotAvailable: there is none.
         """
-        from bench.measure.judge.likelihood import likelihoods
-        from bench.measure.judge.local import LocalJudge
 
         if self.likelihood_model is None:
             raise NotAvailable("no local model that could hold an answer to be likely: give one with --judge SPEC")
@@ -216,8 +203,6 @@ class Inputs:
             NotAvailable: it cannot be had, again at every call.
             DataError: its data is malformed.
         """
-        from bench.measure.scoring.prepare import prepare
-
         if task.name not in self._tasks:
             try:
                 if task.runs_code and self.options.allow_code_execution:
@@ -237,8 +222,6 @@ class Inputs:
             OptionError: there is none, or one that is not scored.
             NotAvailable: the same for a named list of recipes, where no task was given.
         """
-        from bench.metrics.recovery import check_task
-
         try:
             return check_task(self.options.downstream, self.source)
         except OptionError as error:
@@ -254,16 +237,15 @@ class _Defaults(dict[str, str | None]):
         self._source = source
 
     def __missing__(self, name: str) -> str | None:
-        from compression import locate
-        from compression.calibration.text import open_calibration
-        from compression.engine.plan import default_teacher
-        from compression.training.downstream import open_downstream
 
         if name == "teacher":
-            text = default_teacher(self._source)
-            found = None if text is None else Input(text, locate(text).digest)
+            text = engine.plan.default_teacher(self._source)
+            found = None if text is None else Input(text, compression.locate(text).digest)
         else:
-            opened = {"calibration": open_calibration, "downstream": open_downstream}[name](None, self._source)
+            opened = {
+                "calibration": calibration.text.open_calibration,
+                "downstream": training.downstream.open_downstream,
+            }[name](None, self._source)
             found = None if opened is None else Input(opened.name, opened.digest)
         self[name] = found and found.key
         return self[name]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import NotAvailable
 from bench.measure.generation import Decoder, Interleaved, Load
 from bench.results import layers
-from compression import Recipe
+from compression import Recipe, engine
+from compression.engine.schedule import make_schedule
 from compression.recipes.recipe import UNCOMPRESSED
 
 if TYPE_CHECKING:
@@ -138,9 +139,6 @@ class Models:
     @functools.cached_property
     def _steps(self) -> "StepCache":
         """Keeps what recipes that train come to, and what other recipes begin with as they do."""
-        from compression.engine.kept_steps import StepCache
-        from compression.engine.schedule import make_schedule
-
         beginnings: list[tuple[str, ...]] = []
         recipes = dict.fromkeys((*self.options.recipes, *self.options.derived))
         for recipe in recipes:
@@ -149,4 +147,4 @@ class Models:
                 beginnings += [texts[: i + 1] for i in range(len(texts))]
         whole = {tuple(what for _, what in make_schedule(recipe.steps)) for recipe in recipes}
         shared = {texts for texts in beginnings if beginnings.count(texts) + (texts in whole) > 1}
-        return StepCache(self.options.cache, keep=lambda texts: tuple(texts) in shared)
+        return engine.kept_steps.StepCache(self.options.cache, keep=lambda texts: tuple(texts) in shared)

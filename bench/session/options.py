@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.measure.generation import Load
 from bench.results.journal import JOURNAL
 from compression import Recipe
+from compression.checkpoints.tokens import TEMPLATE_ARGUMENTS
 
 if TYPE_CHECKING:
     from bench.measure.judge.setup import Setup as Judging
@@ -64,8 +65,6 @@ class Options:
     @property
     def template_text(self) -> str | None:
         """Part of the key of what is measured with chat templates: their arguments, None where they are the usual."""
-        from compression.checkpoints.tokens import TEMPLATE_ARGUMENTS
-
         other = {name: value for name, value in sorted(self.template.items())
                  if name not in TEMPLATE_ARGUMENTS or value != TEMPLATE_ARGUMENTS[name]}  # fmt: skip
         return json.dumps(other, sort_keys=True) if other else None

@@ -6,7 +6,12 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
+from bench.machine import device as machine
 from bench.session.training_plan import plan_training
+from compression.checkpoints import base as _checkpoint
+from compression.checkpoints import weights
+from compression.checkpoints.artefact import stored_bytes
+from compression.engine.plan import check, check_source, find_downstream, find_teacher, refusals
 from compression.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -26,12 +31,6 @@ def plan(options: "Options") -> str:
         CompressionError: the base or a recipe cannot be.
     """
     import pandas as pd
-
-    from bench.machine import device as machine
-    from compression.checkpoints import base as _checkpoint
-    from compression.checkpoints import weights
-    from compression.checkpoints.artefact import stored_bytes
-    from compression.engine.plan import check, check_source, find_downstream, find_teacher, refusals
 
     source = _checkpoint.locate(options.base)
     download = _download_bytes(source)
@@ -97,8 +96,6 @@ def _bandwidth(device: str) -> float:
     """Bytes read per second by a copy of 256 MiB on the device."""
     import torch
 
-    from bench.machine import device as machine
-
     source = torch.zeros(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = float("inf")
@@ -114,8 +111,6 @@ def _bandwidth(device: str) -> float:
 def _flops_per_second(device: str) -> float:
     """Operations per second of fp32 products of 1024 x 1024 matrices on the device."""
     import torch
-
-    from bench.machine import device as machine
 
     square = torch.ones(1024, 1024, device=device)
     best = math.inf

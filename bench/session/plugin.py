@@ -6,16 +6,25 @@ in conftest.py. Collecting imports neither torch nor transformers.
 
 import dataclasses
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.errors import BenchError, NotAvailable, OptionError
+import compression
+from bench.data.tasks.table import Task
+from bench.errors import BenchError, OptionError
+from bench.metrics.recovery import recipes_of
+from bench.report.recipe_lists import has_a_line
+from bench.report.write import measured, writable, write
 from bench.results.run_options import declare
-from bench.session import workers
+from bench.session import plan as run_plan
+from bench.session import summary, worker_place, workers
 from bench.session.command_line import asked_batch_sizes, asked_tasks, may_have_cuda, options_of
+from bench.session.progress import Bar, Lines
+from bench.session.refusals import refuse_early
+from bench.session.selection import select
+from bench.session.session import Workbench
 from compression.files.terminal import terminal
 
 if TYPE_CHECKING:
@@ -64,8 +73,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "recipe" in metafunc.fixturenames:
-        from bench.session.selection import select
-
         try:
             recipes = select(metafunc.config).recipes
             batch_sizes = asked_batch_sizes(metafunc.config)
@@ -120,9 +127,6 @@ def _leave_out(config: pytest.Config, items: list[pytest.Item], unasked: list[py
 
 def _keep_what_tables_show(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of `--model report` what no table has a line for is not measured."""
-    from bench.report.recipe_lists import has_a_line
-    from bench.session.selection import select
-
     listed = select(config).listed
 
     def shown(item: pytest.Item) -> bool:
@@ -142,71 +146,48 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         config.pluginmanager.unregister(name="hypothesispytest")
     if config.option.collectonly:
         return
-    from compression import CompressionError
 
     try:
-        marked = {mark.name for item in session.items for mark in item.iter_markers()}
-        worker = workers.worker_of(config)
-        if worker and worker.count > 1 and not worker.grouped:
-            raise OptionError("under pytest-xdist the benchmarks need --dist loadgroup: a recipe belongs to one worker")
-        options = options_of(config)
-        if options.against and not any(_AGAINST in getattr(item, "fixturenames", ()) for item in session.items):
-            raise OptionError(
-                f"--against {options.against}: nothing that was selected generates beside a commit; select "
-                "test_efficiency.py::test_against, as -m efficiency does, or leave --against out"
-            )
-        if "recovery" in marked:
-            from bench.metrics.recovery import recipes_of
-
-            trained = {item.callspec.params["recipe"] for item in session.items if item.get_closest_marker("recovery")}  # type: ignore[attr-defined]
-            derived = dict.fromkeys(each for recipe in options.recipes if recipe in trained
-                                    for each in recipes_of(recipe))  # fmt: skip
-            options = dataclasses.replace(options, derived=tuple(derived))
-        if config.getoption("--plan"):
-            from bench.session.plan import plan
-
-            text = plan(options)
-            config.get_terminal_writer().line("\n" + "\n".join(map(terminal, text.splitlines())))
-            pytest.exit("--plan: nothing was run", returncode=0)
-        if config.getoption("--report"):
-            from bench.report.write import writable
-
-            writable(config.getoption("--report"))
-        from bench.session.session import Workbench
-
-        workbench = Workbench(options, progress=_progress(config, session.items, options))
-        if "recovery" in marked:
-            with suppress(NotAvailable):  # of which the rows speak
-                workbench.downstream  # noqa: B018 - a task that cannot be measured is said now
-        if "quality" in marked:
-            from bench.measure.perplexity_windows import PerplexityProtocol
-
-            protocol = PerplexityProtocol(**options.protocol)
-            workbench.data.source(protocol.split, what=protocol.what)  # data that is not there is said now
-            for task in dict.fromkeys(filter(None, map(_task_of, session.items))):
-                with suppress(NotAvailable):  # of which the rows speak
-                    workbench.task(task)
-        if "rag" in marked:
-            workbench.collection  # noqa: B018 - and so are questions that cannot be asked
-        if "judge" in marked:
-            with suppress(NotAvailable):
-                workbench.judging  # noqa: B018 - and so is a judge that does not answer
-            workbench.coherence  # noqa: B018 - and so is an encoder that cannot be had
-            if config.getoption("--fluency-model"):
-                workbench.small_model  # noqa: B018 - and so is a language model that cannot be had
-        workbench.base  # noqa: B018 - and so is a checkpoint that does not fit
-        if "rag" in marked:
-            workbench.retrieved  # noqa: B018 - and so is a retriever that cannot be had, or a chunk that is too long
-        if "judge" in marked:
-            with suppress(NotAvailable):
-                workbench.asked  # noqa: B018 - and so is a paragraph that is too long
+        workbench = _opened(config, session.items)
         config.stash[_WORKBENCH] = workbench
-        if worker:
+        if worker_place.worker_of(config):
             config.pluginmanager.register(workers.Leaving(workbench))
-    except (BenchError, CompressionError) as error:
-        if workers.worker_of(config):
+    except (BenchError, compression.CompressionError) as error:
+        if worker_place.worker_of(config):
             workers.refuse(session, terminal(error))
         raise pytest.UsageError(terminal(error)) from error
+
+
+def _opened(config: pytest.Config, items: list[pytest.Item]) -> Workbench:
+    """The run, once everything that it needs is known to be there. Raises what `refuse_early` does."""
+    marked = {mark.name for item in items for mark in item.iter_markers()}
+    options = _checked_options(config, items, marked)
+    if config.getoption("--plan"):
+        text = run_plan.plan(options)
+        config.get_terminal_writer().line("\n" + "\n".join(map(terminal, text.splitlines())))
+        pytest.exit("--plan: nothing was run", returncode=0)
+    if config.getoption("--report"):
+        writable(config.getoption("--report"))
+    workbench = Workbench(options, progress=_progress(config, items, options))
+    refuse_early(workbench, marked, dict.fromkeys(filter(None, map(_task_of, items))))
+    return workbench
+
+
+def _checked_options(config: pytest.Config, items: list[pytest.Item], marked: set[str]) -> "Options":
+    worker = worker_place.worker_of(config)
+    if worker and worker.count > 1 and not worker.grouped:
+        raise OptionError("under pytest-xdist the benchmarks need --dist loadgroup: a recipe belongs to one worker")
+    options = options_of(config)
+    if options.against and not any(_AGAINST in getattr(item, "fixturenames", ()) for item in items):
+        raise OptionError(
+            f"--against {options.against}: nothing that was selected generates beside a commit; select "
+            "test_efficiency.py::test_against, as -m efficiency does, or leave --against out"
+        )
+    if "recovery" not in marked:
+        return options
+    trained = {item.callspec.params["recipe"] for item in items if item.get_closest_marker("recovery")}  # type: ignore[attr-defined]
+    derived = dict.fromkeys(each for recipe in options.recipes if recipe in trained for each in recipes_of(recipe))
+    return dataclasses.replace(options, derived=tuple(derived))
 
 
 def _task_of(item: pytest.Item) -> Any:
@@ -217,7 +198,6 @@ def _progress(config: pytest.Config, items: list[pytest.Item], options: "Options
     """A bar on a terminal, lines elsewhere, nothing with -q."""
     if config.getoption("verbose") < 0:
         return None
-    from bench.session.progress import Bar, Lines
 
     if sys.stderr.isatty():
         return Bar(config)
@@ -249,7 +229,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     workbench = config.stash.get(_WORKBENCH, None)
     if workbench is None:
         return
-    if workers.worker_of(config):
+    if worker_place.worker_of(config):
         workers.report(config, workbench)
         workbench.close()
         return
@@ -268,14 +248,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def _report(directory: Path, workbench: "Workbench", failing: list[str]) -> list[Path]:
     """The files of the report; what hinders it fails the run, and leaves its results as they are."""
-    from bench.report.write import measured, write
-    from compression import CompressionError
-
     try:
         source = workbench.source
         rows, contents = measured(workbench.options.journal, source.label, workbench.fingerprint, source.digest)
         return write(directory, rows, contents, workbench.journal.run)
-    except (BenchError, CompressionError) as error:  # the latter: the journal has a recipe that is none any more
+    except (
+        BenchError,
+        compression.CompressionError,
+    ) as error:  # the latter: the journal has a recipe that is none any more
         failing.append(f"--report {directory}: {error}")
         return []
 
@@ -283,11 +263,9 @@ def _report(directory: Path, workbench: "Workbench", failing: list[str]) -> list
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     """What pytest-benchmark stores has recipes and tasks by their names: it knows no way to write the objects."""
-    from bench.data.tasks.table import Task
-    from compression import Recipe
 
     def named(value: Any) -> Any:
-        return value.text if isinstance(value, Recipe) else value.name if isinstance(value, Task) else value
+        return value.text if isinstance(value, compression.Recipe) else value.name if isinstance(value, Task) else value
 
     for each in output_json["benchmarks"]:
         each["params"] = each["params"] and {name: named(value) for name, value in each["params"].items()}
@@ -296,10 +274,8 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     workbench = config.stash.get(_WORKBENCH, None)
     if workbench is not None:
-        from bench.session.summary import lines
-
         terminalreporter.section("compression")
-        for line in lines(workbench, verbose=config.getoption("verbose") > 0):
+        for line in summary.lines(workbench, verbose=config.getoption("verbose") > 0):
             terminalreporter.write_line(line)
         for path in config.stash.get(_REPORTED, []):
             terminalreporter.write_line(terminal(f"report: {path}"))

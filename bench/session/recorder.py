@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import bench.gate.verdicts as gates
 from bench.errors import JournalError, MetricError, OptionError
 from bench.gate import tolerances
+from bench.machine import device
 from bench.machine import git as repository
 from bench.metrics import Metric, all_metrics, metrics_of
 from bench.results.bases import OLD
@@ -83,8 +84,6 @@ class Findings:
     def context(self) -> dict[str, Any]:
         """What every row of this run was measured under."""
         import torch
-
-        from bench.machine import device
 
         return {
             "torch": torch.__version__,

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from bench.errors import OptionError
+from bench.metrics.recovery import DEFAULT as FAMILIES
+from bench.report.orders import RECIPES
+from bench.report.recipe_lists import ALL
 from compression import Recipe, RecipeError, list_methods, parse_setting, split_recipes
 from compression.recipes.recipe import UNCOMPRESSED
 
@@ -36,10 +39,6 @@ def select(config: pytest.Config) -> Selection:
         RecipeError: a recipe that cannot be.
         OptionError: `--set` is not of the form name=value, or no recipe has the parameter.
     """
-    from bench.metrics.recovery import DEFAULT as FAMILIES
-    from bench.report.orders import RECIPES
-    from bench.report.recipe_lists import ALL
-
     default = {"ordering": "orderings", "recovery": FAMILIES}.get(config.option.markexpr, "nf4")
     text = config.getoption("--model") or default
     lists = {"all": [UNCOMPRESSED, *list_methods()], "orderings": RECIPES, "report": ALL}

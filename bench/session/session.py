@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import bench.gate.verdicts as gates
 from bench.errors import BenchError, JournalError, NotAvailable, OptionError
+from bench.machine import device
 from bench.machine import git as repository
 from bench.measure.against.commit import Beside, Commit, Job
 from bench.measure.generation import Load
+from bench.measure.perplexity import KeptStates
 from bench.metrics import metrics_of, size
 from bench.metrics.registry import check_items
 from bench.results import item_pairs
@@ -23,7 +25,8 @@ from bench.session.inputs import Inputs
 from bench.session.models import Models
 from bench.session.options import Options
 from bench.session.recorder import Findings
-from compression import CompressionError, Recipe, locate
+from compression import CompressionError, Recipe, engine, locate
+from compression.checkpoints import formats
 from compression.checkpoints.tokens import check_template
 from compression.files.terminal import terminal
 from compression.recipes.recipe import UNCOMPRESSED
@@ -52,8 +55,6 @@ class Workbench(Models, Inputs, Findings):
     """
 
     def __init__(self, options: Options, progress: Callable[[int, int, str], None] | None = None):
-        from bench.machine import device
-
         if options.gate not in gates.MODES:
             raise OptionError(f"--gate {options.gate}: allowed are {', '.join(gates.MODES)}")
         if options.update and not options.force_update and (files := repository.changed(options.baselines)):
@@ -84,20 +85,17 @@ class Workbench(Models, Inputs, Findings):
 
     def _refusals(self) -> dict[str, str]:
         """Why recipes of a named list cannot be, by their text. Raises CompressionError for others that cannot be."""
-        from compression.checkpoints.formats.model import check_recipe
-        from compression.engine.plan import check_source, refusals
-
         options, found = self.options, dict(self.options.refused)
         recipes = [each for each in (*options.recipes, *options.derived) if each.text not in found]
         if self.source.published is None:
             given = (self.source, self.calibration, self.teacher, self.downstream_task)
             if options.named:
-                return found | refusals(recipes, *given)
-            check_source(recipes, *given)
+                return found | engine.plan.refusals(recipes, *given)
+            engine.plan.check_source(recipes, *given)
             return found
         for recipe in options.recipes:
             try:
-                check_recipe(self.source.published, recipe)
+                formats.model.check_recipe(self.source.published, recipe)
             except CompressionError as error:
                 if not options.named:
                     raise
@@ -181,8 +179,6 @@ class Workbench(Models, Inputs, Findings):
     @functools.cached_property
     def base_states(self) -> "KeptStates":
         """Hidden states of the base on held-out text, read once for all recipes."""
-        from bench.measure.perplexity import KeptStates
-
         return KeptStates(self.base.model)
 
     def base_reading(self, key: Any, take: Callable[[], Reading]) -> Reading:

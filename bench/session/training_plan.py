@@ -3,6 +3,8 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from compression.architectures import decoder
+from compression.checkpoints import base
 from compression.checkpoints.weights import open_weights
 from compression.training.downstream import Downstream
 
@@ -91,8 +93,6 @@ def _of_step(
 
 def _adapted(adapters: Any, model: "nn.Module") -> int:
     """Weights of the adapters of a model's linear layers."""
-    from compression.architectures import decoder
-
     return sum(
         adapters.rank * (linear.in_features + linear.out_features)
         for block in decoder.decoder_blocks(model)
@@ -103,8 +103,6 @@ def _adapted(adapters: Any, model: "nn.Module") -> int:
 
 def _weights_of(source: "BaseSource") -> int:
     import torch
-
-    from compression.checkpoints import base
 
     skeleton = base.build(source.config, torch.bfloat16, device="meta")
     return sum(parameter.numel() for parameter in skeleton.parameters())

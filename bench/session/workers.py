@@ -11,64 +11,27 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bench.errors import BenchError, JournalError
-from bench.results.journal import JOURNAL, files_of, new_run, now, read, resume
-from bench.results.row import REFUSED
+from bench.results.journal import files_of, new_run, now, read, resume
+from bench.session.command_line import options_of
+from bench.session.selection import select
+from bench.session.session import Workbench
+from bench.session.worker_place import KEY, Worker, journal_of
 from compression.files.terminal import terminal
 
 if TYPE_CHECKING:
     from bench.session.session import Workbench
 
-KEY = "compression_bench"  # of what controller and workers tell each other
 GROUPED = "loadgroup"
 _HERE = Path(__file__).parents[1]
 _KILLED = (
     "the process that measured this was killed, or ended without a word; the lines of pytest-xdist above name the "
     "worker. Often memory ran out (see the system's log), or a driver failed"
 )
-
-
-class Worker(NamedTuple):
-    """What the controller tells a worker."""
-
-    run: str
-    began: float  # seconds since the epoch
-    place: int
-    count: int
-    grouped: bool
-
-
-def worker_of(config: pytest.Config) -> Worker | None:
-    """What this process was told, None where it is no worker of ours."""
-    told = getattr(config, "workerinput", {}).get(KEY)
-    return None if told is None else Worker(**told)
-
-
-def placed(device: str, worker: Worker | None, gpus: int) -> tuple[str, str | None]:
-    """The device of a worker, and why no time can be taken on it, None where it can.
-
-    >>> one, three = Worker("r", 0.0, 1, 2, True), Worker("r", 0.0, 2, 3, True)
-    >>> placed("cuda", one, 2)
-    ('cuda:1', None)
-    >>> placed("cuda", three, 2)
-    ('cuda:0', 'timings are refused: 3 workers share 2 GPUs; give -n 2')
-    >>> placed("cpu", one, 0)
-    ('cpu', 'timings are refused: 2 workers share cpu; run without -n')
-    >>> placed("cuda", None, 2)
-    ('cuda', None)
-    """
-    if worker is None or worker.count == 1:
-        return device, None
-    if device != "cuda":
-        return device, f"{REFUSED}: {worker.count} workers share {device}; run without -n"
-    here = f"cuda:{worker.place % gpus}"
-    if worker.count <= gpus:
-        return here, None
-    return here, f"{REFUSED}: {worker.count} workers share {gpus} GPUs; give -n {gpus}"
 
 
 def asks_for_benchmarks(config: pytest.Config) -> bool:
@@ -143,8 +106,6 @@ class Controller:
             return None
         from xdist.scheduler import LoadGroupScheduling
 
-        from bench.session.selection import select
-
         try:
             recipes = [recipe.text for recipe in select(config).recipes]
         except ValueError:  # the workers say it
@@ -193,9 +154,6 @@ class Controller:
         """The whole run, out of the journal; None where no benchmarks were run. Raises as `Workbench` does."""
         if not (self._told or (self._lost and self._left_word())):
             return None
-        from bench.session.command_line import options_of
-        from bench.session.session import Workbench
-
         workbench = Workbench(options_of(self._config, run=self._run))
         workbench.gather(since=self._began, killed=_KILLED)
         for told in self._told:
@@ -246,8 +204,3 @@ def refuse(session: pytest.Session, words: str) -> None:
     """A worker finds that the command cannot be: all of them stop, and the words are the controller's."""
     session.shouldstop = words
     session.config.workeroutput[KEY] = json.dumps({"refused": words})  # type: ignore[attr-defined]
-
-
-def journal_of(config: pytest.Config) -> Path:
-    """The journal that the command line names."""
-    return config.getoption("--journal") or config.invocation_params.dir / JOURNAL

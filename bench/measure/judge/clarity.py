@@ -21,7 +21,10 @@ from typing import Any
 
 from bench.data.scripts import has_english_letters, joined_words
 from bench.errors import OptionError
+from bench.measure import scoring
 from bench.measure.judge.answers import Answered
+from bench.measure.rag.encoders import Encoder
+from bench.measure.reference_scores import load
 from compression.checkpoints.libraries import failures_as, local_or_hub
 
 DEFAULT_LM = "reference-teacher"
@@ -158,8 +161,6 @@ def coherence_by_encoder(name: str, device: str) -> Callable[[Sequence[Answered]
     Raises:
         OptionError: sentence-transformers is not installed, or there is no such model.
     """
-    from bench.measure.rag.encoders import Encoder
-
     encoder = Encoder(name, device=device, option="--coherence-encoder")
 
     def coherence(answers: Sequence[Answered]) -> list[float]:
@@ -178,9 +179,7 @@ class SmallModel:
     """
 
     def __init__(self, name: str = DEFAULT_LM, device: str = "cpu"):
-        from bench.measure.scoring.lm_eval import Scorer
-
-        self.scorer = Scorer(*_opened(name, device))
+        self.scorer = scoring.lm_eval.Scorer(*_opened(name, device))
 
     def perplexities(self, texts: Sequence[str]) -> list[float]:
         """Of each text by itself, the first token given the start of a text."""
@@ -189,8 +188,6 @@ class SmallModel:
 
 def _opened(name: str, device: str) -> tuple[Any, Any]:
     if name == DEFAULT_LM:
-        from bench.measure.reference_scores import load
-
         return load("teacher", device=device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

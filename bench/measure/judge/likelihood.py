@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.measure import scoring
 from bench.measure.judge.answers import Answered, prompt
 
 
@@ -27,10 +28,8 @@ def likelihoods(
 
     An empty answer has the likelihood of ending at once.
     """
-    from bench.measure.scoring.lm_eval import Scorer
-
     end = "\n" if form == "reference" else tokenizer.eos_token or "\n"
     lead = "" if tokenizer.chat_template and form != "reference" else " "
     prompts = [prompt(each.asked.question, each.asked.context, form, tokenizer, template) for each in answers]
     texts = [f"{lead if each.text else ''}{each.text}{end}" for each in answers]
-    return [math.exp(mean) for mean in Scorer(model, tokenizer).mean_logprobs(prompts, texts)]
+    return [math.exp(mean) for mean in scoring.lm_eval.Scorer(model, tokenizer).mean_logprobs(prompts, texts)]

@@ -8,7 +8,10 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import compression
 from bench.errors import JudgeError
+from bench.measure import scoring
+from bench.measure.answering import answer
 from bench.measure.judge.asking import Verdict, weighed
 from bench.results.row import Input
 from compression.checkpoints.tokens import conversation, encode
@@ -25,10 +28,8 @@ class LocalJudge:
     how = "logprobs"
 
     def __init__(self, spec: str, device: str = "cpu"):
-        from compression import locate
-
         self.spec, self.device = spec, device
-        source = locate(spec)
+        source = compression.locate(spec)
         self.name = f"local:{source.label}"
         digest = None if source.folder is None else source.digest  # what the hub has goes by its name alone
         self.read = Input(self.name, digest, named=source.kind != "folder")
@@ -45,17 +46,13 @@ class LocalJudge:
 
     @functools.cached_property
     def _scorer(self) -> Any:
-        from bench.measure.scoring.lm_eval import Scorer
-
-        return Scorer(*self.opened)
+        return scoring.lm_eval.Scorer(*self.opened)
 
     def write(self, prompt: str) -> str:
         """The likeliest text, of at most `STEPS_TOKENS` tokens; a base that continues texts may write anything.
 
         Raises JudgeError where all of it is thinking that has no end.
         """
-        from bench.measure.answering import answer
-
         model, tokenizer = self.opened
         [said] = answer(model, tokenizer, [self._templated(prompt)], new_tokens=STEPS_TOKENS)
         if not said.finished:

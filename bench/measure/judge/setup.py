@@ -8,7 +8,9 @@ from bench.measure.judge.answers import DECODING, NEW_TOKENS
 from bench.measure.judge.asking import Judge
 from bench.measure.judge.endpoint import Endpoint, Patience, Url
 from bench.measure.judge.key import Key
+from bench.measure.judge.local import LocalJudge
 from bench.measure.judge.remote import SAMPLES, RemoteJudge
+from bench.measure.judge.reply_cache import Cache
 
 NO_JUDGE = (
     "no judge was given: --judge-url URL --judge-model NAME asks an OpenAI-compatible endpoint (key in the environment "
@@ -62,12 +64,9 @@ class Setup:
             OptionError, JudgeError, CheckpointError: it cannot be had.
         """
         if self.local is not None:
-            from bench.measure.judge.local import LocalJudge
-
             return LocalJudge(self.local, device)
         if self.url is None or self.model is None:
             raise NotAvailable(NO_JUDGE)
-        from bench.measure.judge.reply_cache import Cache
 
         endpoint = Endpoint(self.url, key=Key.from_environment(), patience=self.patience)
         cache = Cache(self.cache or folder / "judge.jsonl")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from bench.data.collections import chunking
 from bench.data.collections.chunking import Chunk, Chunking
 from bench.data.collections.collection import Collection, Question
+from bench.data.collections.readers import open_collection
 from bench.data.scripts import token_spans as token_spans_of_words
 from bench.errors import BenchError, DataError, OptionError
 from bench.measure.rag import vectors
-from bench.measure.rag.encoders import model_read
+from bench.measure.rag.encoders import Encoder, content_name, model_read
 from bench.measure.rag.overlap import share, tokens
 from bench.measure.rag.retrieval import BM25, Dense, Hit, Hybrid, Retriever, checked
 
@@ -154,7 +155,6 @@ def chunks_of(collection: Collection, how: Chunking, tokenize: chunking.Tokenize
 
 def retriever_of(setup: Setup, texts: Sequence[str], *, device: str = "cpu", cache: Path | None = None) -> Retriever:
     """The retriever of a setup over texts; what is built is kept in `cache` by content."""
-    from bench.measure.rag.encoders import Encoder, content_name
 
     def bm25(threshold: float | None) -> BM25:
         import bm25s
@@ -193,8 +193,6 @@ def retrieve(
         OptionError, DataError: see `readers.open_collection`, `Setup`; also where top_k exceeds the chunks, or every
             search failed.
     """
-    from bench.data.collections.readers import open_collection
-
     found = collection or open_collection(setup.dataset, setup.documents)
     count = setup.questions
     if count is None and found.answered:

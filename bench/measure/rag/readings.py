@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import DataError, NotAvailable, OptionError
+from bench.machine import device as machine
 from bench.measure.rag.pipeline import Asked, Retrieved, token_gains
 from bench.measure.rag.prompts import Said, ask, prompts
 from bench.measure.rag.records import (
@@ -198,8 +199,6 @@ def timed(found: Retrieved, readers: Sequence[Reader], count: int) -> list[Speed
 
 
 def _timed(found: Retrieved, reader: Reader, asked: Asked, *, rag: bool) -> tuple[float, Said]:
-    from bench.machine import device as machine
-
     machine.synchronize(reader.device)
     begin = time.perf_counter()
     [said] = reader.answers(found, [asked], rag=rag, decoding="greedy", seed=0)

@@ -11,7 +11,8 @@ from bench.data.sources import Data, Embedded, Folder
 from bench.data.tasks import bundled, folder
 from bench.data.tasks.table import Task
 from bench.errors import DataError, NotAvailable
-from bench.measure.scoring import programs, quac
+from bench.measure.scoring import programs, quac, stand_ins
+from bench.reference import tasks as reference
 
 Configuration = dict[str, Any]
 
@@ -66,8 +67,6 @@ def _embedded(task: Task, data: Data) -> tuple[list[Configuration], str]:
     if task.stand_in is None:
         raise NotAvailable(f"{task.title}: the embedded reference has nothing that stands in for it; "
                            "give --data hub or a folder")  # fmt: skip
-    from bench.measure.scoring import stand_ins
-    from bench.reference import tasks as reference
 
     text = json.dumps(reference.items(task.stand_in, "test"), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()

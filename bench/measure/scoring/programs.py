@@ -10,6 +10,8 @@ besides (`test_setup_code`: objects of a class that the program declares) runs b
 from collections.abc import Sequence
 from typing import Any
 
+from bench.measure.sandbox import run
+
 PASS = [{"metric": "pass@1", "aggregation": len, "higher_is_better": True}]
 _MBPP = (
     "You are an expert Python programmer, and here is your task: {{text}} Your code should pass these tests:\n\n"
@@ -57,6 +59,4 @@ def program(text: str, tests: Sequence[str]) -> str:
 
 def passes(programs: Sequence[str]) -> list[float]:
     """1 for each that runs through its tests in the sandbox, else 0."""
-    from bench.measure.sandbox import run
-
     return [float(outcome.passed) for outcome in run.run_all(programs)]
