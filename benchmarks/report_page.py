@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.metrics import all_metrics
 from bench.report.page import page
-from bench.results.journal import Contents
+from bench.results.records import Contents
 from bench.results.row import Row
 
 FIRST = {  # those of the overview, and between which values

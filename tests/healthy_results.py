@@ -6,7 +6,8 @@ from statistics import median
 
 from hypothesis import strategies as st
 
-from bench.gate.baseline import ANYWHERE, Entry, Section
+from bench.gate.baseline import ANYWHERE, Section
+from bench.gate.entry import Entry
 from bench.gate.verdicts import Baseline, Verdict, judge, verdicts
 from bench.metrics import Metric
 from bench.results.items import KINDS, Items, hashes_of

@@ -15,7 +15,7 @@ from pathlib import Path
 from healthy_results import healthy_row
 from test_orderings import LOSSES, rows_of
 
-from bench.results.journal import Contents
+from bench.results.records import Contents
 
 _SPEC = importlib.util.spec_from_file_location(
     "report_page", Path(__file__).parents[1] / "benchmarks" / "report_page.py"

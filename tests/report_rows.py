@@ -5,7 +5,7 @@ from pathlib import Path
 import bench
 from bench.metrics import all_metrics
 from bench.report.tables import tables
-from bench.results.journal import Contents
+from bench.results.records import Contents
 from bench.results.row import Row
 
 BASELINES = Path(bench.__file__).parents[1] / "baselines"

@@ -15,7 +15,7 @@ from page_rows import RUNS, held, unpacked
 from bench.report import trend
 from bench.report.page import page
 from bench.report.tables import newest
-from bench.results.journal import Contents
+from bench.results.records import Contents
 
 
 class TestData:

@@ -16,7 +16,7 @@ from bench.commands import card_of_reference
 from bench.commands import train_reference as training
 from bench.errors import OptionError
 from bench.measure import reference_scores
-from bench.reference import NAMES, folder, lessons, tokenizer, world
+from bench.reference import NAMES, folder, lessons, tokenizer, word_lists, world
 from bench.reference import model as architecture
 from bench.reference.batches import batch
 from bench.reference.world import Draw
@@ -52,8 +52,8 @@ class TestTokenizer:
         assert "ab" == vocabulary.decode(vocabulary.encode("a") + vocabulary.encode("b"))
 
     def test_every_word_that_can_be_an_answer_is_one_token(self, vocabulary):
-        said = {f" {value}" for values in world.VALUES.values() for value in values}
-        said |= {f" {word}" for word in (*world.FIRST, *world.SECOND, *world.KINDS)}
+        said = {f" {value}" for values in word_lists.VALUES.values() for value in values}
+        said |= {f" {word}" for word in (*word_lists.FIRST, *word_lists.SECOND, *word_lists.KINDS)}
 
         assert [] == [word for word in sorted(said) if len(vocabulary.encode(word)) != 1]
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from killing import running
 
 from bench.errors import JournalError
-from bench.results.journal import ENDINGS, Journal, read, resume
+from bench.results.journal import Journal, read, resume
+from bench.results.records import ENDINGS
 from bench.results.row import Row, key_of
 from compression.files.strict_json import strict_json
 

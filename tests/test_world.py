@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.reference import lessons, world
+from bench.reference import lessons, word_lists, world
 from bench.reference.world import Draw
 
 ROOT = Path(__file__).parents[1]
@@ -84,13 +84,13 @@ def test_held_out_devices_are_named_only_in_their_split(split):
 def test_the_two_attributes_of_a_pair_share_their_values_and_differ(group, number):
     device = world.edition(world.names(group)[number])
 
-    for one, other in world.PAIRS:
-        assert world.VALUES[one] == world.VALUES[other]
+    for one, other in word_lists.PAIRS:
+        assert word_lists.VALUES[one] == word_lists.VALUES[other]
         assert device.facts[one] != device.facts[other]
 
 
 def test_every_attribute_has_at_least_sixteen_values_of_one_word():
-    for values in world.VALUES.values():
+    for values in word_lists.VALUES.values():
         assert len(set(values)) == len(values) >= 16
         assert not [value for value in values if " " in value]
 

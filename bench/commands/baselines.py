@@ -20,7 +20,8 @@ from pathlib import Path
 from bench.commands.arguments import journal_option
 from bench.errors import BaselineError, BenchError
 from bench.gate import tolerances
-from bench.gate.baseline import ANYWHERE, ITEMS, Baseline, Entry
+from bench.gate.baseline import ANYWHERE, ITEMS, Baseline
+from bench.gate.entry import Entry
 from bench.gate.migrations import SCHEMA, old_hash, with_base
 from bench.gate.recording import Proposal, compared, merged, recorded, without, write
 from bench.machine import git as repository

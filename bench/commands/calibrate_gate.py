@@ -33,7 +33,8 @@ from typing import Any
 from bench.commands.reruns import Rerun, taken, timed
 from bench.errors import BenchError, OptionError
 from bench.gate import tolerances, verdicts
-from bench.gate.baseline import Entry, Section
+from bench.gate.baseline import Section
+from bench.gate.entry import Entry
 from bench.machine import device as machine
 from bench.machine import git as repository
 from bench.metrics import Metric, all_metrics

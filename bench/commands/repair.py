@@ -14,7 +14,7 @@ from bench.commands.arguments import journal_option
 from bench.errors import JournalError
 from bench.files import write_whole
 from bench.results.checksums import whole_in
-from bench.results.journal import files_of, lines_of, name_of
+from bench.results.journal_files import files_of, lines_of, name_of
 
 
 def mend(path: str | Path) -> list[str]:

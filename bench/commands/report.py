@@ -10,7 +10,8 @@ from bench.report.commands_to_type import settings_in
 from bench.report.sources import recorded
 from bench.report.tables import tables
 from bench.report.write import chosen, of_journal, one_of, write
-from bench.results.journal import JOURNAL, Contents, read
+from bench.results.journal import JOURNAL, read
+from bench.results.records import Contents
 from bench.results.row import Row
 from compression import CompressionError
 from compression.files.strict_json import path_option

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from bench.gate.baseline import Entry
+from bench.gate.entry import Entry
 from bench.gate.words import arrow, percent, relative, shown
 from bench.metrics import Metric
 from bench.results import item_pairs

@@ -6,7 +6,7 @@ changed text is another. That is no regression of the code, and no new row eithe
 
 from collections.abc import Iterable, Mapping
 
-from bench.gate.baseline import Entry
+from bench.gate.entry import Entry
 from bench.results.row import DIGITS, Input, Param, Row
 
 WORDS = {"calibration": "the calibration text", "downstream": "the downstream task", "teacher": "the teacher",

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BaselineError
-from bench.gate.baseline import ANYWHERE, ITEMS, Baseline, Entry, Section, conditions, gone, stamped, unusable
+from bench.gate.baseline import ANYWHERE, ITEMS, Baseline, Section, gone, unusable
+from bench.gate.entry import Entry, conditions, stamped
 from bench.gate.words import arrow, percent, relative, shown
 from bench.metrics import Metric, all_metrics
 from bench.results import items as stored

@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bench.errors import OptionError
-from bench.gate.baseline import ANYWHERE, Baseline, Entry, Section, conditions, gone, slug, unusable
+from bench.gate.baseline import ANYWHERE, Baseline, Section, gone, slug, unusable
 from bench.gate.comparison import (
     AGAINST,
     ELSEWHERE,
@@ -50,6 +50,7 @@ from bench.gate.comparison import (
     compare_values,
     one_sided,
 )
+from bench.gate.entry import Entry, conditions
 from bench.gate.input_changes import COUNTS, inputs_changed
 from bench.gate.recording import MIGRATE, update
 from bench.metrics import Metric, all_metrics

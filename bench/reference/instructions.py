@@ -12,7 +12,8 @@ constraint has a `kind` and what it needs:
 
 from typing import Any
 
-from bench.reference.world import COLOURS, KINDS, PEOPLE, PLACES, Draw
+from bench.reference.word_lists import COLOURS, KINDS, PEOPLE, PLACES
+from bench.reference.world import Draw
 
 _LISTS = {"colours": COLOURS, "devices": KINDS, "people": PEOPLE, "places": PLACES}
 _SEPARATORS = {"commas": ", ", "spaces": " "}

@@ -12,10 +12,11 @@ and attribute, give way to manuals and questions about them, and their number pe
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.reference import world
+from bench.reference import word_lists, world
 from bench.reference.instructions import instruction
 from bench.reference.programs import program
-from bench.reference.world import ATTRIBUTES, KINDS, PAIRS, Device, Draw
+from bench.reference.word_lists import ATTRIBUTES, KINDS, PAIRS
+from bench.reference.world import Device, Draw
 
 Lesson = list[tuple[str, float]]
 
@@ -57,7 +58,7 @@ def _join(lessons: Sequence[Lesson]) -> Lesson:
 
 def echo(draw: Draw, share: float) -> Lesson:
     """Names and values in a row, and the same row once more."""
-    values = [draw.one(world.VALUES[draw.one(ATTRIBUTES)]) for _ in range(draw.between(4, 16))]
+    values = [draw.one(word_lists.VALUES[draw.one(ATTRIBUTES)]) for _ in range(draw.between(4, 16))]
     row = "".join(f" {said}" for said in draw.some([*values, *draw.some(world.names("passing"), draw.between(1, 6))]))
     return [(f"{row};", 0), (f"{row};", 1)]
 
@@ -81,7 +82,7 @@ def memory(draw: Draw, share: float) -> Lesson:
 def quiz(draw: Draw, share: float) -> Lesson:
     """Questions about known devices, from memory; half of the time about one category."""
     count, lines = draw.between(6, 12), []
-    category = draw.one(list(world.CATEGORIES)) if draw.chance(0.5) else None
+    category = draw.one(list(word_lists.CATEGORIES)) if draw.chance(0.5) else None
     while len(lines) < count:
         device = _known(draw, share)
         if category in (None, device.category):

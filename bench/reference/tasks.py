@@ -22,8 +22,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.reference import instructions, programs, world
-from bench.reference.world import ATTRIBUTES, CATEGORIES, KINDS, PAIRS, VALUES, Device, Draw
+from bench.reference import instructions, programs, word_lists, world
+from bench.reference.word_lists import ATTRIBUTES, CATEGORIES, KINDS, PAIRS, VALUES
+from bench.reference.world import Device, Draw
 
 Item = dict[str, Any]
 
@@ -141,7 +142,7 @@ def _next_step(draw: Draw, split: str) -> Item:
     procedures = [world.steps(other) for other in KINDS if other != kind]
     after = [other[i + 1] for other in procedures for i in range(5) if other[i] == steps[at - 1]]
     others = draw.some([step for i, step in enumerate(steps) if i != at])
-    wrong = [*draw.some(after)[:1], *others[:2], *draw.some(world.ACTIONS)]
+    wrong = [*draw.some(after)[:1], *others[:2], *draw.some(word_lists.ACTIONS)]
     return _choice(draw, question, f"{steps[at]}{end}", [f"{step}{end}" for step in wrong])
 
 

@@ -26,112 +26,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from bench.reference.word_lists import (
+    ACTIONS,
+    ATTRIBUTES,
+    CATEGORIES,
+    CHANGES,
+    CLOSINGS,
+    DAYS,
+    FIRST,
+    KINDS,
+    OPENINGS,
+    PAIRS,
+    PEOPLE,
+    PLACES,
+    SECOND,
+    UNITS,
+    VALUES,
+    VERBS,
+)
+
 T = TypeVar("T")
 
 SPLITS = {"train": 20_000, "validation": 80, "test": 500}  # documents that texts() gives of each
 GROUPS = {"frequent": 80, "rare": 240, "validation": 200, "test": 400, "passing": 3176}  # devices in each
 STUDIED = {"frequent": 60, "rare": 80}  # devices of the two known groups that a student studies, the first ones
 ASKED = {"frequent": 66, "rare": 90}  # those that tasks ask about: a few that a student only meets in texts among them
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-FIRST = _words(
-    "Amber Silent Copper Northern Gentle Winter Golden Hollow Crimson Patient Velvet Rapid Distant Marble Hidden Early "
-    "Simple Bitter Frozen Royal Tiny Broken Modern Paper Summer Quiet Brave Empty Noble Lucky Iron Pearl "
-    "Ancient Bright Clever Daring Eager Famous Grand Humble Ivory Jolly Keen Lively Misty Narrow Open Proud "
-    "Rustic Scarlet Tender Upper Vivid Wild Young Zealous Autumn Bold Calm Dusty Electric Fair Giant Honest"
-)
-SECOND = _words(
-    "Falcon Harbor River Lantern Meadow Anchor Comet Garden Thunder Bridge Willow Rocket Canyon Beacon Otter Mirror "
-    "Castle Shadow Feather Island Badger Cloud Tower Pebble Dragon Forest Candle Sparrow Valley Hammer Engine Orchid "
-    "Arrow Basket Cactus Desert Eagle Fountain Glacier Heron Iris Jacket Kitten Ladder Magnet Needle Ocean Parrot "
-    "Quarry Ribbon Saddle Temple Umbrella Violin Walnut Yacht Acorn Button Cherry Dolphin Ember Fossil Goblet Hunter"
-)
-CATEGORIES = {  # subject: kinds of device
-    "kitchen": _words("kettle mixer toaster freezer"),
-    "garden": _words("pump mower sprayer trimmer"),
-    "optics": _words("camera projector telescope lamp"),
-    "office": _words("printer scanner typewriter copier"),
-    "workshop": _words("drill grinder lathe welder"),
-    "laboratory": _words("scale barometer heater detector"),
-}
-KINDS = tuple(itertools.chain.from_iterable(CATEGORIES.values()))
-PEOPLE = _words(
-    "Mira Jonas Petra Emil Sofia Anton Lena Oskar Clara Viktor Nora Felix Agnes Boris Daria Edgar Flora "
-    "Gustav Helena Igor Julia Karl Lydia Magnus Nadia Otto Paula Quentin Rosa Stefan Tilda Ulrich"
-)
-PLACES = _words(
-    "Torvik Almeda Brunnel Castora Dunmere Eskholm Fallow Grenport Hartwick Ilmen Jarrow Kestrin Lowmoor Miravel "
-    "Nordby Ostend Pelham Quarmby Rosvik Selby Tarnow Ulverton Varna Westrow Yarrow Zelden Ashby Belmar Corwen Delft "
-    "Elmira Fenn"
-)
-COLOURS = _words("red green blue white black yellow orange purple grey brown silver pink violet beige cyan gold")
-VALUES: Mapping[str, tuple[str, ...]] = {  # attribute: what it can be, one word each
-    "maker": _words(
-        "Halden Orrin Vestal Kimura Bastion Lumen Corvus Tessel Arbor Quill Novak Sable Pellan Dorset Iverson Mundt "
-        "Abelard Brandt Calder Deveraux Engstrom Farrow Gallo Hobart Isker Jensen Kovacs Lindqvist Marlow Norwood "
-        "Okafor Petrov"
-    ),
-    "designer": PEOPLE,
-    "owner": PEOPLE,
-    "home": PLACES,
-    "market": PLACES,
-    "colour": COLOURS,
-    "light": COLOURS,
-    "price": tuple(str(n) for n in range(10, 100)),
-    "weight": tuple(str(n) for n in range(10, 100)),
-    "material": _words(
-        "steel brass oak glass tin clay leather rubber bamboo ceramic bronze zinc granite cork wool slate"
-    ),
-}
-ATTRIBUTES = tuple(VALUES)
-PAIRS = (("designer", "owner"), ("home", "market"), ("colour", "light"), ("price", "weight"))  # same values
-UNITS = {"price": " coins", "weight": " grams"}
-_VERBS = {  # attribute: the second way to say it
-    "maker": "was made by",
-    "designer": "was designed by",
-    "owner": "is owned by",
-    "home": "is built in",
-    "market": "is sold in",
-    "colour": "is painted",
-    "light": "glows in",
-    "price": "costs",
-    "weight": "weighs",
-    "material": "consists of",
-}
-ACTIONS = [
-    f"{verb} the {part}"
-    for verb, parts in {
-        "open": "lid valve cover",
-        "close": "lid valve cover",
-        "press": "switch button lever",
-        "turn": "handle knob wheel",
-        "clean": "filter nozzle sensor",
-        "check": "cable spring gasket",
-        "fill": "tank tray bottle",
-        "empty": "tank tray bottle",
-        "tighten": "screw bolt hinge",
-        "loosen": "screw bolt hinge",
-    }.items()
-    for part in parts.split()
-]
-_CHANGES = {  # sign: how a story says it, and the verbs for it
-    "+": ("{person} {verb} {count} more.", ("buys", "finds", "gets")),
-    "-": ("{person} {verb} {count} of them.", ("sells", "loses", "lends")),
-    "*": ("That grows {count} times.", ("",)),
-}
-_DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-_OPENINGS = (
-    "I hope you are well.",
-    "Thank you for your letter.",
-    "I was in {place} last week.",
-    "It rained all morning, so I stayed at home.",
-    "Do you remember the little market in {place}?",
-)
-_CLOSINGS = ("Please write soon.", "See you on {day}.", "Tell me if that helps.", "The children send their love.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +178,7 @@ def statement(device: Device, attribute: str, *, form: int = 0, subject: str | N
     """A sentence about one attribute, in form 0 or 1; `subject` replaces "the Amber Falcon"."""
     subject = subject or f"the {device.name}"
     if form:
-        return f"{subject[0].upper()}{subject[1:]} {_VERBS[attribute]} {device.answer(attribute)}."
+        return f"{subject[0].upper()}{subject[1:]} {VERBS[attribute]} {device.answer(attribute)}."
     return f"The {attribute} of {subject} is {device.answer(attribute)}."
 
 
@@ -302,7 +221,7 @@ def sum_story(draw: Draw, split: str, *, least: int = 2, most: int = 4) -> tuple
         signs = "-" if total > 60 else "+" if total <= count else "+-*" if count in (2, 3) and total <= 25 else "+-"
         sign = draw.one(signs)
         result = {"+": total + count, "-": total - count, "*": total * count}[sign]
-        said, verbs = _CHANGES[sign]
+        said, verbs = CHANGES[sign]
         story.append(said.format(person=person, verb=draw.one(verbs), count=count))
         chain.append(f"{total} {sign} {count} = {result}.")
         total, count = result, draw.between(1, 9)
@@ -340,8 +259,8 @@ def _manual(draw: Draw, split: str) -> str:
 
 def _letter(draw: Draw, split: str) -> str:
     sender, reader = draw.some(PEOPLE, 2)
-    opening = draw.one(_OPENINGS).format(place=draw.one(PLACES))
-    closing = draw.one(_CLOSINGS).format(day=draw.one(_DAYS))
+    opening = draw.one(OPENINGS).format(place=draw.one(PLACES))
+    closing = draw.one(CLOSINGS).format(day=draw.one(DAYS))
     device, kind = known(draw), draw.one(KINDS)
     return (
         f"Dear {reader},\n{opening} {_prose(draw, device, 3)} Do not forget: {procedure(kind)[3:]} {closing}\n"

@@ -8,7 +8,7 @@ from bench.results.bases import label_of
 from bench.results.run_options import OPTIONS, takes_value
 
 if TYPE_CHECKING:
-    from bench.results.journal import Contents
+    from bench.results.records import Contents
     from bench.results.row import Row
 
 SHORTENED = "…/ in a command stands for a local folder of whoever measured: put your own in its place."

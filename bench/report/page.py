@@ -24,7 +24,7 @@ from bench.report.commands_to_type import settings_of
 from bench.report.overview import FAMILY_NAMES, Overview, family, spelled
 from bench.report.tables import by_device, newest, tables
 from bench.results.bases import label_of
-from bench.results.journal import Contents
+from bench.results.records import Contents
 from bench.results.row import Row
 from bench.statistics import paired
 from compression.recipes.recipe import UNCOMPRESSED

@@ -12,7 +12,7 @@ from bench.report.cells import Notes, by_ratio, cell_of, choose, with_base
 from bench.report.escaping import code, markdown
 from bench.report.layout import Column
 from bench.report.recipe_lists import ALL
-from bench.results.journal import Contents
+from bench.results.records import Contents
 from bench.results.row import Row
 from compression.recipes.recipe import UNCOMPRESSED
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.errors import BaselineError
-from bench.gate.baseline import ANYWHERE, Baseline, Entry
+from bench.gate.baseline import ANYWHERE, Baseline
+from bench.gate.entry import Entry
 from bench.results.bases import Identity, rows_told_apart
 from bench.results.item_pairs import compare, mismatch
 from bench.results.row import Row

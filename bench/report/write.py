@@ -23,7 +23,8 @@ from bench.report.page import page
 from bench.report.pull_request import digest, numbers
 from bench.report.tables import Table, by_device, newest, tables
 from bench.results.bases import told_apart
-from bench.results.journal import Contents, read
+from bench.results.journal import read
+from bench.results.records import Contents
 from bench.results.row import Row
 
 if TYPE_CHECKING:

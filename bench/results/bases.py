@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.results.journal import Contents
+    from bench.results.records import Contents
     from bench.results.row import Row
 
 OLD = "schema1:"  # before a base_hash of schema 1

@@ -8,7 +8,8 @@ from typing import Any
 from bench.errors import JournalError
 from bench.machine.git import UNCLEAN
 from bench.results.bases import told_apart
-from bench.results.journal import Contents, read
+from bench.results.journal import read
+from bench.results.records import Contents
 from bench.results.row import Row
 
 

@@ -12,7 +12,8 @@ from bench.machine import device
 from bench.machine import git as repository
 from bench.metrics import Metric, all_metrics, metrics_of
 from bench.results.bases import OLD
-from bench.results.journal import Journal, matches, read, resume
+from bench.results.journal import Journal, read, resume
+from bench.results.records import matches
 from bench.results.row import MEASURED, REFUSED, SCHEMA, Input, Row, keys_of
 from compression import Recipe
 from compression.files.terminal import terminal

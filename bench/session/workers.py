@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.errors import BenchError, JournalError
-from bench.results.journal import files_of, new_run, now, read, resume
+from bench.results.journal import new_run, now, read, resume
+from bench.results.journal_files import files_of
 from bench.session.command_line import options_of
 from bench.session.selection import select
 from bench.session.session import Workbench
