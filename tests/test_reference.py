@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.commands import card_of_reference
+from bench.commands import card_of_reference, training_run
 from bench.commands import train_reference as training
 from bench.errors import OptionError
 from bench.measure import reference_scores
@@ -234,7 +234,7 @@ class TestTraining:
 
         twin = _open(tmp_path)
         with torch.inference_mode():
-            assert training.loss(twin, ids, following, weights) < 0.6 * entropy
+            assert training_run.loss(twin, ids, following, weights) < 0.6 * entropy
 
     def test_a_resumed_run_ends_as_an_uninterrupted_one(self, tmp_path, vocabulary):
         options = {"steps": 8, "vocabulary": vocabulary, "score_every": 100, **QUICK}
@@ -328,7 +328,7 @@ class TestTraining:
             assert ended[-1] == vocabulary.eos_token_id
 
     def test_the_rate_rises_stays_and_falls_to_zero(self):
-        rates = [training._schedule(step, 1000) for step in range(1001)]
+        rates = [training_run.rate_at(step, 1000) for step in range(1001)]
 
         assert rates[:100] == sorted(rates[:100])
         assert {1.0} == set(rates[100:500])

@@ -21,29 +21,23 @@ import math
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from bench.commands.training_run import CHECKPOINT, Run, write_state
 from bench.errors import OptionError
 from bench.measure import reference_scores
 from bench.reference import NAMES, folder, lessons, tokenizer, world
-from bench.reference.batches import batch
 from bench.reference.model import CONTEXT, SHAPES, SPREAD, TAUGHT, Shape, build, grow, spread_channels, temper
 
 if TYPE_CHECKING:
     import torch
     from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
-TOKENS = 1024  # in a step
 LENGTHS = ((0.0, 256), (lessons.LONG, 512))  # from this share of the curriculum on, sequences of so many tokens
 LONG = 20  # the last steps read one sequence of the whole context each
-WARM_UP = 100  # steps
-DECAY = 0.5  # share of the steps over which the rate falls to zero
-CHECKPOINT, LOG = "training.pt", "log.jsonl"
 STEPS = {"student": 7000, "teacher": 3200}  # of the shipped weights
 
 
@@ -57,18 +51,6 @@ class Progress:
     seconds: float
     loss: float
     scores: dict[str, float] | None
-
-
-def loss(
-    model: "torch.nn.Module", ids: "torch.Tensor", following: "torch.Tensor", weights: "torch.Tensor"
-) -> "torch.Tensor":
-    """The weighted mean loss (nat); the head is computed only where there is weight. Shapes: (rows, length)."""
-    import torch
-
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-    learnt = weights > 0
-    each = torch.nn.functional.cross_entropy(model.lm_head(hidden[learnt]).float(), following[learnt], reduction="none")
-    return (each * weights[learnt]).sum() / weights.sum()
 
 
 def train(
@@ -98,78 +80,48 @@ def train(
     Raises OptionError before any work if the folder cannot be written, there is nothing to resume, what is there is of
     another shape, seed or world, the device is absent, or the number of steps is not positive.
     """
-    import torch
-    from transformers import AutoTokenizer
-
     _check(out, resume, device, steps)
-    if vocabulary is None and resume:
-        vocabulary = AutoTokenizer.from_pretrained(out, local_files_only=True, trust_remote_code=False)
-    vocabulary = vocabulary or tokenizer.build(lessons.samples(), context=CONTEXT)
+    vocabulary = vocabulary or _vocabulary(out, resume)
     vocabulary.save_pretrained(out)
     model = build(shape, vocabulary, seed=seed)
     if source and not resume:
         grow(model, source)
     model.to(device).train()
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=shape.rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
     identity = {"shape": asdict(shape), "seed": seed, "grown": source is not None, "world_sha256": world.digest()}
-    step, tokens, before, smooth, late = 0, 0, 0.0, None, None
+    run = Run(shape, model, vocabulary, identity, out)
     if resume:
-        step, tokens, before, smooth, late = _restore(out / CHECKPOINT, identity, model, optimizer)
-    started = time.monotonic()
-
-    def seconds() -> float:
-        return before + time.monotonic() - started
-
-    def save() -> None:
-        state = {"identity": identity, "step": step, "tokens": tokens, "seconds": seconds(), "loss": smooth}
-        weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        _write(state | {"late": late} | weights, out / CHECKPOINT)
-
+        run.restore()
     try:
-        while step < steps:
-            if step == shape.curriculum > 0:
-                _write(model.state_dict(), out / TAUGHT)
-            if step == steps - steps // 10:
-                late = _held_out(model, vocabulary)
-            share = _share(step, shape.curriculum)
+        while run.step < steps:
+            if run.step == shape.curriculum > 0:
+                write_state(model.state_dict(), out / TAUGHT)
+            if run.step == steps - steps // 10:
+                run.late = _held_out(model, vocabulary)
+            share = _share(run.step, shape.curriculum)
             length = next(length for start, length in reversed(lengths) if share >= start)
-            length = CONTEXT if steps - step <= long else length
-            rows = max(1, TOKENS // length)
-            parts = batch(vocabulary, seed=seed, step=step, share=share, rows=rows, length=length)
-            for group in optimizer.param_groups:
-                group["lr"] = shape.rate * _schedule(step, steps)
-            with torch.autocast("cuda", torch.bfloat16) if model.device.type == "cuda" else nullcontext():
-                now = loss(model, *(part.to(device) for part in parts))
-            now.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step, tokens = step + 1, tokens + parts[0].numel()
-            smooth = now.item() if smooth is None else 0.98 * smooth + 0.02 * now.item()
-            if step % save_every == 0:
-                save()
-            found = None
-            if step % score_every == 0:
-                found = _validation(model, vocabulary)
-            if step % 20 == 0 or found:
-                with (out / LOG).open("a", encoding="utf-8") as log:
-                    row = {"step": step, "tokens": tokens, "seconds": round(seconds()), "loss": round(smooth, 4)}
-                    log.write(json.dumps(row | ({"scores": found} if found else {})) + "\n")
-            report(Progress(step=step, steps=steps, tokens=tokens, seconds=seconds(), loss=smooth, scores=found))
+            run.take(steps, share, CONTEXT if steps - run.step <= long else length)
+            if run.step % save_every == 0:
+                run.save()
+            found = _validation(model, vocabulary) if run.step % score_every == 0 else None
+            if run.step % 20 == 0 or found:
+                run.log(found)
+            report(Progress(step=run.step, steps=steps, tokens=run.tokens, seconds=run.seconds, loss=run.loss,
+                            scores=found))  # fmt: skip
     except KeyboardInterrupt:
-        save()
+        run.save()
         raise
-    save()
-    facts = {**identity, "steps": step, "tokens": tokens, "seconds": round(seconds())}
-    facts["held_out_nat"] = {"after nine tenths of the steps": late, "at the end": _held_out(model, vocabulary)}
+    run.save()
+    facts = {**identity, "steps": run.step, "tokens": run.tokens, "seconds": round(run.seconds)}
+    facts["held_out_nat"] = {"after nine tenths of the steps": run.late, "at the end": _held_out(model, vocabulary)}
     return _export(model, vocabulary, out, facts)
+
+
+def _vocabulary(out: Path, resume: bool) -> "PreTrainedTokenizerFast":
+    from transformers import AutoTokenizer
+
+    if resume:
+        return AutoTokenizer.from_pretrained(out, local_files_only=True, trust_remote_code=False)
+    return tokenizer.build(lessons.samples(), context=CONTEXT)
 
 
 def _held_out(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast") -> float:
@@ -190,21 +142,6 @@ def _validation(model: "torch.nn.Module", vocabulary: "PreTrainedTokenizerFast")
 def _share(step: int, curriculum: int) -> float:
     """Where a step is in the curriculum, 0 to 1; without one, a teacher's place."""
     return min(1.0, step / curriculum) if curriculum else lessons.TEACHER
-
-
-def _schedule(step: int, steps: int) -> float:
-    """The factor on the peak rate of a step (counted from 0)."""
-    left = (steps - step) / max(1, int(DECAY * steps))
-    return min(1.0, (step + 1) / WARM_UP, left * left)
-
-
-def _write(state: dict[str, Any], path: Path) -> None:
-    """Save a state so that the file is there whole or not at all."""
-    import torch
-
-    beside = path.with_suffix(".new")
-    torch.save(state, beside)
-    os.replace(beside, path)
 
 
 def _check(out: Path, resume: bool, device: str, steps: int) -> None:
@@ -229,25 +166,6 @@ def _check(out: Path, resume: bool, device: str, steps: int) -> None:
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         words = getattr(error, "strerror", None) or error
         raise OptionError(f"out={str(out)!r} is not a folder that can be written: {words}; choose another") from error
-
-
-def _restore(
-    path: Path, identity: dict[str, Any], model: "torch.nn.Module", optimizer: "torch.optim.Optimizer"
-) -> tuple[int, int, float, float, float | None]:
-    """Load a checkpoint into model and optimizer.
-
-    Returns steps, tokens and seconds so far, the smoothed loss, and the loss on held-out text after nine tenths.
-    """
-    import torch
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["identity"] != identity:
-        raise OptionError(
-            f"{path} is of {state['identity']}, not of {identity}; start without --resume or choose another folder"
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["tokens"], state["seconds"], state["loss"], state["late"]
 
 
 def _export(
