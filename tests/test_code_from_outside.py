@@ -122,13 +122,13 @@ def test_every_call_that_could_load_code_says_that_it_must_not():
         if name == "nn.Embedding.from_pretrained":
             continue  # torch's, of a tensor
         if name.endswith((".from_pretrained", "SentenceTransformer", "AutoModelForCausalLM.from_config")):
-            if name.endswith("from_config") and "memory_child" in where:
+            if name.endswith("from_config") and "memory_process" in where:
                 continue  # of a configuration made there
             said[where, name] = words.get("trust_remote_code") == "False"
         elif name == "torch.load":
             said[where, name] = words.get("weights_only") == "True"
         elif name.rpartition(".")[0] in ("pickle", "dill", "joblib", "marshal", "shelve") or name in ("eval", "exec"):
-            said[where, name] = "_warden" in where  # which runs programs in a jail
+            said[where, name] = "warden" in where  # which runs programs in a jail
         elif name.endswith("np.load"):
             said[where, name] = "allow_pickle" not in words
 

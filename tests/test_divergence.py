@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_perplexity import TEXTS, VOCABULARY, data, data_of, model, tokenizer  # noqa: F401
 
-import bench.metrics.perplexity as module
+import bench.measure.perplexity as module
 from bench.errors import DataError, MetricError
+from bench.measure import divergence
 from bench.measure.divergence import diverge, shares
 from bench.measure.perplexity import KeptStates, perplexity
 from bench.measure.perplexity_windows import PerplexityProtocol
-from bench.metrics import divergence
 from bench.metrics.divergence import kl_to_base, top1_agreement
 
 

@@ -17,7 +17,7 @@ ROOT = Path(bench.__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import splice  # noqa: E402 - from the folder named above
 
-SKIPPED = ("__main__", "bench.test_", "memory_child")
+SKIPPED = ("__main__", "bench.test_", "memory_process", "against.side", "sandbox.warden")
 MODULES = [
     module.name
     for package in (bench, compression)

@@ -33,11 +33,11 @@ short_texts = st.text(max_size=20)
 FAILING = """
 import http.client, os, socket
 import pytest
-from bench.judge import exchange
-from bench.judge.cache import Cache
-from bench.judge.endpoint import Endpoint, Patience, Url
-from bench.judge.key import Key
-from bench.judge.remote import RemoteJudge
+from bench.measure.judge import exchange
+from bench.measure.judge.reply_cache import Cache
+from bench.measure.judge.endpoint import Endpoint, Patience, Url
+from bench.measure.judge.key import Key
+from bench.measure.judge.remote import RemoteJudge
 
 exchange.LARGEST = 2**20
 

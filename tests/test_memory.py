@@ -20,7 +20,7 @@ SPEC = ChildSpec(kind="base", target="nothing", load=Load(), threads=1)
 # A child that measures what `load` and `run` do, as the real one measures a model.
 HEAD = """
 import json, sys, time
-from bench.metrics.memory_child import measure
+from bench.measure.memory_process import measure
 LOADS = 1
 def fill(mib):
     return b"x" * (mib << 20)
@@ -86,9 +86,9 @@ run = lambda held: kept.append(fill(50)) if not kept else None  # what is kept f
 @linux
 def test_where_the_high_water_mark_is_not_told_readings_are_taken_in_turn():
     reading = child("""
-from bench.metrics import memory_child
+from bench.measure import memory_process
 def untold(): raise LookupError
-memory_child._high_water = untold
+memory_process._high_water = untold
 load = lambda: fill(64)
 def run(held):
     moment = fill(32)

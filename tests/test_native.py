@@ -255,11 +255,11 @@ def test_a_wrong_argument_is_refused_with_what_was_wanted():
 MULTIPLY = """
 import warnings; warnings.simplefilter("error")
 import torch
-from compression import _native
-print(_native.available(), _native.reason())
-if _native.available():
+from compression.layers.kernels import lut4
+print(lut4.available(), lut4.reason())
+if lut4.available():
     codes = torch.arange(8 * 128).remainder(16).to(torch.uint8).view(8, 128)
-    y = _native.matmul(torch.ones(1, 128), _native.pack(codes), torch.arange(16.0), torch.ones(8, 1), None, 128)
+    y = lut4.matmul(torch.ones(1, 128), lut4.pack(codes), torch.arange(16.0), torch.ones(8, 1), None, 128)
     print(y.sum().item())
 """
 

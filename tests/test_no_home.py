@@ -14,7 +14,7 @@ def unknown(*arguments):
 
 pwd.getpwuid = pwd.getpwnam = unknown
 import compression
-from bench.data import open_data
+from bench.data.sources import open_data
 
 base = sys.argv[1]
 print(compression.compress(base, "nf4(group_size=32)").kernels())

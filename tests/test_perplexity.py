@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from bench.data.sources import open_data
 from bench.errors import DataError, MetricError, OptionError
+from bench.measure import perplexity as module
 from bench.measure.perplexity import perplexity
 from bench.measure.perplexity_windows import PerplexityProtocol, samples_of, spread, windows
-from bench.metrics import perplexity as module
 from bench.results.row import Input
 
 VOCABULARY = 258  # 256 bytes, <s>, </s>

@@ -335,7 +335,7 @@ WRITER = """
 import sys
 from dataclasses import replace
 sys.path[:0] = [{root!r}, {tests!r}]
-from bench.journal import Journal
+from bench.results.journal import Journal
 from healthy_results import healthy_row, names, rows, texts
 path, run, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 journal = Journal(path, run=run)

@@ -198,7 +198,7 @@ def test_programs_run_side_by_side_each_alone_in_order():
 
 def test_nothing_is_left_of_programs_whose_run_was_killed(name):
     program = called(name) + "while True: pass"
-    code = f"from bench import sandbox; sandbox.run({program!r}, seconds=60)"
+    code = f"from bench.measure.sandbox import run as sandbox; sandbox.run({program!r}, seconds=60)"
     with running([sys.executable, "-c", code]) as harness:
         wait_until(lambda: processes(name), harness)
         harness.kill()
@@ -375,8 +375,8 @@ def test_as_much_is_forbidden_whoever_runs_them(user, without):
 
 ATTACKED = """
 import json, os, subprocess, sys, time
-from bench._claims import WITHOUT_LAYERS, attempts, surroundings
-from bench.sandbox import run_all
+from bench.measure.sandbox.claims import WITHOUT_LAYERS, attempts, surroundings
+from bench.measure.sandbox.run import run_all
 busy = subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
 try:
     with surroundings() as facts:

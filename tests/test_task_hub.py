@@ -37,9 +37,9 @@ FILES = {  # Parquet with named configurations, JSON without, the hub's own conv
 }
 CODE = """
 import json, sys
-from bench.data import open_data
-from bench.tasks import SEED, SUITE
-from bench.tasks.prepare import prepare
+from bench.data.sources import open_data
+from bench.data.tasks.table import SEED, SUITE
+from bench.measure.scoring.prepare import prepare
 
 for name in sys.argv[1:]:
     try:

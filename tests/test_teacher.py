@@ -188,7 +188,7 @@ def test_every_setting_that_the_numbers_depend_on_makes_another_cache(teacher, t
 
 CHILD = """
 import sys, torch
-from compression.distillation._teacher import teacher_outputs
+from compression.training.teacher import teacher_outputs
 cache, teacher = sys.argv[1:]
 ids = torch.arange(400).view(40, 10) * 7 % 48
 def progress(done, total, what):
@@ -226,8 +226,8 @@ def test_the_size_of_a_shard_changes_no_output(teacher, tmp_path):
 
 READER = """
 import sys, torch
-from compression._cost import anonymous_bytes, give_back
-from compression.distillation._teacher import teacher_outputs
+from compression.cost import anonymous_bytes, give_back
+from compression.training.teacher import teacher_outputs
 ids = torch.zeros(32, 64, dtype=torch.int64)
 teacher_outputs(*sys.argv[1:], ids).batch([0])
 give_back()

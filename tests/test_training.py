@@ -112,8 +112,8 @@ def test_alpha_0_is_the_training_of_transformers(tmp_path):
 
 CHILD = """
 import sys
-from compression.distillation._teacher import teacher_outputs
-from compression.distillation._training import train
+from compression.training.teacher import teacher_outputs
+from compression.training.trainer import train
 from test_training import IDS, KD, PARTS, student
 outputs = teacher_outputs(sys.argv[1], sys.argv[2], IDS)
 def progress(done, total, what):

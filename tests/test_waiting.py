@@ -24,7 +24,7 @@ while time.monotonic() < last:
 """
 STARVED = """
 import json, os, sys, time
-from bench._waiting import moments
+from bench.machine.cpu_wait import moments
 
 os.sched_setaffinity(0, {int(sys.argv[1])})
 steps, waited, last = [], 0.0, time.monotonic() + 60

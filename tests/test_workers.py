@@ -32,7 +32,7 @@ MEASURED = {
 
 SABOTAGE = """
 import os, signal
-from compression.quantization.rtn import RTN
+from compression.methods.quantization.weight_only.rtn import RTN
 
 sound = RTN.compress_linear
 

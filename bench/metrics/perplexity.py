@@ -28,6 +28,8 @@ def perplexity_of(reading: PerplexityReading) -> float:
 
     A model that gives each of four tokens the probability 1/8 has perplexity 8:
 
+    >>> import math
+    >>> from bench.measure.perplexity_windows import PerplexityProtocol
     >>> four = PerplexityReading(nll=4 * math.log(8), tokens=4, sample_means=(math.log(8),), bits_per_byte=None,
     ...     truncated=0, batch_size=1, data="doctest", digest="", protocol=PerplexityProtocol())
     >>> round(perplexity_of(four), 6)
@@ -40,6 +42,8 @@ def perplexity_of(reading: PerplexityReading) -> float:
 def nll_of(reading: PerplexityReading) -> float:
     """Mean negative log-likelihood per token: the logarithm of `quality.perplexity`.
 
+    >>> import math
+    >>> from bench.measure.perplexity_windows import PerplexityProtocol
     >>> four = PerplexityReading(nll=4 * math.log(8), tokens=4, sample_means=(math.log(8),), bits_per_byte=None,
     ...     truncated=0, batch_size=1, data="doctest", digest="", protocol=PerplexityProtocol())
     >>> round(nll_of(four), 4)
