@@ -222,7 +222,7 @@ def _decode(condition: str, tolerance: float | None) -> Metric:
 
 
 def main() -> None:
-    """Print the table of METHODOLOGY."""
+    """Print the table of docs/methodology/gate-power.md."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=100)
