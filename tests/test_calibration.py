@@ -268,7 +268,7 @@ def test_gptq_takes_back_what_rounding_to_nearest_loses(reference, options):
 
 @pytest.mark.parametrize("symmetric", ["false", "true"])
 def test_awq_stays_nearer_to_the_base_than_rounding_to_nearest_at_3_bits(reference, symmetric):
-    """By divergence: perplexity at 3 bits is an unsteady judge on the reference, see METHODOLOGY."""
+    """By divergence: perplexity at 3 bits is an unsteady judge on the reference, see docs/bias.md."""
     base, ids, _ = reference
     options = f"bits=3,symmetric={symmetric}"
 

@@ -15,7 +15,8 @@ from bench.metrics import all_metrics
 
 ROOT = Path(bench.__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import splice  # noqa: E402 - from the folder named above
+import layers  # noqa: E402 - from the folder named above
+import splice  # noqa: E402
 
 SKIPPED = ("__main__", "bench.test_", "memory_process", "against.side", "sandbox.warden")
 MODULES = [
@@ -37,7 +38,7 @@ def test_there_are_examples_to_run():
 
 
 def test_every_metric_is_described_and_methodology_names_it():
-    text = (ROOT / "METHODOLOGY.md").read_text()
+    text = "".join(path.read_text() for path in (ROOT / "docs" / "methodology").glob("*.md"))
     for metric in all_metrics().values():
         assert metric.title
         if metric.group == "efficiency" and metric.of != "cost":
@@ -55,26 +56,39 @@ def test_no_public_text_names_a_path_of_one_machine():
     assert [str(p) for p in own if re.search(r"(?<![\w.])/(?:home|Users)/\w+", p.read_text())] == []
 
 
-def rows_of(lines):
-    """Heading and rows of the tables among lines."""
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+# --- Tables ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_measured_table_in_readme_is_one_table_of_the_report_with_its_heading_and_all_rows():
-    first = re.split(r"^#+ ", (ROOT / "docs" / "report" / "tables.md").read_text(), flags=re.MULTILINE)[2]
-    measured = (ROOT / "README.md").read_text().split("\n## Measured\n")[1].split("\n## ")[0]
-
-    assert len(rows_of(measured.splitlines())) > 20
-    assert rows_of(first.splitlines()) == rows_of(measured.splitlines())
+def rows_of(text):
+    """Heading and rows of the tables of a text."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-TEXTS = [path for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").rglob("*.md"))
-         if "<!-- table:" in path.read_text()]  # fmt: skip
+TABLES = [(path, place) for path in splice.pages() for place in splice.places(path.read_text())]
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_tables_that_come_from_files_are_those_of_the_files(path):
-    assert splice.spliced(path.read_text()) == path.read_text()
+@pytest.mark.parametrize(("path", "place"), TABLES, ids=[f"{path.stem}-{place.heading}" for path, place in TABLES])
+def test_a_table_between_markers_has_the_heading_and_all_rows_of_its_source(path, place):
+    section = re.split(rf"^#+ {re.escape(place.heading)}$", (ROOT / place.file).read_text(), flags=re.MULTILINE)[1]
+    own = rows_of(re.split(r"^#", section, flags=re.MULTILINE)[0])
+
+    assert len(own) >= 3
+    assert own == rows_of(place.body)
+    assert splice.table(ROOT / place.file, place.heading) == place.body.rstrip("\n")
+
+
+def test_one_command_finds_every_page_and_all_are_up_to_date():
+    names = {path.relative_to(ROOT).as_posix() for path in splice.pages()}
+
+    assert {"README.md", "docs/methodology/gate-power.md", "bench/reference/README.md"} <= names
+    assert [path for path in splice.pages() if splice.spliced(path.read_text()) != path.read_text()] == []
+
+
+def test_the_picture_of_the_layers_is_that_of_the_import_rules():
+    if "importlinter" not in (ROOT / "pyproject.toml").read_text():
+        pytest.skip("pyproject.toml has no import rules yet")
+    assert layers.FILE.read_text() == layers.text(), "run python benchmarks/layers.py && python benchmarks/splice.py"
 
 
 def test_a_row_of_another_table_does_not_stay(tmp_path):
@@ -87,3 +101,89 @@ def test_a_row_of_another_table_does_not_stay(tmp_path):
         splice.spliced(pasted.replace(": a", ": c"), tmp_path)
     with pytest.raises(OSError, match=r"none\.md"):
         splice.spliced(pasted.replace("report", "none"), tmp_path)
+
+
+def test_the_command_that_measured_a_table_is_written_below_it(tmp_path):
+    (tmp_path / "power.md").write_text("# a\n\nMeasured by `python power.py`.\n\n| x |\n|---|\n| 1 |\n\nText.\n")
+    begin, end = "<!-- table: power.md: a -->\n", "<!-- end of table -->"
+
+    expected = f"{begin}| x |\n|---|\n| 1 |\n\nMeasured by `python power.py`.\n{end}"
+    assert expected == splice.spliced(begin + end, tmp_path)
+    assert expected == splice.spliced(expected, tmp_path)
+
+
+def is_of_figures(rows):
+    """Whether at least half of the cells behind the first column are numbers, with an interval or a unit sign."""
+    cells = [cell for row in rows[2:] for cell in row[1:] if cell]
+    return (
+        2 * sum(re.fullmatch(r"[-+*\u2212\u00b1\d.,;()\[\] %x]+", cell) is not None for cell in cells) >= len(cells) > 0
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "methodology").glob("*.md")), ids=lambda path: path.stem)
+def test_every_table_of_figures_stands_between_markers(path):
+    outside = re.sub(r"<!-- table: .*?<!-- end of table -->", "", path.read_text(), flags=re.DOTALL)
+    tables = [rows_of(found[0]) for found in re.finditer(r"(?:^\|.*\n)+", outside, re.MULTILINE)]
+    assert [rows[0] for rows in tables if is_of_figures(rows)] == []
+
+
+def test_a_table_of_figures_is_recognized():
+    assert is_of_figures(rows_of("| x | a | b |\n|---|---|---|\n| nf4 | 1 | -0.5 |"))
+    assert not is_of_figures(rows_of("| x | a | b |\n|---|---|---|\n| nf4 | 4 bits | 0 shots |\n| rtn | own | own |"))
+
+
+# --- Pages -----------------------------------------------------------------------------------------------------------
+
+DOCS = ROOT / "docs"
+METHODOLOGY = [path for path in sorted((DOCS / "methodology").glob("*.md")) if path.stem != "index"]
+SECTIONS = ["Question", "Decision", "Evidence", "Limits"]
+WORDS = 900  # of a page
+
+
+@pytest.mark.parametrize("path", METHODOLOGY, ids=lambda path: path.stem)
+def test_a_page_of_the_methodology_has_four_sections_in_order_and_a_command(path):
+    text = path.read_text()
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == SECTIONS
+    evidence = text.split("## Evidence")[1].split("## Limits")[0]
+    assert re.search(r"(?:python|pytest|tox) ", evidence) or re.search(r"`tests/test_\w+\.py", evidence)
+
+
+SHORT = [
+    path for folder in ("methodology", "concepts", "contributing") for path in sorted((DOCS / folder).glob("*.md"))
+]
+
+
+@pytest.mark.parametrize("path", SHORT, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_page_can_be_read_in_five_minutes(path):
+    assert len(path.read_text().split()) <= WORDS
+
+
+def anchors(text):
+    """The anchors of the headings of a page, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: path.relative_to(DOCS).as_posix())
+def test_relative_links_lead_somewhere(path):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(), flags=re.DOTALL)
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        page = path.parent / file if file else path
+        if not page.exists() or (anchor and anchor not in anchors(page.read_text())):
+            dead.append(target)
+    assert dead == []
+
+
+@pytest.mark.parametrize("path", METHODOLOGY, ids=lambda path: path.stem)
+def test_files_that_a_page_names_are_there(path):
+    named = re.findall(r"\b(?:bench|benchmarks|compression|tests|docs)/[\w/.-]+\.(?:py|md|json)\b", path.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_page_of_the_methodology_is_in_its_index():
+    index = (DOCS / "methodology" / "index.md").read_text()
+    assert [path.name for path in METHODOLOGY if f"({path.name})" not in index] == []

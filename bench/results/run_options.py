@@ -80,7 +80,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--warmup-runs": dict(type=int, default=3, help="rounds before the measured ones; default 3"),
     "--tdp": dict(type=float, help="watts of the device for estimated energy; default detected"),
     "--protocol": dict(
-        choices=("default", "e", "o"), default="default", help="perplexity protocol; see METHODOLOGY.md"
+        choices=("default", "e", "o"), default="default", help="perplexity protocol; see docs/methodology"
     ),
     "--samples": dict(type=int, default=100, help="perplexity samples; default 100"),
     "--length": dict(type=int, help="tokens per perplexity sample; default 512"),
@@ -130,7 +130,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "the embedded set the reference's teacher, else none",
     ),
     "--coherence-encoder": dict(metavar="MODEL", help="sentence-transformers model; default TF-IDF of words"),
-    "--tasks": dict(default="core", help="core, full, none, or names separated by commas; see METHODOLOGY.md"),
+    "--tasks": dict(default="core", help="core, full, none, or names separated by commas; see docs/methodology"),
     "--limit": dict(
         type=int,
         help="questions of each task (of MMLU: of each subject), the first, as lm-eval takes them; default all",
