@@ -305,4 +305,4 @@ def _words(values: Iterable[int]) -> str:
 
 def _format(published: Published) -> Any:
     """The module that translates the tensors of a layer."""
-    return importlib.import_module(f"compression.checkpoints.formats.description.{published.quant_method}")
+    return importlib.import_module(f"compression.checkpoints.formats.{published.quant_method}")
