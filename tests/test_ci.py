@@ -108,7 +108,7 @@ def test_every_part_of_ci_run_that_a_workflow_asks_for_is_there():
 PYTHON = """#!/bin/bash
 if [ "$1" = --version ]; then echo Python 3; exit; fi
 mkdir -p "$3/bin"
-for tool in pip ruff pytest python; do cp "$TOOL" "$3/bin/$tool"; done
+for tool in pip ruff mkdocs pytest python; do cp "$TOOL" "$3/bin/$tool"; done
 """
 TOOL = """#!/bin/bash
 printf '%q ' "$(basename "$0")" "$@" >>"$NOTES"
@@ -144,17 +144,18 @@ def test_ci_run_lints_tests_and_measures_in_this_order(ci):
     end, notes = ci()
 
     assert (0, "") == (end.returncode, end.stderr)
-    assert ["ruff", "ruff", "pytest", "pytest"] == [line[0] for line in notes]
-    assert (["pytest"], ["pytest", "bench"]) == (notes[2], notes[3][:2])
+    assert ["ruff", "ruff", "mkdocs", "pytest", "pytest"] == [line[0] for line in notes]
+    assert ["mkdocs", "build", "--strict"] == notes[2][:3]
+    assert (["pytest"], ["pytest", "bench"]) == (notes[3], notes[4][:2])
 
 
 @pytest.mark.parametrize(
     ("parts", "tools"),
     [
-        (("lint",), ["ruff", "ruff"]),
+        (("lint",), ["ruff", "ruff", "mkdocs"]),
         (("tests",), ["pytest"]),
-        (("tests", "lint"), ["pytest", "ruff", "ruff"]),
-        (("quick",), ["ruff", "ruff", "python", "pytest"]),
+        (("tests", "lint"), ["pytest", "ruff", "ruff", "mkdocs"]),
+        (("quick",), ["ruff", "ruff", "mkdocs", "python", "pytest"]),
     ],
 )
 def test_ci_run_runs_the_parts_that_it_is_told(ci, parts, tools):

@@ -7,6 +7,8 @@ from itertools import pairwise
 import pytest
 from commands import FILES, PERPLEXITY, RTN, SIZE
 
+from bench.session.exit_status import EXIT_STATUSES
+
 pytest_plugins = ["pytester"]
 
 
@@ -52,10 +54,12 @@ def test_bad_input_is_refused_before_anything_is_measured(run, pytester, argumen
     ],
     ids=["passed", "gate", "cannot be collected", "refused", "nothing to run"],
 )
-def test_the_exit_status_says_how_a_run_ended_as_readme_tells(run, arguments, status):
-    told = re.findall(r"^\| (\d) \|", (FILES.parent / "README.md").read_text(), flags=re.MULTILINE)
+def test_the_exit_status_says_how_a_run_ended_as_the_reference_tells(run, arguments, status):
+    page = (FILES.parent / "docs" / "reference" / "exit-status.md").read_text()
+    told = re.findall(r"^\| (\d) \|", page, flags=re.MULTILINE)
 
-    assert ["0", "1", "2", "3", "4", "5"] == told
+    assert [str(each) for each in EXIT_STATUSES] == told
+    assert status in EXIT_STATUSES
     assert status == run(*arguments).ret
 
 

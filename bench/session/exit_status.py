@@ -28,4 +28,5 @@ EXIT_STATUSES = {
         "-",
     ),
     5: ExitStatus("no test was selected", "-"),
+    6: ExitStatus("more warnings than `--max-warnings` allows", "-"),
 }

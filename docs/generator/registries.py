@@ -177,8 +177,8 @@ def metrics_page() -> str:
     return page(
         "Metrics",
         "A row of results is one of these metrics with its parameters, such as "
-        "`efficiency.decode_ms[batch=1,new_tokens=128]`. The methodology says what each number "
-        "means and does not mean. To write one, see [Add a metric](../extend/a-metric.md).",
+        "`efficiency.decode_ms[batch=1,new_tokens=128]`. The [methodology](../methodology/index.md) says what each "
+        "number means and does not mean. To write one, see [Add a metric](../extend/a-metric.md).",
         "The tolerance is how far a value may worsen before the gate fails: of the ratio to the uncompressed model "
         "where there is one, else of the value. `python -m bench calibrate-gate --write` replaces the tolerances of "
         "timings with measured ones.",

@@ -36,23 +36,23 @@ class KD(Method):
     """Train all weights on labels and on a teacher's softened outputs."""
 
     alpha: float = 0.3  # share of the teacher; 0 is the same training without one
-    temperature: float = 4.0
-    divergence: Divergence = "forward_kl"
+    temperature: float = 4.0  # that softens the outputs of both
+    divergence: Divergence = "forward_kl"  # of the softened outputs of teacher and student
     beta: float = 0.5  # of jensen_shannon
     top_k: int | None = None  # tokens of the teacher that are kept of each position, with the mass of the rest; all
     teacher_recipe: str = "fp16"  # what the teacher is compressed by, without data; the papers take llm_int8
     allow_vocab_mismatch: bool = False  # take ids to mean the same although the tokenizers say otherwise
     samples: int = 500  # texts; the paper takes about 20,800
     sequence_length: int = 512  # tokens of each
-    epochs: int = 2
-    learning_rate: float = 1e-4
-    batch: int = 2
-    accumulation: int = 4
-    clip: float = 0.5
+    epochs: int = 2  # passes over the texts
+    learning_rate: float = 1e-4  # at the start of its decay
+    batch: int = 2  # texts of a forward pass
+    accumulation: int = 4  # forward passes of a step
+    clip: float = 0.5  # largest norm of the gradients of a step
     warmup: float = 0.0  # share of the steps in which the learning rate rises
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    bf16: bool = False
-    save_steps: int = 100
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"  # adamw_8bit: that of bitsandbytes
+    bf16: bool = False  # whether to multiply in bf16
+    save_steps: int = 100  # steps between two checkpoints
     patience: int = 0  # epochs without a lower loss on a tenth of the texts held out, behind which it stops; 0: never
 
     def __post_init__(self) -> None:
@@ -143,18 +143,18 @@ class Distilled(KD):
     """Train low-rank adapters on labels and on a teacher's softened outputs."""
 
     alpha: float = 0.5
-    temperature: float = 2.0
-    epochs: int = 3
-    learning_rate: float = 2e-4
-    batch: int = 4
-    accumulation: int = 4
-    clip: float = 1.0
+    temperature: float = 2.0  # that softens the outputs of both
+    epochs: int = 3  # passes over the texts
+    learning_rate: float = 2e-4  # at the start of its decay
+    batch: int = 4  # texts of a forward pass
+    accumulation: int = 4  # forward passes of a step
+    clip: float = 1.0  # largest norm of the gradients of a step
     warmup: float = 0.1  # the paper's 100 steps are more than there are
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw_8bit"
-    rank: int = 64
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw_8bit"  # adamw_8bit: that of bitsandbytes
+    rank: int = 64  # of the adapters
     lora_alpha: float = 16.0  # the adapters' product is scaled by lora_alpha / rank
-    dropout: float = 0.1
-    targets: Literal["qv", "all"] = "qv"
+    dropout: float = 0.1  # share of the inputs of the adapters that is left out in training
+    targets: Literal["qv", "all"] = "qv"  # linear layers with adapters: of queries and values, or all
 
     def __post_init__(self) -> None:
         super().__post_init__()

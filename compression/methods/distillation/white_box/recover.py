@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 class Recover(Method):
     """Train low-rank adapters on a downstream task, the compressed weights frozen (LoRA, QLoRA)."""
 
-    rank: int = 16
+    rank: int = 16  # of the adapters
     alpha: float = 32.0  # the adapters' product is scaled by alpha / rank
-    targets: Literal["all", "qv"] = "all"
-    dropout: float = 0.0
+    targets: Literal["all", "qv"] = "all"  # linear layers with adapters: all, or those of queries and values
+    dropout: float = 0.0  # share of the inputs of the adapters that is left out in training
     samples: int | None = None  # examples of the task, at most; none: all that there are
     sequence_length: int = 512  # tokens of a text
-    epochs: int = 1
-    learning_rate: float = 1e-3
+    epochs: int = 1  # passes over the examples
+    learning_rate: float = 1e-3  # at the start of its decay
     warmup: float = 0.04  # share of the steps in which the learning rate rises
     batch: int = 2  # texts of a forward pass
-    accumulation: int = 1
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    accumulation: int = 1  # forward passes of a step
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"  # adamw_8bit: that of bitsandbytes
     bf16: bool = False  # whether to multiply in bf16
-    save_steps: int = 100
+    save_steps: int = 100  # steps between two checkpoints
     patience: int = 0  # epochs without a lower loss on a tenth of the texts held out, behind which it stops; 0: never
-    merge: Literal["exact", "all"] = "exact"
+    merge: Literal["exact", "all"] = "exact"  # exact: into dense weights alone; all: packed weights are rounded anew
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:

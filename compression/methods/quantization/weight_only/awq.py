@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 class AWQ(CalibratedQuantizer):
     """Scale up channels with large activations and clip weights, by search on the output error, then round (AWQ)."""
 
-    bits: Literal[2, 3, 4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4  # of a weight
     group_size: int = 128  # inputs that share a scale; -1: one scale per output channel
     symmetric: bool = False  # no zero points: levels lie around zero
     n_grid: int = 20  # powers of the activations that are tried, in [0, 1)
     duo_scaling: bool = False  # divide by a power of the weights' own size too
     clip: bool = True  # let groups leave out their largest weights
-    rounding: Literal["nearest", "gptq"] = "nearest"
+    rounding: Literal["nearest", "gptq"] = "nearest"  # how scaled weights are rounded
     damp: float = 0.01  # of rounding=gptq: share of the mean of the Hessian's diagonal that is added to it
     samples: int = 128  # of calibration text
     sequence_length: int = 512  # tokens of each sample

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class GPTQ(CalibratedQuantizer):
     """Round column by column, each making up for the errors before it by second-order information (GPTQ)."""
 
-    bits: Literal[2, 3, 4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4  # of a weight
     group_size: int = 128  # inputs that share a scale; -1: one scale per output channel
     symmetric: bool = False  # no zero points: levels lie around zero; the only GPTQ format that vLLM opens
     act_order: bool = True  # round the columns with the largest inputs first

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 class HQQ(Quantizer):
     """Real-valued zero points that make the errors of most weights small, found without data (HQQ)."""
 
-    bits: Literal[2, 3, 4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4  # of a weight
     group_size: int = 64  # inputs that share a scale; -1: one scale per output channel
     norm: float = 0.7  # p of |error|^p; below 1 few large errors weigh less than many small ones
     beta: float = 10.0  # inverse of the first threshold
     kappa: float = 1.01  # growth of beta
-    iterations: int = 20
+    iterations: int = 20  # at most
     backend: Literal["auto", "native", "torch", "hqq"] = "auto"  # a kernel, or hqq: the library rounds
 
     def __post_init__(self) -> None:

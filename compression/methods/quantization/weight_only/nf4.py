@@ -30,10 +30,12 @@ GROUP_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 class NF4(Quantizer):
     """4-bit NormalFloat with double-quantized scales, without data (QLoRA's format)."""
 
-    double_quant: bool = True
+    double_quant: bool = True  # store scales in 8 bits, 256 of them with one scale of their own
     group_size: int = 64  # weights that share a scale
-    compute_dtype: Literal["stored", "float16", "bfloat16", "float32"] = "stored"
-    backend: Literal["auto", "native", "bitsandbytes"] = "auto"
+    compute_dtype: Literal["stored", "float16", "bfloat16", "float32"] = (
+        "stored"  # of products; stored: the dtype of the base
+    )
+    backend: Literal["auto", "native", "bitsandbytes"] = "auto"  # whose kernel multiplies
 
     def __post_init__(self) -> None:
         if self.group_size not in GROUP_SIZES:

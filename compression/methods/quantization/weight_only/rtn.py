@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class RTN(Quantizer):
     """Round every weight to the nearest of 2**bits evenly spaced levels, group by group, without data."""
 
-    bits: Literal[2, 3, 4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4  # of a weight
     group_size: int = 128  # inputs that share a scale; -1: one scale per output channel
     symmetric: bool = False  # no zero points: levels lie around zero
-    backend: Literal["auto", "native", "torch"] = "auto"
+    backend: Literal["auto", "native", "torch"] = "auto"  # whose kernel multiplies
 
     def __post_init__(self) -> None:
         if self.group_size != -1 and self.group_size < 8:
