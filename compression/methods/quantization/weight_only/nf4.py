@@ -32,9 +32,7 @@ class NF4(Quantizer):
 
     double_quant: bool = True  # store scales in 8 bits, 256 of them with one scale of their own
     group_size: int = 64  # weights that share a scale
-    compute_dtype: Literal["stored", "float16", "bfloat16", "float32"] = (
-        "stored"  # of products; stored: the dtype of the base
-    )
+    compute_dtype: Literal["stored", "float16", "bfloat16", "float32"] = "stored"  # of products; stored: the base's
     backend: Literal["auto", "native", "bitsandbytes"] = "auto"  # whose kernel multiplies
 
     def __post_init__(self) -> None:
