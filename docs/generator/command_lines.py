@@ -43,7 +43,7 @@ def options_page() -> str:
         "Options",
         "## pytest bench",
         "`pytest bench` takes every option of pytest, and these. A value can be given as `--option value` or "
-        "`--option=value`.",
+        '`--option=value`. `pytest --help` lists them under "compression benchmarks".',
         "Select measurements with `-m`:",
         table(("Marker", "Measures"), [(f"`{name}`", what) for name, what in MARKERS.items()]),
         *_sections(),
