@@ -12,7 +12,7 @@ from _pytest.config.argparsing import Parser
 
 import compression.__main__ as compression_main
 from bench import __main__ as bench_main
-from bench.session.command_line import declare
+from bench.results.run_options import declare
 from bench.session.exit_status import EXIT_STATUSES
 from bench.session.plugin import MARKERS
 from generator.markdown import page, plain, prose, table
