@@ -24,7 +24,7 @@ import outputs  # isort: skip - a script of docs/
 from generator import command_lines, markdown  # isort: skip
 
 README = ROOT / "README.md"
-STANDS_FOR = {"RECIPE": "nf4", "COMMAND": "summary"}
+STANDS_FOR = {"RECIPE": "nf4", "COMMAND": "summary", "...": "reference"}
 LISTS = ("all", "report", "orderings")  # of recipes
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 COMMANDS = list(dict.fromkeys(command for path in PAGES for command in commands(path)))
@@ -96,6 +96,16 @@ def test_links_lead_somewhere(path):
     assert [each for each in targets if not re.match(r"[a-z]+:", each) and not (path.parent / each).exists()] == []
 
 
+EXAMPLES = {"compression/methods/quantization/weight_only/pow2.py"}  # that a reader is to write
+NAMED = re.compile(r"(?<![\w./-])(?:bench|benchmarks|compression|tests|docs)/[\w/.-]+\.(?:py|md|json|c)\b")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_files_that_a_page_names_are_there(path):
+    named = set(NAMED.findall(path.read_text())) - EXAMPLES
+    assert [each for each in sorted(named) if not (ROOT / each).exists()] == []
+
+
 def test_every_page_is_in_the_navigation_of_the_site_and_all_that_is_named_there_exists():
     text = (ROOT / "mkdocs.yml").read_text()
     named = set(re.findall(r"[\w/-]+\.md", text.split("nav:")[1]))
@@ -121,7 +131,8 @@ def test_there_are_commands_of_every_program():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{name(command.page)}: {command.text}")
 def test_a_command_is_understood(command):
-    program, *arguments = (STANDS_FOR.get(word, word) for word in command.words if word != "...")
+    words = command.words[:-1] if command.words[-1] == "..." else command.words
+    program, *arguments = (STANDS_FOR.get(word, word) for word in words)
     held = declared(command.page) if command.page.parent.name == "extend" else contextlib.nullcontext()
     try:
         with held:
