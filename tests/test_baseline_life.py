@@ -257,10 +257,10 @@ def test_on_a_device_without_rows_it_is_said_what_is_compared_and_what_is_not(tm
 
     assert None is fallback(baseline, HERE)
     other = fallback(baseline, THERE)
-    assert f"recorded on {HERE}, not on {THERE}: its 1 rows of time and memory are not compared; the 2 that" in other
+    assert f"recorded on {HERE}, not on {THERE}: 1 rows of time and memory are not compared; 2 others" in other
     assert "OMP_NUM_THREADS" not in other
     assert fallback(baseline, "cpu-here-avx2-4t").endswith(
-        "in its 4 threads: set OMP_NUM_THREADS=1 to compare them too"
+        "only the number of threads differs: set OMP_NUM_THREADS=1 to compare them too"
     )
 
 

@@ -105,7 +105,7 @@ def test_code_that_became_slower_than_its_commit_fails(here, monkeypatch):
     assert decode.ratio == decode.value / decode.base_value
     assert len(decode.samples) == len(decode.base_samples) >= 20  # a change is believed at the second look
     [words] = done.failing
-    assert re.search(says("against.decode_ms", commit, "regressed", "allowed +1 %"), words)
+    assert re.search(says("against.decode_ms", commit, "regressed", "tolerance +1 %"), words)
 
 
 class Quick:

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from report_rows import LATENCY, LOAD, PERPLEXITY, SIZE, contents_of, row
 
 from bench.__main__ import main as command
+from bench.gate.verdicts import Verdict
 from bench.report import escaping, formats
 from bench.report.page import page
 from bench.report.pull_request import digest
 from bench.report.tables import tables
 from bench.report.write import write
 from bench.results.journal import Journal
-from bench.session.summary import lines
+from bench.session.summary import ending, lines
 from compression.files.terminal import Lines, terminal
 
 ESCAPE = "\x1b[31m"
@@ -142,13 +143,19 @@ def test_commands_and_the_summary_of_a_run_print_a_name_harmlessly(name, tmp_pat
                       ["report", "--tables", "E99"], ["report", "--base", name + "x"]):  # fmt: skip
         with suppress(SystemExit):
             command([*arguments, "--journal", str(tmp_path / "journal.jsonl")])
+    verdicts = {
+        (each.recipe, each.key): Verdict(
+            recipe=each.recipe, key=each.key, outcome="regressed", words=f"{name}\n{name}", fails=True, cause=name
+        )
+        for each in rows
+    }
     workbench = SimpleNamespace(
-        rows={(each.recipe, each.key): each for each in rows}, verdicts={}, baselines={}, changes=[name],
+        rows={(each.recipe, each.key): each for each in rows}, verdicts=verdicts, baselines={}, proposals=[],
         kernels={name: {name: 1}}, notes={name: (name,)}, steps={name: ((name, 1.0), (name, 2.0))}, fingerprint=name,
         source=SimpleNamespace(label=name), journal=SimpleNamespace(path=name),
-        options=SimpleNamespace(gate="off", update=False, command="pytest bench", baselines=name),
+        options=SimpleNamespace(gate="auto", update=False, command="pytest bench", baselines=name, record_command=name),
     )  # fmt: skip
-    said = "".join(capfd.readouterr()) + "\n".join(lines(workbench))
+    said = "".join(capfd.readouterr()) + "\n".join([*lines(workbench, verbose=True), *ending(workbench, [name])])
 
     for line in said.split("\n"):
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", line)

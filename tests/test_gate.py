@@ -86,7 +86,8 @@ def test_a_regression_names_metric_baseline_now_tolerance_and_the_side_that_move
     assert verdict.outcome == "regressed"
     assert verdict.words == (
         "nf4: efficiency.decode_ms[batch=1] regressed: "
-        "ratio to fp16 0.913 -> 1.31 (+43.5 %, allowed +15 %); 2.1 -> 3 ms/token (+42.9 %, allowed +25 %); "
+        "ratio to fp16 baseline 0.913, now 1.31 (+43.5 %, tolerance +15 %); "
+        "baseline 2.1, now 3 ms/token (+42.9 %, tolerance +25 %); "
         "nf4 2.1 -> 3 ms/token (+42.9 %), fp16 2.3 -> 2.29 ms/token (-0.435 %): nf4 moved"
     )
 
@@ -101,7 +102,7 @@ def test_the_side_that_moved_is_named(own, base, mover):
 def test_one_byte_is_seen_in_the_words():
     before = healthy_row("efficiency.stored_bytes", value=15_728_640.0)
 
-    assert "15728640 -> 15728641" in judged(replace(before, value=15_728_641.0), before).words
+    assert "baseline 15728640, now 15728641 B" in judged(replace(before, value=15_728_641.0), before).words
 
 
 def test_scattered_samples_make_a_verdict_inconclusive_which_does_not_fail():

@@ -54,7 +54,7 @@ def test_a_loss_beyond_the_tolerance_that_so_few_items_cannot_show_is_inconclusi
     verdict = judged(few(15), few(18))
 
     assert (verdict.outcome, verdict.fails) == ("inconclusive", False)
-    assert "0.9 -> 0.75 fraction (-16.7 %)" in verdict.words and "p 0.25, 15 % flipped" in verdict.words
+    assert "baseline 0.9, now 0.75 fraction (-16.7 %)" in verdict.words and "p 0.25, 15 % flipped" in verdict.words
     assert "regressed" == judged(few(8), few(18)).outcome
 
 
@@ -91,4 +91,4 @@ def test_where_values_are_compared_exactly_the_words_still_say_what_the_items_sh
     after = every_window_loses_half_a_thousandth(healthy_rows())
     (found,) = [each for each in gated(after, healthy_rows()) if each.fails]
 
-    assert "allowed +1e-07 %" in found.words and "item by item" in found.words
+    assert "tolerance +1e-07 %" in found.words and "item by item" in found.words

@@ -79,7 +79,7 @@ def test_the_command_prints_the_table_of_orders_of_anybodys_steps(run, pytester,
         "32",
     )
 
-    result = run(SIZE, PERPLEXITY, "--model", ",".join(["fp16", *STEPS, *orders]), *arguments)
+    result = run(SIZE, PERPLEXITY, "-v", "--model", ",".join(["fp16", *STEPS, *orders]), *arguments)
 
     result.assert_outcomes(passed=12)
     shown = result.stdout.str()

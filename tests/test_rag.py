@@ -431,6 +431,7 @@ def test_the_command_fills_the_tables_and_saves_every_answer(run, pytester):
         "--model",
         "nf4",
         *QUICK,
+        "-v",
         "--save-detailed-responses",
         "said.jsonl",
         "-k",

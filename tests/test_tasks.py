@@ -142,7 +142,7 @@ class TestCommand:
         return call
 
     def test_tasks_are_scored_beside_the_base_and_what_could_not_be_has_a_reason(self, run, pytester):
-        result = run("--tasks", "hellaswag,humaneval,piqa", "--limit", "12", "-k", "task or average")
+        result = run("--tasks", "hellaswag,humaneval,piqa", "--limit", "12", "-k", "task or average", "-v")
 
         result.assert_outcomes(passed=8)
         result.stdout.fnmatch_lines([

@@ -1,20 +1,18 @@
-"""What a run prints at its end: tables of at most 120 columns, and in one line what was not compared."""
+"""The table that a run prints at its end: in groups, no wider than the terminal, and nothing is lost."""
 
+import re
 from dataclasses import replace
-from types import SimpleNamespace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import ACCURACY, LATENCY, LOAD, PERPLEXITY, SIZE, row
 
-from bench.gate.verdicts import Verdict
 from bench.report import formats
 from bench.report.columns import WIDTH, blocks, wrapped
 from bench.report.tables import tables
+from bench.report.terminal_table import terminal_table
 from bench.results.item_pairs import compare
 from bench.results.items import Items, hashes_of
-from bench.session.summary import lines, terminal_table
 
 names = st.text("ab(),=-_0", min_size=1, max_size=150)
 shapes = st.integers(1, 12).flatmap(
@@ -68,9 +66,17 @@ def test_the_table_of_many_long_recipes_fits_120_columns_with_the_verdict_last()
     shown = terminal_table(rows, {(each.recipe, each.key): "regressed" for each in rows})
 
     assert max(map(len, shown)) <= WIDTH == 120
-    assert len([line for line in shown if line.startswith(SIZE)]) > 1  # in blocks
-    assert all(line.endswith("REGRESSED") for line in shown if line.startswith((SIZE, LATENCY)))
+    values = [line for line in shown if re.search(r"\d  .*REGRESSED", line)]
+    assert values and all(line.endswith("REGRESSED") for line in values)
     assert max(len(line) for table in tables(rows) for line in formats.text(table).splitlines()) <= WIDTH
+
+
+def test_recipes_that_fit_beside_each_other_are_columns_and_more_are_lines():
+    def shown(count):
+        return terminal_table([row(SIZE, 1.0 + at, f"rtn(bits={at})") for at in range(count)], {}, 80)
+
+    assert ["rtn(bits=0)", "rtn(bits=1)", "rtn(bits=2)"] == shown(3)[0].split()
+    assert [f"rtn(bits={at})" for at in range(9)] == [line.split()[0] for line in shown(9)[2:]]
 
 
 def test_times_in_the_terminal_are_ratios_laid_on_one_value_of_the_base():
@@ -83,28 +89,7 @@ def test_times_in_the_terminal_are_ratios_laid_on_one_value_of_the_base():
     assert "50" not in shown.replace("0.500x", "")
 
 
-@pytest.mark.parametrize("verbose", [False, True])
-def test_what_was_not_compared_is_one_line_with_a_count_and_a_list_with_v(verbose):
-    rows = {(each.recipe, each.key): each for each in many_rows()}
-    verdicts = {
-        place: Verdict(recipe=place[0], key=place[1], outcome="not_comparable", fails=False,
-                       words=f"{place[0]}: {place[1]} not compared: another device")
-        for place in rows
-    }  # fmt: skip
-    options = SimpleNamespace(gate="auto", update=False, command="pytest bench", baselines="baselines",
-                              record_command="pytest bench --update-baselines")  # fmt: skip
-    run = SimpleNamespace(rows=rows, verdicts=verdicts, kernels={}, notes={}, steps={}, baselines={}, changes=[],
-                          fingerprint="cpu", source=SimpleNamespace(label="reference"), options=options,
-                          journal=SimpleNamespace(path="journal.jsonl"))  # fmt: skip
-
-    said = [line for line in lines(run, verbose=verbose) if "not compared" in line or "nothing to compare" in line]
-
-    assert said[0].startswith(f"nothing to compare with for {len(rows)} rows")
-    assert len(said) == (1 + len(rows) if verbose else 1)
-    assert ("-v" in said[0]) == (not verbose)
-
-
-def test_recipes_that_read_another_text_stand_in_a_block_of_their_own_without_empty_lines():
+def test_what_recipes_were_calibrated_on_is_said_below_the_table_and_does_not_part_them():
     rows = [row(SIZE, 4.0, "fp16"), row(SIZE, 1.0, "nf4", base_value=4.0)]
     rows += [
         replace(row(SIZE, 2.0, recipe, base_value=4.0), params={"calibration": "0a1b"}) for recipe in ("awq", "gptq")
@@ -112,9 +97,31 @@ def test_recipes_that_read_another_text_stand_in_a_block_of_their_own_without_em
 
     shown = terminal_table(rows, {})
 
-    assert "not measured" not in "\n".join(shown)
-    heads = [line.split() for line in shown if line.split() and set(line.split()) <= {"fp16", "nf4", "awq", "gptq"}]
-    assert [["fp16", "nf4"], ["fp16", "awq", "gptq"]] == heads
+    assert ["fp16", "nf4", "awq", "gptq"] == shown[0].split()
+    assert 1 == sum("model_size_gb" in line for line in shown)
+    assert "calibration=0a1b: awq, gptq" == shown[-1]
+
+
+def test_a_recipe_of_two_calibration_texts_has_a_line_for_each():
+    rows = [replace(row(SIZE, 1.0 + at, "gptq"), params={"calibration": text}) for at, text in enumerate("ab")]
+
+    shown = terminal_table(rows, {})
+
+    assert [f"model_size_gb (GiB) calibration={text}" for text in "ab"] == [line[2:35] for line in shown[2:4]]
+
+
+def test_conditions_in_common_are_in_the_heading_and_the_fewest_others_beside_the_lines():
+    conditions = {"items": 500, "shots": 0, "score": "acc"}
+    rows = [
+        row("quality.accuracy", 0.5, "nf4", params=conditions | {"task": task, "data": f"{task}@1"})
+        for task in ("mmlu", "piqa")
+    ]
+
+    shown = terminal_table(rows, {})
+
+    assert "TASKS, items=500, score=acc, shots=0" == shown[1]
+    assert ["  accuracy (share) task=mmlu  0.5", "  accuracy (share) task=piqa  0.5"] == shown[2:]
+    assert "task=mmlu, data=mmlu@1" in "".join(terminal_table(rows, {}, verbose=True))
 
 
 measured = st.dictionaries(

@@ -112,6 +112,6 @@ def test_a_run_says_it_in_the_row_of_perplexity_and_in_its_summary(tmp_path):
     [note] = workbench.notes[recipe]
     assert [] == failing
     assert {note} == {row.reason for row in workbench.rows.values() if row.metric == "quality.perplexity"}
-    said = list(summary.lines(workbench))
+    said = list(summary.lines(workbench, verbose=True))
     assert 1 == sum(note in line for line in said)
     assert f"grids: {recipe} 4 bits in groups of 8, asymmetric" in said

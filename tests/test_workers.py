@@ -114,7 +114,7 @@ def test_two_workers_give_the_rows_of_one_process_and_refuse_times(repository, i
     assert len(exact) >= 30
     for name in exact:
         assert (alone[name].value, alone[name].items) == (together[name].value, together[name].items)
-    [gate] = [line for line in interrupted.said.splitlines() if line.startswith("gate: ")]
+    [gate] = [line for line in interrupted.said.splitlines() if line.startswith("gate")]
     assert " pass" in gate and "missing" not in gate and "regressed" not in gate
     failed = [line for line in interrupted.said.splitlines() if line.startswith("FAILED")]
     assert failed and not any(f"[{recipe}" in line for line in failed for recipe in SOUND)

@@ -230,6 +230,23 @@ def gone(rows: Iterable[Row], baseline: Baseline, fingerprint: str) -> list[tupl
     ]
 
 
+def elsewhere(baseline: Baseline, fingerprint: str) -> str | None:
+    """In a few words, how the device that was recorded differs from this one; None where this one was, or none."""
+    if not baseline.devices or fingerprint in baseline.devices:
+        return None
+    if (threads := _threads(baseline, fingerprint)) is not None:
+        return f"recorded with {threads} thread{'s' * (threads != '1')}: set OMP_NUM_THREADS={threads}"
+    kinds = {device.partition("-")[0] for device in (*baseline.devices, fingerprint)}
+    return f"recorded on another {'processor' if kinds == {'cpu'} else 'device'}"
+
+
+def _threads(baseline: Baseline, fingerprint: str) -> str | None:
+    """The threads that were recorded, where nothing else of the device differs."""
+    name = fingerprint.rpartition("-")[0]
+    alike = (each for each in baseline.devices if each.rpartition("-")[0] == name and fingerprint.startswith("cpu-"))
+    return next((each.rpartition("-")[2].removesuffix("t") for each in alike), None)
+
+
 def fallback(baseline: Baseline, fingerprint: str) -> str | None:
     """What of a baseline can be compared on a device that it has no rows of, in words; None where it has some."""
     if not baseline.devices or fingerprint in baseline.devices:
@@ -237,15 +254,10 @@ def fallback(baseline: Baseline, fingerprint: str) -> str | None:
     timed = max(len(baseline.sections[device].rows) for device in baseline.devices)
     shared = len(baseline.sections[ANYWHERE].rows) if ANYWHERE in baseline.sections else 0
     words = (
-        f"{baseline.recipe}: recorded on {', '.join(baseline.devices)}, not on {fingerprint}: its {timed} rows of time "
-        f"and memory are not compared; the {shared} that no device changes are, counts exactly and other numbers with "
-        "the tolerance between devices"
+        f"{baseline.recipe}: recorded on {', '.join(baseline.devices)}, not on {fingerprint}: {timed} rows of time and "
+        f"memory are not compared; {shared} others are, counts exactly and other numbers with the tolerance between "
+        "devices"
     )
-    name, threads = fingerprint.rpartition("-")[::2]
-    for device in baseline.devices:
-        if device.rpartition("-")[0] == name and fingerprint.startswith("cpu-"):
-            recorded_with = device.rpartition("-")[2].removesuffix("t")
-            return f"{words}; it differs from {device} in its {threads.removesuffix('t')} threads: set " + (
-                f"OMP_NUM_THREADS={recorded_with} to compare them too"
-            )
-    return words
+    if (threads := _threads(baseline, fingerprint)) is None:
+        return words
+    return f"{words}; only the number of threads differs: set OMP_NUM_THREADS={threads} to compare them too"

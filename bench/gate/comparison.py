@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from bench.gate.entry import Entry
-from bench.gate.words import arrow, percent, relative, shown
+from bench.gate.words import apart, percent, relative, shown
 from bench.metrics import Metric
 from bench.results import item_pairs
 from bench.results.row import Row
@@ -47,6 +47,8 @@ class Finding(NamedTuple):
     outcome: str
     words: str
     always_fails: bool = False
+    cause: str = ""  # why it was not compared, in a few words that rows have in common
+    records: bool = False  # whether a baseline that is recorded here makes it comparable
 
 
 def compare_values(row: Row, entry: Entry, metric: Metric, allowed: float, level: float) -> Finding:
@@ -71,7 +73,8 @@ def compare_items(row: Row, entry: Entry, metric: Metric, level: float) -> Findi
     else:
         outcome = "inconclusive" if worse and abs(change) > allowed else "pass"
     words = (
-        f"{arrow(entry.value, row.value)} {row.unit} ({percent(change)}); item by item {said}, seen at p {level:.2g}"
+        f"{_moved_from(entry.value, row.value)} {row.unit} ({percent(change)}); item by item {said}, a change at "
+        f"p <= {level:.2g}"
     )
     return _conclude(row, metric, [Finding(outcome, words)])
 
@@ -127,14 +130,14 @@ def _check(
     """
     change = relative(then, now)
     sign = {"lower": "+", "higher": "-", "neither": "±"}[metric.better]
-    words = f"{label}{arrow(then, now)} {unit}".rstrip() + f" ({percent(change)}"
+    words = f"{label}{_moved_from(then, now)} {unit}".rstrip() + f" ({percent(change)}"
     if estimate is not None:
         change = estimate
         words += f", by rounds {percent(change)}"
     low, high = interval or (change, change)
     if math.isfinite(low) and low < high:
         words += f", {100 * sure:.6g} % interval {percent(low)} to {percent(high)}"
-    words += f", allowed {sign}{100 * allowed:.3g} %)"
+    words += f", tolerance {sign}{100 * allowed:.3g} %)"
     if metric.better == "higher":
         change, low, high = -change, -high, -low
     if abs(difference) <= metric.floor or (estimate is not None and abs(estimate) <= ROUNDED):
@@ -148,12 +151,16 @@ def _check(
     return Finding(outcome, words)
 
 
+def _moved_from(then: float, now: float) -> str:
+    return "baseline {}, now {}".format(*apart(then, now))
+
+
 def _conclude(row: Row, metric: Metric, checks: list[Finding], moved: str = "") -> Finding:
     outcome = max((check.outcome for check in checks), key=_WORST_LAST.index)
     words = "; ".join(check.words for check in checks if check.outcome == outcome)
     advice = {
-        "improved": "; better than the baseline: record it, or later losses hide under it",
-        "inconclusive": "; beyond what is allowed, but too few samples, or too scattered, to say so: measure more",
+        "improved": "; better than the baseline: record it, or later losses hide behind it",
+        "inconclusive": "; beyond the tolerance, but with too few or too scattered samples to be sure: measure more",
     }.get(outcome, "")
     return Finding(outcome, f"{row.recipe}: {row.key} {outcome}: {words}{moved}{advice}")
 

@@ -5,7 +5,7 @@ between them. `python -m bench baselines` shows proposals before it writes them;
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,10 +91,18 @@ class Proposal:
     @property
     def words(self) -> list[str]:
         """Every change, worse ones first and those within their tolerance last; rows that go for one reason as one."""
-        drops = Counter(each.why for each in self.changes if each.direction == "dropped")
+        return self._words(self.changes)
+
+    @property
+    def notable(self) -> list[str]:
+        """The same without rows that are new or within their tolerance."""
+        return self._words([each for each in self.changes if each.direction != "new" and not each.within])
+
+    def _words(self, changes: Sequence[Change]) -> list[str]:
+        drops = Counter(each.why for each in changes if each.direction == "dropped")
         recipe = (self.new or self.old).recipe
         said = [f"{recipe}: {n} recorded rows dropped: {why}" for why, n in drops.items() if n > 1]
-        single = [each for each in self.changes if each.direction != "dropped" or drops[each.why] == 1]
+        single = [each for each in changes if each.direction != "dropped" or drops[each.why] == 1]
         ordered = sorted(single, key=lambda each: (each.within, DIRECTIONS.index(each.direction)))
         return [*said, *(each.words for each in ordered), *self.notes]
 
@@ -142,9 +150,23 @@ def update(
     force: bool = False,
 ) -> list[str]:
     """Record rows, merged into what is there, and say in words what changed; see `recorded`."""
+    proposals = record(directory, rows, context, fingerprint, metrics=metrics, force=force)
+    return [words for each in proposals for words in each.words]
+
+
+def record(
+    directory: str | Path,
+    rows: Iterable[Row],
+    context: Mapping[str, Any],
+    fingerprint: str,
+    *,
+    metrics: Mapping[str, Metric] | None = None,
+    force: bool = False,
+) -> list[Proposal]:
+    """Record rows, merged into what is there: the proposals that were written; see `recorded`."""
     proposals = recorded(directory, rows, context, fingerprint, metrics=metrics, force=force)
     write(directory, proposals)
-    return [words for each in proposals for words in each.words]
+    return proposals
 
 
 def recorded(

@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bench.errors import OptionError
-from bench.gate.baseline import ANYWHERE, Baseline, Section, gone, slug, unusable
+from bench.gate.baseline import ANYWHERE, Baseline, Section, elsewhere, gone, slug, unusable
 from bench.gate.comparison import (
     AGAINST,
     ELSEWHERE,
@@ -52,15 +52,15 @@ from bench.gate.comparison import (
 )
 from bench.gate.entry import Entry, conditions
 from bench.gate.input_changes import COUNTS, inputs_changed
-from bench.gate.recording import MIGRATE, update
+from bench.gate.recording import MIGRATE, Proposal, record, update
 from bench.metrics import Metric, all_metrics
 from bench.results import item_pairs
 from bench.results.bases import OLD
 from bench.results.row import Row
 
 __all__ = [
-    "AGAINST", "MIGRATE", "MODES", "MORE", "Baseline", "Verdict", "checks_of", "decided", "judge", "judge_beside",
-    "levels", "missing", "one_sided", "slug", "update", "verdicts",
+    "AGAINST", "MIGRATE", "MODES", "MORE", "Baseline", "Proposal", "Verdict", "checks_of", "decided", "judge",
+    "judge_beside", "levels", "missing", "one_sided", "record", "slug", "update", "verdicts",
 ]  # fmt: skip
 
 RECORD = "pytest bench --update-baselines"
@@ -84,6 +84,8 @@ class Verdict:
     outcome: str  # pass, improved, regressed, inconclusive, not_comparable, new, missing, invalid or no_baseline
     words: str
     fails: bool
+    cause: str = ""  # why it was not compared, in a few words that rows have in common
+    records: bool = False  # whether a baseline that is recorded here makes it comparable
 
 
 class Levels(NamedTuple):
@@ -165,7 +167,7 @@ def judge(
     elif why := unusable(row, metric, fingerprint):
         finding = Finding("invalid", f"{row.recipe}: {row.key} is invalid: {why}")
     elif mode == "off":
-        finding = Finding("not_comparable", f"{row.recipe}: {row.key} not compared: --gate off")
+        finding = Finding("not_comparable", f"{row.recipe}: {row.key} not compared: --gate off", cause="gate off")
     else:
         finding = _find(row, metric, baseline, fingerprint, context, command, shares)
     return _verdict(row.recipe, row.key, finding, mode)
@@ -260,7 +262,10 @@ def _verdict(recipe: str, key: str, finding: Finding, mode: str) -> Verdict:
     if mode not in MODES:
         raise OptionError(f"gate mode {mode!r} must be one of {', '.join(MODES)}")
     fails = finding.outcome in MODES[mode] or finding.always_fails
-    return Verdict(recipe=recipe, key=key, outcome=finding.outcome, words=finding.words, fails=fails)
+    return Verdict(
+        recipe=recipe, key=key, outcome=finding.outcome, words=finding.words, fails=fails, cause=finding.cause,
+        records=finding.records,
+    )  # fmt: skip
 
 
 def _not_available(row: Row, baseline: Baseline | None, fingerprint: str, command: str) -> Finding:
@@ -273,7 +278,7 @@ def _not_available(row: Row, baseline: Baseline | None, fingerprint: str, comman
     )
     if recorded:
         words += f"; the baseline has it; if it is gone on purpose, record that with `{command}`"
-    return Finding("not_comparable", words, always_fails=recorded)
+    return Finding("not_comparable", words, always_fails=recorded, cause="not available here")
 
 
 def _would_be(row: Row, entry: Entry) -> bool:
@@ -295,16 +300,18 @@ def _find(
     name = f"{row.recipe}: {row.key}"
     if baseline is None:
         return Finding(
-            "no_baseline", f"{name}: nothing to compare with: record a baseline of {row.recipe} with `{command}`"
-        )
+            "no_baseline", f"{name}: nothing to compare with: record a baseline of {row.recipe} with `{command}`",
+            cause="without a baseline", records=True,
+        )  # fmt: skip
     if why := _another_base(baseline.base_hash, context.get("base_hash"), command):
         return Finding("not_comparable", f"{name} cannot be compared: {why}", always_fails=True)
-    if metric.per_device and baseline.devices and fingerprint not in baseline.devices:
+    if metric.per_device and (cause := elsewhere(baseline, fingerprint)):
         return Finding(
             "not_comparable",
             f"{name} not compared: measured on {fingerprint}, recorded on {', '.join(baseline.devices)}; record this "
             f"device with `{command}`",
-        )
+            cause=cause, records=True,
+        )  # fmt: skip
     section = baseline.sections.get(fingerprint if metric.per_device else ANYWHERE)
     entry = section.rows.get(row.key) if section else None
     if why := inputs_changed(row, entry, section.rows.values() if section else ()):
@@ -314,7 +321,10 @@ def _find(
             always_fails=True,
         )
     if entry is None:
-        return Finding("new", f"{name} is new: the baseline has no such row; record it with `{command}`")
+        return Finding(
+            "new", f"{name} is new: the baseline has no such row; record it with `{command}`",
+            cause="not in the baseline", records=True,
+        )  # fmt: skip
     now = conditions(context, row.of) | {"seed": row.seed}
     for condition in ("data_hash", "seed"):
         if now[condition] is not None and now[condition] != entry.context[condition]:
@@ -337,6 +347,7 @@ def _find(
             "not_comparable",
             f"{name} not compared: the baseline is {entry.status!r}, this run {row.status!r}: "
             f"{row.reason or 'no reason given'}",
+            cause=f"{row.status} here, {entry.status} in the baseline",
         )
     if metric.per_device:
         return compare_timed(row, entry, metric, shares.timed)

@@ -26,12 +26,9 @@ def blocks(heads: Sequence[str], lines: Sequence[Line], *, width: int = WIDTH) -
     size (MiB)  3.3
     ms            2
     """
-    label = max([0, *(min(len(name), _LABEL, 2 * width // 3) for name, cells in lines if cells)])
+    label = min(_label(lines), 2 * width // 3)
     room = width - label - _GAP
-    widths = []
-    for place, head in enumerate(heads):
-        longest = max([1, *(len(cells[place]) for _, cells in lines if cells)])
-        widths.append(min(room, max(longest, min(len(head), _HEAD))))
+    widths = [min(room, each) for each in _widths(heads, lines)]
     found: list[str] = []
     for places in _fitting(widths, width - label):
         found += [""] if found else []
@@ -43,6 +40,25 @@ def blocks(heads: Sequence[str], lines: Sequence[Line], *, width: int = WIDTH) -
             else:
                 found += wrapped(name, width)
     return found
+
+
+def needed(heads: Sequence[str], lines: Sequence[Line]) -> int:
+    """The columns of a terminal that all columns of a table need beside each other.
+
+    >>> needed(["fp16", "nf4"], [("size (MiB)", ["10", "3.3"])])
+    21
+    """
+    return _label(lines) + sum(_GAP + each for each in _widths(heads, lines))
+
+
+def _label(lines: Sequence[Line]) -> int:
+    return max([0, *(min(len(name), _LABEL) for name, cells in lines if cells)])
+
+
+def _widths(heads: Sequence[str], lines: Sequence[Line]) -> list[int]:
+    """Of each column: that of its longest cell, or of its head, where that is short."""
+    longest = [max([1, *(len(cells[place]) for _, cells in lines if cells)]) for place in range(len(heads))]
+    return [max(cells, min(len(head), _HEAD)) for head, cells in zip(heads, longest, strict=True)]
 
 
 def wrapped(text: str, width: int = WIDTH) -> list[str]:

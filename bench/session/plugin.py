@@ -5,6 +5,7 @@ in conftest.py. Collecting imports neither torch nor transformers.
 """
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import compression
 from bench.data.tasks.table import Task
 from bench.errors import BenchError, OptionError
 from bench.metrics.recovery import recipes_of
+from bench.report.columns import WIDTH
 from bench.report.recipe_lists import has_a_line
 from bench.report.write import measured, writable, write
 from bench.results.run_options import declare
@@ -274,10 +276,24 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     workbench = config.stash.get(_WORKBENCH, None)
     if workbench is not None:
+        verbose = config.getoption("verbose") > 0
         terminalreporter.section("compression")
-        for line in summary.lines(workbench, verbose=config.getoption("verbose") > 0):
+        for line in summary.lines(workbench, verbose, _width(terminalreporter)):
             terminalreporter.write_line(line)
         for path in config.stash.get(_REPORTED, []):
             terminalreporter.write_line(terminal(f"report: {path}"))
+        failing = config.stash.get(_FAILING, [])
+        *said, verdict = summary.ending(workbench, failing, verbose)
+        for line in ["", *said]:
+            terminalreporter.write_line(line, red=line.startswith("FAILED"))
+        failed = "FAILED" in verdict
+        terminalreporter.write_line(verdict, bold=True, red=failed, green=not failed)
+        return
     for words in config.stash.get(_FAILING, []):
         terminalreporter.write_line(terminal(words), red=True)
+
+
+def _width(terminalreporter: pytest.TerminalReporter) -> int:
+    """The columns of the terminal, or those that were asked for; in a log as many as its tables need at most."""
+    known = terminalreporter.isatty or "COLUMNS" in os.environ
+    return max(60, terminalreporter._tw.fullwidth) if known else WIDTH

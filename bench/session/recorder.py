@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import bench.gate.verdicts as gates
@@ -19,7 +20,7 @@ from compression import Recipe
 from compression.files.terminal import terminal
 
 if TYPE_CHECKING:
-    from bench.gate.verdicts import Baseline, Verdict
+    from bench.gate.verdicts import Baseline, Proposal, Verdict
     from bench.session.options import Options
     from compression.checkpoints.base import BaseSource
 
@@ -33,7 +34,7 @@ class Findings:
     Attributes:
         rows, verdicts: of this run, by recipe and key.
         baselines: of each recipe; None where nothing was recorded.
-        changes: of the baselines, in words, once they were updated.
+        proposals: what became of the baselines, once they were updated.
 
     Raises:
         BenchError: a baseline is damaged, the journal cannot be written, the run cannot be gone on with.
@@ -64,7 +65,7 @@ class Findings:
         self._ended: dict[str, str | None] = {}  # by recipe: why it is not tried again
         self.rows: dict[tuple[str, str], Row] = {}
         self.verdicts: dict[tuple[str, str], Verdict] = {}
-        self.changes: list[str] = []
+        self.proposals: list[Proposal] = []
         self._started = False
 
     def _check_resumed(self, context: Mapping[str, Any]) -> None:
@@ -126,6 +127,7 @@ class Findings:
 
         Rows that were made with other texts or another teacher do not count, nor do those that follow from other rows.
         """
+        __tracebackhide__ = methodcaller("errisinstance", AssertionError)
         if of in DERIVED:
             return False
         asked = {"of": of, "recipe": recipe.text, "params": keys_of(params)}
@@ -244,8 +246,9 @@ class Findings:
 
     @staticmethod
     def _assert(found: "Sequence[Verdict]") -> None:
-        failing = [verdict.words for verdict in found if verdict.fails]
-        assert not failing, "\n" + "\n".join(map(terminal, failing))
+        __tracebackhide__ = True  # the messages say what failed, not where this was noticed
+        if failing := [verdict.words for verdict in found if verdict.fails]:
+            raise AssertionError("\n".join(map(terminal, failing)))
 
     def finish(self, passed: bool, interrupted: bool = False) -> list[str]:
         """Look for vanished rows, write verdicts, update baselines if asked to; what fails now, in words.
@@ -268,7 +271,7 @@ class Findings:
         if self.options.update and self.rows:
             forced = self.options.force_update and not interrupted
             if passed or forced:
-                self.changes = gates.update(
+                self.proposals = gates.record(
                     self.options.baselines, self._recordable(), self.context, self.fingerprint, force=forced
                 )
             else:

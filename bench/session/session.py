@@ -7,6 +7,7 @@ in memory at any time. Every row is in the journal before the next measurement s
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import bench.gate.verdicts as gates
@@ -127,6 +128,7 @@ class Workbench(Models, Inputs, Findings):
         Raises:
             AssertionError: a verdict fails; the words of each are in the message.
         """
+        __tracebackhide__ = methodcaller("errisinstance", AssertionError)  # a verdict's message says it all
         params = {**self.chosen(recipe), **(params or {})}
         self._begin(of, recipe, params)
         if self._resumed(of, recipe, params):
@@ -153,6 +155,8 @@ class Workbench(Models, Inputs, Findings):
 
     def measure_size(self, recipe: Recipe) -> None:
         """What the compressed model stores, and its base; raises as `measure` does."""
+
+        __tracebackhide__ = methodcaller("errisinstance", AssertionError)
 
         def take() -> tuple[Reading, Reading | None]:
             base, compressed = self.base.model, self.compressed(recipe)

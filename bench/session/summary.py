@@ -1,85 +1,96 @@
-"""The table at the end of a run: the uncompressed model beside each compressed one, ratios and verdicts."""
+"""What a run prints at its end: its table, why values are missing, what failed, and last of all the gate's verdict."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bench.gate import tolerances
 from bench.gate.baseline import fallback
-from bench.metrics import all_metrics
 from bench.report import formats, settings
-from bench.report.cells import number, on_one_base
-from bench.report.columns import WIDTH, Line, blocks, wrapped
+from bench.report.cells import number
+from bench.report.columns import WIDTH
 from bench.report.commands_to_type import settings_of
 from bench.report.escaping import terminal
 from bench.report.tables import tables
+from bench.report.terminal_table import UNCOMPARED, cells_of, terminal_table
 from bench.results.row import Row
 from compression.recipes.recipe import UNCOMPRESSED
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bench.gate.verdicts import Verdict
     from bench.session.session import Workbench
 
-_MARKS = {"pass": "ok", "regressed": "REGRESSED", "invalid": "INVALID", "missing": "MISSING"}
 _ABOVE = ("Efficiency", "Memory and compression", settings.TITLE)  # tables that say what stands elsewhere
-_UNCOMPARED = ("no_baseline", "new", "not_comparable")
-_TOLD = ("improved", "inconclusive")  # verdicts whose words are printed though they fail nothing
-_SEVERAL = 3  # recipes or metrics that are named one by one
-
-Parts = tuple[str, str, str, str]  # of a cell: value, ratio, what results per item tell, verdict
+_UNDECIDED = ("improved", "inconclusive")  # outcomes whose messages are printed though they fail nothing
+_SEVERAL = 3  # recipes, metrics or messages that are printed one by one
 
 
-def lines(workbench: "Workbench", verbose: bool = False) -> Iterable[str]:
-    """The table, and below it what is not in it: why cells failed, what could not be compared, what was recorded.
+def lines(workbench: "Workbench", verbose: bool = False, width: int = WIDTH) -> Iterator[str]:
+    """The table of a run, and below it why values are missing and what was recorded; `ending` follows it.
 
-    Each is one line for a terminal, and the tables fit its 120 columns. `verbose` lists all that was not compared.
+    Each is one line for a terminal, and the tables fit `width` columns. `verbose` adds the tables of the papers, the
+    grid and kernels of each recipe, and all that was recorded.
     """
     rows = list(workbench.rows.values())
     if not rows:
         return
     options = workbench.options
-    yield terminal(f"base {workbench.source.label} on {workbench.fingerprint}, gate {options.gate}")
+    yield terminal(f"base {workbench.source.label} on {workbench.fingerprint}")
     yield terminal(f"journal {workbench.journal.path}")
-    yield from terminal_table(rows, {key: verdict.outcome for key, verdict in workbench.verdicts.items()})
-    for each in tables(rows, settings_of({"command": options.command})):
-        if each.title not in _ABOVE:
-            yield from ["", *formats.text(each).splitlines()]
     yield ""
-    yield from map(terminal, _notes(workbench, rows))  # not broken: options and commands in them are to be copied
-    if not options.update and options.gate != "off":
-        yield from map(terminal, _gate(workbench, verbose))
-    if workbench.changes:
-        yield terminal(f"baselines in {options.baselines}: {len(workbench.changes)} rows recorded")
-        yield from map(terminal, workbench.changes)
+    outcomes = {key: verdict.outcome for key, verdict in workbench.verdicts.items()}
+    yield from terminal_table(rows, outcomes, width, verbose=verbose)
+    for each in tables(rows, settings_of({"command": options.command})):
+        if each.findings or (verbose and each.title not in _ABOVE):
+            yield from ["", *formats.text(each, width).splitlines()]
+    notes = list(_notes(workbench, rows, verbose))
+    yield from ["", *map(terminal, notes)] if notes else []  # not broken: commands in them are to be copied
+    yield from map(terminal, _recorded(workbench, verbose))
 
 
-def _notes(workbench: "Workbench", rows: Sequence[Row]) -> Iterable[str]:
-    """Why values are missing or must be read with care, kernels, sandbox, and what each step took."""
+def _notes(workbench: "Workbench", rows: Sequence[Row], verbose: bool) -> Iterator[str]:
+    """Why values are missing or must be read with care, the sandbox; with `verbose` grids, kernels, and times."""
     grouped: dict[tuple[str, str], list[Row]] = {}
     noted = {"; ".join(notes) for notes in workbench.notes.values()}
     for row in rows:
         if row.reason and row.reason not in noted:
             grouped.setdefault((row.status, row.reason), []).append(row)
-    for (status, reason), found in grouped.items():
+    for (status, reason), of in grouped.items():
         metrics, recipes = (
-            _named(dict.fromkeys(getattr(row, name) for row in found), f"{name}s") for name in ("metric", "recipe")
+            _named(dict.fromkeys(getattr(row, name) for row in of), f"{name}s") for name in ("metric", "recipe")
         )
         yield f"{recipes}: {metrics} {status.replace('_', ' ')}: {reason}"
-    yield from (f"{recipe}: {note}" for recipe, notes in workbench.notes.items() for note in notes)
-    grids = {row.recipe: settings.grid(row.recipe) for row in rows}
-    if any(grids.values()):
-        yield "grids: " + "; ".join(f"{recipe} {grid}" for recipe, grid in grids.items() if grid)
-    kernels = {recipe: kernels for recipe, kernels in workbench.kernels.items() if kernels}
-    if kernels:
-        yield "kernels: " + "; ".join(
-            f"{recipe} {', '.join(f'{count} {name}' for name, count in of.items())}" for recipe, of in kernels.items()
-        )
+    notes = ((note, recipe) for recipe, notes in workbench.notes.items() for note in notes)
+    yield from (f"{recipes}: {note}" for note, recipes in _by_text(notes))
     if "sandbox" in vars(workbench):
         yield f"sandbox: {workbench.sandbox}"
+    if verbose:
+        yield from _details(workbench, rows)
+
+
+def _details(workbench: "Workbench", rows: Iterable[Row]) -> Iterator[str]:
+    """What the recipes are, which kernels compute them, and how long each step of several took."""
+    if grids := list(_by_text((settings.grid(row.recipe), row.recipe) for row in rows)):
+        yield "grids: " + "; ".join(f"{recipes} {grid}" for grid, recipes in grids)
+    kernels = (
+        (", ".join(f"{count} {name}" for name, count in of.items()), recipe) for recipe, of in workbench.kernels.items()
+    )
+    if shown := list(_by_text(kernels)):
+        yield "kernels: " + "; ".join(f"{recipes} {text}" for text, recipes in shown)
     for recipe, steps in workbench.steps.items():
         if len(steps) > 1:
             yield f"{recipe}: " + ", ".join(f"{what} {number(round(seconds, 1))} s" for what, seconds in steps)
+
+
+def _by_text(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Each text once, with the recipes that it is of."""
+    found: dict[str, dict[str, None]] = {}
+    for text, recipe in pairs:
+        if text:
+            found.setdefault(text, {})[recipe] = None
+    return ((text, ", ".join(recipes)) for text, recipes in found.items())
 
 
 def _named(names: Iterable[str], kind: str) -> str:
@@ -88,125 +99,102 @@ def _named(names: Iterable[str], kind: str) -> str:
     return shown if len(names) <= _SEVERAL else f"{shown} and more ({len(names)} {kind})"
 
 
-def _gate(workbench: "Workbench", verbose: bool) -> Iterable[str]:
-    """What the gate compared, what it found, and in one line what it did not compare."""
-    options, grouped = workbench.options, {}
-    for verdict in workbench.verdicts.values():
-        grouped.setdefault(verdict.outcome, []).append(verdict.words)
-    left = [words for outcome in _UNCOMPARED for words in grouped.get(outcome, [])]
-    yield "gate: " + ", ".join(f"{len(words)} {outcome.replace('_', ' ')}" for outcome, words in grouped.items())
-    yield from filter(None, (fallback(each, workbench.fingerprint) for each in workbench.baselines.values() if each))
-    if said := tolerances.words(options.baselines, workbench.fingerprint):
-        yield said
-    for outcome in _TOLD:
-        yield from grouped.get(outcome, [])[:8]
-    if left:
-        yield (
-            f"nothing to compare with for {len(left)} rows" + ("" if verbose else " (-v lists them)")
-            + f"; record them with: {options.record_command}"
-        )  # fmt: skip
-        yield from left if verbose else ()
+def _recorded(workbench: "Workbench", verbose: bool) -> Iterator[str]:
+    """What became of the baselines: a count per recipe, changes and rows that are gone; with `verbose` new rows too."""
+    for each in workbench.proposals:
+        yield f"recorded {each.summary}"
+        yield from (f"  {words}" for words in (each.words if verbose else each.notable))
 
 
-def terminal_table(rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str], width: int = WIDTH) -> list[str]:
-    """Rows by group of metrics, conditions and metric, one column per recipe, in blocks of columns that fit."""
-    found, words = _cells(rows, outcomes)
-    recipes = list(dict.fromkeys(recipe for cells in found.values() for recipe in cells))
-    recipes.sort(key=lambda recipe: recipe != UNCOMPRESSED)
-    shown: list[str] = []
-    for group in dict.fromkeys(label.partition(".")[0] for _, label in found):
-        own = {place: cells for place, cells in found.items() if place[1].startswith(f"{group}.")}
-        for heads, members in _alike(own, recipes):
-            shown += [""] if shown else []
-            shown += _block({place: cells for place, cells in own.items() if place[0] in heads}, members, width)
-    return [*shown, *(wrapped(terminal(words), width) if words else [])]
+# --- the verdict ------------------------------------------------------------------------------------------------------
 
 
-def _alike(
-    found: Mapping[tuple[str, str], Mapping[str, Parts]], recipes: Sequence[str]
-) -> list[tuple[set[str], list[str]]]:
-    """Recipes that were measured under the same conditions, or under some of them, with these conditions.
+def ending(workbench: "Workbench", failing: Sequence[str] = (), verbose: bool = False) -> list[str]:
+    """What the gate says of a run, its verdict last; `failing` is what fails besides, in words.
 
-    Those of calibrated methods, for one, name a text that others do not read. The base stands beside all of them.
+    Failed comparisons are whole in any case; what could not be compared is a count, with `verbose` a list.
     """
-    groups: list[tuple[set[str], list[str]]] = []
-    of = {each: {head for (head, _), cells in found.items() if each in cells} for each in (*recipes, UNCOMPRESSED)}
-    for recipe in (each for each in recipes if each != UNCOMPRESSED):
-        own = of[recipe]
-        for heads, members in groups:
-            if own <= heads or heads <= own:
-                heads |= own
-                members.append(recipe)
-                break
-        else:
-            groups += [(own, [recipe])] if own else []
-    alone = of[UNCOMPRESSED].difference(*(heads for heads, _ in groups))
-    beside = [(heads, [UNCOMPRESSED] * bool(heads & of[UNCOMPRESSED]) + members) for heads, members in groups]
-    return ([(alone, [UNCOMPRESSED])] if alone else []) + beside
+    verdicts, options = list(workbench.verdicts.values()), workbench.options
+    besides = _besides(failing, verdicts)
+    said = [f"FAILED {words}" for words in [*_grouped(each for each in verdicts if each.fails), *besides]]
+    if not options.update and options.gate != "off":
+        said = [*_left(workbench, verbose), *said]
+    return [*map(terminal, said), terminal(_verdict(workbench, len(besides)))]
 
 
-def _block(found: Mapping[tuple[str, str], Mapping[str, Parts]], recipes: Sequence[str], width: int) -> list[str]:
-    """The metrics of one group; conditions stand above those that they are of."""
-    sizes = {
-        recipe: [max(len(cells[recipe][at]) for cells in found.values() if recipe in cells) for at in range(4)]
-        for recipe in recipes
-    }
-    lines: list[Line] = []
-    conditions = ""
-    for (head, label), cells in found.items():
-        if head != conditions:
-            conditions = head
-            lines.append((head, ()))
-        lines.append((label, [_joined(cells.get(each), sizes[each]) for each in recipes]))
-    return blocks([terminal(each) for each in recipes], lines, width=width)
+def _grouped(verdicts: Iterable["Verdict"]) -> list[str]:
+    """The messages of verdicts; those that differ in the row alone, as of a measurement that failed, as one."""
+    groups: dict[tuple[str, str], list[Verdict]] = {}
+    for each in verdicts:
+        groups.setdefault((each.recipe, each.words.replace(each.key, "", 1)), []).append(each)
+    return [
+        of[0].words if len(of) == 1 else of[0].words.replace(of[0].key, _named([each.key for each in of], "rows"), 1)
+        for of in groups.values()
+    ]
 
 
-def _joined(parts: Parts | None, sizes: Sequence[int]) -> str:
-    """The parts of a cell below those of the other cells of its column."""
-    if parts is None:
-        return "not measured"
-    value, ratio, items, verdict = parts
-    shown = [value.rjust(sizes[0]), ratio.rjust(sizes[1]), items.ljust(sizes[2]), verdict.ljust(sizes[3])]
-    return "  ".join(part for part, size in zip(shown, sizes, strict=True) if size)
+def _besides(failing: Iterable[str], verdicts: Iterable["Verdict"]) -> list[str]:
+    """What fails that no verdict says."""
+    told = {terminal(each.words) for each in verdicts}
+    found = (line for words in failing for line in words.splitlines())
+    return [line for line in dict.fromkeys(found) if line.strip() and terminal(line) not in told]
 
 
-def _cells(
-    rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str]
-) -> tuple[dict[tuple[str, str], dict[str, Parts]], str | None]:
-    """By conditions and label of a metric the cells of recipes; and what times and memory are multiples of.
-
-    The value, its ratio to the base, what is known from results per item, the verdict. Times and memory are ratios laid
-    on one value of the base, as in the report.
-    """
-    grouped: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        grouped.setdefault(row.key, {})[row.recipe] = row
-    found: dict[tuple[str, str], dict[str, Parts]] = {}
-    several = False
-    for key, of in grouped.items():
-        laid, base = on_one_base(of)
-        several = several or (base is not None and base.low != base.high)
-        row = next(iter(of.values()))
-        head = terminal(", ".join(f"{name}={each}" for name, each in row.params.items()))
-        cells = found.setdefault((head, terminal(f"{row.metric} ({row.unit})")), {})
-        for recipe, each in laid.items():
-            cells[recipe] = _parts(each, outcomes.get((recipe, key), ""))
-        if UNCOMPRESSED not in laid:
-            beside = next((each for each in laid.values() if each.base_value is not None), None)
-            if beside is not None:
-                mark = " est." if beside.status == "estimated" else ""
-                cells[UNCOMPRESSED] = (number(beside.base_value) + mark, "", "", "")
-    words = f"times and memory: ratio to {UNCOMPRESSED}, measured in turn with each recipe, times one value of it"
-    return found, words if several else None
+def _left(workbench: "Workbench", verbose: bool) -> Iterator[str]:
+    """What was not decided, and what can be compared here at all; with `verbose` what was not compared."""
+    options = workbench.options
+    passing = [each for each in workbench.verdicts.values() if not each.fails]
+    for outcome in _UNDECIDED:
+        words = [each.words for each in passing if each.outcome == outcome]
+        yield from words if verbose else words[:_SEVERAL]
+        if len(words) > _SEVERAL and not verbose:
+            yield f"and {len(words) - _SEVERAL} more {outcome} (-v lists them)"
+    if calibrated := tolerances.words(options.baselines, workbench.fingerprint):
+        yield calibrated
+    if verbose:
+        known = (each for each in workbench.baselines.values() if each)
+        yield from filter(None, (fallback(each, workbench.fingerprint) for each in known))
+        yield from (each.words for each in passing if each.outcome in UNCOMPARED)
+    elsewhere = sum(each.outcome in UNCOMPARED and each.records for each in workbench.verdicts.values())
+    if elsewhere and any(workbench.baselines.values()):
+        yield f"record a baseline of the {_rows(elsewhere)} that have none here with: {options.record_command}"
 
 
-def _parts(row: Row, outcome: str) -> Parts:
-    if row.value is None:
-        return row.status.replace("_", " "), "", "", ""
-    value = number(row.value) + (" est." if row.status == "estimated" else "")
-    ratio = "" if row.ratio is None else f"{row.ratio:.3f}x"
-    verdict = "" if outcome in _UNCOMPARED else _MARKS.get(outcome, outcome)
-    return value, ratio, _paired(row) if row.paired else "", verdict
+def _verdict(workbench: "Workbench", besides: int) -> str:
+    """One line: how many rows passed, failed, and were not compared, and why; `besides` is what else fails."""
+    verdicts, options = list(workbench.verdicts.values()), workbench.options
+    fails = Counter(each.outcome.replace("_", " ") for each in verdicts if each.fails)
+    fails += Counter({"besides": besides})
+    failed = f"{fails.total()} failed" + (f" ({_counted(fails)})" if fails else "")
+    gate = f"gate{' FAILED' if fails else ''}: "
+    if options.update:
+        count = len(workbench.proposals)
+        recorded = f"off while recording; {count} baseline{'s' * (count != 1)} recorded in {options.baselines}"
+        return gate + recorded + (f", {failed}" if fails else "")
+    if options.gate == "off":
+        return gate + "off, nothing was compared" + (f", {failed}" if fails else "")
+    counts = Counter(each.outcome for each in verdicts if not each.fails)
+    uncompared = [each for each in verdicts if each.outcome in UNCOMPARED and not each.fails]
+    if not any(workbench.baselines.values()) and not fails and all(each.records for each in uncompared):
+        return f"{gate}no baseline to compare {_rows(len(uncompared))} with; record one with: {options.record_command}"
+    parts = [f"{counts['pass']} passed", failed]
+    parts += [f"{counts[outcome]} {outcome}" for outcome in _UNDECIDED if counts[outcome]]
+    if uncompared:
+        causes = Counter(each.cause for each in uncompared)
+        why = next(iter(causes)) if len(causes) == 1 else _counted(causes)
+        parts.append(f"{len(uncompared)} not comparable ({why}; `-v` lists them)")
+    return gate + ", ".join(parts)
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.most_common())
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
+
+
+# --- as Markdown ------------------------------------------------------------------------------------------------------
 
 
 def table(rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str]) -> "pd.DataFrame":
@@ -214,25 +202,14 @@ def table(rows: Iterable[Row], outcomes: Mapping[tuple[str, str], str]) -> "pd.D
     import pandas as pd
 
     rows = list(rows)
-    found, _ = _cells(rows, outcomes)
     cells = {
-        f"{label} {head}".rstrip(): {recipe: "  ".join(filter(None, parts)) for recipe, parts in of.items()}
-        for (head, label), of in found.items()
+        f"{each.metric} ({each.unit}) {', '.join(f'{name}={value}' for name, value in each.conditions)}".rstrip(): {
+            recipe: "  ".join(filter(None, parts)) for recipe, parts in each.cells.items()
+        }
+        for each in cells_of(rows, outcomes)[0]
     }
     recipes = list(dict.fromkeys([UNCOMPRESSED, *(row.recipe for row in rows)]))
     frame = pd.DataFrame.from_dict(cells, orient="index").reindex(columns=recipes)
     if frame[UNCOMPRESSED].isna().all():
         frame = frame.drop(columns=UNCOMPRESSED)
     return frame.fillna("not measured")
-
-
-def _paired(row: Row) -> str:
-    """The 95 % interval of the paired difference to the base, or of the ratio where the metric is exp of the items.
-
-    A share of answers that flipped follows, where the items are answers.
-    """
-    found, metric = row.paired or {}, all_metrics().get(row.metric)
-    if metric is not None and metric.of_items == "exp":
-        return f"[{math.exp(found['low']):.4g}, {math.exp(found['high']):.4g}]"
-    shown = f"{found['difference']:+.3g} [{found['low']:+.3g}, {found['high']:+.3g}]"
-    return shown + (f" {100 * found['flipped']:.3g} % flipped" if "flipped" in found else "")
