@@ -1,4 +1,4 @@
-"""Files replaced whole or not at all: whoever reads one, or is killed while it is written, has the old or the new."""
+"""Atomic replacement of files: readers see the old content or the new, also after a kill."""
 
 import os
 import shutil

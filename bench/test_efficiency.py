@@ -1,4 +1,4 @@
-"""Efficiency: size, speed, memory, energy, and what compressing took."""
+"""Efficiency: size, speed, memory, energy, and cost of compression."""
 
 import dataclasses
 

@@ -99,7 +99,7 @@ def test_unanswerable(workbench, recipe):
 def reader(workbench, model):
     tokenizer = workbench.base.tokenizer
     if tokenizer is None:
-        raise DataError(f"base {workbench.source.text} has no tokenizer: RAG needs tokenizer.json beside it")
+        raise DataError(f"base {workbench.source.text} has no tokenizer: RAG needs tokenizer.json beside the weights")
     options = workbench.options
     return readings.Reader(model=model.model, tokenizer=tokenizer, device=options.device, new_tokens=options.new_tokens,
                            template=options.template)  # fmt: skip

@@ -163,11 +163,14 @@ class TestSampling:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"temperature": 0}, "temperature=0 is not allowed: above 0; greedy answers are sampling=None"),
-            ({"temperature": float("nan")}, "temperature=nan is not allowed"),
-            ({"top_p": 1.5}, "top_p=1.5 is not allowed: above 0 and at most 1"),
-            ({"top_p": 0}, "top_p=0 is not allowed"),
-            ({"repetition_penalty": -1}, "repetition_penalty=-1 is not allowed: above 0"),
+            (
+                {"temperature": 0},
+                "temperature must be above 0 and finite, not 0; for greedy answers pass sampling=None",
+            ),
+            ({"temperature": float("nan")}, "temperature must be above 0 and finite, not nan"),
+            ({"top_p": 1.5}, "top_p must be at most 1, not 1.5"),
+            ({"top_p": 0}, "top_p must be above 0 and finite, not 0"),
+            ({"repetition_penalty": -1}, "repetition_penalty must be above 0 and finite, not -1"),
         ],
     )
     def test_values_that_cannot_be_are_refused(self, values, message):
@@ -179,10 +182,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("prompts", "options", "words"),
         [
-            (["a", []], {}, ("prompt 1 has no tokens",)),
+            (["a", []], {}, ("prompt 1 is empty",)),
             (["a", [5] * 2047], {}, ("prompt 1 has 2047 tokens", "new_tokens=8", "2048 positions")),
-            (["a"], {"new_tokens": 0}, ("new_tokens=0", "at least 1")),
-            (["a"], {"stops": ("\n", "")}, ("a stop is an empty text",)),
+            (["a"], {"new_tokens": 0}, ("new_tokens must be at least 1, not 0",)),
+            (["a"], {"stops": ("\n", "")}, ("stops must not contain an empty string",)),
         ],
     )
     def test_what_cannot_be_answered_is_refused(self, student, prompts, options, words):

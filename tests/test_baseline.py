@@ -95,7 +95,7 @@ SOUND = damaged(lambda table: None)
         (with_row(ratio="1"), "'1' is a str"),
         (with_row(samples=[1.0, None]), "None"),
         (with_row(samples=1.0), "must be a list"),
-        (with_row(better="up"), "better='up' must be one of lower, higher, neither"),
+        (with_row(better="up"), "better must be one of lower, higher, neither, not 'up'"),
         (with_row(kind="guess"), "kind='guess'"),
         (with_row(status="failed"), "status='failed'"),
         (with_row(params={"k": 1}), r"the key is 'quality.perplexity\[k=1\]'"),

@@ -153,9 +153,9 @@ def test_a_run_of_the_journal_is_recorded_once_its_difference_was_read(tmp_path,
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"ending": "failed"}, "it failed, and is no baseline"),
-        ({"ending": "interrupted"}, "it interrupted, and is no baseline"),
-        ({"ending": None}, "it did not end, and is no baseline"),
+        ({"ending": "failed"}, "it failed, and a failed run is not a baseline"),
+        ({"ending": "interrupted"}, "it interrupted, and a failed run is not a baseline"),
+        ({"ending": None}, "it did not end, and a failed run is not a baseline"),
         ({"commit": "abcdef123456+"}, "tracked files differed from commit abcdef123456"),
     ],
     ids=["failed", "interrupted", "killed", "changed files"],
@@ -221,7 +221,7 @@ def test_outside_of_a_repository_nothing_is_changed_and_there_is_no_commit(tmp_p
 def test_a_repository_of_which_git_cannot_tell_is_no_clean_one(repository):
     (repository / ".git" / "config").write_text("[core\n")
 
-    with pytest.raises(BaselineError, match="git cannot tell whether files were changed"):
+    with pytest.raises(BaselineError, match="git cannot tell which files have changed"):
         changed()
 
 
@@ -379,7 +379,7 @@ def test_a_baseline_of_schema_1_is_migrated_if_the_base_at_hand_is_the_one_that_
     path = of_schema_1(baselines, old_hash(locate(str(folder))))
     assert ("tiny", f"{OLD}{old_hash(locate(str(folder)))}") == Baseline.load(path).identity
 
-    for more, words in (([], "say where it is with --checkpoint"), (["--checkpoint", tmp_path], "say where it is")):
+    for more, words in (([], "give its path with --checkpoint"), (["--checkpoint", tmp_path], "give its path")):
         with pytest.raises(SystemExit):
             asked(baselines, "migrate", "--yes", *more)
         assert words in capsys.readouterr().err
@@ -425,7 +425,7 @@ def test_nothing_is_recorded_over_a_baseline_of_schema_1_of_a_name(tmp_path):
         ('"schema": 0', '"schema": -1', ("schema=-1 must be from 0 to 2",)),
         ('"schema": 0', '"schema": 1', ("lacks devices",)),
         ("stored_bytes", "shoe_size", ("no metric 'efficiency.shoe_size' is declared",)),
-        ('"fingerprint": "cpu-here-avx2-1t", ', "", ("names no fingerprint",)),
+        ('"fingerprint": "cpu-here-avx2-1t", ', "", ("has no fingerprint",)),
         ("2.545", '"2.545"', ("quality.perplexity", "'2.545' is a str")),
         ('"rows": {', '"rows": {}, "more": {', ("unknown more",)),
     ],

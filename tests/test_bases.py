@@ -136,7 +136,7 @@ def test_a_model_that_was_calibrated_on_another_text_is_no_part_of_the_line_of_a
         cells = {cell.value for line in table.lines if line.recipe == "gptq" for cell in line.cells if not line.source}
         assert not {1.0, 1024.0} & cells
     assert any(
-        "1 values of these recipes on other calibration text" in each for t in tables(mixed) for each in t.remarks
+        "1 values of these recipes with other calibration text" in each for t in tables(mixed) for each in t.remarks
     )
     alike = [*rows, of("2" * 12, "efficiency.model_size_gb", 1.0), of("2" * 12, "quality.perplexity", 3.0)]
     assert "gptq" in [point.recipe for point in points_of(alike, "perplexity")[0]]

@@ -113,7 +113,7 @@ def test_a_journal_is_read_without_the_line_that_a_kill_cut_off_and_refused_for_
     with pytest.raises(BenchError, match=says("torch was '2.13.0', is '2.14.0'")):
         kept(journal, FACTS | {"torch": "2.14.0"})
     journal.write_text("{}\n", encoding="utf-8")
-    with pytest.raises(BenchError, match=says("no journal of a calibration")):
+    with pytest.raises(BenchError, match=says("not the journal of a calibration")):
         kept(journal, FACTS)
 
 
@@ -176,7 +176,7 @@ def test_proposed_tolerances_are_recorded_where_that_is_asked_for(tmp_path, cali
     assert f"{100 * expected.proposed:.3g} %" == line.split("|")[11].strip()
 
 
-@pytest.mark.parametrize(("count", "between", "words"), [(19, 0.0, "--reruns 19 is not allowed: at least 20"),
+@pytest.mark.parametrize(("count", "between", "words"), [(19, 0.0, "--reruns must be at least 20, not 19"),
                                                          (20, 0.3, "no tolerance may be above 25 %")])  # fmt: skip
 def test_few_reruns_and_noisy_ones_are_not_recorded(tmp_path, calibrated, capsys, count, between, words):
     with pytest.raises(SystemExit) as refused:

@@ -141,7 +141,7 @@ def test_a_token_that_does_not_see_itself_is_refused(llama, context):
 
 
 def test_more_logits_than_positions_are_refused(llama):
-    with pytest.raises(OptionError, match="allowed: 1 to 3"):
+    with pytest.raises(OptionError, match="from 1 to 3"):
         prefill_flops(llama, 3, logits=4)
 
 

@@ -106,7 +106,7 @@ def test_another_number_in_a_line_is_refused_though_it_is_a_number(tmp_path):
         journal.append(healthy_row(run="r", value=2.0))
     path.write_bytes(path.read_bytes().replace(b'"value": 2.0', b'"value": 2.1'))
 
-    with pytest.raises(JournalError, match=says("journal.jsonl:1: it was changed: its check is", "bench mend")):
+    with pytest.raises(JournalError, match=says("journal.jsonl:1: it was changed: its checksum is", "bench mend")):
         read(path)
 
 
@@ -259,7 +259,7 @@ def test_a_baseline_that_is_laid_out_anew_is_what_it_was(tmp_path):
     [
         (lambda text: text[:-9], "cannot be signed"),
         (lambda text: "[]", "cannot be signed"),
-        (lambda text: text.replace('"unit": "1"', '"unit": ""'), "unit='' must be a text"),
+        (lambda text: text.replace('"unit": "1"', '"unit": ""'), "unit must be a non-empty string, not ''"),
         (lambda text: text.replace('"value": 8', '"value": "8"'), "'8' is a str"),
     ],
 )

@@ -220,7 +220,7 @@ def test_a_hub_that_cannot_be_reached_or_lacks_the_split_says_so(monkeypatch):
 
     with pytest.raises(DataError, match=r"no network.*give --data a folder"):
         data.texts("train")
-    with pytest.raises(DataError, match="no validation split; there are test, train"):
+    with pytest.raises(DataError, match="no validation split; its splits are test, train"):
         data.conversations("validation")
 
 

@@ -134,7 +134,9 @@ def test_a_divergence_that_is_not_finite_names_the_sample(model, tokenizer, tmp_
 def test_a_base_of_another_vocabulary_is_refused(model, other, tokenizer, data, monkeypatch):  # noqa: F811
     monkeypatch.setattr(other.config, "vocab_size", VOCABULARY + 1)
 
-    with pytest.raises(DataError, match=f"the base knows {VOCABULARY + 1} tokens, the model {VOCABULARY}"):
+    with pytest.raises(
+        DataError, match=f"the base has a vocabulary of {VOCABULARY + 1}, the model one of {VOCABULARY}"
+    ):
         read(model, tokenizer, data, base=other)
 
 

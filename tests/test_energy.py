@@ -109,7 +109,7 @@ def test_a_counter_that_only_root_may_read_says_how_to_open_it(tmp_path, monkeyp
 
     monkeypatch.setattr(Path, "read_text", guarded)
 
-    with pytest.raises(BenchError, match=r"energy_uj may be read by root alone; chmod a\+r"):
+    with pytest.raises(BenchError, match=r"energy_uj is readable by root only; make it readable with chmod a\+r"):
         Rapl(tmp_path)
 
 

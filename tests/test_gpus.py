@@ -218,7 +218,7 @@ def test_a_replayed_graph_generates_what_eager_steps_do(architecture, gpus):
 def test_a_graph_is_refused_where_the_text_passes_a_sliding_window(gpus, monkeypatch):
     decode = Decoder(model_of(sliding_window=8), LOAD)
     assert 5 == len(tokens_of(decode))
-    with pytest.raises(NotAvailable, match="11 positions pass the sliding window of 8"):
+    with pytest.raises(NotAvailable, match="11 positions exceed the sliding window of 8"):
         Decoder(model_of(sliding_window=8), LOAD, mode="graph")
     assert tokens_of(Decoder(model_of(sliding_window=11), LOAD, mode="graph"))
 

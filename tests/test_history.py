@@ -196,7 +196,7 @@ def test_the_command_names_the_commit_at_which_a_metric_moved(tmp_path, capsys):
     main(["--journal", str(journal), "--storage", str(tmp_path / "none")])
 
     said = capsys.readouterr().out.splitlines()
-    assert "2 series of up to 24 runs, 2 moved; where none did, any is named in at most 1 % of cases" == said[0]
+    assert "2 series of up to 24 runs, 2 changed; false-alarm rate at most 1 %" == said[0]
     assert said[1].startswith("nf4: efficiency.stored_bytes worse: 100 -> 101 B (+1 %) at commit 000000000014")
     assert said[2].startswith("nf4: efficiency.decode_ms[batch=1] worse: 0.5")
     assert " of fp16 (+" in said[2]
@@ -221,10 +221,10 @@ def test_rows_without_a_value_are_no_points_and_ratios_are_followed_where_there_
     ("arguments", "words"),
     [
         ((), "holds results; run pytest bench"),
-        (("--level", "0"), "--level 0 is not allowed"),
-        (("--last", "0"), "--last 0 is not allowed"),
+        (("--level", "0"), "--level must be above 0 and below 1, not 0"),
+        (("--last", "0"), "--last must be at least 1, not 0"),
         (("--model", "rnt"), "did you mean rtn"),
-        (("--metric", "shoe_size"), "no stored result is of these"),
+        (("--metric", "shoe_size"), "no stored result matches these"),
     ],
 )
 def test_what_cannot_be_looked_at_is_refused_with_words(tmp_path, capsys, arguments, words):
@@ -258,5 +258,5 @@ def test_a_damaged_file_of_the_storage_is_refused_by_name(tmp_path, change):
 
     change(table)
     path.write_text(json.dumps(table))
-    with pytest.raises(JournalError, match=says(str(path), "no result of pytest-benchmark")):
+    with pytest.raises(JournalError, match=says(str(path), "not a result of pytest-benchmark")):
         of_storage(tmp_path)

@@ -98,7 +98,7 @@ def test_the_same_items_give_the_same_bytes(tmp_path):
         ((A,), (0.5,), "binary", "0.5 must be 0 or 1"),
         ((A,), (math.nan,), "binary", "nan must be 0 or 1"),
         ((A,), (math.inf,), "real", "inf must be a finite number"),
-        ((A,), (1e39,), "real", "beyond a float32"),
+        ((A,), (1e39,), "real", "does not fit in float32"),
         ((A,), (1,), "percent", "'percent': it must be one of binary, real"),
         ((A[:8],), (1,), "real", "16 hexadecimal digits"),
         ((A.upper(),), (1,), "real", "16 hexadecimal digits"),
@@ -167,9 +167,9 @@ DAMAGES = {
     "not-json": (_change("nf4.*.json", lambda data: data[:-9]), "items"),
     "another-schema": (_change("nf4.*.json", lambda data: data.replace(b'"schema": 1', b'"schema": 2')), "schema=2"),
     "one-value": (_json(lambda row: row.update(values=row["values"][:-4] + "AA==")), "must have the digest"),
-    "fewer-values": (_json(lambda row: row.update(values=row["values"][:-8])), "take 160 bytes, here are"),
+    "fewer-values": (_json(lambda row: row.update(values=row["values"][:-8])), "take 160 bytes, not"),
     "no-base64": (_json(lambda row: row.update(values="%" + row["values"][1:])), "row rag.f1"),
-    "no-text": (_json(lambda row: row.update(values=None)), "must be a text in base64"),
+    "no-text": (_json(lambda row: row.update(values=None)), "must be a base64 string"),
     "another-kind": (_json(lambda row: row.update(kind="binary")), "take 5 bytes"),
     "another-count": (_json(lambda row: row.update(count=41)), "count=41"),
     "unknown-field": (_json(lambda row: row.update(note=1)), "unknown note"),
@@ -177,8 +177,8 @@ DAMAGES = {
     "no-list": (lambda folder: next(folder.glob("*.hashes")).unlink(), "cannot be read"),
     "one-bit-of-the-list": (_change("*.hashes", lambda data: bytes([data[0] ^ 1]) + data[1:]), "was changed"),
     "a-shorter-list": (_change("*.hashes", lambda data: data[:-8]), "was changed"),
-    "no-file": (lambda folder: next(folder.glob("nf4.*.json")).unlink(), "not beside the baseline"),
-    "no-row": (_change("nf4.*.json", lambda data: b'{"schema": 1, "rows": {}}'), "not beside the baseline"),
+    "no-file": (lambda folder: next(folder.glob("nf4.*.json")).unlink(), "are missing: the folder items/"),
+    "no-row": (_change("nf4.*.json", lambda data: b'{"schema": 1, "rows": {}}'), "are missing: the folder items/"),
 }
 
 

@@ -205,9 +205,9 @@ def test_a_key_that_cannot_be_is_refused_without_showing_it(key):
     [
         ({"url": Url("http://host/v1")}, ["--judge-url needs --judge-model"]),
         ({"model": "m"}, ["--judge-model needs --judge-url"]),
-        ({"url": Url("http://host/v1"), "model": "m", "local": "reference"}, ["two judges"]),
-        ({"samples": 0}, ["--judge-samples 0"]),
-        ({"decoding": "beam"}, ["--judge-decoding beam", "sampled, greedy"]),
+        ({"url": Url("http://host/v1"), "model": "m", "local": "reference"}, ["either --judge-url or --judge"]),
+        ({"samples": 0}, ["--judge-samples must be at least 1, not 0"]),
+        ({"decoding": "beam"}, ["--judge-decoding must be one of sampled, greedy, not beam"]),
     ],
     ids=lambda each: "-".join(each) if isinstance(each, dict) else "",
 )
@@ -219,17 +219,17 @@ def test_a_setup_that_cannot_be_is_refused(given, words):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("host/v1", "no address"),
-        ("ftp://host/v1", "no address"),
+        ("host/v1", "not the address of an endpoint"),
+        ("ftp://host/v1", "not the address of an endpoint"),
         ("http://me:secret@host/v1", "BENCH_JUDGE_KEY"),
         ("http://secret@host/v1", "BENCH_JUDGE_KEY"),
         ("http://host/v1?key=secret", "BENCH_JUDGE_KEY"),
         ("http://host/v1#secret", "BENCH_JUDGE_KEY"),
-        ("http://[secret/v1", "no URL that can be read"),
-        ("http://host:secret/v1", "no URL that can be read"),
-        ("http://host:99999/v1", "no URL that can be read"),
-        ("http://host/secret\r\nv1 x", "letters that no URL has"),
-        ("http://h\u00f6st/v1", "letters that no URL has"),
+        ("http://[secret/v1", "not a valid URL"),
+        ("http://host:secret/v1", "not a valid URL"),
+        ("http://host:99999/v1", "not a valid URL"),
+        ("http://host/secret\r\nv1 x", "invalid port or characters"),
+        ("http://h\u00f6st/v1", "invalid port or characters"),
     ],
 )
 def test_a_url_that_cannot_be_is_refused_and_stands_in_no_frame(url, words):

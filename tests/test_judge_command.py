@@ -119,7 +119,7 @@ def test_a_local_judge_is_asked_by_its_log_probabilities(run, pytester, small_ju
         (("--judge-url", "http://127.0.0.1:9/v1"), "--judge-url needs --judge-model"),
         (("--judge-url", f"http://u:{KEY}@h/v1", "--judge-model", "m"), "put the key into BENCH_JUDGE_KEY"),
         (("--judge", "nowhere"), "nowhere"),
-        (("--num-questions", "0"), "--num-questions 0 is not allowed"),
+        (("--num-questions", "0"), "--num-questions must be from 1 to"),
         (("--judge-timeout", "0"), "--judge-timeout 0"),
     ],
     ids=["model", "password", "spec", "questions", "timeout"],

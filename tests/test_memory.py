@@ -148,7 +148,7 @@ def test_a_child_that_gives_no_figures_is_an_error(text):
 
 
 def test_a_peak_of_nothing_is_refused():
-    with pytest.raises(MetricError, match="peak_bytes=0 must be above 0"):
+    with pytest.raises(MetricError, match="peak_bytes must be above 0, not 0"):
         figures(json.dumps({"peaks": [0], "model_bytes": 1, "source": "child"}))
 
 

@@ -72,7 +72,7 @@ def test_what_the_function_raises_is_not_disguised():
         ({"floor": -1.0}, "floor=-1.0"),
         ({"floor": math.inf}, "floor: inf"),
         ({"kind": "counted", "rel_absolute": 0.1}, "timing and memory"),
-        ({"better": "higher", "rel": 1.0}, "fall to 0"),
+        ({"better": "higher", "rel": 1.0}, "drop to 0"),
     ],
     ids=lambda each: "-".join(f"{name}={value}" for name, value in each.items()) if isinstance(each, dict) else "",
 )

@@ -89,7 +89,7 @@ def test_p_values_are_those_of_holm():
 def test_findings_of_the_paper_that_hold_are_said_to_hold():
     best, early, before_distilling, control = orders.findings(rows_of(LOSSES))
 
-    assert "of one training of each (seed 0): it is; the next, kd-p-nf4, is +0.0100 nat" in best
+    assert "with one training run each (seed 0): it is; the next, kd-p-nf4, is +0.0100 nat" in best
     assert "Here it loses more: the mean of kd-nf4-p, nf4-p-kd, nf4-kd-p is +0.2000 nat" in early
     assert "it loses more: the mean of p-nf4-kd, nf4-p-kd, nf4-kd-p is +0.0800 nat" in before_distilling
     assert "kd(alpha=0.0), the same training on labels alone, has perplexity" in control

@@ -61,7 +61,7 @@ class TestData:
             assert f"<li>{each['words'].replace('>', '&gt;')}</li>" in page_text
 
     def test_there_is_no_page_of_nothing(self, page_results):
-        with pytest.raises(ValueError, match="a page of no results"):
+        with pytest.raises(ValueError, match="there are no results to show"):
             page([], page_results[1])
 
     def test_a_few_rows_without_runs_verdicts_or_layers_make_a_page(self):

@@ -163,14 +163,14 @@ def test_other_items_or_another_kind_are_not_compared(pair):
     now, then = pair
     other = Items(hashes_of(["another", *range(len(then) - 1)]), then.values, then.kind)
 
-    with pytest.raises(MetricError, match="other items were asked"):
+    with pytest.raises(MetricError, match="the items differ"):
         item_pairs.compare(now, other)
-    with pytest.raises(MetricError, match="the items were real and are binary"):
+    with pytest.raises(MetricError, match="the items were real, and are binary now"):
         item_pairs.compare(binary([0]), replace(binary([0]), kind="real"))
 
 
 def test_words_say_how_many_items_are_the_same():
-    assert "2 of now 3 and then 2 are the same" in item_pairs.mismatch(binary([1, 1, 1]), binary([1, 0]))
+    assert "2 of 3 now and 2 then are the same" in item_pairs.mismatch(binary([1, 1, 1]), binary([1, 0]))
     assert item_pairs.mismatch(binary([1, 1]), binary([0, 1])) is None
 
 

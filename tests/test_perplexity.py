@@ -304,12 +304,12 @@ def test_a_window_longer_than_the_context_of_the_model_is_refused(model, tokeniz
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"name": "f"}, "'f' is unknown; there are default, e, o"),
-        ({"samples": 0}, "samples=0 must be at least 1"),
-        ({"length": 1}, "length=1 must be at least 2"),
-        ({"stride": 600}, "stride=600 must be at most 512"),
+        ({"name": "f"}, "must be one of default, e, o, not 'f'"),
+        ({"samples": 0}, "samples must be at least 1, not 0"),
+        ({"length": 1}, "length must be at least 2, not 1"),
+        ({"stride": 600}, "stride must be at most 512, not 600"),
         ({"name": "o", "stride": 8}, "must be left out"),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
     ],
 )
 def test_a_protocol_that_cannot_be_is_refused(settings, words):

@@ -45,11 +45,11 @@ def question(name, text="What?", answers=("that",), **more):
 @pytest.mark.parametrize(
     ("documents", "questions", "words"),
     [
-        ([], [question("1")], ["no text in its 0 documents"]),
-        ([document("a", "  ")], [question("1")], ["no text in its 1 documents"]),
+        ([], [question("1")], ["its 0 documents contain no text"]),
+        ([document("a", "  ")], [question("1")], ["its 1 documents contain no text"]),
         ([document("a")], [], ["has no questions"]),
-        ([document("a"), document("a")], [question("1")], ["documents have an id in common", "'a'"]),
-        ([document("a")], [question("1"), question("1")], ["questions have an id in common", "'1'"]),
+        ([document("a"), document("a")], [question("1")], ["documents share an id", "'a'"]),
+        ([document("a")], [question("1"), question("1")], ["questions share an id", "'1'"]),
         ([document("a")], [question("1", answers=())], ["'1' have no answer", "is_impossible"]),
         ([document("a")], [question("1", answers=(" ",))], ["'1' have no answer"]),
         ([document("a")], [question("1", text=" ")], ["text of the questions '1' is empty"]),
@@ -82,7 +82,7 @@ def written(folder, content, name="set.json"):
     [
         ("{", ["not JSON"]),
         ({"questions": []}, ["neither 'data'"]),
-        ({"data": [{"paragraphs": [{"qas": []}]}]}, ["not of SQuAD's form", "context"]),
+        ({"data": [{"paragraphs": [{"qas": []}]}]}, ["not in SQuAD format", "context"]),
         ([{"question": "What?", "answer": "that"}], ["--documents"]),
     ],
     ids=["json", "form", "squad", "documents"],
@@ -470,7 +470,7 @@ def test_without_comparison_the_cells_say_so(run):
     result = run("--model", "fp16", *QUICK, "--compare-no-rag", "no", "-k", "greedy or speed")
 
     result.assert_outcomes(passed=2, deselected=12)
-    assert "--compare-no-rag no: nothing was answered without a context" in result.stdout.str()
+    assert "--compare-no-rag no: no answers without context" in result.stdout.str()
 
 
 def test_a_question_that_fails_is_counted_and_the_run_goes_on(run, pytester):
@@ -491,9 +491,9 @@ def test_a_question_that_fails_is_counted_and_the_run_goes_on(run, pytester):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--top-k", "5000"), "--top-k 5000 is not allowed"),
-        (("--num-questions", "0"), "--num-questions 0 is not allowed"),
-        (("--chunk-size", "0"), "--chunk-size 0 is not allowed"),
+        (("--top-k", "5000"), "--top-k must be from 1 to"),
+        (("--num-questions", "0"), "--num-questions must be from 1 to"),
+        (("--chunk-size", "0"), "--chunk-size must be at least 1, not 0"),
         (("--dataset-path", "nowhere"), "--dataset-path nowhere does not exist"),
         (("--retriever", "hybrid"), "--retriever hybrid needs --encoder"),
     ],

@@ -178,7 +178,7 @@ class TestScores:
         assert expected == pytest.approx(reference_scores.likelihoods(model, vocabulary, [item])[0], abs=1e-3)
 
     def test_an_unknown_task_is_refused_with_the_known_ones(self, student):
-        with pytest.raises(OptionError, match="tasks fact are not scored; there are continuation"):
+        with pytest.raises(OptionError, match="tasks fact are not scored; tasks must be among continuation"):
             reference_scores.scores(*student, names=("fact",))
 
 
@@ -218,7 +218,7 @@ def test_student_and_teacher_share_their_tokenizer():
 
 
 def test_an_unknown_reference_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'pupil' is no embedded reference; there are student, teacher"):
+    with pytest.raises(ValueError, match="name must be one of student, teacher, not 'pupil'"):
         folder("pupil")
 
 
@@ -309,7 +309,8 @@ class TestTraining:
         assert 0 < end < late
 
     @pytest.mark.parametrize(
-        ("change", "message"), [({"layers": 3}, "cannot grow so"), ({"hidden": 128}, "cannot grow so")]
+        ("change", "message"),
+        [({"layers": 3}, "cannot be grown to this shape"), ({"hidden": 128}, "cannot be grown to this shape")],
     )
     def test_a_shape_that_cannot_be_grown_to_is_refused(self, change, message, tmp_path, vocabulary):
         training.train(TWIN, out=tmp_path, steps=1, vocabulary=vocabulary, **QUICK)
@@ -340,9 +341,9 @@ class TestTraining:
         [
             (["student", "--resume"], "nothing to resume: .*training.pt does not exist"),
             (["student", "--out", "file"], "'file' is not a folder that can be written"),
-            (["student", "--device", "gpu"], "'gpu' is no device of torch"),
-            (["student", "--device", "meta"], "'meta' is not there; take cpu"),
-            (["student", "--steps", "0"], "steps=0 must be more than 0"),
+            (["student", "--device", "gpu"], "device must be cpu or cuda, not 'gpu'"),
+            (["student", "--device", "meta"], "'meta' is not available; use cpu"),
+            (["student", "--steps", "0"], "steps must be at least 1, not 0"),
             (["teacher", "--grow", "nowhere"], "nothing to grow from: nowhere has neither"),
             (["pupil"], "invalid choice: 'pupil'"),
         ],

@@ -87,7 +87,7 @@ def test_a_column_is_of_one_condition_and_the_rest_is_told():
     assert [2.5, 2.5, 2.5, None] == [cells(table)[name]["Perplexity"].value for name in ("fp16", "rtn", "nf4", "hqq")]
     assert "not measured" == cells(table)["hqq"]["Perplexity"].text
     assert "samples=100" in table.remarks[0]
-    assert "2 values under other conditions are in the results, not here; hqq under those alone" in table.remarks[1]
+    assert "2 values under other conditions are in the results only; hqq under those alone" in table.remarks[1]
 
 
 def test_text_and_teacher_belong_to_a_recipe_not_to_the_conditions():
@@ -207,5 +207,5 @@ def test_of_the_reference_it_is_said_that_its_outliers_are_planted():
     [table] = [each for each in tables([row(PERPLEXITY, 2.0)]) if each.number == "E20"]
     [other] = [each for each in tables([row(PERPLEXITY, 2.0, base="mine")]) if each.number == "E20"]
 
-    assert any("is planted" in remark for remark in table.remarks)
-    assert not any("is planted" in remark for remark in other.remarks)
+    assert any("is artificial" in remark for remark in table.remarks)
+    assert not any("is artificial" in remark for remark in other.remarks)

@@ -71,8 +71,8 @@ def returns_nan_logits(result):
 
 IN_THE_METHOD = {
     returns_its_input: "efficiency.stored_bytes regressed",
-    stores_double: "are written of it: a size is what is stored",
-    reports_nominal_bits: "are written of it: a size is what is stored",
+    stores_double: "are written: a size is what is stored",
+    reports_nominal_bits: "are written: a size is what is stored",
     changes_with_the_seed_that_nobody_gave: "quality.",
 }
 IN_THE_RESULT = {

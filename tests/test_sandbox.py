@@ -208,7 +208,7 @@ def test_nothing_is_left_of_programs_whose_run_was_killed(name):
 
 
 def test_a_jail_that_does_not_come_up_is_no_failure_of_the_program():
-    with pytest.raises(NotAvailable, match="the jail does not come up"):
+    with pytest.raises(NotAvailable, match="the sandbox does not start"):
         run(FINE, python="/bin/false")
 
 

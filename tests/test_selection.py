@@ -59,7 +59,7 @@ def test_a_setting_that_is_not_of_its_form_is_refused(text):
     [
         (("--model", "nf4", "--set", "group_sizes=64"), "no method of nf4 has the parameter 'group_sizes'; they have"),
         (("--model", "nf4", "--set", "group_size"), "--set group_size: "),
-        (("--model", "nf4", "--set", "group_size=64", "--set", "group_size=32"), "group_size is set twice"),
+        (("--model", "nf4", "--set", "group_size=64", "--set", "group_size=32"), "group_size is given twice"),
         (("--model", "nf4", "--set", "group_size=65"), "nf4(group_size=65): allowed are 32, 64"),
         (("--model", "nf4,fp16", "--set", "bits=3"), "no method of nf4, fp16 has the parameter 'bits'"),
     ],

@@ -98,7 +98,11 @@ def test_what_has_a_script_on_its_main_branch_is_read_from_the_conversion_of_the
     [
         ("commonsenseqa", "NotAvailable", "CommonsenseQA: tau/commonsense_qa cannot be loaded"),
         ("siqa", "NotAvailable", "SIQA: lighteval/siqa cannot be loaded"),
-        ("nq_open", "DataError", "google-research-datasets/nq_open is not of the form that its configuration reads"),
+        (
+            "nq_open",
+            "DataError",
+            "google-research-datasets/nq_open does not have the format that its configuration reads",
+        ),
     ],
 )
 def test_what_cannot_be_read_says_why(answers, name, error, words):

@@ -151,7 +151,7 @@ class TestCommand:
             "*Average Accuracy*Accuracy Drop*Tasks Evaluated*",
             "*PIQA (0-shot)*",
             "*rtn(bits=2)*not available*",
-            "*HumanEval: what the model writes is run only with --allow-code-execution*",
+            "*HumanEval: programs of the model are run only with --allow-code-execution*",
             "*PIQA: the embedded reference has nothing that stands in for it*",
         ])  # fmt: skip
         rows = [json.loads(line) for line in (pytester.path / ".bench" / "journal.jsonl").read_text().splitlines()]
@@ -177,8 +177,8 @@ class TestCommand:
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
-        [(("--tasks", "mmlv"), "*did you mean mmlu*"), (("--limit", "0"), "*--limit 0 is not allowed*"),
-         (("--task-rows", "-1"), "*--task-rows -1 is not allowed*")],
+        [(("--tasks", "mmlv"), "*did you mean mmlu*"), (("--limit", "0"), "*--limit must be at least 1, not 0*"),
+         (("--task-rows", "-1"), "*--task-rows must be at least 1, not -1*")],
     )  # fmt: skip
     def test_options_that_cannot_be_are_refused_before_any_work(self, run, pytester, arguments, words):
         result = run(*arguments)

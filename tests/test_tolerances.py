@@ -97,7 +97,7 @@ def test_what_is_beyond_a_quarter_cannot_be_signed(recorded):
     text = recorded.read_text(encoding="utf-8").replace("0.012", "0.3")
     recorded.write_text(text, encoding="utf-8")
 
-    with pytest.raises(BaselineError, match=says("0.3 must be above 0 and at most 0.25")):
+    with pytest.raises(BaselineError, match=says("must be above 0 and at most 0.25, not 0.3")):
         digest.sign(recorded)
     assert text == recorded.read_text(encoding="utf-8")
 

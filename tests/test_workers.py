@@ -153,7 +153,10 @@ def test_a_recipe_that_ended_a_worker_is_not_tried_again_and_its_other_rows_say_
     for recipe in (DIES, LOSES):
         others = [row for row in _rows(repository, "together.jsonl") if row.recipe == recipe and row.of != "artefact"]
         assert {"cost", "generation", "perplexity"} == {row.of for row in others}
-        assert all(f"in {recipe}, which is not tried again in this run; --resume does" in row.reason for row in others)
+        assert all(
+            f"while measuring {recipe}; this run does not try it again, a run with --resume does" in row.reason
+            for row in others
+        )
     assert 2 == interrupted.said.count("replacing crashed worker")
     records = read(repository.root / "together.jsonl").records
     begun = Counter((each["recipe"], each["of"]) for each in records if each["kind"] == "begin")

@@ -1,4 +1,4 @@
-"""What several commands take: the journal that they read."""
+"""Arguments that several commands share."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`python -m bench baselines`: what is recorded, how it differs, and how it changes. Nothing is written unread.
+"""`python -m bench baselines`: list, compare and update baselines. Every change is shown before it is written.
 
     list                     what is recorded: recipes, rows, devices
     diff [OLD [NEW]]         which rows moved, by how much, in which direction; OLD is HEAD, NEW the folder of baselines
@@ -46,26 +46,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--baselines", type=path_option, default=Path("baselines"), metavar="DIR")
-    common.add_argument("--base", help="only baselines of this base")
-    common.add_argument("--model", metavar="RECIPES", help="only these recipes, separated by commas")
+    common.add_argument("--base", help="baselines of this base only")
+    common.add_argument("--model", metavar="RECIPES", help="these recipes only, separated by commas")
     writing = argparse.ArgumentParser(add_help=False)
-    writing.add_argument("--yes", action="store_true", help="write without asking")
+    writing.add_argument("--yes", action="store_true", help="write without confirmation")
     commands.add_parser("list", parents=[common])
     diff = commands.add_parser("diff", parents=[common])
     diff.add_argument("old", nargs="?", default="HEAD", metavar="OLD")
     diff.add_argument("new", nargs="?", metavar="NEW")
     updating = commands.add_parser("update", parents=[common, writing])
     journal_option(updating)
-    updating.add_argument("--run", help="name of the run; default the last")
-    updating.add_argument("--force-update", action="store_true", help="also of a failed run, or of changed files")
+    updating.add_argument("--run", help="id of the run; default the last one")
+    updating.add_argument(
+        "--force-update", action="store_true", help="also from a failed run, or with uncommitted changes"
+    )
     commands.add_parser("merge", parents=[common, writing]).add_argument("other", metavar="OTHER")
     pruning = commands.add_parser("prune", parents=[common, writing])
     pruning.add_argument(
-        "--device", action="append", default=[], metavar="FINGERPRINT", help="also rows of this device"
+        "--device", action="append", default=[], metavar="FINGERPRINT", help="rows of this device as well"
     )
     migrating = commands.add_parser("migrate", parents=[common, writing])
     migrating.add_argument("--checkpoint", action="append", default=[], type=path_option, metavar="DIR",
-                           help="folder of a base that goes by its last part; may be given several times")  # fmt: skip
+                           help="folder of a base that is recorded under its last part; may be repeated")  # fmt: skip
     options = parser.parse_args(arguments)
     try:
         _COMMANDS[options.command](options)
@@ -76,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def found(directory: Path, options: argparse.Namespace | None = None) -> dict[Key, Baseline]:
     """The baselines of a folder by base and recipe. Raises BaselineError for one that is damaged or misplaced."""
     if not directory.is_dir():
-        raise BaselineError(f"there is no folder {directory}; --baselines DIR names another")
+        raise BaselineError(f"the folder {directory} does not exist; give another with --baselines DIR")
     baselines = {}
     for path in sorted(directory.glob("*/*.json")):
         each = Baseline.load(path)
@@ -133,7 +135,7 @@ def _diff(options: argparse.Namespace) -> None:
 def _update(options: argparse.Namespace) -> None:
     run = last_run(options.journal, options.run)
     if (why := refusal(run)) and not options.force_update:
-        raise BaselineError(f"run {run.name}: {why}; --force-update records it all the same")
+        raise BaselineError(f"run {run.name}: {why}; --force-update records it anyway")
     recipes = options.model and {Recipe.parse(text).text for text in split_recipes(options.model)}
     rows = [row for row in run.rows if options.base in (None, row.base) and (not recipes or row.recipe in recipes)]
     if not rows:
@@ -150,9 +152,9 @@ def refusal(run: Run) -> str | None:
     """Why a run should not be a baseline, in words; None where nothing speaks against it."""
     if run.ending != "passed":
         said = "".join(f"\n  {words}" for words in run.failing[:8])
-        return f"it {run.ending or 'did not end'}, and is no baseline{said}"
+        return f"it {run.ending or 'did not end'}, and a failed run is not a baseline{said}"
     if run.unclean:
-        return f"tracked files differed from commit {run.commit}, so that no commit gives these numbers again"
+        return f"tracked files differed from commit {run.commit}, so no commit reproduces these numbers"
     return None
 
 
@@ -177,12 +179,12 @@ def pruned(old: Baseline, devices: Iterable[str] = ()) -> Proposal:
         text = Recipe.parse(old.recipe).text
         gone = None if text == old.recipe else f"the recipe is now written {text}"
     except CompressionError as error:
-        gone = f"there is no such recipe: {error}"
+        gone = f"unknown recipe: {error}"
     metrics = all_metrics()
 
     def reason(at: tuple[str, str], entry: Entry) -> str | None:
         if at[0] in devices:
-            return f"the device {at[0]} is taken away"
+            return f"the device {at[0]} is removed"
         return gone or (None if entry.metric in metrics else f"no metric {entry.metric} is declared")
 
     kept, dropped = without(old, reason)
@@ -229,19 +231,19 @@ def _sources(label: str, checkpoints: Sequence[Path]) -> list[BaseSource]:
         return [locate(label).fetch()]
     if fitting := [each for each in map(locate, map(str, checkpoints)) if each.label == label]:
         return fitting
-    raise BaselineError(f"the baselines of {label} are of a folder: say where it is with --checkpoint .../{label}")
+    raise BaselineError(f"the baselines of {label} belong to a folder; give its path with --checkpoint .../{label}")
 
 
 def _review(proposals: Sequence[Proposal], options: argparse.Namespace, files: Sequence[Path] = ()) -> None:
     """Say what would be written, and write it if that is wanted. Exits with 1 where it is not."""
     if not (proposals or files) or not (_say(proposals) or files):
-        print("there is nothing to write")
+        print("nothing to write")
         return
     for path in files:
-        print(f"{path}: removed, nothing names it")
+        print(f"{path}: removed: no baseline refers to it")
     if not options.yes:
         if not sys.stdin.isatty():
-            print("nothing was written: --yes writes it", file=sys.stderr)
+            print("nothing was written; --yes writes it", file=sys.stderr)
             raise SystemExit(1)
         if input(f"write this to {options.baselines}? [y/N] ").strip().lower() not in ("y", "yes"):
             raise SystemExit("nothing was written")

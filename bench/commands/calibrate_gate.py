@@ -1,4 +1,4 @@
-"""How much this machine's timings scatter, and what the gate can see on it: the same measurement over and over (A/A).
+"""Calibrates the gate: how much timings scatter on this machine, by repeating one measurement (A/A).
 
 Each rerun has copies of both models, decoders and caches of its own and takes rounds of base and compressed in turn
 for `--seconds` at most, and five in any case. `--processes` share the reruns, one after the other, so that what a
@@ -39,7 +39,7 @@ from bench.machine import device as machine
 from bench.machine import git as repository
 from bench.metrics import Metric, all_metrics
 from bench.statistics.timing_change import SAMPLES, quantile, shift
-from compression.files.strict_json import path_option
+from compression.files.strict_json import at_least, path_option
 
 SLOWER = (0.05, 0.10)  # slowdowns that are looked for
 PEER = 0.05  # of pytest-benchmark's comparison
@@ -120,7 +120,7 @@ def slowed(rerun: Rerun, metrics: Sequence[Metric], by: float) -> Rerun:
 def noise(reruns: Sequence[Rerun], metrics: Sequence[Metric], *, runs: int, rows: int) -> list[Noise]:
     """What pairs of reruns tell of each metric. Raises OptionError for fewer than three."""
     if len(reruns) < 3:
-        raise OptionError(f"{len(reruns)} reruns tell nothing of noise: at least 3, better {FEWEST}")
+        raise OptionError(f"calibration needs at least 3 reruns, better {FEWEST}, not {len(reruns)}")
     level = verdicts.LEVEL / 2 / rows
     beside = any(metric.of == verdicts.AGAINST for metric in metrics)
     pairs = [(each, each) for each in reruns] if beside else paired(reruns)
@@ -138,7 +138,7 @@ def noise(reruns: Sequence[Rerun], metrics: Sequence[Metric], *, runs: int, rows
             ))
         ]  # fmt: skip
         if not shifts:
-            raise OptionError(f"{metric.name}: no rerun has {SAMPLES} rounds; allow more --seconds")
+            raise OptionError(f"{metric.name}: no rerun has {SAMPLES} rounds; raise --seconds")
         logs = [each.log for each in shifts]
         scatter = math.sqrt(statistics.fmean(each**2 for each in logs))
         believed = statistics.median(each.error for each in shifts)
@@ -212,26 +212,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Complete the journal to `--reruns`, then print what it tells."""
     parser = argparse.ArgumentParser(prog="python -m bench calibrate-gate", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--base", default="reference", help="a base; default reference")
-    add("--model", default="nf4", help="a recipe; default nf4")
+    add("--base", default="reference", help="base; default reference")
+    add("--model", default="nf4", help="recipe; default nf4")
     add("--device", default="cpu")
-    add("--reruns", type=int, default=20, help="how many in all; default 20. Those in the journal are not made again")
-    add("--processes", type=int, default=4, help="that share the reruns, one after the other; default 4")
-    add("--seconds", type=float, default=10.0, help="of one rerun, at most; default 10")
-    add("--rows", type=int, default=100, help="of the run that the gate's level is for; default 100")
-    add("--runs", type=int, default=10, help="rounds at the first look; default 10")
+    add(
+        "--reruns",
+        type=int,
+        default=20,
+        help="number of reruns in all; default 20. Those in the journal are not repeated",
+    )
+    add("--processes", type=int, default=4, help="processes that share the reruns, one after the other; default 4")
+    add("--seconds", type=float, default=10.0, help="maximum seconds per rerun; default 10")
+    add("--rows", type=int, default=100, help="rows of the run that the gate's error level is for; default 100")
+    add("--runs", type=int, default=10, help="rounds of the first test; default 10")
     add("--prompt-tokens", type=int, default=16)
     add("--max-new-tokens", type=int, default=16)
     add("--journal", type=path_option, default=Path(".bench/calibration.jsonl"))
-    add("--beside", action="store_true", help="two copies of the compressed model, as --against compares them")
-    add("--write", action="store_true", help="record the proposed tolerances, by which the gate then compares here")
-    add("--baselines", type=path_option, default=Path("baselines"), metavar="DIR", help="where they are recorded")
+    add("--beside", action="store_true", help="compare two copies of the compressed model, as --against does")
+    add("--write", action="store_true", help="record the proposed tolerances, which the gate then uses on this device")
+    add(
+        "--baselines",
+        type=path_option,
+        default=Path("baselines"),
+        metavar="DIR",
+        help="folder of the recorded tolerances",
+    )
     given = parser.parse_args(arguments)
     for name, least in (("reruns", FEWEST if given.write else 3), ("rows", 1), ("runs", SAMPLES), ("processes", 1)):
-        if getattr(given, name) < least:
-            parser.error(f"--{name} {getattr(given, name)} is not allowed: at least {least}")
+        at_least(f"--{name}", getattr(given, name), least, parser.error)
     if given.write and given.beside:
-        parser.error("--beside proposes no tolerances: leave out --write")
+        parser.error("--write needs tolerances, and --beside proposes none: leave one of the two out")
     try:
         facts = _facts(given)
         device = facts["fingerprint"]

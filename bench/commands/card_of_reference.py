@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--recipes", nargs="*", default=["rtn(bits=4)", "rtn(bits=3)", "rtn(bits=2)"], help="scored on the student"
     )
-    parser.add_argument("--limit", type=int, help="items of each task (default: all)")
+    parser.add_argument("--limit", type=int, help="items per task (default: all)")
     options = parser.parse_args(arguments)
     cards = {
         name: card(name, options.recipes if name == "student" else [], options.limit) for name in options.name or NAMES

@@ -1,4 +1,4 @@
-"""`python -m bench history`: which metrics moved over the stored runs, and at which commit.
+"""`python -m bench history`: which metrics changed over the stored runs, and at which commit.
 
 A series is one row (base, recipe, device, metric and parameters) over the runs of a journal, or one benchmark over the
 files that `--benchmark-autosave` left (`benchmark.median_s`, seconds of a round). Of rows with a ratio to the base of
@@ -25,7 +25,7 @@ from bench.results.row import MEASURED
 from bench.results.runs import runs_of
 from bench.statistics.level_change import cut, steps, strongest
 from compression import CompressionError, Recipe, split_recipes
-from compression.files.strict_json import finite, path_option, strict_json
+from compression.files.strict_json import at_least, finite, path_option, strict_json
 from compression.files.terminal import printable
 
 LEVEL = 0.01  # the chance that any series is named where none moved
@@ -199,7 +199,7 @@ def of_storage(folder: str | Path) -> list[Series]:
                     raise ValueError(f"{texts} must be texts")
             python = table["machine_info"].get("python_version")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise JournalError(f"{path} is no result of pytest-benchmark: {error}; remove it") from None
+            raise JournalError(f"{path} is not a result of pytest-benchmark: {error}; remove it") from None
         files.append((when, commit and commit[:12], machine, python, benchmarks))
     called = names(_base_of(each) for *_, benchmarks in files for each, _ in benchmarks)
     series: dict[tuple[str, ...], tuple[dict[str, Any], list[Point]]] = {}
@@ -234,17 +234,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--storage", type=path_option, default=Path(".benchmarks"), metavar="DIR", help="of pytest-benchmark"
     )
     parser.add_argument(
-        "--metric", help="names, with or without their group, separated by commas; also prints the runs"
+        "--metric", help="metric names, with or without group, separated by commas; also prints the runs"
     )
-    parser.add_argument("--model", metavar="RECIPES", help="only these recipes, separated by commas")
-    parser.add_argument("--base", help="only this base")
-    parser.add_argument("--last", type=int, default=100, help="runs looked back at; default 100")
-    parser.add_argument("--level", type=float, default=LEVEL, help=f"chance of a false alarm; default {LEVEL}")
+    parser.add_argument("--model", metavar="RECIPES", help="these recipes only, separated by commas")
+    parser.add_argument("--base", help="this base only")
+    parser.add_argument("--last", type=int, default=100, help="number of past runs; default 100")
+    parser.add_argument("--level", type=float, default=LEVEL, help=f"false-alarm rate; default {LEVEL}")
     options = parser.parse_args(arguments)
     if not 0 < options.level < 1:
-        parser.error(f"--level {options.level:g} is not allowed: above 0 and below 1")
-    if options.last < 1:
-        parser.error(f"--last {options.last} is not allowed: at least 1")
+        parser.error(f"--level must be above 0 and below 1, not {options.level:g}")
+    at_least("--last", options.last, 1, parser.error)
     try:
         series = [
             *(of_journal(options.journal) if options.journal.exists() else []),
@@ -267,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         and (not names or each.metric in names or each.metric.partition(".")[2] in names)
     ]
     if not series:
-        parser.error("no stored result is of these metrics, recipes and bases")
+        parser.error("no stored result matches these metrics, recipes and bases")
     _print(series, moves(series, options.level), options.level, listed=bool(names))
 
 
@@ -275,8 +274,8 @@ def _print(series: Sequence[Series], found: Sequence[Move], level: float, listed
     moved = {id(each.series) for each in found}
     longest = max(len(each.points) for each in series)
     print(
-        f"{len(series)} series of up to {longest} runs, {len(moved)} moved; where none did, any is named in at most "
-        f"{100 * level:g} % of cases"
+        f"{len(series)} series of up to {longest} runs, {len(moved)} changed; false-alarm rate at most "
+        f"{100 * level:g} %"
     )
     subjects = repository.subjects() if found else {}
     for each in found:

@@ -1,4 +1,4 @@
-"""`python -m bench mend`: what is damaged in a journal is moved aside, everything else is kept.
+"""`python -m bench mend`: repairs a journal; damaged lines are moved aside, all others stay.
 
 A file that holds a damaged line is kept as it is under another name, `journal.jsonl.damaged`; a new one takes its place
 with all lines that are whole, those included that only lost the line end between them. Nothing is ever thrown away.
@@ -24,13 +24,13 @@ def mend(path: str | Path) -> list[str]:
     """
     files = files_of(path)
     if not files:
-        raise JournalError(f"there is no journal {path}; --journal FILE names another")
+        raise JournalError(f"the journal {path} does not exist; give another with --journal FILE")
     words, seen = [], set()
     for file in files:
         try:
             words += _mend(file, seen)
         except OSError as error:
-            raise JournalError(f"the journal {file} cannot be mended: {error.strerror or error}") from None
+            raise JournalError(f"the journal {file} cannot be repaired: {error.strerror or error}") from None
     return words
 
 
@@ -39,7 +39,7 @@ def _mend(file: Path, seen: set[bytes]) -> list[str]:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise JournalError(f"{file} is being written by a run; mend it when that has ended") from None
+            raise JournalError(f"{file} is being written by a run; repair it after the run has ended") from None
         kept, words = [], []
         for line in lines_of(file, seen):
             if line.record is not None:

@@ -1,4 +1,4 @@
-"""The same measurement over and over, in several processes, kept in a journal: what `calibrate-gate` reads."""
+"""Repeated runs of one measurement in several processes, stored in a journal that `calibrate-gate` reads."""
 
 import argparse
 import copy
@@ -89,7 +89,7 @@ def kept(journal: Path, facts: dict[str, Any]) -> list[Rerun]:
         except ValueError:
             continue
     if not tables or not isinstance(tables[0], dict) or tables[0].get("kind") != "calibration":
-        raise BenchError(f"{journal} is no journal of a calibration; {way_out}")
+        raise BenchError(f"{journal} is not the journal of a calibration; {way_out}")
     other = [
         f"{name} was {tables[0].get(name)!r}, is {now!r}" for name, now in facts.items() if tables[0].get(name) != now
     ]
@@ -123,7 +123,7 @@ def taken(given: argparse.Namespace, facts: dict[str, Any]) -> list[Rerun]:
         done = subprocess.run(command, env=child_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                               text=True, check=False)  # fmt: skip
         if done.returncode:
-            raise BenchError(f"a process that measures ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+            raise BenchError(f"a measuring process ended with status {done.returncode}: {done.stderr.strip()[-2000:]}")
     return kept(given.journal, facts)
 
 

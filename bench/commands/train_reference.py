@@ -31,6 +31,7 @@ from bench.errors import OptionError
 from bench.measure import reference_scores
 from bench.reference import NAMES, folder, lessons, tokenizer, world
 from bench.reference.model import CONTEXT, SHAPES, SPREAD, TAUGHT, Shape, build, grow, spread_channels, temper
+from compression.files.strict_json import at_least
 
 if TYPE_CHECKING:
     import torch
@@ -147,15 +148,14 @@ def _share(step: int, curriculum: int) -> float:
 def _check(out: Path, resume: bool, device: str, steps: int) -> None:
     import torch
 
-    if steps < 1:
-        raise OptionError(f"steps={steps} must be more than 0")
+    at_least("steps", steps, 1, OptionError)
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise OptionError(f"device={device!r} is no device of torch; take cpu or cuda") from error
+        raise OptionError(f"device must be cpu or cuda, not {device!r}") from error
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         raise OptionError(
-            f"device={device!r} is not there; take {'cpu or cuda' if torch.cuda.is_available() else 'cpu'}"
+            f"device {device!r} is not available; use {'cpu or cuda' if torch.cuda.is_available() else 'cpu'}"
         )
     if resume and not (out / CHECKPOINT).is_file():
         raise OptionError(f"nothing to resume: {out / CHECKPOINT} does not exist; start without --resume")
@@ -165,7 +165,7 @@ def _check(out: Path, resume: bool, device: str, steps: int) -> None:
             pass
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         words = getattr(error, "strerror", None) or error
-        raise OptionError(f"out={str(out)!r} is not a folder that can be written: {words}; choose another") from error
+        raise OptionError(f"cannot write to the folder {str(out)!r}: {words}; choose another") from error
 
 
 def _export(
@@ -198,12 +198,15 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bench.commands.train_reference", description="Train the embedded reference."
     )
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--steps", type=int, help="default: as many as the shipped weights had")
-    parser.add_argument("--out", type=Path, help="folder to write (default: the one that is shipped)")
+    parser.add_argument("--steps", type=int, help="default: the steps of the shipped weights")
+    parser.add_argument("--out", type=Path, help="output folder (default: the shipped one)")
     parser.add_argument(
-        "--grow", type=Path, metavar="DIR", help="the student's folder a teacher grows from (default: the shipped one)"
+        "--grow",
+        type=Path,
+        metavar="DIR",
+        help="folder of the student that the teacher grows from (default: the shipped one)",
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
+    parser.add_argument("--resume", action="store_true", help="resume from the checkpoint in the folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
@@ -223,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OptionError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
+        print("interrupted; continue with --resume", file=sys.stderr)
         return 130
     print(json.dumps(facts, indent=2))
     return 0

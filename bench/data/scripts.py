@@ -1,4 +1,4 @@
-"""What a word is, in any script: for measures of overlap, lexical search, chunks and sentences.
+"""Words and sentences in any script, for overlap, lexical search and chunking.
 
 Texts are compared in lower case and in Unicode's composed form (NFC), so that é is é however it was typed. A word is a
 run of letters, the marks on them, and digits. Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan are written

@@ -1,4 +1,4 @@
-"""Where the texts come from that a model is measured on: the embedded world, the hub, or a folder.
+"""Sources of evaluation text: the embedded world, the hub, or a folder.
 
 `open_data` chooses; whatever it returns answers `texts(split)` and `conversations(split)` and says, for the row of a
 result, what exactly was read (`name`) and which text (`digest`). Nothing is opened before it is asked for.
@@ -84,9 +84,9 @@ class Data(ABC):
     def source(self, split: str, *, what: str = LANGUAGE) -> Source:
         """The rows of a split with their name and digest; read once."""
         if split not in SPLITS:
-            raise DataError(f"split={split!r} is unknown; the splits are {', '.join(SPLITS)}")
+            raise DataError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
         if what not in _HUB:
-            raise DataError(f"what={what!r} is unknown; there are {', '.join(_HUB)}")
+            raise DataError(f"what must be one of {', '.join(_HUB)}, not {what!r}")
         if (split, what) not in self._sources:
             self._sources[split, what] = self._read(split, what)
         return self._sources[split, what]
@@ -136,7 +136,7 @@ class Hub(Data):
     def _read(self, split: str, what: str) -> Source:
         repository, configuration, field, splits = _HUB[what]
         if split not in splits:
-            raise DataError(f"{repository} has no {split} split; there are {', '.join(splits)}")
+            raise DataError(f"{repository} has no {split} split; its splits are {', '.join(splits)}")
         check_hub_cache(DataError)
         try:
             from datasets import load_dataset
@@ -193,7 +193,9 @@ def open_data(spec: str | None, *, base: str) -> Data:
         spec = "embedded"
     if spec is None:
         random = " (its weights are random: perplexity says nothing about them)" if base.startswith("random:") else ""
-        raise OptionError(f"--base {base!r} brings no data to score it on{random}; give --data one of: {choices}")
+        raise OptionError(
+            f"--base {base!r} has no data of its own to score it on{random}; give --data one of: {choices}"
+        )
     if spec == "embedded":
         return Embedded()
     if spec == "hub":
@@ -267,10 +269,10 @@ def _rows(path: Path, what: str) -> list[Any]:
         if kind != what and not rows:
             return []
         if kind != what:
-            raise DataError(f"{where}: a row of {kind} among rows of {what}; keep them in separate files")
+            raise DataError(f"{where}: a row of {kind} among rows of {what}; put them into separate files")
         rows.append(parse(where, record))
     if what == LANGUAGE and not any(row.strip() for row in rows):
-        raise DataError(f"{path} is empty: no row of it holds any text to score")
+        raise DataError(f"{path} is empty: no row of it contains any text to score")
     return rows
 
 
@@ -289,7 +291,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix.lower() == ".json":
         whole = loads(text, str(path), DataError)
         if not isinstance(whole, list):
-            raise DataError(f"{path}: a {type(whole).__name__}; a JSON file of data must be a list of records")
+            raise DataError(f"{path}: a {type(whole).__name__}; a JSON data file must be a list of records")
         records = ((f"{path}: row {number}", record) for number, record in enumerate(whole, 1))
     else:
         records = lines_of_json(text, str(path), DataError)
@@ -305,7 +307,7 @@ def _kind(where: str, record: dict[str, Any]) -> str:
     if {"text", "content"} & set(record):
         return LANGUAGE
     raise DataError(
-        f"{where}: a row with the fields {_few(sorted(record))}; needed is 'text' or 'content' (a text), "
+        f"{where}: a row with the fields {_few(sorted(record))}; it needs 'text' or 'content' (a string), "
         "or 'messages' or 'conversations' (a chat)"
     )
 

@@ -130,11 +130,11 @@ class Baseline:
             table, renamed = migrated(without_digest(written))
             named = table.pop("items", None)  # without it they have the file's own name, as older versions wrote them
             if named is not None and not (isinstance(named, str) and re.fullmatch("[0-9a-f]{8}", named)):
-                raise ValueError(f"items={named!r} must be eight hexadecimal digits")
+                raise ValueError(f"items must be eight hexadecimal digits, not {named!r}")
             table = exact_fields(table, {"schema", "base", "recipe", "context", "rows", "devices"})
             for name in ("base", "recipe"):
                 if not isinstance(table[name], str) or not table[name]:
-                    raise ValueError(f"{name}={table[name]!r} must be a text that is not empty")
+                    raise ValueError(f"{name} must be a non-empty string, not {table[name]!r}")
             if not isinstance(table["devices"], dict) or ANYWHERE in table["devices"]:
                 raise ValueError("devices must be a table by fingerprint")
             stem = items or Path(path).stem
@@ -143,10 +143,10 @@ class Baseline:
             sections = {ANYWHERE: Section.from_json({name: table[name] for name in ("context", "rows")}, kept)}
             sections |= {device: Section.from_json(section, {}) for device, section in table["devices"].items()}
             if len(found := _hashes(sections)) > 1:
-                raise ValueError(f"its rows are of several bases: {', '.join(sorted(found))}")
+                raise ValueError(f"its rows belong to several bases: {', '.join(sorted(found))}")
             check_digest(written, path)  # last, so that what cannot be is named
         except OSError as error:
-            raise BaselineError(f"baseline {path}: it cannot be read: {error.strerror or error}") from None
+            raise BaselineError(f"baseline {path} cannot be read: {error.strerror or error}") from None
         except BaselineError:  # of the items or the digest, with words of its own
             raise
         except ValueError as error:
@@ -208,7 +208,7 @@ def unusable(row: Row, metric: Metric | None, fingerprint: str) -> str | None:
     except ValueError as error:
         return f"value: {error}"
     if metric is None:
-        return f"no metric {row.metric!r} is declared"
+        return f"there is no metric {row.metric!r}"
     for name in ("unit", "better", "of"):
         if getattr(row, name) != getattr(metric, name):
             return f"the row has {name}={getattr(row, name)!r}, the metric {getattr(metric, name)!r}"

@@ -1,4 +1,4 @@
-"""One row against what was recorded of it: a finding in words. Which rows are compared, and how, `verdicts` says."""
+"""Compares one row with its recorded value. Which rows are compared, and how, is decided in `bench.gate.verdicts`."""
 
 import math
 from typing import NamedTuple

@@ -54,9 +54,9 @@ def sign(path: Path) -> str | None:
         text = path.read_text(encoding="utf-8")
         table = strict_json(text)
     except OSError as error:
-        raise BaselineError(f"baseline {path}: it cannot be read: {error.strerror or error}") from None
+        raise BaselineError(f"baseline {path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
-        raise BaselineError(f"baseline {path}: {error}; what is no JSON cannot be signed") from None
+        raise BaselineError(f"baseline {path}: {error}; only JSON can be signed") from None
     if not isinstance(table, dict):
         raise BaselineError(f"baseline {path}: it is not a table of names and values and cannot be signed")
     was, now = table.get("digest"), digest_of(table)

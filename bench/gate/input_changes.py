@@ -1,4 +1,4 @@
-"""Whether what a row read (texts, teacher, task, judge) is what was read when its baseline was recorded.
+"""Whether the inputs of a row (texts, teacher, task, judge) have changed since its baseline was recorded.
 
 The key of a row has the digest of content that lies in a folder, so that an equal copy elsewhere is the same row, and a
 changed text is another. That is no regression of the code, and no new row either: it is said that the text changed.

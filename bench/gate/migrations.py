@@ -1,4 +1,4 @@
-"""Older shapes of baseline files, each turned into the next by one small function: `STEPS[n]` gives schema n + 1.
+"""Migrations of older baseline files, one function per schema: `STEPS[n]` gives schema n + 1.
 
 0   {"schema": 0, "base", "recipe", "context", "rows": {key: number}}: plain numbers of one device; what they mean is
     declared with their metrics, and the device is the context's fingerprint
@@ -38,7 +38,7 @@ def migrated(table: Any) -> tuple[dict[str, Any], dict[str, str]]:
     Raises ValueError in words for what cannot be.
     """
     if not isinstance(table, dict):
-        raise ValueError(f"{table!r:.100} is not a table of names and values")
+        raise ValueError(f"it must be an object of names and values, not {table!r:.100}")
     schema = table.get("schema")
     if isinstance(schema, bool) or not isinstance(schema, int) or not 0 <= schema <= SCHEMA:
         newer = isinstance(schema, int) and schema > SCHEMA
@@ -62,13 +62,13 @@ def _from_plain_numbers(table: Mapping[str, Any]) -> Step:
     for key, value in table["rows"].items():
         metric = all_metrics().get(key.partition("[")[0])
         if metric is None:
-            raise ValueError(f"row {key}: no metric {key.partition('[')[0]!r} is declared, so what it means is lost")
+            raise ValueError(f"row {key}: no metric {key.partition('[')[0]!r} exists, so its meaning is lost")
         row = {"params": params_of(key), "value": value, "ratio": None, "base_value": None, "status": "ok"}
         row |= {name: getattr(metric, name) for name in ("of", "kind", "unit", "better")}
         (own if metric.per_device else anywhere)[key] = row | {"samples": [], "base_samples": []}
     context = table["context"]
     if own and not context.get("fingerprint"):
-        raise ValueError(f"row {next(iter(own))}: the context names no fingerprint, so the device is lost")
+        raise ValueError(f"row {next(iter(own))}: the context has no fingerprint, so the device is unknown")
     devices = {context["fingerprint"]: {"context": context, "rows": own}} if own else {}
     return {**table, "rows": anywhere, "devices": devices}, {}
 

@@ -1,4 +1,4 @@
-"""Recording baselines: what would be written, said in words before it is, for one run or for another set of baselines.
+"""Records baselines: proposes every change before it is written, from a run or from another set of baselines.
 
 Every change of the files is a `Proposal` first: what a baseline is and what it would be, and each row that moves
 between them. `python -m bench baselines` shows proposals before it writes them; `pytest --update-baselines` after.
@@ -21,8 +21,8 @@ from bench.results.row import Row
 from compression.checkpoints.base import is_name
 
 MIGRATE = (
-    "a baseline of schema 1 has a base_hash that leaves the tokenizer out; `python -m bench baselines migrate` checks "
-    "it against the base and writes it anew"
+    "the base_hash of a schema 1 baseline does not cover the tokenizer; `python -m bench baselines migrate` checks "
+    "it against the base and rewrites it"
 )
 _SAME = 1e-9  # relative: printing and summing in another order
 DIRECTIONS = ("worse", "better", "moved", "dropped", "new")  # in the order in which they are said
@@ -39,7 +39,7 @@ class Change:
     tolerance: float = 0.0  # the share that the row may move before the gate calls it a change
     floor: float = 0.0  # in its unit: no smaller difference is a change
     where: str = ""  # the device, where there are several
-    why: str = "it is not there any more"  # of rows that go
+    why: str = "it no longer exists"  # of rows that go
 
     @property
     def direction(self) -> str:
@@ -194,13 +194,13 @@ def recorded(
             continue
         if str(row.base_hash).startswith(OLD):
             raise BaselineError(
-                f"{row.recipe}: {row.key} was measured before base_hash covered the tokenizer, so that nothing tells "
-                "which base it is of; measure it again"
+                f"{row.recipe}: {row.key} was measured before base_hash covered the tokenizer, so its base is "
+                "unknown; measure it again"
             )
         if None not in (row.base_hash, context.get("base_hash")) and row.base_hash != context["base_hash"]:
-            raise BaselineError(f"{row.recipe}: {row.key} is of another base than its run: {row.base_hash}")
+            raise BaselineError(f"{row.recipe}: {row.key} belongs to another base than its run: {row.base_hash}")
         group = groups.setdefault((row.base, row.recipe), {})
-        why = "it is there twice" if row.key in group else unusable(row, metrics.get(row.metric), fingerprint)
+        why = "it occurs twice" if row.key in group else unusable(row, metrics.get(row.metric), fingerprint)
         if why and not force:
             raise BaselineError(f"{row.recipe}: {row.key} cannot be recorded: {why}; nothing was written")
         if why:

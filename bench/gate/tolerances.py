@@ -1,4 +1,4 @@
-"""By how much the times of a device may worsen, where that was measured: `<directory>/tolerances.json`.
+"""Calibrated tolerances of a device's timings: `<directory>/tolerances.json`.
 
     {"schema": 1, "digest": "...", "devices": {fingerprint: {"context": {...}, "rel": {metric: share}}}}
 
@@ -39,18 +39,18 @@ def load(path: str | Path) -> dict[str, dict[str, Any]]:
         written = strict_json(Path(path).read_text(encoding="utf-8"))
         table = exact_fields(written, {"schema", "devices"}, frozenset({"digest"}))
         if table["schema"] != SCHEMA:
-            raise ValueError(f"schema {table['schema']!r} is not {SCHEMA}")
+            raise ValueError(f"schema must be {SCHEMA}, not {table['schema']!r}")
         if not isinstance(table["devices"], dict):
             raise ValueError("devices must be a table by fingerprint")
         for device, one in table["devices"].items():
             facts = exact_fields(one, {"context", "rel"})
             if not isinstance(facts["context"], dict) or not isinstance(facts["rel"], dict):
-                raise ValueError(f"{device}: context and rel must be tables of names and values")
+                raise ValueError(f"{device}: context and rel must be objects of names and values")
             for metric, share in facts["rel"].items():
                 if not 0 < finite(share) <= MOST:
-                    raise ValueError(f"{device}: {metric}: {share!r} must be above 0 and at most {MOST}")
+                    raise ValueError(f"{device}: {metric} must be above 0 and at most {MOST}, not {share!r}")
     except OSError as error:
-        raise BaselineError(f"{path}: it cannot be read: {error.strerror or error}") from None
+        raise BaselineError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise BaselineError(
             f"{path}: {error}; restore it from version control, or delete it and record it again with `python -m bench "
@@ -76,7 +76,7 @@ def record(directory: str | Path, fingerprint: str, rel: Mapping[str, float], co
         said = ", ".join(f"{name} {100 * share:.3g} %" for name, share in above.items())
         raise BaselineError(
             f"{said}: no tolerance may be above {100 * MOST:.3g} %: on this machine, as it is now, a regression cannot "
-            "be told from noise; nothing was written. Stop what else runs on it, pin the process to a processor "
+            "be told from noise; nothing was written. Stop other work on it, pin the process to a processor "
             "(taskset, nice), and calibrate again"
         )
     devices = read(directory) | {fingerprint: {"context": dict(context), "rel": dict(sorted(rel.items()))}}

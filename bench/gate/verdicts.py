@@ -1,4 +1,4 @@
-"""The gate: measured rows against recorded ones, each with a verdict in words.
+"""The gate: compares measured rows with recorded ones; every verdict comes with a message.
 
 | kind          | compared                                                                                    |
 | ------------- | ------------------------------------------------------------------------------------------- |
@@ -121,7 +121,7 @@ def verdicts(
     for (recipe, key), (row, *others) in groups.items():
         if others:
             values = ", ".join(str(each.value) for each in (row, *others))
-            words = f"{recipe}: {key} is there {1 + len(others)} times: {values}; one run measures a row once"
+            words = f"{recipe}: {key} occurs {1 + len(others)} times: {values}; a run must measure a row once"
             found.append(_verdict(recipe, key, Finding("invalid", words), mode))
         else:
             found.append(
@@ -237,8 +237,9 @@ def missing(
             key,
             Finding(
                 "missing",
-                f"{baseline.recipe}: {key} is in the baseline but was not measured, though the rest of its measurement "
-                f"was; if it is gone on purpose, record that with `{command}`",
+                f"{baseline.recipe}: {key} is in the baseline but was not measured, although the rest of its "
+                "measurement "
+                f"was; if it was removed on purpose, record that with `{command}`",
             ),
             mode,
         )
@@ -254,13 +255,13 @@ def _another_base(then: str | None, now: str | None, command: str) -> str | None
         return MIGRATE
     return (
         f"base_hash was {then!r} when the baseline was recorded and is {now!r}: another base of that name, or this one "
-        f"changed; go back to what it was, or record this one with `{command}`"
+        f"changed; restore it, or record this one with `{command}`"
     )
 
 
 def _verdict(recipe: str, key: str, finding: Finding, mode: str) -> Verdict:
     if mode not in MODES:
-        raise OptionError(f"gate mode {mode!r} must be one of {', '.join(MODES)}")
+        raise OptionError(f"gate mode must be one of {', '.join(MODES)}, not {mode!r}")
     fails = finding.outcome in MODES[mode] or finding.always_fails
     return Verdict(
         recipe=recipe, key=key, outcome=finding.outcome, words=finding.words, fails=fails, cause=finding.cause,
@@ -277,7 +278,7 @@ def _not_available(row: Row, baseline: Baseline | None, fingerprint: str, comman
         for entry in baseline.sections[place].rows.values()
     )
     if recorded:
-        words += f"; the baseline has it; if it is gone on purpose, record that with `{command}`"
+        words += f"; the baseline has it; if it was removed on purpose, record that with `{command}`"
     return Finding("not_comparable", words, always_fails=recorded, cause="not available here")
 
 
@@ -300,7 +301,7 @@ def _find(
     name = f"{row.recipe}: {row.key}"
     if baseline is None:
         return Finding(
-            "no_baseline", f"{name}: nothing to compare with: record a baseline of {row.recipe} with `{command}`",
+            "no_baseline", f"{name}: no baseline to compare with; record one of {row.recipe} with `{command}`",
             cause="without a baseline", records=True,
         )  # fmt: skip
     if why := _another_base(baseline.base_hash, context.get("base_hash"), command):
@@ -317,12 +318,12 @@ def _find(
     if why := inputs_changed(row, entry, section.rows.values() if section else ()):
         return Finding(
             "not_comparable",
-            f"{name} cannot be compared: {why}; go back to what it was, or record it anew with `{command}`",
+            f"{name} cannot be compared: {why}; restore it, or record it again with `{command}`",
             always_fails=True,
         )
     if entry is None:
         return Finding(
-            "new", f"{name} is new: the baseline has no such row; record it with `{command}`",
+            "new", f"{name} is new: the baseline does not have this row; record it with `{command}`",
             cause="not in the baseline", records=True,
         )  # fmt: skip
     now = conditions(context, row.of) | {"seed": row.seed}
@@ -331,7 +332,7 @@ def _find(
             return Finding(
                 "not_comparable",
                 f"{name} cannot be compared: {condition} was {entry.context[condition]!r} when the baseline was "
-                f"recorded and is {now[condition]!r}; go back to what it was, or record the change with `{command}`",
+                f"recorded and is {now[condition]!r}; restore it, or record the change with `{command}`",
                 always_fails=True,
             )
     for fact in ("kind", "unit", "better"):
@@ -339,7 +340,7 @@ def _find(
             return Finding(
                 "not_comparable",
                 f"{name} cannot be compared: {fact} is {getattr(entry, fact)!r} in the baseline and "
-                f"{getattr(metric, fact)!r} of the metric; if it was changed on purpose, record it with `{command}`",
+                f"{getattr(metric, fact)!r} of the metric; if that is intended, record it with `{command}`",
                 always_fails=True,
             )
     if row.status != entry.status:
@@ -360,8 +361,8 @@ def _find(
         ):
             return Finding(
                 "not_comparable",
-                f"{name} cannot be compared with its baseline item by item: {why}; go back to what it was, or record "
-                f"the change with `{command}`",
+                f"{name} cannot be compared with its baseline item by item: {why}; restore them, or record the "
+                f"change with `{command}`",
                 always_fails=True,
             )
         exact = metric.kind == "counted" or (metric.kind == "deterministic" and here)

@@ -1,4 +1,4 @@
-"""Numbers in words, as the gate, recording and the history say them."""
+"""Numbers and changes as the messages of the gate, of recording and of the history show them."""
 
 
 def short(value: float) -> str:

@@ -1,4 +1,4 @@
-"""A clock that also tells how long this thread wanted a processor that another had: what a shared machine adds.
+"""A clock that also tells how long this thread was runnable but not running: what a shared machine adds.
 
 Linux counts it for every thread (`run_delay` of /proc/<pid>/task/<tid>/schedstat, in nanoseconds), whoever the other
 is, and also where a quota of processor time is used up. A thread that sleeps, or waits for another, wants no processor:

@@ -1,4 +1,4 @@
-"""What the vendors' data sheets say of GPUs and CPUs, found by the name that the driver or the system gives.
+"""Data sheets of GPUs and CPUs, looked up by the name that the driver or the system reports.
 
 Peaks are dense (no structured sparsity) and, for half precision and float8, with fp32 accumulation, as PyTorch
 multiplies. A name with a word that its row does not have is another device, and is not found.

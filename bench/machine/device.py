@@ -1,4 +1,4 @@
-"""The device: who it is, how fast it could be, what power it draws, what memory it has.
+"""The device: its fingerprint, peak speed, power draw and memory.
 
 A device that no data sheet in `PEAKS` describes is measured; a power that nobody states is assumed; `source` says so.
 """
@@ -51,13 +51,15 @@ def device_of(device: str) -> "torch.device":
     if device == "cpu":
         return torch.device("cpu")
     if not re.fullmatch(r"cuda(:\d+)?", device):
-        raise OptionError(f"device={device!r} is not known; allowed: cpu, cuda, cuda:<n>")
+        raise OptionError(f"device must be cpu, cuda or cuda:<n>, not {device!r}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
-        raise OptionError(f"device={device!r}: torch {torch.__version__} sees no CUDA device here; use device='cpu'")
+        raise OptionError(f"device={device!r}: torch {torch.__version__} finds no CUDA device here; use device='cpu'")
     index = int(device.partition(":")[2] or torch.cuda.current_device())
     if index >= count:
-        raise OptionError(f"device={device!r} does not exist; allowed: {', '.join(f'cuda:{i}' for i in range(count))}")
+        raise OptionError(
+            f"device={device!r} does not exist; available: {', '.join(f'cuda:{i}' for i in range(count))}"
+        )
     return torch.device("cuda", index)
 
 
@@ -78,7 +80,7 @@ class Nvml:
         try:
             import pynvml
         except ImportError as error:
-            raise BenchError("NVML cannot be asked: nvidia-ml-py is missing; pip install nvidia-ml-py") from error
+            raise BenchError("NVML is not available: nvidia-ml-py is missing; pip install nvidia-ml-py") from error
         self._api, self._device = pynvml, device
         uuid = f"GPU-{torch.cuda.get_device_properties(device_of(device)).uuid}"
         try:
@@ -212,7 +214,9 @@ def tdp(device: str, override: float | None = None) -> Power:
 
     if override is not None:
         if not (math.isfinite(override) and override > 0):
-            raise OptionError(f"tdp={override!r} must be a finite number of watts above 0; leave it out to detect it")
+            raise OptionError(
+                f"tdp must be a finite number of watts above 0, not {override!r}; leave it out to detect it"
+            )
         return Power(watts=override, source="option", note=f"{override:g} W as given")
     found = device_of(device)
     if found.type == "cuda":
@@ -224,14 +228,14 @@ def tdp(device: str, override: float | None = None) -> Power:
         if gpu := find_gpu(name):
             return Power(watts=gpu.watts, source="table", note=f"{gpu.watts:g} W, {gpu.sheet}")
         watts = statistics.median(row.watts for row in PEAKS.values())
-        return Power(watts=watts, source="assumed", note=f"{watts:g} W, median of the GPUs known; {name!r} is not")
+        return Power(watts=watts, source="assumed", note=f"{watts:g} W, median of the GPUs listed; {name!r} is not")
     threads, model = torch.get_num_threads(), _cpu_facts()["model name"]
     if cpu := find_cpu(model):
         watts = cpu.watts * min(1.0, threads / cpu.cores)
         note = f"{watts:.3g} W, {threads} of {cpu.cores} cores of {cpu.watts:g} W, {cpu.sheet}"
         return Power(watts=watts, source="table", note=note)
     each = statistics.median(row.watts / row.cores for row in CPU_POWER.values())
-    note = f"{each * threads:.3g} W, {threads} threads at {each:.3g} W, median of the CPUs known; {model!r} is not"
+    note = f"{each * threads:.3g} W, {threads} threads at {each:.3g} W, median of the CPUs listed; {model!r} is not"
     return Power(watts=each * threads, source="assumed", note=note)
 
 
@@ -250,7 +254,7 @@ def peak_flops(device: str, dtype: "str | torch.dtype", threads: int | None = No
     gpu = find_gpu(torch.cuda.get_device_name(found)) if found.type == "cuda" else None
     if gpu is None:
         if dtype not in _MEASURED_DTYPES:
-            raise OptionError(f"dtype={dtype!r} cannot be measured on {device}; allowed: {', '.join(_MEASURED_DTYPES)}")
+            raise OptionError(f"dtype must be one of {', '.join(_MEASURED_DTYPES)} on {device}, not {dtype!r}")
         return _measured_peak(str(found), dtype, threads or torch.get_num_threads())
     single = "tf32" if "tf32" in gpu.flops_per_s and torch.get_float32_matmul_precision() != "highest" else "float32"
     wanted = single if dtype == "float32" else dtype.partition("_")[0]

@@ -1,4 +1,4 @@
-"""What git knows of the folder that a command runs in. Outside a repository, or without git, it knows nothing."""
+"""Git facts about the working folder: commit, changed files. Empty outside a repository, or without git."""
 
 import subprocess
 import tarfile
@@ -38,9 +38,9 @@ def changed(besides: str | Path | None = None) -> list[str]:
     except subprocess.CalledProcessError as error:
         if "not a git repository" in error.stderr:
             return []
-        raise BaselineError(f"git cannot tell whether files were changed: {error.stderr.strip()}") from None
+        raise BaselineError(f"git cannot tell which files have changed: {error.stderr.strip()}") from None
     except (OSError, subprocess.SubprocessError) as error:
-        raise BaselineError(f"git cannot tell whether files were changed: {error}") from None
+        raise BaselineError(f"git cannot tell which files have changed: {error}") from None
     own = None if besides is None else Path(besides).resolve()
     paths = [name[3:] for name in names if name]
     return [name for name in paths if own is None or not (root / name).resolve().is_relative_to(own)]
@@ -56,7 +56,7 @@ def resolved(revision: str, folder: str | Path) -> str:
     except subprocess.CalledProcessError as error:
         raise BaselineError(f"git knows no commit {revision!r}: {error.stderr.strip()}") from None
     except (OSError, subprocess.SubprocessError) as error:
-        raise BaselineError(f"git cannot be asked for {revision!r}: {error}") from None
+        raise BaselineError(f"git cannot look up {revision!r}: {error}") from None
     return done.stdout.strip()
 
 
@@ -76,7 +76,9 @@ def export(revision: str, folder: str | Path, into: str | Path) -> None:
         with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
             files.extractall(into, filter="data")
         return
-    raise BaselineError(f"{folder} at {revision!r} cannot be had: {why}; give a folder, or a commit that git knows")
+    raise BaselineError(
+        f"{folder} at {revision!r} cannot be read: {why}; give a folder, or a commit of this repository"
+    )
 
 
 def subjects() -> dict[str, str]:

@@ -22,6 +22,7 @@ from bench.errors import MetricError, OptionError
 from bench.measure import rope, scoring
 from bench.measure.decoding import Answering, Decoder, begun, parts
 from compression.checkpoints.tokens import check_ids, common, encode
+from compression.files.strict_json import at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,10 +48,10 @@ class Sampling:
         for name in ("temperature", "top_p", "repetition_penalty"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
-                hint = "; greedy answers are sampling=None" if name == "temperature" else ""
-                raise OptionError(f"{name}={value!r} is not allowed: above 0{hint}")
+                hint = "; for greedy answers pass sampling=None" if name == "temperature" else ""
+                raise OptionError(f"{name} must be above 0 and finite, not {value!r}{hint}")
         if self.top_p > 1:
-            raise OptionError(f"top_p={self.top_p!r} is not allowed: above 0 and at most 1")
+            raise OptionError(f"top_p must be at most 1, not {self.top_p!r}")
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,9 @@ def answer(
     """
     import torch
 
-    if new_tokens < 1:
-        raise OptionError(f"new_tokens={new_tokens} is not allowed: at least 1")
+    at_least("new_tokens", new_tokens, 1, OptionError)
     if "" in stops:
-        raise OptionError("a stop is an empty text, which every answer holds; leave it out")
+        raise OptionError("stops must not contain an empty string: every answer contains it")
     ids = [encode(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
     _check(ids, new_tokens, model.config)
     decoder = Decoder(tokenizer)
@@ -187,12 +187,12 @@ def _check(ids: Sequence[Sequence[int]], new_tokens: int, config: Any) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     for place, prompt in enumerate(ids):
         if not prompt:
-            raise OptionError(f"prompt {place} has no tokens: an answer needs at least one to begin from")
+            raise OptionError(f"prompt {place} is empty: it must have at least one token")
         check_ids(prompt, config.vocab_size, f"prompt {place}")
         if positions and len(prompt) + new_tokens > positions:
             raise OptionError(
-                f"prompt {place} has {len(prompt)} tokens, and new_tokens={new_tokens}: more than the {positions} "
-                "positions of the model; shorten the prompt or ask for fewer"
+                f"prompt {place} has {len(prompt)} tokens, with new_tokens={new_tokens} more than the {positions} "
+                "positions of the model; shorten the prompt or generate fewer"
             )
 
 
@@ -274,7 +274,7 @@ def _write(
         logits = out.logits[:, -1].float()
         if not bool(logits.amax(-1).isfinite().all()):
             raise MetricError(f"the model's logits are not finite after prompt {rows[0].place} and those beside it: "
-                              "its weights or activations overflow")  # fmt: skip
+                              "its weights or activations have overflowed")  # fmt: skip
         if sampling is None or draws is None:
             chosen = logits.argmax(-1)
         else:

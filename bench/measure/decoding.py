@@ -1,4 +1,4 @@
-"""From generated ids to text, and from that to the answer in it.
+"""From generated ids to text, and from text to the answer.
 
 A continuation is decoded with what came before it and that is taken off again: decoders of SentencePiece drop the space
 that a text begins with, which is the first of a completion as well. Special tokens are left out, but for the marks

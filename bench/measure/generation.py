@@ -18,6 +18,7 @@ from bench import measure
 from bench.errors import NotAvailable, OptionError
 from bench.machine.cpu_wait import moments
 from compression import devices, layers
+from compression.files.strict_json import at_least
 
 MODES = ("eager", "graph")
 
@@ -40,8 +41,7 @@ class Load:
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("prompt_tokens", 1), ("new_tokens", 2), ("prompts", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name.replace('_', '-')} {getattr(self, name)} is not allowed: at least {least}")
+            at_least(name.replace("_", "-"), getattr(self, name), least, OptionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class Decoder:
         self.model, self.load, self.mode = model, load, mode
         self.device = next(model.parameters()).device
         if mode not in MODES or (mode == "graph" and self.device.type != "cuda"):
-            raise OptionError(f"mode {mode!r} on {self.device.type}: allowed are eager, and graph on cuda")
+            raise OptionError(f"mode must be eager, or graph on cuda, not {mode!r} on {self.device.type}")
         if mode == "graph" and (why := graph_refusal(model)):
             raise NotAvailable(f"mode graph: {why}; mode eager measures it")
         self._cache_factory = cache_factory or _static_cache
@@ -287,7 +287,7 @@ def _window_refusal(cache: Any, length: int) -> str | None:
     window = min(getattr(layer, "max_cache_len", length) for layer in cache.layers)
     if window >= length:
         return None
-    return f"{length} positions pass the sliding window of {window}, and a captured step would write behind its end"
+    return f"{length} positions exceed the sliding window of {window}: a captured step would write past its end"
 
 
 def _next(model: Any, tokens: Any, cache: Any) -> Any:

@@ -47,7 +47,7 @@ def _kilobytes(path: Path, pattern: re.Pattern[str]) -> int:
     """Bytes by the line of `path` that `pattern` finds; LookupError if there is none."""
     found = pattern.search(path.read_text())
     if found is None:
-        raise LookupError(f"{path} has no line {pattern.pattern}")
+        raise LookupError(f"{path} has no line that matches {pattern.pattern}")
     return int(found[1]) * 1024
 
 
@@ -93,7 +93,7 @@ def _high_water() -> int:
     status = Path("/proc/self/status").read_text()
     found = dict(re.findall(r"^(VmHWM|RssFile|RssShmem):\s+(\d+) kB", status, re.MULTILINE))
     if len(found) < 3:
-        raise LookupError("/proc/self/status does not tell the high water mark")
+        raise LookupError("/proc/self/status does not show the high-water mark")
     return 1024 * (int(found["VmHWM"]) - int(found["RssFile"]) - int(found["RssShmem"]))
 
 

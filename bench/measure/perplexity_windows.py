@@ -44,7 +44,7 @@ def windows(n_tokens: int, length: int, stride: int | None = None) -> list[Windo
     """
     stride = length if stride is None else stride
     if not 1 <= stride <= length:
-        raise OptionError(f"stride={stride} must be between 1 and the length of a window, {length}")
+        raise OptionError(f"stride must be from 1 to the window length {length}, not {stride}")
     found, scored_to = [], 0
     for begin in range(0, n_tokens, stride):
         window = Window(begin, min(begin + length, n_tokens), max(scored_to, begin + 1))
@@ -78,7 +78,9 @@ def samples_of(
     """
     length = protocol.length or context
     if length > context:
-        raise OptionError(f"perplexity length={length} exceeds the {context} positions of the model; give less")
+        raise OptionError(
+            f"perplexity length={length} exceeds the {context} positions of the model; give a smaller --length"
+        )
     what = data.describe(protocol.split, what=protocol.what)
     if protocol.name == "default":
         whole = _encode(tokenizer, "\n\n".join(data.texts(protocol.split)), special=False)

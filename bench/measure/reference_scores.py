@@ -68,7 +68,7 @@ def scores(
     Raises OptionError for an unknown name.
     """
     if unknown := set(names) - set(SCORED):
-        raise OptionError(f"tasks {', '.join(sorted(unknown))} are not scored; there are {', '.join(SCORED)}")
+        raise OptionError(f"tasks {', '.join(sorted(unknown))} are not scored; tasks must be among {', '.join(SCORED)}")
     found = {}
     for name in names:
         if name == "perplexity":
@@ -177,11 +177,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.measure.reference_scores", description="Score the embedded reference on its tasks."
     )
-    parser.add_argument("--json", action="store_true", help="values alone, as JSON")
+    parser.add_argument("--json", action="store_true", help="print values only, as JSON")
     parser.add_argument(
         "--model", action="append", metavar="RECIPE", help="score the student after this recipe instead"
     )
-    parser.add_argument("--limit", type=int, help="items of each task (default: all)")
+    parser.add_argument("--limit", type=int, help="items per task (default: all)")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     wanted = [("student", recipe) for recipe in options.model] if options.model else [(name, None) for name in NAMES]

@@ -1,4 +1,4 @@
-"""How fast this code generates beside that of a commit (`--against`), both now and in turn.
+"""Speed of this code against a commit (`--against`), in alternating rounds.
 
 Value and samples are those of this code, those of the base are the commit's. The gate compares the two with each other,
 and with no baseline. On CPU, with one thread and where the system tells, times are without what that thread waited for

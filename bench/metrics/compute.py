@@ -42,7 +42,7 @@ def prefill_flops(model: "Module", tokens: int, *, logits: int = 1) -> int:
     """
     _at_least_one(tokens=tokens, logits=logits)
     if logits > tokens:
-        raise OptionError(f"logits={logits} of a prompt of {tokens} tokens; allowed: 1 to {tokens}")
+        raise OptionError(f"logits must be from 1 to {tokens}, the tokens of the prompt, not {logits}")
     head = model.get_output_embeddings()
     head_flops = 0 if head is None else _linear_flops(head)
     attention = sum(4 * q * _keys_seen(tokens, window) for q, window in _attentions(model))
@@ -71,7 +71,9 @@ def _linear_flops(model: "Module") -> int:
         and not any(_is_linear(part) for part in module.modules() if part is not module)
     )
     if not flops:
-        raise MetricError(f"{type(model).__name__} has no layer with in_features and out_features: nothing to count")
+        raise MetricError(
+            f"{type(model).__name__} has no layer with in_features and out_features, so there is nothing to count"
+        )
     return flops
 
 
@@ -107,4 +109,4 @@ def _keys_seen(tokens: int, window: int) -> int:
 def _at_least_one(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise OptionError(f"{name}={count!r} must be at least 1")
+            raise OptionError(f"{name} must be at least 1, not {count!r}")

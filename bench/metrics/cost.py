@@ -1,4 +1,4 @@
-"""What compressing took."""
+"""Cost of compression: time, peak memory, calibration tokens, trained parameters."""
 
 from typing import TYPE_CHECKING
 

@@ -44,7 +44,7 @@ class EnergyReading:
         for name in ("joules", "seconds", "tokens"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise MetricError(f"energy from {self.source}: {name}={value!r} must be finite and above 0")
+                raise MetricError(f"energy from {self.source}: {name} must be finite and above 0, not {value!r}")
 
 
 class Reader(Protocol):
@@ -144,7 +144,9 @@ class Rapl:
         try:
             return [int(path.read_text()) for path, _ in self._packages]
         except PermissionError as error:
-            raise BenchError(f"RAPL: {error.filename} may be read by root alone; chmod a+r it to use it") from error
+            raise BenchError(
+                f"RAPL: {error.filename} is readable by root only; make it readable with chmod a+r"
+            ) from error
         except (OSError, ValueError) as error:
             raise BenchError(f"RAPL: {error}") from error
 
@@ -185,7 +187,9 @@ def measure_energy(
     Raises OptionError for a window that is not above 0, MetricError if `work` says it generated nothing.
     """
     if not (math.isfinite(min_seconds) and min_seconds > 0):
-        raise OptionError(f"min_seconds={min_seconds!r} must be finite and above 0; 5 or more for a reading to trust")
+        raise OptionError(
+            f"min_seconds must be finite and above 0, not {min_seconds!r}; use 5 or more for a reliable reading"
+        )
     notes: list[str] = []
     readings: dict[Reader, list[float]] = {}
 
@@ -210,7 +214,7 @@ def measure_energy(
         while seconds < min_seconds:
             made = work()
             if made < 1:
-                raise MetricError(f"one unit of work generated {made!r} tokens; energy per token needs at least 1")
+                raise MetricError(f"one unit of work must generate at least 1 token, not {made!r}")
             tokens += made
             machine.synchronize(device)
             seconds = clock() - start

@@ -1,4 +1,4 @@
-"""How good answers are that no string can be compared with: by a judge, and by how clear they are ([O], table 1).
+"""Quality of free-form answers: by a judge, and by their clarity ([O], table 1).
 
 Every mean is over questions. A question that the judge gave no verdict on is left out of the mean, on both sides where
 a model stands beside its base, and counted in `judge.failed_judgements`. What is asked, and how: `bench.measure.judge`.

@@ -1,4 +1,4 @@
-"""Peak memory while generating, with only the measured model counted.
+"""Peak memory during generation, counting only the measured model.
 
 CUDA: the peak of the allocator in this process, less what other models hold there. CPU: a fresh child process holds
 the model alone; its peak anonymous resident memory while generating, less what it held before the model was loaded,
@@ -59,6 +59,7 @@ def memory_efficiency(memory: MemoryReading) -> float:
     if memory.stored_bytes > memory.peak_bytes:
         raise MetricError(
             f"stored bytes {memory.stored_bytes} are more than the peak of {memory.peak_bytes} ({memory.source}): the "
-            "model was not wholly in this memory, or is stored wider than it is loaded; measure on one device"
+            "model was not entirely in this memory, or is stored in a wider dtype than it is loaded; measure on "
+            "one device"
         )
     return memory.stored_bytes / memory.peak_bytes

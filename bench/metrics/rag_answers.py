@@ -1,4 +1,4 @@
-"""How good answers are, with retrieval and without ([E], tables 10, 11, 26, 27).
+"""Quality of answers with and without retrieval ([E], tables 10, 11, 26, 27).
 
 [E]'s token measures are as it defines them (`bench.measure.rag.overlap`), SQuAD's stand beside them. ROUGE is that of
 rouge-score (F measure, Porter's stemmer), BLEU that of sacrebleu (sentence BLEU, exponential smoothing, effective

@@ -1,4 +1,4 @@
-"""How good the context of a question is, and how good the ranking that it comes from ([E], tables 8, 9, 28, 29).
+"""Quality of a question's context and of the ranking it comes from ([E], tables 8, 9, 28, 29).
 
 None of these depends on the model that answers. The texts are compared by [E]'s tokens (`rag.overlap`); a mean is
 over the questions.

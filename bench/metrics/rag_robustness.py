@@ -1,4 +1,4 @@
-"""What else a context can be: with more chunks beside the right one, the right one elsewhere, or not there at all.
+"""Robustness of answers: more chunks beside the right one, the right one elsewhere, or missing.
 
 Beyond [E]. Answers are greedy, and of at most 16 tokens.
 """

@@ -1,4 +1,4 @@
-"""How long a question takes: retrieval, and answers with and without a context ([E], tables 12, 30).
+"""Time per question: retrieval, and answers with and without a context ([E], tables 12, 30).
 
 One question at a time, base and compressed model in turn, from the prompt as a text to the answer as a text, the device
 synchronised before and after. A figure is the median over the questions, where [E] takes the mean. Answers end where

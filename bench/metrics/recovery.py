@@ -1,4 +1,4 @@
-"""Recovery: what training on a downstream task gives a compressed model back ([E], phase 2).
+"""Recovery: how much quality training on a downstream task restores ([E], phase 2).
 
 The score on the task's held-out split before and after, over the same items; what was gained is compared item by item
 (`statistics.paired`). The control is the uncompressed model trained in the same way (`fp16-recover`). With b and a the
@@ -127,7 +127,7 @@ def points(model: Any, tokenizer: Any, task: str) -> Items:
     Raises DataError: there is no tokenizer.
     """
     if tokenizer is None:
-        raise DataError(f"the base has no tokenizer: the task {task} needs tokenizer.json beside it")
+        raise DataError(f"the base has no tokenizer: the task {task} needs tokenizer.json beside the weights")
     asked = tasks.items(task, "test")
     kind = "real" if task in ("rag", "no_rag") else "binary"
     return Items(hashes_of(map(_asks, asked)), tuple(reference_scores.points(model, tokenizer, asked)), kind)

@@ -1,4 +1,4 @@
-"""What is known of a metric: one frozen row of facts beside one pure function.
+"""The registry of metrics: one frozen row of facts beside one pure function each.
 
     @metric("efficiency.stored_bytes", unit="B", better="lower", kind="counted", of="artefact")
     def stored_bytes(artefact: Artefact) -> float:
@@ -50,16 +50,18 @@ class Metric:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
-            raise MetricError(f"metric name {self.name!r} must be <group>.<name> in lower case")
+            raise MetricError(f"metric name must be <group>.<name> in lower case, not {self.name!r}")
         for field, value, allowed in (("better", self.better, BETTER), ("kind", self.kind, KINDS)):
             if value not in allowed:
-                raise MetricError(f"metric {self.name}: {field}={value!r} must be one of {', '.join(allowed)}")
+                raise MetricError(f"metric {self.name}: {field} must be one of {', '.join(allowed)}, not {value!r}")
         if self.of_items not in OF_ITEMS:
-            raise MetricError(f"metric {self.name}: of_items={self.of_items!r} must be one of {', '.join(OF_ITEMS)}")
+            raise MetricError(
+                f"metric {self.name}: of_items must be one of {', '.join(OF_ITEMS)}, not {self.of_items!r}"
+            )
         for field in ("unit", "of"):
             if not isinstance(getattr(self, field), str) or not getattr(self, field):
                 raise MetricError(
-                    f"metric {self.name}: {field}={getattr(self, field)!r} must be a text that is not empty"
+                    f"metric {self.name}: {field} must be a non-empty string, not {getattr(self, field)!r}"
                 )
         if self.rel_absolute is not None and not self.per_device:
             raise MetricError(
@@ -80,10 +82,11 @@ class Metric:
         except ValueError as error:
             raise MetricError(f"metric {self.name}: {field}: {error}; give a number of at least 0") from None
         if number < 0:
-            raise MetricError(f"metric {self.name}: {field}={value!r} must be at least 0")
+            raise MetricError(f"metric {self.name}: {field} must be at least 0, not {value!r}")
         if field != "floor" and self.better == "higher" and number >= 1:
             raise MetricError(
-                f"metric {self.name}: {field}={value!r} would allow a fall to 0: below 1 where higher is better"
+                f"metric {self.name}: {field} must be below 1 where higher is better, not {value!r}: it would allow "
+                "a drop to 0"
             )
 
     def __call__(self, measurement: Any) -> float:
@@ -92,7 +95,7 @@ class Metric:
         try:
             return finite(value)
         except ValueError as error:
-            raise MetricError(f"metric {self.name}: {error}; a metric is a finite number, or it raises") from None
+            raise MetricError(f"metric {self.name}: {error}; a metric must return a finite number, or raise") from None
 
     @property
     def group(self) -> str:
@@ -138,7 +141,7 @@ def metric(
     def register(function: Function) -> Function:
         if name in METRICS:
             raise MetricError(
-                f"metric {name!r} is declared twice: in {METRICS[name].function.__module__} and in "
+                f"metric {name!r} is declared twice, in {METRICS[name].function.__module__} and in "
                 f"{function.__module__}; rename one"
             )
         METRICS[name] = Metric(

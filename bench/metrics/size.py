@@ -1,4 +1,4 @@
-"""What a compressed model takes when it is stored. Counted from its tensors, never from nominal bits."""
+"""Stored size of a compressed model, counted from its tensors and never from nominal bits."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ def stored(model: Any) -> int:
             written = sum(tensor.nbytes for tensor in layer.state_dict().values())
             if layer.stored_bytes != written:
                 raise MetricError(
-                    f"{name} says that it stores {layer.stored_bytes} bytes, and {written} are written of it: a size "
+                    f"{name} reports {layer.stored_bytes} stored bytes, but {written} are written: a size "
                     "is what is stored, never nominal bits"
                 )
     return checkpoints.artefact.stored_bytes(model)

@@ -1,4 +1,4 @@
-"""How many questions a model answers rightly: the tasks of `tasks.table`, scored through lm-eval by our own scorer.
+"""Accuracy on the tasks of `bench.data.tasks.table`, scored through lm-eval by our own adapter.
 
     accuracy = right answers / questions
 

@@ -150,7 +150,9 @@ def grow(model: "MistralForCausalLM", source: Path) -> None:
         if name.startswith("model.layers."):
             parts[2] = str(group * int(parts[2]))
         if rest or state[".".join(parts)].shape != tensor.shape:
-            raise OptionError(f"{source} has {layers} layers and {name} of {tuple(tensor.shape)}: it cannot grow so")
+            raise OptionError(
+                f"{source} has {layers} layers and {name} of {tuple(tensor.shape)}: it cannot be grown to this shape"
+            )
         state[".".join(parts)] = tensor.float()
     model.load_state_dict(state)
     for number, layer in enumerate(model.model.layers):

@@ -312,7 +312,7 @@ def texts(split: str, *, limit: int | None = None) -> list[str]:
     Raises ValueError for an unknown split or a negative limit.
     """
     if limit is not None and limit < 0:
-        raise ValueError(f"limit={limit!r} must be 0 or more")
+        raise ValueError(f"limit must be at least 0, not {limit!r}")
     documents = stream(split, 0)
     return list(itertools.islice(documents, SPLITS[split] if limit is None else limit))
 

@@ -1,4 +1,4 @@
-"""Cells of tables: which row is meant, how its number is shown, how far it is known, and why there is none."""
+"""Cells of tables: which row a cell shows, its number, its interval, and why it is empty."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

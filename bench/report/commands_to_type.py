@@ -1,4 +1,4 @@
-"""Commands that measure what a table lacks, as they are to be typed: the settings are those of the run before."""
+"""Commands that measure the missing cells of a table, with the settings of the previous run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bench.results.records import Contents
     from bench.results.row import Row
 
-SHORTENED = "…/ in a command stands for a local folder of whoever measured: put your own in its place."
+SHORTENED = "…/ in a command stands for a local folder; replace it with your own."
 
 _OF_A_RUN = frozenset({  # say what becomes of a run, or are in the recipes, and not what is measured
     "--model", "--set", "--gate", "--against", "--baselines", "--update-baselines", "--force-update", "--journal",

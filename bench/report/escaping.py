@@ -1,4 +1,4 @@
-"""Text from outside in documents: one function for each kind of output, used by all that write it.
+"""Escaping of untrusted text: one function per kind of output, used by everything that writes it.
 
 What comes from outside is every name (of a base's folder, a recipe's layers, a task, a file, a device) and every reason
 that an error gave. None of it may end a cell, a line or an element, become markup, or be computed by a spreadsheet. For

@@ -1,4 +1,4 @@
-"""The figures of the page: which charts there are, with the table that says the same beside each."""
+"""The figures of the page: charts, each beside a table of the same numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX, HTML or plain text, out of one declaration. The best values of a column are marked."""
+"""One table as Markdown, LaTeX, HTML or plain text. The best values of a column are marked."""
 
 import re
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Pareto fronts: which of several points no other point beats."""
+"""Pareto fronts: the points that no other point beats."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ def front(points: Mapping[str, Sequence[float]]) -> dict[str, str | None]:
     """
     for name, point in points.items():
         if len(point) != len(next(iter(points.values()))):
-            raise ValueError(f"point {name!r} has {len(point)} coordinates, the first point has another number")
+            raise ValueError(f"point {name!r} has {len(point)} coordinates; all points must have as many as the first")
         if not all(map(math.isfinite, point)):
             raise ValueError(f"point {name!r} has coordinates {tuple(point)}; all must be finite")
     found: dict[str, str | None] = {}

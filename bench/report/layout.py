@@ -1,4 +1,4 @@
-"""Which tables there are: their columns, by kind of table and family of methods, as the papers head them.
+"""The layout of the tables: columns by kind of table and family of methods, with the headings of the papers.
 
 [E], section 4, has nine tables for each of three families; a fourth family, recipes with steps of several (the orders
 of [O] among them), has the same nine in their form. O1 is table 1 of [O]. Tables S show what no table of the papers

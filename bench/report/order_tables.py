@@ -1,4 +1,4 @@
-"""Tables of orders: of each set of steps that were taken in several orders what each step did, and the best order."""
+"""Tables of orders: for steps taken in several orders, the effect of each step and the best order."""
 
 from collections.abc import Callable, Iterable
 

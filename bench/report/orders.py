@@ -88,7 +88,7 @@ def findings(rows: Iterable[Row]) -> list[str]:
     best, *others = _orders(rows, _STEPS)
     theirs = ORDERS[0]
     seeds = sorted({row.seed for row in rows if row.recipe in ORDERS})
-    said = f"[O]: {theirs} is the best order. Here, of one training of each (seed {', '.join(map(str, seeds))}): "
+    said = f"[O]: {theirs} is the best order. Here, with one training run each (seed {', '.join(map(str, seeds))}): "
     if best == theirs:
         apart = compare(_items(rows, others[0]), _items(rows, best))
         said += f"it is; the next, {others[0]}, is {_words(apart)} above it"
@@ -106,10 +106,11 @@ def _control(rows: Sequence[Row]) -> str:
     """What of a perplexity below the base's is the teacher's, and what is that of the training itself."""
     what = f"{CONTROL}, the same training on labels alone"
     if _row(rows, CONTROL) is None or _row(rows, "kd") is None:
-        return f"{what}, was not measured: how much of kd's perplexity is the teacher's is not known."
+        return f"{what}, was not measured: the teacher's share of kd's perplexity is unknown."
     apart = compare(_items(rows, CONTROL), _items(rows, "kd"))
     return (
-        f"{what}, has perplexity {_value(rows, CONTROL):.4g}, {_words(apart)} above kd's; that alone is the teacher's."
+        f"{what}, has perplexity {_value(rows, CONTROL):.4g}, {_words(apart)} above kd's; only that difference is "
+        "due to the teacher."
     )
 
 

@@ -1,4 +1,4 @@
-"""The headline metrics: what the page's overview and its fronts are made of."""
+"""The headline metrics of the page's overview and Pareto fronts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

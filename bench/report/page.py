@@ -49,7 +49,9 @@ def page(rows: Sequence[Row], contents: Contents, storage: Path = Path(".benchma
         JournalError: the storage holds files that are not pytest-benchmark's.
     """
     if not rows:
-        raise ValueError("a page of no results: measure something first, e.g. pytest bench -m efficiency")
+        raise ValueError(
+            "there are no results to show; measure something first, for example with pytest bench -m efficiency"
+        )
     current = newest(rows)
     bases = list(dict.fromkeys(row.base for row in current))
     notes = Notes.of(contents, {row.run for row in current})

@@ -1,4 +1,4 @@
-"""One run in a few lines of Markdown, for a comment under a pull request: verdicts first, then what moved.
+"""One run in a few lines of Markdown, as a comment on a pull request: verdicts first, then changes.
 
 `python -m bench digest` prints it for the last run of a journal; with `--report DIR` it is DIR/summary.md.
 """
@@ -70,7 +70,7 @@ def _head(records: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> str:
 
 def _counted(verdicts: Sequence[Mapping[str, Any]]) -> str:
     if not verdicts:
-        return "\nNothing was gated: no verdicts in this run."
+        return "\nNothing was gated: this run has no verdicts."
     counts = Counter(each["outcome"] for each in verdicts)
     order = [*FAILING, *MOVED, *sorted(counts.keys() - {*FAILING, *MOVED})]
     return "\n" + ", ".join(f"{counts[each]} {each.replace('_', ' ')}" for each in order if counts[each])

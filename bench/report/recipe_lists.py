@@ -1,4 +1,4 @@
-"""The recipes of the whole report, and which tests each of them is for: `pytest bench --model report`."""
+"""The recipes of the whole report, and the tests that each is measured by: `pytest bench --model report`."""
 
 from collections.abc import Set
 

@@ -1,4 +1,4 @@
-"""Which compression to take: of the methods that were measured, those on the front that stay within the limits.
+"""Recommends a method: of those measured, the ones on the Pareto front that stay within the limits.
 
     python -m bench recommend --max-gb 4 --max-quality-loss 2%
 
@@ -132,7 +132,9 @@ def share(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1 and not (text.endswith("%") and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no share: give a percentage such as 2%, or 0.02")
+        raise argparse.ArgumentTypeError(
+            f"the share must be a percentage such as 2%, or a number such as 0.02, not {text!r}"
+        )
     return value
 
 

@@ -1,4 +1,4 @@
-"""What the recipes of a report are: the number format of each, and every parameter, those left out included.
+"""The recipes of a report: number format and all parameters, including defaults.
 
 A recipe's text leaves out what has its default, so the name of a method alone says neither whether its grid is
 symmetric nor how much text it read.

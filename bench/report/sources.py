@@ -1,4 +1,4 @@
-"""Where results come from: a journal, or recorded baselines, which answer right after a clone."""
+"""Sources of results: a journal, or the recorded baselines, which are there right after a clone."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,7 +23,7 @@ def recorded(directory: str | Path) -> list[Row]:
     """
     files = sorted(Path(directory).glob("*/*.json"))
     if not files:
-        raise BaselineError(f"there are no baselines in {directory}; pytest bench --update-baselines records them")
+        raise BaselineError(f"{directory} has no baselines; record them with pytest bench --update-baselines")
     found = [Baseline.load(file) for file in files]
     devices: dict[Identity, dict[str, None]] = {}
     for each in found:

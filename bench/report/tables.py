@@ -36,11 +36,11 @@ from bench.results.bases import label_of
 from bench.results.row import Param, Row
 from compression.recipes.recipe import UNCOMPRESSED
 
-OTHERS = "{} values of these recipes on other calibration text, teachers or tasks are in the results, not here."
+OTHERS = "{} values of these recipes with other calibration text, teachers or tasks are in the results only."
 _PERPLEXITY = "quality.perplexity"
 _PLANTED = (
-    "The reference's spread of channels, which rounding fails on, is planted: rtn costs it what is published for "
-    "Llama-2-7B at 3 bits (0.20 nat), and a third of that at 4 (0.05 nat published)."
+    "The spread of channels in the reference, which makes rounding fail, is artificial: rtn costs it what is published "
+    "for Llama-2-7B at 3 bits (0.20 nat), and a third of that at 4 (0.05 nat published)."
 )
 __all__ = ["GIVEN", "NOT_MEASURED", "Cell", "Line", "Table", "by_device", "newest", "tables"]
 
@@ -77,7 +77,7 @@ def tables(rows: Iterable[Row], settings: Sequence[str] = ()) -> list[Table]:
     """
     rows = newest(rows)
     if len(by_device(rows)) > 1:
-        raise ValueError("rows of several bases or devices do not belong into one table")
+        raise ValueError("rows of one table must be of one base and device")
     found = dict.fromkeys(row.recipe for row in rows if row.recipe != UNCOMPRESSED)
     place = {recipe: at for at, recipe in enumerate(ALL)}
     measured = sorted(found, key=lambda recipe: place.get(recipe, len(place)))
@@ -240,7 +240,11 @@ def _unranked(chosen: Mapping[Column, Chosen], recipes: Sequence[str]) -> list[s
         if any(recipe in recipes and row.value is not None and not is_ranked(row)
                for (recipe, _), row in choice.rows.items())
     ]  # fmt: skip
-    return [f"{', '.join(heads)}: without a ratio as measured, each in its own hour, and not ranked."] if heads else []
+    return (
+        [f"{', '.join(heads)}: measured without a ratio, at different times, and therefore not ranked."]
+        if heads
+        else []
+    )
 
 
 def _conditions(chosen: Mapping[Column, Chosen], by: Sequence[str]) -> list[str]:
@@ -262,7 +266,7 @@ def _conditions(chosen: Mapping[Column, Chosen], by: Sequence[str]) -> list[str]
     if left_out:
         others = sorted({recipe for choice in chosen.values() for recipe, _ in choice.other})
         alone = f"; {', '.join(others)} under those alone" if others else ""
-        said.append(f"{left_out} values under other conditions are in the results, not here{alone}.")
+        said.append(f"{left_out} values under other conditions are in the results only{alone}.")
     return said
 
 
@@ -301,7 +305,9 @@ def _beside(
             columns = [column for column in layout.columns if paper.is_of(base, column.marker) == same]
             if set(paper.figures.get(line.recipe, {})) & {column.head for column in columns}:
                 into.append(_reported(paper, line.recipe, layout, columns, notes))
-    remark = f"[{paper.name}] is of another base, {paper.base}, on another device: its figures stand apart from ours."
+    remark = (
+        f"[{paper.name}] used another base, {paper.base}, on another device: its figures are shown apart from ours."
+    )
     return shown, elsewhere, remark if elsewhere else None
 
 

@@ -1,4 +1,4 @@
-"""What each metric was, run by run: from the journal, and from the storage of pytest-benchmark."""
+"""The trend of each metric over runs, from the journal and from the storage of pytest-benchmark."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -68,12 +68,12 @@ def stored(
             for each in content["benchmarks"]:
                 info = dict(each["extra_info"])
                 if not all(isinstance(info.get(name) or "", str) for name in ("recipe", "base", "base_hash")):
-                    raise ValueError("recipe, base and base_hash must be texts")
+                    raise ValueError("recipe, base and base_hash must be strings")
                 key_of("pytest_benchmark.round_s", info)
                 finite(each["stats"]["median"])
             commit = (content.get("commit_info") or {}).get("id") or ""
             if not isinstance(content["datetime"], str) or not isinstance(commit, str):
-                raise ValueError("datetime and the commit must be texts")
+                raise ValueError("datetime and commit must be strings")
             files.append((content["datetime"], path, content))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, JournalError) as error:
             raise JournalError(f"{path} is no storage of pytest-benchmark: {error!r}; remove it") from None

@@ -1,4 +1,4 @@
-"""The report as files: what a journal, or recorded baselines, hold for one base and device, each key's newest row.
+"""Writes the report: the newest row of each key for one base and device, from a journal or recorded baselines.
 
     tables.md  tables.tex  tables.html               the papers' tables (`bench.report.tables`)
     results.parquet  results.csv  results.json       every row that they are of
@@ -155,7 +155,7 @@ def chosen(rows: Sequence[Row], base: str | None, device: str | None, source: st
     if not fitting:
         there = "; ".join(f"{base} on {device}" for base, device in groups) or "nothing"
         asked = " ".join(f"--{name} {text}" for name, text in (("base", base), ("device", device)) if text)
-        raise JournalError(f"{source} holds no results{f' for {asked}' if asked else ''}; there is {there}")
+        raise JournalError(f"{source} has no results{f' for {asked}' if asked else ''}; it has {there}")
     return list(groups[fitting[-1].base, fitting[-1].device])
 
 

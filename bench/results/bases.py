@@ -1,4 +1,4 @@
-"""Bases of results: which rows are of one base, what each is called beside others, and what is shown of local paths.
+"""Bases of results: which rows share a base, how bases are named apart, and how local paths are shown.
 
 A base is its `base_hash` (`checkpoints.identity`). Labels are for people: two folders may have the same last part, and
 a checkpoint that was trained in place keeps its name. So wherever results are shown, a label that stands for several

@@ -1,4 +1,4 @@
-"""Lines of a journal as they stand in the file: each ends with a check value of all that is before it in the line.
+"""Lines of a journal in the file: each ends with a checksum of the rest of the line.
 
     {"time": 1.0, "run": "r", ..., "check": "5f0c1b7a"}
 
@@ -35,7 +35,7 @@ def opened(line: bytes) -> str:
     if found is None:
         return line.decode()
     if found[2] != b"%08x" % zlib.crc32(found[1]):
-        raise ValueError(f"it was changed: its check is {found[2].decode()}, that of what it says {_crc(found[1])}")
+        raise ValueError(f"it was changed: its checksum is {found[2].decode()}, its content has {_crc(found[1])}")
     return (found[1] + b"}").decode()
 
 

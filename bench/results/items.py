@@ -1,4 +1,4 @@
-"""Results per item: what a metric is the mean of, kept so that two runs can be compared item by item.
+"""Results per item, stored so that two runs can be compared item by item.
 
 An item is a question, a document, a window of text. Its hash stands for all that it asks, so that results of two runs
 are paired by what was asked and never by place. Beside a baseline `<base>/<recipe>.json` lie
@@ -65,15 +65,18 @@ class Items:
     def __post_init__(self) -> None:
         hashes, values = tuple(self.hashes), tuple(map(float, self.values))
         if self.kind not in KINDS:
-            raise MetricError(f"items of kind {self.kind!r}: it must be one of {', '.join(KINDS)}")
+            raise MetricError(f"kind of items must be one of {', '.join(KINDS)}, not {self.kind!r}")
         if not hashes or len(hashes) != len(values):
-            raise MetricError(f"{len(hashes)} items have {len(values)} values: one for each, and at least one item")
+            raise MetricError(
+                f"{len(hashes)} items have {len(values)} values; there must be one value per item, and at least one "
+                "item"
+            )
         for name in hashes:
             if not isinstance(name, str) or len(name) != DIGITS or not set(name) <= set("0123456789abcdef"):
                 raise MetricError(f"item {name!r}: the hash must be {DIGITS} hexadecimal digits in lower case")
         if len(set(hashes)) < len(hashes):
             twice, _ = Counter(hashes).most_common(1)[0]
-            raise MetricError(f"item {twice} is there twice: number items that ask the same (see hashes_of)")
+            raise MetricError(f"item {twice} occurs twice; number items with equal content (see hashes_of)")
         for name, value in zip(hashes, values, strict=True):
             if not isfinite(value) or (self.kind == "binary" and value not in (0.0, 1.0)):
                 allowed = "0 or 1" if self.kind == "binary" else "a finite number"
@@ -82,7 +85,7 @@ class Items:
             try:
                 values = _floats(_packed(values, "real"))
             except OverflowError:
-                raise MetricError("a value of an item is beyond a float32") from None
+                raise MetricError("the value of an item does not fit in float32") from None
         ordered = sorted(zip(hashes, values, strict=True))
         object.__setattr__(self, "hashes", tuple(name for name, _ in ordered))
         object.__setattr__(self, "values", tuple(value for _, value in ordered))
@@ -123,13 +126,13 @@ class Items:
     def _unpacked(cls, hashes: Sequence[str], table: Mapping[str, Any]) -> Self:
         kind, data = table["kind"], _data(table["values"])
         if kind not in KINDS:
-            raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
         wanted = 4 * len(hashes) if kind == "real" else -(-len(hashes) // 8)
         if len(data) != wanted:
-            raise ValueError(f"{len(hashes)} {kind} items take {wanted} bytes, here are {len(data)}")
+            raise ValueError(f"{len(hashes)} {kind} items take {wanted} bytes, not {len(data)}")
         values = _floats(data) if kind == "real" else _bits(data, len(hashes))
         if list(hashes) != sorted(hashes):
-            raise ValueError("the hashes are not in order")
+            raise ValueError("the hashes must be in ascending order")
         return cls(tuple(hashes), values, kind)
 
 
@@ -211,7 +214,7 @@ def _list(folder: Path, digest: object) -> tuple[str, ...]:
         raise ValueError(f"asked={digest!r} must be {DIGITS} hexadecimal digits")
     data = (folder / f"{digest}.hashes").read_bytes()
     if _digest(data) != digest:
-        raise ValueError(f"the list {digest}.hashes was changed: its digest is {_digest(data)}")
+        raise ValueError(f"the list {digest}.hashes has been changed: its digest is {_digest(data)}")
     return _hashes(data)
 
 
@@ -231,7 +234,7 @@ def _text(data: bytes) -> str:
 
 def _data(text: object) -> bytes:
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} must be a text in base64")
+        raise ValueError(f"{text!r} must be a base64 string")
     return base64.b64decode(text, validate=True)  # raises binascii.Error, a ValueError
 
 
@@ -241,7 +244,7 @@ def _bytes(hashes: Sequence[str]) -> bytes:
 
 def _hashes(data: bytes) -> tuple[str, ...]:
     if len(data) % _WIDTH:
-        raise ValueError(f"a list of hashes has {len(data)} bytes, which is no multiple of {_WIDTH}")
+        raise ValueError(f"a list of hashes has {len(data)} bytes, which is not a multiple of {_WIDTH}")
     return tuple(data[at : at + _WIDTH].hex() for at in range(0, len(data), _WIDTH))
 
 
@@ -261,5 +264,5 @@ def _floats(data: bytes) -> tuple[float, ...]:
 def _bits(data: bytes, count: int) -> tuple[float, ...]:
     bits = f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}"
     if "1" in bits[count:]:
-        raise ValueError("bits behind the last item are set")
+        raise ValueError("bits after the last item are set")
     return tuple(float(bit) for bit in bits[:count])

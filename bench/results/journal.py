@@ -91,7 +91,7 @@ class Journal:
         if whole_in(rest):  # not torn but damaged: left for readers to refuse
             os.write(self._file, b"\n")
             return
-        log.warning("%s: took away an unfinished last line of a writer that was killed: %r", self.path, rest[:200])
+        log.warning("%s: removed an unfinished last line of a writer that was killed: %r", self.path, rest[:200])
         os.ftruncate(self._file, size - len(rest))
 
     def append(self, record: "Row | Mapping[str, Any]") -> None:
@@ -144,7 +144,7 @@ def read(path: str | Path) -> Contents:
     files = files_of(path)
     if not files:
         raise JournalError(
-            f"there is no journal {path}; a run of the benchmarks writes one: pytest bench --journal {path}"
+            f"the journal {path} does not exist; a benchmark run writes it: pytest bench --journal {path}"
         )
     records: list[Record] = []
     torn, writing, seen = [], set(), set()
@@ -157,8 +157,8 @@ def read(path: str | Path) -> Contents:
                 torn.append(f"{file}:{line.number}")
             else:
                 raise JournalError(
-                    f"{file}:{line.number}: {line.why}; `python -m bench mend --journal {path}` moves what is damaged "
-                    "aside and keeps everything else"
+                    f"{file}:{line.number}: {line.why}; `python -m bench mend --journal {path}` moves damaged lines "
+                    "aside and leaves all others in place"
                 )
         if found and _is_held(file):
             writing.add(found[-1].run)

@@ -1,4 +1,4 @@
-"""What became of each layer under a recipe: a record beside the rows, for the cards of the report.
+"""The result of each layer under a recipe: a record beside the rows, for the report.
 
 A journal has a `layers` record for each recipe that a run compressed: what was executed and the seconds of each step,
 what has to be known of it (`notes`, sentences), how many layers have which kernel, and for each layer of the compressed

@@ -1,4 +1,4 @@
-"""Rows of results: one measured number each, and all that it needs to be understood."""
+"""Rows of results: one measured number each, with everything needed to interpret it."""
 
 import json
 import math
@@ -45,13 +45,13 @@ def _shown(value: Param) -> str:
 def checked_params(params: object) -> dict[str, Param]:
     """Parameters of a row in order; those that are None do not apply and are left out. Raises ValueError in words."""
     if not isinstance(params, Mapping):
-        raise ValueError(f"params {params!r} must be a table of names and values")
+        raise ValueError(f"params must be an object of names and values, not {params!r}")
     kept = {name: value for name, value in params.items() if value is not None}
     for name, value in kept.items():
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ValueError(f"parameter name {name!r} must be lower case with underscores")
+            raise ValueError(f"the name of a parameter must be lower case with underscores, not {name!r}")
         if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"parameter {name}={value!r} must be a text, a finite number or a truth value")
+            raise ValueError(f"parameter {name} must be a string, a finite number or a truth value, not {value!r}")
     return dict(sorted(kept.items()))
 
 
@@ -81,7 +81,7 @@ def _input(name: str, value: object) -> Input:
     try:
         table = exact_fields(value, {"name", "digest"})
         if not all(isinstance(each, str) or (field, each) == ("digest", None) for field, each in table.items()):
-            raise ValueError("name and digest must be texts")
+            raise ValueError("name and digest must be strings")
     except ValueError as error:
         raise ValueError(f"input {name}={value!r}: {error}") from None
     return Input(table["name"], table["digest"])
@@ -141,25 +141,25 @@ class Row:
     def _check(self) -> None:
         for name in ("run", "base", "recipe", "device", "metric", "unit", "of"):
             if not isinstance(value := getattr(self, name), str) or not value:
-                raise ValueError(f"{name}={value!r} must be a text that is not empty")
+                raise ValueError(f"{name} must be a non-empty string, not {value!r}")
         if not NAME.fullmatch(self.metric):
-            raise ValueError(f"metric={self.metric!r} must be <group>.<name> in lower case")
+            raise ValueError(f"metric must be <group>.<name> in lower case, not {self.metric!r}")
         for name, allowed in (("better", BETTER), ("status", STATUSES), ("schema", SCHEMAS)):
             if (value := getattr(self, name)) not in allowed or isinstance(value, bool):
-                raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, allowed))}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, not {value!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} must be a whole number of at least 0")
+            raise ValueError(f"seed must be a whole number of at least 0, not {self.seed!r}")
         if self.reason is not None and (not isinstance(self.reason, str) or not self.reason):
-            raise ValueError(f"reason={self.reason!r} must be a text that is not empty, or None")
+            raise ValueError(f"reason must be a non-empty string or None, not {self.reason!r}")
         if self.status != "ok" and self.reason is None:
-            raise ValueError(f"status {self.status!r} needs a reason, in words")
+            raise ValueError(f"status {self.status!r} needs a reason")
         if (self.value is not None) != (self.status in MEASURED):
             raise ValueError(
                 f"value={self.value!r} with status {self.status!r}: there is a value exactly when the status is "
                 f"{' or '.join(MEASURED)}"
             )
         if self.base_hash is not None and (not isinstance(self.base_hash, str) or not self.base_hash):
-            raise ValueError(f"base_hash={self.base_hash!r} must be a text that is not empty, or None")
+            raise ValueError(f"base_hash must be a non-empty string or None, not {self.base_hash!r}")
         object.__setattr__(self, "inputs", inputs_of(self.inputs))
         object.__setattr__(self, "params", checked_params(self.params))
         for name in ("value", "ratio", "base_value"):

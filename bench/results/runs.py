@@ -1,4 +1,4 @@
-"""The runs of a journal, one value each: what was measured, under what, and how it ended."""
+"""The runs of a journal: what each measured, under which conditions, and how it ended."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -20,6 +20,7 @@ from bench.session import worker_place
 from bench.session.options import Options
 from bench.session.selection import select
 from compression.checkpoints.tokens import reserved
+from compression.files.strict_json import at_least
 
 if TYPE_CHECKING:
     from bench.session.options import Options
@@ -31,8 +32,8 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
     """The command line as checked options; `run` is the id of a run that was begun already.
 
     Raises:
-        OptionError: a value that is not allowed.
-        RecipeError: a recipe that cannot be.
+        OptionError: a value is invalid.
+        RecipeError: a recipe is invalid.
     """
     get = config.getoption
     _check_numbers(get)
@@ -86,15 +87,13 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
 
 def _check_numbers(get: Callable[[str], Any]) -> None:
     for name in ("--limit", "--task-rows"):
-        if get(name) is not None and get(name) < 1:
-            raise OptionError(f"{name} {get(name)} is not allowed: at least 1; leave it out for no limit")
+        if get(name) is not None:
+            at_least(name, get(name), 1, OptionError, "; leave it out for no limit")
     for name in ("--runs", "--warmup-runs", "--samples"):
-        if get(name) < (0 if name == "--warmup-runs" else 1):
-            raise OptionError(f"{name} {get(name)} is not allowed: at least {0 if name == '--warmup-runs' else 1}")
+        at_least(name, get(name), 0 if name == "--warmup-runs" else 1, OptionError)
     if (watts := get("--tdp")) is not None and not 0 < watts < math.inf:
-        raise OptionError(f"--tdp {watts:g} is not allowed: watts above 0; leave it out to detect it")
-    if get("--seed") < 0:
-        raise OptionError(f"--seed {get('--seed')} is not allowed: at least 0")
+        raise OptionError(f"--tdp must be a finite number of watts above 0, not {watts:g}; leave it out to detect it")
+    at_least("--seed", get("--seed"), 0, OptionError)
 
 
 def template_arguments(text: str | None) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def template_arguments(text: str | None) -> dict[str, Any]:
         raise OptionError(f"--chat-template-args {text}: give name=value separated by commas, each name once, or a "
                           'JSON object, such as enable_thinking=true or {"enable_thinking": true}')  # fmt: skip
     if wrong := sorted(reserved() & set(found)):
-        raise OptionError(f"--chat-template-args {text}: {', '.join(wrong)} is for the benchmarks to say")
+        raise OptionError(f"--chat-template-args {text}: {', '.join(wrong)} must be left out: the benchmarks set it")
     return found
 
 
@@ -177,7 +176,9 @@ def asked_batch_sizes(config: pytest.Config) -> list[int]:
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < 1:
-        raise OptionError(f"--batch-size {text}: give whole numbers of at least 1, separated by commas, e.g. 1,2,4,8")
+        raise OptionError(
+            f"--batch-size must be whole numbers of at least 1, separated by commas (such as 1,2,4,8), not {text}"
+        )
     return list(dict.fromkeys(sizes))
 
 
@@ -197,9 +198,9 @@ def _device(text: str) -> str:
     except RuntimeError:
         kind = ""
     if kind not in ("cpu", "cuda") or text.startswith("cpu:"):
-        raise OptionError(f"--device {text}: allowed are auto, cpu, cuda and cuda:N")
+        raise OptionError(f"--device must be auto, cpu, cuda or cuda:N, not {text}")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise OptionError(f"--device {text}: torch {torch.__version__} sees no CUDA device here; use --device cpu")
+        raise OptionError(f"--device {text}: torch {torch.__version__} finds no CUDA device here; use --device cpu")
     return text
 
 
@@ -214,7 +215,7 @@ def _placed(device: str, worker: worker_place.Worker | None) -> tuple[str, str |
     kinds = {machine.fingerprint(f"cuda:{k}") for k in range(min(gpus, worker.count))} if device == "cuda" else {device}
     if len(kinds) > 1:
         raise OptionError(
-            f"-n {worker.count}: the GPUs are of different kinds ({', '.join(sorted(kinds))}), whose rows would not be "
-            "of one run; choose equal ones by CUDA_VISIBLE_DEVICES"
+            f"-n {worker.count}: the GPUs are of different kinds ({', '.join(sorted(kinds))}), and their rows cannot "
+            "belong to one run; choose equal ones with CUDA_VISIBLE_DEVICES"
         )
     return here, shared

@@ -1,4 +1,4 @@
-"""What the measurements of a run read besides models: texts, tasks, questions and the documents they are about."""
+"""Inputs of a run besides models: texts, tasks, questions and their documents."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -96,7 +96,7 @@ class Inputs:
             NotAvailable: they may not be run, or cannot be run apart.
         """
         if not self.options.allow_code_execution:
-            raise NotAvailable("programs written by models are run only with --allow-code-execution")
+            raise NotAvailable("programs written by a model are run only with --allow-code-execution")
 
         return forbidden()
 
@@ -127,7 +127,9 @@ class Inputs:
         """
         assert self.options.judge is not None
         if self.base.tokenizer is None:
-            raise DataError(f"base {self.source.text} has no tokenizer: questions need tokenizer.json beside it")
+            raise DataError(
+                f"base {self.source.text} has no tokenizer: answering questions needs tokenizer.json beside the weights"
+            )
         return questions_of(
             self.collection, self.base.tokenizer, count=self.options.judge.questions, seed=self.options.seed,
             new_tokens=self.options.judge.new_tokens, positions=self.source.config.get("max_position_embeddings"),
@@ -186,7 +188,7 @@ class Inputs:
         """
 
         if self.likelihood_model is None:
-            raise NotAvailable("no local model that could hold an answer to be likely: give one with --judge SPEC")
+            raise NotAvailable("answer likelihood needs a local model as judge: give one with --judge SPEC")
         given = self.options.judge is not None and self.options.judge.local is not None
         judge = self.judging[0] if given else LocalJudge(self.likelihood_model, self.options.device)
         assert isinstance(judge, LocalJudge)

@@ -1,4 +1,4 @@
-"""What the command line of `pytest bench` asks for."""
+"""The checked options of `pytest bench`."""
 
 import json
 from collections.abc import Mapping

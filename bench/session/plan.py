@@ -1,4 +1,4 @@
-"""`--plan`: what a run would take, said before anything starts."""
+"""`--plan`: memory, disk, downloads and time of a run, before anything starts."""
 
 import math
 import shutil
@@ -35,7 +35,9 @@ def plan(options: "Options") -> str:
     source = _checkpoint.locate(options.base)
     download = _download_bytes(source)
     if source.kind == "hub" and download:
-        return f"{source.text} is not here: {_mib(download)} would be downloaded; shapes are known afterwards"
+        return (
+            f"{source.text} is not on this machine: {_mib(download)} would be downloaded; shapes are known after that"
+        )
     source = source.fetch()
     given = (source, options.calibration, options.teacher, options.downstream)
     refused = dict(options.refused) | (refusals(options.recipes, *given) if options.named else {})

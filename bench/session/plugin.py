@@ -178,11 +178,13 @@ def _opened(config: pytest.Config, items: list[pytest.Item]) -> Workbench:
 def _checked_options(config: pytest.Config, items: list[pytest.Item], marked: set[str]) -> "Options":
     worker = worker_place.worker_of(config)
     if worker and worker.count > 1 and not worker.grouped:
-        raise OptionError("under pytest-xdist the benchmarks need --dist loadgroup: a recipe belongs to one worker")
+        raise OptionError(
+            "under pytest-xdist the benchmarks need --dist loadgroup, because each recipe belongs to one worker"
+        )
     options = options_of(config)
     if options.against and not any(_AGAINST in getattr(item, "fixturenames", ()) for item in items):
         raise OptionError(
-            f"--against {options.against}: nothing that was selected generates beside a commit; select "
+            f"--against {options.against}: no selected test generates against a commit; select "
             "test_efficiency.py::test_against, as -m efficiency does, or leave --against out"
         )
     if "recovery" not in marked:

@@ -1,4 +1,4 @@
-"""How far a run is, while pytest holds the output: a bar on a terminal, lines elsewhere."""
+"""Progress of a run while pytest captures the output: a bar on a terminal, lines elsewhere."""
 
 import os
 import threading

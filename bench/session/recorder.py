@@ -1,4 +1,4 @@
-"""What a run finds: rows, written to its journal, judged against the baselines and recorded as such."""
+"""Records the rows of a run: writes them to the journal, judges them, stores new baselines."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ class Findings:
         proposals: what became of the baselines, once they were updated.
 
     Raises:
-        BenchError: a baseline is damaged, the journal cannot be written, the run cannot be gone on with.
+        BenchError: a baseline is damaged, the journal cannot be written, the run cannot be resumed.
     """
 
     options: "Options"
@@ -78,8 +78,9 @@ class Findings:
         for name in sorted(now.keys() & context.keys()):
             if context[name] != now[name]:
                 raise OptionError(
-                    f"--resume: the unfinished run in {self.options.journal} had {name} {context[name]!r}, now it is "
-                    f"{now[name]!r}; start anew without --resume"
+                    f"--resume: the unfinished run in {self.options.journal} had {name} {context[name]!r}, this one "
+                    "has "
+                    f"{now[name]!r}; start a new run without --resume"
                 )
 
     @functools.cached_property
@@ -174,7 +175,7 @@ class Findings:
                                         "device": self.fingerprint, **known})  # fmt: skip
         for row, verdict in zip(rows, found, strict=True):
             if (row.recipe, row.key) in self.rows:
-                raise MetricError(f"{row.recipe}: {row.key} is measured twice in one run")
+                raise MetricError(f"{row.recipe}: {row.key} was measured twice in one run")
             self.rows[row.recipe, row.key], self.verdicts[row.recipe, row.key] = row, verdict
         self._write(*rows)
 
@@ -201,8 +202,9 @@ class Findings:
             mine = each["run"] == self.journal.run and each["time"] >= self.options.began
             if mine and each["kind"] == "begin" and each["recipe"] == recipe.text:
                 return (
-                    f"a worker was killed, or lost its device, in {recipe}, which is not tried again in this run; "
-                    "--resume does"
+                    f"a worker was killed, or lost its device, while measuring {recipe}; this run does not try it "
+                    "again, "
+                    "a run with --resume does"
                 )
         return None
 
@@ -251,7 +253,7 @@ class Findings:
             raise AssertionError("\n".join(map(terminal, failing)))
 
     def finish(self, passed: bool, interrupted: bool = False) -> list[str]:
-        """Look for vanished rows, write verdicts, update baselines if asked to; what fails now, in words.
+        """Look for missing rows, write verdicts, update the baselines if requested; return what fails, as messages.
 
         With `--update-baselines` nothing is written unless the run has passed, or is forced and was not interrupted.
         """
@@ -276,8 +278,8 @@ class Findings:
                 )
             else:
                 failing.append(
-                    "baselines were not updated: the run failed, and a failed run is no baseline; --force-update "
-                    "records what it measured all the same"
+                    "baselines were not updated: the run failed, and a failed run is not a baseline; --force-update "
+                    "records what it did measure"
                 )
         if self.rows:
             self.journal.end("interrupted" if interrupted else "passed" if passed and not failing else "failed")

@@ -1,4 +1,4 @@
-"""The recipes of a run: those of `--model`, with what `--set` changes, and why some of a named list cannot be."""
+"""The recipes of a run: `--model`, changed by `--set`, and why some of a named list are refused."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ def _settings(given: Sequence[str] | None, recipes: Sequence[Recipe]) -> dict[st
         except RecipeError as error:
             raise OptionError(f"--set {each}: {error}") from error
         if name in settings:
-            raise OptionError(f"--set {each}: {name} is set twice")
+            raise OptionError(f"--set {each}: {name} is given twice")
         settings[name] = value
     known = {f.name for recipe in recipes for step in recipe.steps for f in dataclasses.fields(step.method)}  # type: ignore[arg-type]
     for name in settings:

@@ -57,11 +57,11 @@ class Workbench(Models, Inputs, Findings):
 
     def __init__(self, options: Options, progress: Callable[[int, int, str], None] | None = None):
         if options.gate not in gates.MODES:
-            raise OptionError(f"--gate {options.gate}: allowed are {', '.join(gates.MODES)}")
+            raise OptionError(f"--gate must be one of {', '.join(gates.MODES)}, not {options.gate}")
         if options.update and not options.force_update and (files := repository.changed(options.baselines)):
             raise OptionError(
                 f"--update-baselines: {len(files)} tracked files differ from the commit that the baseline would name "
-                f"({', '.join(files[:5])}); commit or stash them, or record all the same with --force-update"
+                f"({', '.join(files[:5])}); commit or stash them, or record anyway with --force-update"
             )
         self.fingerprint = device.fingerprint(options.device)
         Models.__init__(self, options, locate(options.base).fetch(), progress)

@@ -1,4 +1,4 @@
-"""What training a recipe would take: tokens, memory, disk and operations, counted before anything starts."""
+"""The cost of training a recipe: tokens, memory, disk and operations, counted before anything starts."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any

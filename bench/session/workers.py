@@ -1,4 +1,4 @@
-"""Several workers of pytest-xdist: one recipe at one worker, one device each, and one run out of all their rows.
+"""Workers of pytest-xdist: one recipe per worker, one device each, one run from all their rows.
 
 The controller names the run, hands each worker a place (a number that no living worker has), and gives all tests of a
 recipe to one worker. Workers measure and write, each to a journal file of its own. When all have ended the controller
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 GROUPED = "loadgroup"
 _HERE = Path(__file__).parents[1]
 _KILLED = (
-    "the process that measured this was killed, or ended without a word; the lines of pytest-xdist above name the "
+    "the process that measured this was killed, or ended without a message; the lines of pytest-xdist above name the "
     "worker. Often memory ran out (see the system's log), or a driver failed"
 )
 

@@ -1,4 +1,4 @@
-"""Where a series of numbers moved to another level: rank-sum tests of neighbouring windows, with exact probabilities.
+"""Change points of a series: rank-sum tests of neighbouring windows, with exact probabilities.
 
 For every place in the series, the `width` values before it are compared with as many behind it, for each of WIDTHS,
 fewer at the ends: the rank-sum test of Wilcoxon (1945) and Mann and Whitney (1947), two-sided. Narrow windows see a

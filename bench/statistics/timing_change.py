@@ -1,4 +1,4 @@
-"""How far one quotient of times has moved from another: an estimate, its error, and what level it is believed at.
+"""The change of a time ratio between two runs: estimate, standard error, confidence level.
 
 What disturbs a round (another process, a stalled processor, a slow clock) makes it slower and never faster, so the
 undisturbed rounds are the fastest. A side is summed up by the mean logarithm of the fastest `share` of its rounds. On

@@ -116,6 +116,16 @@ def finite_field(name: str, value: object) -> float:
         raise ValueError(f"{name}: {error}") from None
 
 
+def at_least(name: str, value: float, least: float, error: Callable[[str], Exception], hint: str = "") -> None:
+    """Refuse a number that is too small: "X must be at least 1, not 0", and `hint`.
+
+    Raises:
+        error: it is below `least`, or NaN.
+    """
+    if not value >= least:
+        raise error(f"{name} must be at least {least}, not {value}{hint}")
+
+
 def whole_field(table: Mapping[str, Any], name: str, least: int, most: int) -> int:
     """A whole number of a table; raises ValueError, beginning with the name, for all else and beyond the two bounds."""
     value = table.get(name)

@@ -1,4 +1,4 @@
-"""Documents to chunks: pieces of a document, each a slice of its text.
+"""Cuts documents into chunks, each a slice of the document's text.
 
     tokens     `size` tokens each; the last `overlap` of a chunk begin the next
     sentences  whole sentences up to `size` tokens; the last ones that fit into `overlap` tokens begin the next
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from bench.data.scripts import sentence_ends, token_spans
 from bench.errors import OptionError
+from compression.files.strict_json import at_least
 
 BY = ("tokens", "sentences", "headings", "documents")
 Span = tuple[int, int]  # characters begin:end
@@ -33,12 +34,11 @@ class Chunking:
 
     def __post_init__(self) -> None:
         if self.by not in BY:
-            raise OptionError(f"--chunking {self.by} is unknown; there are {', '.join(BY)}")
-        if self.size < 1:
-            raise OptionError(f"--chunk-size {self.size} is not allowed: at least 1 token")
+            raise OptionError(f"--chunking must be one of {', '.join(BY)}, not {self.by}")
+        at_least("--chunk-size", self.size, 1, OptionError)
         if not 0 <= self.overlap < self.size:
             raise OptionError(
-                f"--chunk-overlap {self.overlap} is not allowed: 0 to {self.size - 1}, below --chunk-size"
+                f"--chunk-overlap must be from 0 to {self.size - 1}, below --chunk-size, not {self.overlap}"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""What is asked, and what the answers are in: documents, questions and judgements of relevance."""
+"""A collection for RAG: documents, questions and judgements of relevance."""
 
 import hashlib
 from collections import Counter
@@ -77,20 +77,20 @@ class Collection:
     def __post_init__(self) -> None:
         if not any(document.text.strip() for document in self.documents):
             raise DataError(
-                f"{self.name}: there is no text in its {len(self.documents)} documents; give some to search"
+                f"{self.name}: its {len(self.documents)} documents contain no text; give documents with text"
             )
         if not self.questions:
             raise DataError(f"{self.name} has no questions; give at least one")
         for what, things in (("documents", self.documents), ("questions", self.questions)):
             if twice := _twice(thing.id for thing in things):
-                raise DataError(f"{self.name}: {what} have an id in common: {_few(twice)}; every id must be there once")
+                raise DataError(f"{self.name}: {what} share an id: {_few(twice)}; every id must be unique")
         if empty := [question.id for question in self.questions if not question.text.strip()]:
             raise DataError(f"{self.name}: the text of the questions {_few(empty)} is empty")
         if self.answered and (
             bare := [q.id for q in self.questions if q.answerable and not any(map(_said, q.answers))]
         ):
             raise DataError(
-                f"{self.name}: the questions {_few(bare)} have no answer; give one, or mark them as is_impossible"
+                f"{self.name}: the questions {_few(bare)} have no answer; add one, or mark them as is_impossible"
             )
         known = {document.id for document in self.documents}
         for question in self.questions:
@@ -122,8 +122,7 @@ class Collection:
         """
         if count is not None and not 1 <= count <= len(self.questions):
             raise OptionError(
-                f"--num-questions {count} is not allowed: {self.name} has {len(self.questions)}; give 1 to "
-                f"{len(self.questions)}"
+                f"--num-questions must be from 1 to {len(self.questions)}, the questions of {self.name}, not {count}"
             )
         questions = self.questions if self.drawn else spread(self.questions, seed)
         return replace(self, questions=tuple(questions[:count]))

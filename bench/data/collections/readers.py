@@ -1,4 +1,4 @@
-"""Where collections come from: the embedded manuals, SQuAD files, question-answer JSON, Cranfield.
+"""Readers of collections: the embedded manuals, SQuAD files, question-answer JSON, Cranfield.
 
 `open_collection` tells them apart by what is in the file or folder.
 """
@@ -49,11 +49,9 @@ def open_collection(path: str | Path | None = None, documents: str | Path | None
         return squad(path)
     if isinstance(content, list):
         if documents is None:
-            raise OptionError(
-                f"--dataset-path {path} holds questions and no documents; give --documents FILE or FOLDER"
-            )
+            raise OptionError(f"--dataset-path {path} has questions but no documents; give --documents FILE or FOLDER")
         return question_answers(path, documents)
-    raise DataError(f"{path} holds neither 'data' (SQuAD) nor a list of questions and answers; give {FORMS}")
+    raise DataError(f"{path} has neither 'data' (SQuAD) nor a list of questions and answers; give {FORMS}")
 
 
 def embedded(split: str = "test") -> Collection:
@@ -115,7 +113,7 @@ def squad(path: Path) -> Collection:
                     )
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} is not of SQuAD's form: {type(error).__name__} {error}; it needs data > paragraphs > context and "
+            f"{path} is not in SQuAD format: {type(error).__name__} {error}; it needs data > paragraphs > context and "
             "qas, and in each of these id, question and answers"
         ) from None
     return Collection(
@@ -138,7 +136,8 @@ def question_answers(path: Path, documents: str | Path) -> Collection:
         answers = [answer] if isinstance(answer, str) else answer
         if not isinstance(text, str) or not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
             raise DataError(
-                f"{path}: entry {number} needs 'question' (a text) and 'answer' (a text or texts): {record!r}"
+                f"{path}: entry {number} needs 'question' (a string) and 'answer' (a string or a list of strings): "
+                f"{record!r}"
             )
         questions.append(Question(id=str(fields.get("id", number)), text=text, answers=tuple(answers)))
     return Collection(
@@ -200,4 +199,4 @@ def _files(place: Path) -> Sequence[Path]:
 
 def _refuse(documents: object, what: str) -> None:
     if documents is not None:
-        raise OptionError(f"--documents {documents} is not used: {what} brings its own documents; leave it out")
+        raise OptionError(f"--documents {documents} is not used: {what} has its own documents; leave it out")

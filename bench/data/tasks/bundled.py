@@ -1,4 +1,4 @@
-"""Configurations that lm-eval's package brings, with the shots and votes of our table, and what is changed in two.
+"""Task configurations from lm-eval's package, with the shots and votes of our table; two are changed.
 
 MATH (arXiv 2103.03874) is asked as by Minerva (arXiv 2206.14858, appendix D): its four worked examples, its
 normalisation of answers, equality by SymPy, and temperature and top-p of its samples, of which [E] says nothing.
@@ -31,7 +31,7 @@ def configurations(task: Task) -> list[Configuration]:
         found = [load_yaml(path) for path in paths]
     except (ImportError, AssertionError) as error:  # what MATH's says of a wrong version
         raise NotAvailable(
-            f"{task.title}: its configuration wants more libraries: {install_command('math')} ({str(error)[:200]})"
+            f"{task.title}: its configuration needs more libraries: {install_command('math')} ({str(error)[:200]})"
         ) from error
     return [configuration | _CHANGES.get(task.name, {}) for configuration in found]
 

@@ -1,4 +1,4 @@
-"""Tasks from a folder: the files of published data sets, each row in the columns that lm-eval's configuration reads.
+"""Tasks from a folder: files of published data sets, converted to the columns of lm-eval's configuration.
 
     hellaswag/*val*.jsonl            mmlu/{dev,test}/<subject>_{dev,test}.csv     gsm8k/{train,test}.jsonl
     humaneval/HumanEval.jsonl[.gz]   mbpp/mbpp.jsonl                              bbh/bbh/<task>.json
@@ -44,7 +44,7 @@ def read(folder: Path, task: Task, configuration: Record) -> Splits:
     found = _READERS[task.name](_Place(folder, task), configuration)
     for split, rows in found.rows.items():
         if not rows:
-            raise DataError(f"{folder}: {task.title} has no row in its {split} split")
+            raise DataError(f"{folder}: {task.title} has no rows in its {split} split")
     return found
 
 

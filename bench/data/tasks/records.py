@@ -1,4 +1,4 @@
-"""The records of a file of tasks: JSON, JSONL or CSV, each told with where it stands."""
+"""The records of a task file (JSON, JSONL or CSV), each with its position."""
 
 import csv
 import gzip
@@ -31,7 +31,7 @@ def records_of(path: Path, **columns: Any) -> Iterator[tuple[str, Record]]:
         whole = loads(text_of(path), str(path), DataError)
         whole = whole.get("examples", whole.get("data", whole)) if isinstance(whole, dict) else whole
         if not isinstance(whole, list):
-            raise DataError(f"{path}: expected a list of records, found a {type(whole).__name__}")
+            raise DataError(f"{path}: expected a list of records, got a {type(whole).__name__}")
         records: Iterable[tuple[str, Any]] = (
             (f"{path}: row {number}", record) for number, record in enumerate(whole, 1)
         )
@@ -44,7 +44,7 @@ def records_of(path: Path, **columns: Any) -> Iterator[tuple[str, Record]]:
 def checked(where: str, record: Any, columns: dict[str, Any]) -> Record:
     """A record that has these columns, of these types."""
     if not isinstance(record, dict):
-        raise DataError(f"{where}: expected a record, found a {type(record).__name__}")
+        raise DataError(f"{where}: expected a record, got a {type(record).__name__}")
     if missing := [name for name in columns if name not in record]:
         raise DataError(f"{where}: expected the columns {', '.join(columns)}, found {', '.join(sorted(record))}; "
                         f"{', '.join(missing)} missing")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The tasks that models are scored on: which, with how many examples, by which metric, and where their data is.
+"""The table of tasks: number of examples, metric and data source of each.
 
 Each is a configuration of lm-eval that its package brings (`members`, paths under `lm_eval/tasks`), with the shots and
 the metric of [E], tables 5 and 7 (`bench.data.tasks.bundled`). Code tasks have configurations of our own
@@ -120,5 +120,5 @@ def choose(text: str) -> list[Task]:
             near = difflib.get_close_matches(name.lower(), [*SUITE, *SETS], n=3, cutoff=0.5)
             hint = f" (did you mean {' or '.join(near)}?)" if near else ""
             there = ", ".join([*SETS, *SUITE])
-            raise OptionError(f"--tasks {name!r} is no task{hint}; there are {there}")
+            raise OptionError(f"--tasks {name!r} is not a task{hint}; the tasks are {there}")
     return [SUITE[name] for name in dict.fromkeys(names)]

@@ -1,4 +1,4 @@
-"""This code beside that of a commit: both generate on this machine, now, round by round in turn.
+"""A/B timing: the working tree against a commit, in alternating rounds on this machine.
 
 A ratio to the uncompressed model, recorded at another hour, cannot see a small change: what disturbs a machine (another
 processor in the shared cache, another clock) slows the two models by different shares. Two states of the code that run
@@ -55,8 +55,8 @@ class Commit:
         except BaselineError as error:
             self.close()
             raise OptionError(
-                f"--against {revision}: {error}. It compares with the code of a commit, so the benchmarks must be run "
-                f"from a clone of their own repository (this code is in {root})"
+                f"--against {revision}: {error}; the benchmarks must be run from a clone of their own repository, "
+                f"which holds the code of the commit (this code is in {root})"
             ) from None
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ class Process:
         self._process.wait()
         self._said.seek(0)
         words = " | ".join(self._said.read().decode(errors="replace").strip().splitlines()[-3:])
-        raise BenchError(f"a process that generates ended with {self._process.returncode}: {words or 'without a word'}")
+        raise BenchError(f"a generating process ended with status {self._process.returncode}: {words or 'no message'}")
 
     def close(self) -> None:
         """End the process, whatever it is doing."""

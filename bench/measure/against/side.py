@@ -1,4 +1,4 @@
-"""One side of `against.commit`: a process that opens a model by one state of the code and generates when it is told to.
+"""One side of `against.commit`: a process that opens a model with one state of the code and generates on request.
 
 It is run as a file, with PYTHONPATH naming the code to measure, which may be older than this file: of `bench` and
 `compression` it uses what both sides have had for long. Reads lines of JSON and answers each with one: first what to

@@ -75,10 +75,11 @@ def instructions(template: str) -> tuple[str, ...]:
 def check(collection: "Collection") -> None:
     """Raises NotAvailable for a collection whose questions have no paragraph or no answer."""
     if not collection.answered:
-        raise NotAvailable(f"{collection.name} has judgements, but no answers")
+        raise NotAvailable(f"{collection.name} has judgements but no answers")
     if not any(question.gains for question in collection.questions):
         raise NotAvailable(
-            f"{collection.name} does not say which paragraph a question is about: give a SQuAD file with --dataset-path"
+            f"{collection.name} does not say which paragraph a question refers to; give a SQuAD file with "
+            "--dataset-path"
         )
 
 

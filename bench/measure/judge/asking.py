@@ -1,4 +1,4 @@
-"""What a judge is asked and how its reply is read: a choice among few options, with a probability for each.
+"""Questions to a judge and how its replies are read: a choice among few options, with probabilities.
 
 A reply that is none of the options is no judgement. It is kept, counted and shown, and enters no mean.
 """

@@ -1,4 +1,4 @@
-"""What a judge prefers that has nothing to do with an answer's worth: its place, and its length.
+"""Biases of a judge: preference for the position and the length of an answer.
 
 Order: the judge sees two answers to a question, and again in the other order (Zheng et al. 2023, arXiv 2306.05685,
 section 3.4). Length: an answer is judged again with sentences behind it that say nothing. Both are of the judge and not

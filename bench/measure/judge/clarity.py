@@ -29,10 +29,8 @@ from compression.checkpoints.libraries import failures_as, local_or_hub
 
 DEFAULT_LM = "reference-teacher"
 DEFAULT_VECTORS = "tf-idf"
-NO_MODEL = (
-    "no model that knows the language of these answers was given: --fluency-model FOLDER (or a hub id) measures fluency"
-)
-NOT_ENGLISH = "readability is Flesch's formula, which is of English, and the texts of this set are not in English"
+NO_MODEL = "fluency needs a model for the language of these answers: --fluency-model FOLDER (or a hub id) measures it"
+NOT_ENGLISH = "readability uses Flesch's formula for English, and the texts of this set are not in English"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A server that speaks the chat-completions protocol of OpenAI: one request, retried until it is answered.
+"""Client of the chat-completions protocol of OpenAI: one request, with retries.
 
 What passes is waited for: no connection, a connection that ends early, a reply that is half there or no JSON, status
 408, 409, 425, 429 and 5xx. Waits double from `Patience.first` and are shortened by chance, by up to a half, so that
@@ -23,6 +23,7 @@ from bench.errors import JudgeError, OptionError
 from bench.machine.environment import KEY
 from bench.measure.judge.exchange import Failure, exchange
 from bench.measure.judge.key import Key
+from compression.files.strict_json import at_least
 
 PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
 Read = TypeVar("Read")
@@ -46,8 +47,9 @@ class Patience:
 
     def __post_init__(self) -> None:
         for name, value, least in (("timeout", self.timeout, 0.001), ("attempts", self.attempts, 1)):
-            if not least <= value < float("inf"):
-                raise OptionError(f"--judge-{name} {value} is not allowed: at least {least}")
+            at_least(f"--judge-{name}", value, least, OptionError)
+            if value == float("inf"):
+                raise OptionError(f"--judge-{name} must be finite, not {value}")
 
 
 class Refused(JudgeError):
@@ -118,7 +120,7 @@ class Endpoint:
             answered = False
             if isinstance(reply, Failure):
                 if reply.final:
-                    raise JudgeError(f"the judge at {self.url} is not who it says: {reply.words}")
+                    raise JudgeError(f"the judge at {self.url} cannot be trusted: {reply.words}")
                 why = reply.words
             elif reply.status in PASSING:
                 why = f"status {reply.status}: {reply.excerpt}"
@@ -133,7 +135,7 @@ class Endpoint:
                         raise ValueError(reply.wrong)
                     return read(reply.content)
                 except ValueError as error:
-                    why = f"a reply that cannot be read ({error}): {reply.excerpt}"
+                    why = f"unreadable reply ({error}): {reply.excerpt}"
         kind = Unreadable if answered else JudgeError
         raise kind(
             f"the judge at {self.url} did not answer in {self.patience.attempts} attempts; the last: {why}. What it "
@@ -147,7 +149,7 @@ class Endpoint:
             wait = min(self.patience.longest, self.patience.first * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
         wait = max(wait, self._calm - time.monotonic())
         if self._stopped.wait(max(wait, 0.0)) if wait > 0 else self._stopped.is_set():
-            raise JudgeError(f"the judge at {self.url} is not asked any more: the run stops")
+            raise JudgeError(f"the judge at {self.url} gets no more requests: the run stops")
 
     def _wait_as_told(self, seconds: float | None, why: str) -> None:
         if seconds is None:
@@ -163,22 +165,22 @@ class Endpoint:
 
 def _wrong_with(url: str) -> str | None:
     """Why a URL is none of an endpoint, without a part of it that may be a secret; None where it is one."""
-    example = "give one such as https://host/v1"
+    example = "give a URL such as https://host/v1"
     try:
         parts = urlsplit(url)
         secret = "@" in parts.netloc or parts.query or parts.fragment
         port = parts.port
     except ValueError:
-        return f"--judge-url is no URL that can be read; {example}"
+        return f"--judge-url is not a valid URL; {example}"
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        return f"--judge-url is no address of an endpoint; {example}"
+        return f"--judge-url is not the address of an endpoint; {example}"
     if secret:
         return (
-            f"--judge-url with a name, a password or a query would be written to files; put the key into {KEY} and "
-            f"give {parts.scheme}://{parts.hostname}... alone"
+            "--judge-url must not contain a user name, a password or a query, because it is written to files; put the "
+            f"key into {KEY} and give only {parts.scheme}://{parts.hostname}..."
         )
     if port == 0 or not url.isascii() or not url.isprintable() or " " in url:
-        return f"--judge-url has a port or letters that no URL has; {example}"
+        return f"--judge-url has an invalid port or characters; {example}"
     return None
 
 
@@ -186,5 +188,5 @@ def _hint(status: int) -> str:
     if status in (401, 403):
         return f"; the key is read from the environment variable {KEY}"
     if status in (301, 302, 307, 308, 404, 405):
-        return "; is the URL the part before /chat/completions, as in https://host/v1, and the model's name right?"
+        return "; check the name of the model, and that the URL ends before /chat/completions, as in https://host/v1"
     return ""

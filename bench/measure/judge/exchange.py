@@ -1,4 +1,4 @@
-"""One request to a server over HTTP and what came of it, as a value: the only frames that hold the key as text.
+"""One HTTP request and its result as a value: the only stack frames that hold the key as text.
 
 No exception leaves them. Those of `http.client` and of sockets come with frames whose variables are the headers that
 were sent, and a server may say them again in a status line or the size of a chunk; so what failed is returned in words,

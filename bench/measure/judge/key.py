@@ -1,4 +1,4 @@
-"""The key of an endpoint: held where no traceback, log or file shows it, and taken out of what a server says.
+"""The API key of an endpoint, kept out of tracebacks, logs and files, and removed from server messages.
 
 A traceback may be printed with the local variables of its frames (`pytest -l`), each as its `repr`. So the key is never
 a string in a variable of a frame that an exception leaves: `Key` shows nothing of itself, and what makes a header of it
@@ -30,7 +30,7 @@ class Key:
         sound = bool(secret) and secret.isascii() and secret.isprintable() and not set(secret) & set(" \"'\\")
         if not sound:
             del secret
-            raise OptionError(f"the key in {KEY} has characters that no key has (spaces, quotes, line ends ...)")
+            raise OptionError(f"the key in {KEY} must not contain spaces, quotes or line breaks")
         self._secret = secret
         self._pieces = re.compile(f"(?=({'|'.join(map(re.escape, sorted(_pieces(secret))))}))")
 
@@ -43,7 +43,7 @@ class Key:
         return HIDDEN
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a key is not pickled")
+        raise TypeError("a key cannot be pickled")
 
     def header(self) -> str:
         """The value of the header Authorization. For the frame that sends it, from which no exception may come."""

@@ -41,7 +41,7 @@ class LocalJudge:
 
         base = compression.open_base(self.spec, self.device, dequantize=True)
         if base.tokenizer is None:
-            raise JudgeError(f"--judge {self.spec} has no tokenizer: it needs tokenizer.json beside it")
+            raise JudgeError(f"--judge {self.spec} has no tokenizer: put tokenizer.json beside its weights")
         return base.model, base.tokenizer
 
     @functools.cached_property
@@ -56,7 +56,7 @@ class LocalJudge:
         model, tokenizer = self.opened
         [said] = answer(model, tokenizer, [self._templated(prompt)], new_tokens=STEPS_TOKENS)
         if not said.finished:
-            raise JudgeError(f"the judge {self.name} was still thinking after {said.tokens} tokens of its steps")
+            raise JudgeError(f"the judge {self.name} was still thinking after {said.tokens} tokens of evaluation steps")
         return said.text.strip()
 
     def choose(self, prompts: Sequence[str], options: Sequence[str]) -> list[Verdict]:

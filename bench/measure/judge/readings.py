@@ -1,4 +1,4 @@
-"""What the metrics read, made of answers."""
+"""Measurements of judged answers, as the metrics read them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

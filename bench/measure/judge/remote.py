@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: every reply is kept before the next step relies on it."""
+"""A judge behind an OpenAI-compatible endpoint; every reply is cached before the next step uses it."""
 
 import math
 import sys
@@ -10,6 +10,7 @@ from bench.errors import JudgeError, OptionError
 from bench.measure.judge.asking import Verdict, chosen, counted, short, weighed
 from bench.measure.judge.endpoint import Endpoint, Refused, Unreadable
 from bench.measure.judge.reply_cache import Cache, key_of
+from compression.files.strict_json import at_least
 
 PATH = "/chat/completions"
 TOPS = 20  # log-probabilities asked for at each token: the most that the protocol allows
@@ -31,8 +32,7 @@ class RemoteJudge:
 
     def __init__(self, endpoint: Endpoint, model: str, cache: Cache, *, samples: int = SAMPLES, concurrency: int = 4):
         for name, value in (("samples", samples), ("concurrency", concurrency)):
-            if value < 1:
-                raise OptionError(f"--judge-{name} {value} is not allowed: at least 1")
+            at_least(f"--judge-{name}", value, 1, OptionError)
         self.endpoint, self.model, self.cache = endpoint, model, cache
         self.samples, self.concurrency = samples, concurrency
         self.asked = 0  # requests that were answered by the endpoint and not by the cache
@@ -53,7 +53,7 @@ class RemoteJudge:
         [reply] = self._replies([self._body(prompt, temperature=0, max_tokens=STEPS_TOKENS)])
         text = (reply["text"] or "").strip()
         if not text:
-            raise JudgeError(f"the judge {self.model} wrote nothing ({reply['end']}) when it was asked for its steps")
+            raise JudgeError(f"the judge {self.model} returned no evaluation steps ({reply['end']})")
         return text
 
     def choose(self, prompts: Sequence[str], options: Sequence[str]) -> list[Verdict]:
@@ -99,7 +99,8 @@ class RemoteJudge:
             return read_kept(reply)
         except ValueError as error:
             raise JudgeError(
-                f"{self.cache.path}: the reply with the key {key} is damaged ({error}); delete its line to ask anew"
+                f"{self.cache.path}: the reply with the key {key} is damaged ({error}); delete its line to request "
+                "it again"
             ) from None
 
     def _ask(self, item: tuple[str, Mapping[str, Any]]) -> None:
@@ -140,7 +141,7 @@ def read_completion(found: Any) -> dict[str, Any]:
         text, end = choice["message"].get("content"), short(str(choice.get("finish_reason")))
         return read_kept({"text": text, "end": end, "tops": tops})
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"no completion: {type(error).__name__} {short(str(error))}") from None
+        raise ValueError(f"not a completion: {type(error).__name__} {short(str(error))}") from None
 
 
 def read_kept(reply: Any) -> Mapping[str, Any]:
@@ -148,10 +149,10 @@ def read_kept(reply: Any) -> Mapping[str, Any]:
     if not isinstance(reply, Mapping) or not {"text", "end", "tops"} <= set(reply):
         raise ValueError("it lacks text, end or tops")
     if not isinstance(reply["text"], str | None) or not isinstance(reply["end"], str):
-        raise ValueError("its text or its end is no text")
+        raise ValueError("its text and its end must be strings")
     tables = reply["tops"]
     if not isinstance(tables, list) or not all(isinstance(at, dict) for at in tables):
-        raise ValueError("its tops are no list of tables")
+        raise ValueError("its tops must be a list of objects")
     for token, value in (pair for at in tables for pair in at.items()):
         if not isinstance(token, str) or (value is not None and _finite(value) is None):
             raise ValueError("its tops are not log-probabilities of tokens")

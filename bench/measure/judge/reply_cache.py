@@ -1,4 +1,4 @@
-"""Replies of a judge on disk: what was asked once is not asked again, by this run or another.
+"""Replies of a judge, cached on disk: no request is repeated by this run or a later one.
 
 A file of JSON lines, only ever appended to: `{"key": ..., "reply": ...}`, where the key is the SHA-256 of everything
 that was sent. A line is on the disk, whole, when `put` returns. Several processes may write one file: a lock is held
@@ -47,7 +47,7 @@ class Cache:
             with open(self.path, "a+b") as file:
                 self._catch_up(file)
         except OSError as error:
-            raise JudgeError(f"replies cannot be kept in {self.path}: {error.strerror or error}") from None
+            raise JudgeError(f"cannot write replies to {self.path}: {error.strerror or error}") from None
 
     def get(self, key: str) -> Reply | None:
         """The reply to a question, of this process or another; None if there is none yet."""
@@ -75,7 +75,7 @@ class Cache:
                     self._catch_up(file)
                 return self._found[key]
         except OSError as error:
-            raise JudgeError(f"a reply cannot be kept in {self.path}: {error.strerror or error}") from None
+            raise JudgeError(f"cannot write a reply to {self.path}: {error.strerror or error}") from None
 
     def __len__(self) -> int:
         return len(self._found)
@@ -90,11 +90,11 @@ class Cache:
                 record = strict_json(line)
                 key, reply = record["key"], record["reply"]
                 if not isinstance(key, str) or not isinstance(reply, dict):
-                    raise ValueError("a line has a text as key and a table as reply")
+                    raise ValueError("a line must have a string as key and an object as reply")
                 self._found.setdefault(key, reply)
             except (ValueError, KeyError, TypeError):
                 raise JudgeError(
-                    f"{self.path}: the line at byte {self._read} is damaged; delete the file to ask the judge anew, or "
-                    "that line"
+                    f"{self.path}: the line at byte {self._read} is damaged; delete that line or the file, to "
+                    "query the judge again"
                 ) from None
             self._read += len(line)

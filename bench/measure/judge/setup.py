@@ -1,4 +1,4 @@
-"""What the command line says about judging, checked, and the judge that it asks for."""
+"""The judging options of the command line, checked, and the judge that they select."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +11,10 @@ from bench.measure.judge.key import Key
 from bench.measure.judge.local import LocalJudge
 from bench.measure.judge.remote import SAMPLES, RemoteJudge
 from bench.measure.judge.reply_cache import Cache
+from compression.files.strict_json import at_least
 
 NO_JUDGE = (
-    "no judge was given: --judge-url URL --judge-model NAME asks an OpenAI-compatible endpoint (key in the environment "
+    "no judge is set: --judge-url URL --judge-model NAME uses an OpenAI-compatible endpoint (key in the environment "
     "variable BENCH_JUDGE_KEY), --judge SPEC a local model"
 )
 
@@ -48,13 +49,12 @@ class Setup:
             given, lacking = ("--judge-url", "--judge-model") if self.url else ("--judge-model", "--judge-url")
             raise OptionError(f"{given} needs {lacking}")
         if self.url is not None and self.local is not None:
-            raise OptionError("--judge-url and --judge name two judges: give one of them")
+            raise OptionError("give either --judge-url or --judge, not both")
         if self.decoding not in DECODING:
-            raise OptionError(f"--judge-decoding {self.decoding}: allowed are {', '.join(DECODING)}")
+            raise OptionError(f"--judge-decoding must be one of {', '.join(DECODING)}, not {self.decoding}")
         for name, value in (("samples", self.samples), ("concurrency", self.concurrency),
                             ("new-tokens", self.new_tokens)):  # fmt: skip
-            if value < 1:
-                raise OptionError(f"--judge-{name} {value} is not allowed: at least 1")
+            at_least(f"--judge-{name}", value, 1, OptionError)
 
     def judge(self, folder: Path, device: str) -> Judge:
         """The judge; `folder` is where replies are kept unless `cache` says where.

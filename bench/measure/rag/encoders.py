@@ -1,4 +1,4 @@
-"""Texts to vectors of length 1, by sentence-transformers; kept on disk by content.
+"""Encodes texts as unit vectors with sentence-transformers, cached on disk by content.
 
 There is no encoder of the embedded reference: its own token embeddings, weighted by inverse document frequency, found
 the right manual first for 0.994 of its questions, where BM25 found all.
@@ -81,7 +81,7 @@ def _check_modules(folder: Path) -> None:
         return
     for module in read_json(path):
         if not str(module["type"]).startswith("sentence_transformers."):
-            raise ValueError(f"{path} names {module['type']!r}, which is no part of sentence-transformers")
+            raise ValueError(f"{path} names {module['type']!r}, which is not part of sentence-transformers")
 
 
 def content_name(what: str, *parts: str) -> str:

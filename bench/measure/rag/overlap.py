@@ -1,4 +1,4 @@
-"""What two texts share: the token measures of [E] as they are defined there, and SQuAD's.
+"""Token overlap of two texts: the measures of [E] as defined there, and SQuAD's.
 
 [E] (table 11; its published code where the text leaves it open) splits lower-case text at white space and keeps
 punctuation, so "42 coins." and "42 coins" share one of two tokens. Shares are over the set of different tokens, F1 over

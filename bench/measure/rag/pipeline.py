@@ -1,4 +1,4 @@
-"""From a collection to the context of each question: what no compressed model changes, done once for all recipes."""
+"""From a collection to the context of each question: computed once, because no recipe changes it."""
 
 import time
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from bench.measure.rag import vectors
 from bench.measure.rag.encoders import Encoder, content_name, model_read
 from bench.measure.rag.overlap import share, tokens
 from bench.measure.rag.retrieval import BM25, Dense, Hit, Hybrid, Retriever, checked
+from compression.files.strict_json import at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -70,8 +71,7 @@ class Setup:
                 "--encoder and --index are not used by --retriever bm25; give --retriever dense or hybrid"
             )
         for name, value, least in (("--top-k", self.top_k, 1), ("--rag-seeds", self.seeds, 0)):
-            if value < least:
-                raise OptionError(f"{name} {value} is not allowed: at least {least}")
+            at_least(name, value, least, OptionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,9 +201,7 @@ def retrieve(
     how = setup.chunking or found.chunking
     chunks = chunks_of(found, how, token_spans(tokenizer))
     if setup.top_k > len(chunks):
-        raise OptionError(
-            f"--top-k {setup.top_k} is not allowed: {found.name} makes {len(chunks)} chunks; give 1 to {len(chunks)}"
-        )
+        raise OptionError(f"--top-k must be from 1 to {len(chunks)}, the chunks of {found.name}, not {setup.top_k}")
     retriever = retriever_of(setup, [chunk.text for chunk in chunks], device=device, cache=cache)
     depth = min(DEPTH, len(chunks))
     retriever.search(found.questions[0].text, setup.top_k)  # what is made at the first use is not a query's time
@@ -218,7 +216,7 @@ def retrieve(
         except BenchError as error:
             asked.append(Asked(question=question, error=f"{type(error).__name__}: {error}"))
     if all(each.error for each in asked):
-        raise DataError(f"no question of {found.name} could be searched for: {asked[0].error}")
+        raise DataError(f"search failed for every question of {found.name}: {asked[0].error}")
     return Retrieved(setup=setup, collection=found, chunking=how, chunks=chunks, asked=tuple(asked))
 
 

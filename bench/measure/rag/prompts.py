@@ -1,4 +1,4 @@
-"""Question and context to prompt to answer.
+"""From question and context to prompt and answer.
 
 The embedded reference reads manuals one below the other and then the question, as it was trained to; other models get
 an instruction, the context and the question, in their chat template where the tokenizer has one. Without a context the

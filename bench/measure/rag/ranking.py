@@ -1,4 +1,4 @@
-"""How good a ranking is, by the gains of what is relevant: trec_eval's definitions.
+"""Ranking metrics from the gains of relevant documents, as defined by trec_eval.
 
 A ranking is a sequence of different ids, best first; `gains` maps each relevant id to its gain, above 0. With nothing
 relevant every measure is 0. Sources: Manning, Raghavan, Schütze, Introduction to Information Retrieval (2008), chapter

@@ -1,4 +1,4 @@
-"""What the metrics read, taken from what was retrieved and from models."""
+"""Measurements of retrieval and of answers, as the metrics read them."""
 
 import json
 import time
@@ -114,7 +114,7 @@ def replies(found: Retrieved, reader: Reader, decoding: str, note: dict[str, Any
     setup, asked = found.setup, found.answerable
     seeds = range(setup.seeds) if decoding == "sampled" else range(1)
     if not seeds:
-        raise NotAvailable("--rag-seeds 0: answers are not sampled")
+        raise NotAvailable("--rag-seeds 0: no answers are sampled")
     rag = [reader.answers(found, asked, rag=True, decoding=decoding, seed=seed) for seed in seeds]
     bare = [reader.answers(found, asked, rag=False, decoding=decoding, seed=seed) for seed in seeds if setup.compare]
     texts = prompts(found, asked, reader.tokenizer, reader.template, rag=True)
@@ -140,13 +140,13 @@ def replies(found: Retrieved, reader: Reader, decoding: str, note: dict[str, Any
 def comparing(found: Retrieved) -> None:
     """Raises NotAvailable where questions are not asked without a context too."""
     if not found.setup.compare:
-        raise NotAvailable("--compare-no-rag no: nothing was answered without a context")
+        raise NotAvailable("--compare-no-rag no: no answers without context")
 
 
 def encoding(found: Retrieved) -> None:
     """Raises NotAvailable where no encoder for BERTScore was given."""
     if found.setup.bertscore is None:
-        raise NotAvailable("no encoder was given: --bertscore-encoder FOLDER (or a hub id) measures it")
+        raise NotAvailable("no encoder is set: --bertscore-encoder FOLDER (or a hub id) measures it")
 
 
 def similarities(found: Retrieved, reading: AnswersReading, device: str) -> SimilarityReading:
@@ -208,7 +208,7 @@ def _timed(found: Retrieved, reader: Reader, asked: Asked, *, rag: bool) -> tupl
 
 def _answered(found: Retrieved) -> None:
     if not found.collection.answered:
-        raise NotAvailable(f"{found.collection.name} has judgements, but no answers")
+        raise NotAvailable(f"{found.collection.name} has judgements but no answers")
 
 
 def _judged(found: Retrieved) -> None:

@@ -154,5 +154,5 @@ def _stemmer():
 def checked(name: str) -> str:
     """A retriever's name. Raises OptionError for an unknown one."""
     if name not in RETRIEVERS:
-        raise OptionError(f"--retriever {name} is unknown; there are {', '.join(RETRIEVERS)}")
+        raise OptionError(f"--retriever must be one of {', '.join(RETRIEVERS)}, not {name}")
     return name

@@ -1,4 +1,4 @@
-"""Other contexts for the same questions: more chunks, the right one elsewhere, or no right one.
+"""Robustness to context: additional chunks, the right one in another place, or no right one.
 
 The right chunk of a question is the best-ranked one that is from a relevant document and holds the answer; distractors
 are the best-ranked chunks of other documents, in the order of the ranking.
@@ -106,7 +106,7 @@ def _able(found: Retrieved) -> list[tuple[Asked, int]]:
     """Questions whose right chunk is known, with it."""
     if not (found.collection.answered and found.collection.judged):
         raise NotAvailable(
-            f"{found.collection.name} does not say which chunk holds the answer: it lacks judgements or answers"
+            f"{found.collection.name} does not say which chunk holds the answer: it has no judgements or no answers"
         )
     able = [(each, right) for each in found.answerable if (right := right_chunk(found, each)) is not None]
     if not able:

@@ -1,4 +1,4 @@
-"""Vectors and the search for the nearest of them, by inner product.
+"""Vector search by inner product.
 
     Exact   one matrix product in memory; the default, and what the others are compared with
     Faiss   a graph (HNSW): approximate, for corpora whose exact search takes too long
@@ -134,7 +134,7 @@ def check(spec: str) -> None:
     """Raises OptionError for what is no index."""
     kind, _, place = spec.partition(":")
     if kind not in ("exact", "faiss", "qdrant") or (kind == "qdrant") != bool(place):
-        raise OptionError(f"--index {spec} is not allowed; there are {INDEXES}")
+        raise OptionError(f"--index must be {INDEXES}, not {spec}")
 
 
 def index_of(spec: str, vectors: "np.ndarray", name: str) -> Vectors:

@@ -1,4 +1,4 @@
-"""What the sandbox says that programs cannot do: each claim with the attempts that would break it.
+"""The claims of the sandbox, each with the attempts that would break it.
 
 An attempt is a program that passes where it is not forbidden; a claim holds where none of its attempts passes. The
 words in braces are what `surroundings` has: files, processes and sockets of this process, made to be attacked.

@@ -1,4 +1,4 @@
-"""What a process locks itself in with before it runs a program that a model wrote, layer by layer; see `sandbox.run`.
+"""The layers of the sandbox that a process enters before it runs model-written code; see `bench.measure.sandbox.run`.
 
 On the standard library alone. A layer that cannot be had is reported, with the reason, and those that remain hold. The
 names of `LAYERS` can be left out by the request, for tests of the others.

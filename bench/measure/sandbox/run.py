@@ -120,7 +120,7 @@ class _Jailer:
         if "broken" in answer:
             answer |= {"why": f"the jail broke: {answer['broken']}", "seconds": 0.0, "layers": {}}
             if "broken" in (again := self._ask("pass")):
-                raise NotAvailable(f"programs cannot be run here: the jail does not come up: {again['broken']}")
+                raise NotAvailable(f"programs cannot be run here: the sandbox does not start: {again['broken']}")
         why = answer["why"]
         return Outcome(passed=not why, reason=why or "passed", seconds=answer["seconds"], layers=dict(answer["layers"]))
 
@@ -137,7 +137,7 @@ class _Jailer:
                 _send(self._process, json.dumps(request).encode() + b"\n")
                 while not said.endswith(b"\n"):
                     if not select.select([self._process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
-                        raise OSError("it did not answer in time")
+                        raise OSError("it did not respond in time")
                     if not (piece := os.read(self._process.stdout.fileno(), 65536)):
                         raise OSError("it was killed")
                     said += piece

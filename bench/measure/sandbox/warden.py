@@ -1,4 +1,4 @@
-"""Runs programs in a jail and says how they went: the other side of `sandbox.run`, on the standard library alone.
+"""The process that runs programs in the sandbox and reports how they ended; standard library only.
 
 It is started as `python -I -S warden.py`, reads requests from its standard input, one in JSON a line, and prints a
 report for each. For each it forks a warden, which stays outside; the warden's child locks itself in (`jail`) and

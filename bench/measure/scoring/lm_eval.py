@@ -138,7 +138,7 @@ class Scorer(TemplateLM):
         for name, context, continuation in requests:
             if not 0 < len(continuation) <= self.max_length:
                 text = repr(name[-1][:60]) if name else "a piece of a text"
-                raise DataError(f"{text} has {len(continuation)} tokens to be scored: there must be 1 to "
+                raise DataError(f"{text} has {len(continuation)} tokens to be scored; it must have 1 to "
                                 f"{self.max_length}, the positions of the model")  # fmt: skip
             context = context or [self.prefix_token_id]
             ids = (*context, *continuation)[-(self.max_length + 1) :]
@@ -171,7 +171,9 @@ class Scorer(TemplateLM):
             stops, new_tokens, sampling = _generation(requests[places[0]].args[1], end)
             room = self.max_length - new_tokens
             if room < 1:
-                raise OptionError(f"a task asks for {new_tokens} new tokens; the model has {self.max_length} positions")
+                raise OptionError(
+                    f"a task generates {new_tokens} new tokens, more than the {self.max_length} positions of the model"
+                )
             prompts = []
             for place in places:
                 ids = self.tok_encode(requests[place].args[0])
@@ -194,6 +196,6 @@ def _generation(settings: dict[str, Any], end: str | None) -> tuple[list[str], i
     new_tokens, sampled = known.pop("max_gen_toks"), known.pop("do_sample")
     values = {name: known.pop(name, 1.0) for name in ("temperature", "top_p", "repetition_penalty")}
     if known:
-        raise OptionError(f"generation settings {', '.join(known)} are not known; there are until, max_gen_toks, "
+        raise OptionError(f"generation settings {', '.join(known)} are unknown; allowed are until, max_gen_toks, "
                           "do_sample, temperature, top_p and repetition_penalty")  # fmt: skip
     return [stop for stop in stops if stop], new_tokens, Sampling(**values) if sampled else None

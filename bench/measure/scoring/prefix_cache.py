@@ -1,4 +1,4 @@
-"""Keys and values of a text that many others begin with: read once, cut back to, copied to the rows that go on from it.
+"""The KV cache of a shared prefix: computed once, truncated, and copied to the rows that continue it.
 
 transformers' own dynamic cache copies all it holds for every token that is added; the layers here write into room that
 they keep, and a cut leaves that room where it is.

@@ -1,4 +1,4 @@
-"""Log-likelihoods of many token sequences as one tree: what sequences begin with is read once.
+"""Log-likelihoods of many token sequences as one prefix tree: shared prefixes are computed once.
 
 The sequences, sorted, are the leaves of a tree whose branches are their common beginnings. A branch with more below it
 than one forward pass may hold (`tokens`) is read into a cache, and its sub-branches are taken in turn; those that fit
@@ -202,7 +202,7 @@ class Tree:
                 if not -float("inf") < value < float("inf"):
                     raise MetricError(
                         f"the model gives token {target} of request {number} a log-likelihood of {value}: its weights "
-                        "or activations overflow"
+                        "or activations have overflowed"
                     )
                 self._sums[number] += value
                 self._greedy[number] &= best

@@ -1,4 +1,4 @@
-"""From a task and a source of data to tasks of lm-eval that can be scored: everything that can be refused is, here."""
+"""Turns a task and a data source into lm-eval tasks; whatever must be refused is refused here."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def prepare(task: Task, data: Data, *, run_code: bool = False) -> Prepared:
         DataError: the data is malformed, or an example that is shown is also asked.
     """
     if task.runs_code and not run_code:
-        raise NotAvailable(f"{task.title}: what the model writes is run only with --allow-code-execution")
+        raise NotAvailable(f"{task.title}: programs of the model are run only with --allow-code-execution")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
@@ -55,7 +55,7 @@ def prepare(task: Task, data: Data, *, run_code: bool = False) -> Prepared:
             where = f"{configuration.get('dataset_path')} cannot be loaded"
             raise NotAvailable(f"{task.title}: {where} ({type(error).__name__}: {str(error)[:200]})") from error
         except (TemplateError, LookupError) as error:
-            where = f"{configuration.get('dataset_path')} is not of the form that its configuration reads"
+            where = f"{configuration.get('dataset_path')} does not have the format that its configuration reads"
             raise DataError(f"{task.title}: {where} ({type(error).__name__}: {str(error)[:200]})") from error
         _check_shots(part, task)
         _check_examples(part, task)
@@ -65,7 +65,7 @@ def prepare(task: Task, data: Data, *, run_code: bool = False) -> Prepared:
 
 def _embedded(task: Task, data: Data) -> tuple[list[Configuration], str]:
     if task.stand_in is None:
-        raise NotAvailable(f"{task.title}: the embedded reference has nothing that stands in for it; "
+        raise NotAvailable(f"{task.title}: the embedded reference has no stand-in for it; "
                            "give --data hub or a folder")  # fmt: skip
 
     text = json.dumps(reference.items(task.stand_in, "test"), sort_keys=True)

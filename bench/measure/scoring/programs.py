@@ -1,4 +1,4 @@
-"""Tasks whose answers are programs: they are run through the tests of the item, in a sandbox (`measure.sandbox.run`).
+"""Tasks whose answers are programs, run against the tests of the item in a sandbox (`bench.measure.sandbox.run`).
 
 What lm-eval takes for the score of an item is the program; when all are written, `bench.metrics.tasks` runs them.
 

@@ -1,4 +1,4 @@
-"""The tasks of the embedded reference as tasks of lm-eval, with shots, metrics and splits of those they stand for."""
+"""The tasks of the embedded reference as lm-eval tasks, with the shots, metrics and splits of the originals."""
 
 from collections import defaultdict
 from typing import Any
