@@ -1,4 +1,4 @@
-"""Command line: write a compressed model, or list what there is.
+"""Command line: write a compressed model, or list methods.
 
 python -m compression nf4 --base reference --out nf4-model
 python -m compression "rtn(symmetric=true)" --out rtn-model --format gptq
@@ -28,23 +28,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m compression", description=__doc__.split("\n")[0])
     parser.add_argument("recipe", help='a recipe such as nf4 or "rtn(bits=3)", or the word list')
     parser.add_argument("--base", default="reference", help="reference, random:<shape>, a folder or a hub id")
-    parser.add_argument("--out", type=path_option, help="folder for the compressed model: new, or left by a run that "
-                        "was interrupted, which is then resumed")  # fmt: skip
+    parser.add_argument("--out", type=path_option, help="folder for the compressed model: a new one, or that of an "
+                        "interrupted run, which is then resumed")  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0],
                         help="own, or the format of published GPTQ or AWQ checkpoints; exact, or refused; "
                         "vLLM opens gptq with symmetric=true alone")  # fmt: skip
-    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N; default cuda if there is one")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N; default cuda if available")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--calibration", help="text for methods that need some: embedded, hub, random or a folder; "
+    parser.add_argument("--calibration", help="calibration text: embedded, hub, random or a folder; "
                         "default embedded for the reference, random for random weights")  # fmt: skip
-    parser.add_argument("--downstream", metavar="TASK", help="what recover trains on: a task of the embedded "
+    parser.add_argument("--downstream", metavar="TASK", help="training task of recover: a task of the embedded "
                         "reference or a folder of *.jsonl with prompt and answer; default arithmetic for the "
                         "reference")  # fmt: skip
-    parser.add_argument("--teacher", help="base that methods learn from that need one, or self for the uncompressed "
+    parser.add_argument("--teacher", help="teacher for distillation: a base, or self for the uncompressed "
                         "base; default reference-teacher for the reference")  # fmt: skip
-    parser.add_argument("--cache", type=path_option, help="folder of what training left for later runs; default "
+    parser.add_argument("--cache", type=path_option, help="folder of cached training results; default "
                         "$COMPRESSION_CACHE, or compression-bench in the user's cache folder")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     try:
         return _list(options) if options.recipe == "list" else _compress(options)
@@ -132,7 +132,7 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
     if options.format != OWN:  # written from our own, which lies beside it until then
         folder = options.out.with_name(f"{options.out.name}.{OWN}")
     if state := State.read(folder):
-        words = f"{folder} is not finished: {state.done} blocks are done, going on behind them"
+        words = f"{folder} is not finished: {state.done} blocks are done; resuming after them"
         print(terminal(words), file=sys.stderr)
     compress_to(folder, options.base, recipe, **settings)
     result = outline(folder)

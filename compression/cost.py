@@ -1,4 +1,4 @@
-"""What a piece of work took: seconds and peak memory."""
+"""Cost of a piece of work: seconds and peak memory."""
 
 import ctypes
 import gc

@@ -1,4 +1,4 @@
-"""Where work runs: nothing here, or anywhere else, changes the current device of the process for good."""
+"""Devices that work runs on; the current device of the process is never changed permanently."""
 
 import os
 import re

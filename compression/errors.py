@@ -1,15 +1,15 @@
 """The exceptions of the package.
 
     CompressionError
-    ├── RecipeError        a recipe, method name or parameter that cannot be
-    ├── CheckpointError    a base or artefact that cannot be opened, or is not what it says
+    ├── RecipeError        an invalid recipe, method name or parameter
+    ├── CheckpointError    a base or artefact that cannot be opened, or is inconsistent
     ├── CalibrationError   calibration text is missing, too short or cannot be read
     ├── TeacherError       a teacher, its tokenizer or its stored outputs do not fit the student
     ├── TrainingError      a training run that cannot start, or had to stop
     ├── LayerError         a method cannot take this layer of this model
-    └── BackendError       an optional library or kernel was asked for and is not there
+    └── BackendError       a requested optional library or kernel is not available
 
-Every message says what was wrong, the value, what is allowed, and the way out.
+Every message says what must be, what was got, and what to do.
 """
 
 _ALONE = {"gptqmodel": " && BUILD_CUDA_EXT=0 pip install --no-deps gptqmodel==7.6.0"}  # pins numpy, and runs with newer
@@ -25,7 +25,7 @@ class CompressionError(Exception):
 
 
 class RecipeError(CompressionError, ValueError):
-    """The text or the parameters of a recipe are not allowed."""
+    """The text or the parameters of a recipe are invalid."""
 
 
 class CheckpointError(CompressionError):

@@ -150,7 +150,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_as_it_is(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     result = compression.compress(str(folder), "fp16")
 
-    with pytest.raises(CheckpointError, match="is there already; give a new or an empty one"):
+    with pytest.raises(CheckpointError, match="already exists; give a new or an empty one"):
         result.save(folder)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -89,8 +89,8 @@ def test_a_folder_gives_its_texts_and_leaves_out_those_for_evaluation(tmp_path):
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        ({}, "holds no calibration text"),
-        ({"test.txt": "x"}, "holds no calibration text"),
+        ({}, "has no calibration text"),
+        ({"test.txt": "x"}, "has no calibration text"),
         ({"a.jsonl": "{"}, "a.jsonl:1: not JSON"),
         ({"a.jsonl": '{"body": "x"}'}, "a.jsonl:1: calibration needs an object with the field text or content"),
     ],

@@ -114,7 +114,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder):
 def test_a_value_that_is_not_finite_is_refused_naming_the_tensor(folder, value):
     change_tensors(folder, lambda t: t["model.layers.0.mlp.up_proj.weight"][3].fill_(value))
 
-    with pytest.raises(CheckpointError, match=says("model.layers.0.mlp.up_proj.weight holds NaN or infinite values")):
+    with pytest.raises(CheckpointError, match=says("model.layers.0.mlp.up_proj.weight has NaN or infinite values")):
         open_base(str(folder))
 
 
@@ -140,7 +140,7 @@ def test_a_truncated_file_is_refused(folder, keep):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
 
-    words = says("model.safetensors is damaged or not safetensors", "fetch it again")
+    words = says("model.safetensors is damaged or not safetensors", "download it again")
     with pytest.raises(CheckpointError, match=words):
         open_base(str(folder))
 
@@ -169,7 +169,7 @@ def test_a_folder_without_weights_says_so(folder):
 def test_a_folder_without_a_configuration_says_what_it_holds(folder):
     (folder / "config.json").unlink()
 
-    with pytest.raises(CheckpointError, match=says("config.json is not there; the folder holds", "model.safetensors")):
+    with pytest.raises(CheckpointError, match=says("config.json is missing; the folder has", "model.safetensors")):
         open_base(str(folder))
 
 
@@ -293,7 +293,7 @@ def test_a_hub_that_does_not_answer_is_a_checkpoint_error_with_the_way_out(monke
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
 
-    words = says("cannot be had from the hub: OSError: no route", "give a folder", "random:<shape>")
+    words = says("cannot be loaded from the hub: OSError: no route", "give a folder", "random:<shape>")
     with pytest.raises(CheckpointError, match=words):
         open_base("owner/name")
 

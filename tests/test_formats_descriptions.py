@@ -105,7 +105,7 @@ def test_descriptions_that_disagree_are_refused_with_both_values(checkpoint, cha
         ({"bits": 5}, ["bits=5", "2, 3, 4, 8"]),
         ({"bits": True}, ["bits=True", "2, 3, 4, 8"]),
         ({"bits": ...}, ["bits=None"]),
-        ({"quant_method": "awq", "bits": 8, "checkpoint_format": "gemm"}, ["bits=8", "allowed: 4"]),
+        ({"quant_method": "awq", "bits": 8, "checkpoint_format": "gemm"}, ["bits=8", "it must be 4"]),
         ({"group_size": 0}, ["group_size=0", "-1 (per channel)"]),
         ({"group_size": 4}, ["group_size=4", "8 or more"]),
         ({"group_size": "128"}, ["group_size='128'"]),

@@ -236,7 +236,7 @@ def test_a_configuration_of_a_model_that_cannot_be_is_refused_before_one_is_buil
     path.write_text(json.dumps(json.loads(content) | change))
     monkeypatch.setattr("compression.checkpoints.base.build", lambda *arguments, **options: pytest.fail("it was built"))
 
-    with pytest.raises(compression.CheckpointError, match=f"describes no model: {next(iter(change))}"):
+    with pytest.raises(compression.CheckpointError, match=f"does not describe a model: {next(iter(change))}"):
         compression.open_base(str(path.parent))
 
 

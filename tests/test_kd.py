@@ -213,10 +213,10 @@ def flip(path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda kept: flip(kept / "model.safetensors"), "model.safetensors is not what was written there"),
-        (lambda kept: (kept / "config.json").unlink(), "config.json is not what was written there"),
+        (lambda kept: flip(kept / "model.safetensors"), "model.safetensors is corrupt: its SHA-256 does not match"),
+        (lambda kept: (kept / "config.json").unlink(), "config.json is corrupt: its SHA-256 does not match"),
         (lambda kept: (kept / "state.json").write_text("{"), "state.json is damaged"),
-        (lambda kept: (kept / "state.json").write_text('{"identity": {}, "files": {}}'), "is of other steps"),
+        (lambda kept: (kept / "state.json").write_text('{"identity": {}, "files": {}}'), "belongs to other steps"),
     ],
 )
 def test_a_result_that_was_changed_is_refused(run, tmp_path, damage, words):

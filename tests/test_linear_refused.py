@@ -20,7 +20,7 @@ def test_a_weight_that_is_not_finite_is_refused(value):
 
     with pytest.raises(LayerError, match="NaN or infinite"):
         PackedLinear.from_weight(weight, None, NF4Grid())
-    with pytest.raises(LayerError, match="the bias holds NaN"):
+    with pytest.raises(LayerError, match="the bias has NaN"):
         PackedLinear.from_weight(gaussian(4, 64), weight[2, 4:8].new_tensor([0, 1, value, 3]), NF4Grid())
 
 

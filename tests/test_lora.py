@@ -304,7 +304,7 @@ def test_a_second_adapter_on_a_layer_is_refused_and_nothing_changes():
     attach(model, LoraSettings(rank=2, targets=("v_proj",)))
     before = list(adapted_layers(model))
 
-    with pytest.raises(LayerError, match=r"model\.layers\.0\.self_attn\.v_proj: it has an adapter already"):
+    with pytest.raises(LayerError, match=r"model\.layers\.0\.self_attn\.v_proj: this layer already has an adapter"):
         attach(model, ALL)
     assert before == list(adapted_layers(model))
 

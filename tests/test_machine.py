@@ -179,7 +179,7 @@ def test_a_device_that_has_no_meaning_is_refused_with_those_that_have(device):
 def test_a_gpu_that_is_not_there_is_refused(gpu):
     gpu("Tesla T4")
 
-    with pytest.raises(OptionError, match="allowed: cuda:0"):
+    with pytest.raises(OptionError, match="available: cuda:0"):
         machine.device_of("cuda:1")
 
 
@@ -306,7 +306,7 @@ def test_a_slow_dtype_is_held_to_the_fp32_of_its_machine(quick, monkeypatch):
 
 
 def test_a_dtype_that_a_matmul_cannot_measure_is_refused():
-    with pytest.raises(OptionError, match="allowed: float32, float16, bfloat16"):
+    with pytest.raises(OptionError, match="must be one of float32, float16, bfloat16"):
         machine.peak_flops("cpu", "int8")
 
 

@@ -275,7 +275,7 @@ def test_a_task_that_cannot_be_is_refused(base, task, words, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("test.jsonl", "{}", "holds no training examples"),
+        ("test.jsonl", "{}", "has no training examples"),
         ("train.jsonl", "{}", r"train\.jsonl:1: prompt is None"),
         ("train.jsonl", '{"prompt":"a","answer":" "}', r"train\.jsonl:1: the answer is blank"),
         ("train.jsonl", "7", r"train\.jsonl:1: prompt is None"),
@@ -324,7 +324,7 @@ def test_parameters_that_cannot_be_are_refused(text, words):
 
 
 def test_a_second_adapter_on_packed_codes_is_refused_before_any_work(base, tmp_path):
-    with pytest.raises(LayerError, match=r"model\.layers\.0\.self_attn\.q_proj: it has an adapter already"):
+    with pytest.raises(LayerError, match=r"model\.layers\.0\.self_attn\.q_proj: this layer already has an adapter"):
         recovered(base, f"nf4-{SMALL}-{SMALL}", tmp_path)
     assert not (tmp_path / "cache").exists()
 

@@ -86,7 +86,7 @@ def test_files_that_are_not_what_was_written_are_refused(deep, tmp_path, name, c
     else:
         save_file({key: tensor + 1 for key, tensor in load_file(path).items()}, path)
 
-    said = says(f"{name}.safetensors is not what was written there")
+    said = says(f"{name}.safetensors is corrupt: its SHA-256 does not match")
     with left_as_it_is(tmp_path / "out"), pytest.raises(CheckpointError, match=said):
         write(tmp_path / "out", deep)
 
@@ -96,7 +96,7 @@ def test_a_folder_that_holds_something_else_is_refused_before_any_weight_is_read
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
 
-    said = says("is there already; give a new or an empty one")
+    said = says("already exists; give a new or an empty one")
     with left_as_it_is(tmp_path / "out"), pytest.raises(CheckpointError, match=said):
         write(tmp_path / "out", folder, recipe="rtn")
 

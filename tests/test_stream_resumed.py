@@ -146,7 +146,7 @@ def test_the_command_goes_on_with_an_interrupted_run_and_says_so(deep, tmp_path,
     assert 0 == main([*arguments, "--out", str(tmp_path / "out"), "--json"])
 
     captured = capsys.readouterr()
-    assert "is not finished: 2 blocks are done, going on behind them" in captured.err
+    assert "is not finished: 2 blocks are done; resuming after them" in captured.err
     opened = compression.load(tmp_path / "out")
     facts = json.loads(captured.out)
     assert (opened.stored_bytes, opened.kernels(), opened.cost.peak_bytes) == (

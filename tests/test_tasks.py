@@ -82,7 +82,7 @@ class TestStandIns:
                 assert items[instance.doc["id"]]["choices"][instance.idx] == instance.args[1]
 
     def test_a_task_without_one_says_so(self):
-        with pytest.raises(NotAvailable, match=says("PIQA", "nothing that stands in", "--data hub or a folder")):
+        with pytest.raises(NotAvailable, match=says("PIQA", "no stand-in for it", "--data hub or a folder")):
             prepare(SUITE["piqa"], EMBEDDED)
 
     def test_code_is_run_only_where_that_is_allowed(self):
@@ -152,7 +152,7 @@ class TestCommand:
             "*PIQA (0-shot)*",
             "*rtn(bits=2)*not available*",
             "*HumanEval: programs of the model are run only with --allow-code-execution*",
-            "*PIQA: the embedded reference has nothing that stands in for it*",
+            "*PIQA: the embedded reference has no stand-in for it*",
         ])  # fmt: skip
         rows = [json.loads(line) for line in (pytester.path / ".bench" / "journal.jsonl").read_text().splitlines()]
         scored = {

@@ -289,7 +289,7 @@ def test_a_damaged_cache_is_refused(teacher, tmp_path, damage):
     teacher_outputs(tmp_path / "cache", teacher, IDS, batch=2, shard_bytes=1)
     damage(only(tmp_path / "cache"))
 
-    with pytest.raises(TeacherError, match=r"is not what was written there, by its sha256; .* delete"):
+    with pytest.raises(TeacherError, match=r"is corrupt: its SHA-256 does not match; .* delete"):
         teacher_outputs(tmp_path / "cache", teacher, IDS, batch=2, shard_bytes=1)
 
 

@@ -46,12 +46,15 @@ def test_only_the_metrics_of_that_device_are_held_to_them(tmp_path, recorded):
     ("text", "words"),
     [
         ("", "Expecting value"),
-        ('{"schema": 2, "devices": {}}', "schema 2 is not 1"),
+        ('{"schema": 2, "devices": {}}', "schema must be 1, not 2"),
         ('{"schema": 1, "devices": []}', "devices must be a table"),
         ('{"schema": 1, "devices": {"a": {"context": {}}}}', "lacks rel"),
-        ('{"schema": 1, "devices": {"a": {"context": {}, "rel": {"m": 0.5}}}}', "'0.5' must be above 0"),
+        (
+            '{"schema": 1, "devices": {"a": {"context": {}, "rel": {"m": 0.5}}}}',
+            "must be above 0 and at most 0.25, not 0.5",
+        ),
         ('{"schema": 1, "devices": {"a": {"context": {}, "rel": {"m": NaN}}}}', "NaN is not a finite number"),
-        ('{"schema": 1, "devices": {"a": {"context": {}, "rel": {"m": "1"}}}}', "not a number"),
+        ('{"schema": 1, "devices": {"a": {"context": {}, "rel": {"m": "1"}}}}', "must be a number"),
         ('{"schema": 1, "devices": {"a": {"context": {}, "rel": {"m": 0.02}}}}', "it has no digest"),
     ],
 )

@@ -262,7 +262,9 @@ def test_a_checkpoint_without_its_seal_does_not_count_and_a_damaged_one_is_refus
 
     path = first.folder / "checkpoint-6" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(TrainingError, match=r"checkpoint-6 is not what was written there: model\.safetensors; delete"):
+    with pytest.raises(
+        TrainingError, match=r"checkpoint-6 is corrupt: the SHA-256 does not match for model\.safetensors; delete"
+    ):
         train(student(), IDS, PLAIN, PARTS, tmp_path / "runs")
     (first.folder / "run.json").write_text("{}")
     with pytest.raises(TrainingError, match="is of another run than its name says"):

@@ -172,7 +172,7 @@ def test_an_index_that_names_missing_files_is_refused(make):
     gone = min(folder.glob("*.safetensors"))
     gone.unlink()
 
-    with pytest.raises(CheckpointError, match=says(f"{INDEX} names files that are not there: {gone.name}")):
+    with pytest.raises(CheckpointError, match=says(f"{INDEX} names missing files: {gone.name}")):
         open_base(str(folder))
 
 
@@ -193,7 +193,7 @@ def test_a_tensor_in_two_files_is_refused(make):
     path = folder / second
     save_file(load_file(path) | {shared: load_file(folder / first)[shared]}, path, metadata={"format": "pt"})
 
-    with pytest.raises(CheckpointError, match=says(f"tensor {shared} is in another file too")):
+    with pytest.raises(CheckpointError, match=says(f"tensor {shared} is also in another file")):
         open_base(str(folder))
 
 

@@ -46,7 +46,10 @@ def check_weights(model: nn.Module) -> None:
     for block in decoder.decoder_blocks(model):
         for name, linear in block.linears():
             if isinstance(linear, nn.Linear) and not torch.isfinite(linear.weight).all():
-                raise LayerError(f"{name}: the weight holds NaN or infinite values; compress a sound checkpoint")
+                raise LayerError(
+                    f"{name}: the weight has NaN or infinite values: the checkpoint is damaged, or was saved in too "
+                    "narrow a dtype"
+                )
 
 
 def weight_of(linear: Linear) -> Tensor:

@@ -69,7 +69,10 @@ def compress(block: Block, inputs: Inputs, context: Any) -> None:
         layers[name] = Layer(name, linear, context.step.for_layer(name), linear.bias)
     for name, layer in layers.items():
         if layer.method is not None and not torch.isfinite(layer.linear.weight).all():
-            raise LayerError(f"{name}: the weight holds NaN or infinite values; compress a sound checkpoint")
+            raise LayerError(
+                f"{name}: the weight has NaN or infinite values: the checkpoint is damaged, or was saved in too "
+                "narrow a dtype"
+            )
     readers = {stack: [layers[f"{block.name}.{reader}"] for reader in stack] for stack in STACKS}
     for stack in STACKS:
         _transform(readers[stack])

@@ -1,4 +1,4 @@
-"""Calibration text: where it comes from, and the token ids that methods read.
+"""Calibration text: its sources, and the token ids that methods read.
 
 A source is named by text, or given as it is:
 
@@ -80,7 +80,7 @@ class Calibration:
         if self.ids is not None:
             found = self.ids(seed, samples, length, vocabulary)
         elif tokenizer is None:
-            raise CalibrationError("the base has no tokenizer to read calibration text with; give token ids instead")
+            raise CalibrationError("the base has no tokenizer for calibration text; give token ids instead")
         else:
             wanted, found = samples * length, []
             documents = iter(self.documents(seed))  # type: ignore[misc]
@@ -123,7 +123,7 @@ def open_calibration(given: Any, base: BaseSource) -> Calibration | None:
             return _NAMED[str(given)]
         folder = expanded(given, CalibrationError)
         if not folder.is_dir():
-            raise CalibrationError(f"calibration {str(given)!r} is no folder; {WAYS_OUT}")
+            raise CalibrationError(f"calibration {str(given)!r} is not a folder; {WAYS_OUT}")
         return _folder(folder)
     documents = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(document, str) for document in documents):
@@ -178,7 +178,7 @@ def _hub(seed: int) -> Iterator[str]:
         raise
     except Exception as error:  # the library raises many kinds, all of them for the same reason
         raise CalibrationError(
-            f"C4 cannot be had from the hub: {type(error).__name__}: {str(error)[:200]}; without a network give "
+            f"C4 cannot be loaded from the hub: {type(error).__name__}: {str(error)[:200]}; without a network give "
             "--calibration a folder of text"
         ) from error
 
@@ -191,7 +191,7 @@ def _folder(folder: Path) -> Calibration:
     ]
     if not paths:
         words = ", ".join(sorted(EVALUATION))
-        raise CalibrationError(f"{folder} holds no calibration text: no *.txt or *.jsonl without {words} in its name")
+        raise CalibrationError(f"{folder} has no calibration text: no *.txt or *.jsonl without {words} in its name")
     name = folder.resolve().name or "root"
     return _texts(name, lambda: [document for path in paths for document in _read(path)])
 

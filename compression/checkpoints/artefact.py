@@ -1,4 +1,4 @@
-"""Compressed models: what compressing yields, how it is written and opened again.
+"""Compressed models: the result of compressing, how it is written and reopened.
 
 A folder written by `Compressed.save` holds config.json, the weights, what goes with them (`_beside`) and
 compression.json, which names the files of the weights and says how each packed or sparse layer is stored.
@@ -236,11 +236,11 @@ def load(folder: str | Path, device: str = "cpu", *, backend: str | None = None)
     path = Path(folder)
     if not (path / MANIFEST).exists():
         if (path / STATE).exists():
-            raise CheckpointError(f"{path} is not finished; the command that writes it goes on where it stopped")
+            raise CheckpointError(f"{path} is not finished; repeat the command that writes it to resume")
         source = BaseSource(str(path), "folder", path)
         if (path / "config.json").exists() and source.published is not None:
             return _load_published(source, device, backend)
-        raise CheckpointError(f"{path} holds no {MANIFEST}: open a dense checkpoint as a base instead")
+        raise CheckpointError(f"{path} has no {MANIFEST}; open a dense checkpoint as a base instead")
     opened = outline(path)
     weights.fill(opened.model, weights.read_tensors(_files(path, read_manifest(path))), where=str(path))
     _take_backend(opened.model, backend, device)
@@ -280,9 +280,9 @@ def _files(path: Path, manifest: dict[str, Any]) -> list[Path]:
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: files must be names in its folder")
     for name in names:
-        expanded(path / name, lambda why: CheckpointError(f"{path / MANIFEST} names a file that cannot be: {why}"))
+        expanded(path / name, lambda why: CheckpointError(f"{path / MANIFEST} names an invalid file: {why}"))
     if missing := [name for name in names if not (path / name).exists()]:
-        raise CheckpointError(f"{path / MANIFEST} names files that are not there: {', '.join(missing)}")
+        raise CheckpointError(f"{path / MANIFEST} names missing files: {', '.join(missing)}")
     return [path / name for name in names]
 
 
@@ -351,7 +351,7 @@ def check_writable(folder: Path) -> Path:
     try:
         target = folder.resolve()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise CheckpointError(f"output folder {folder} is there already; give a new or an empty one")
+            raise CheckpointError(f"output folder {folder} already exists; give a new or an empty one")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target if target.exists() else target.parent):
             pass

@@ -79,7 +79,7 @@ class BaseSource:
             raise
         except Exception as error:
             raise CheckpointError(
-                f"base {self.text!r} cannot be had from the hub: {type(error).__name__}: {str(error)[:300]}; give a "
+                f"base {self.text!r} cannot be loaded from the hub: {type(error).__name__}: {str(error)[:300]}; give a "
                 f"folder, or one of {', '.join([*NAMED, 'random:<shape>'])}"
             ) from error
         return BaseSource(self.text, self.kind, folder)
@@ -184,7 +184,7 @@ def locate(text: str) -> BaseSource:
         for folder in folders:
             if (folder / "config.json").exists():
                 return BaseSource(text, "named", folder)
-        raise CheckpointError(f"base {text!r} ships with the package bench, and is not there: {folders or 'no bench'}")
+        raise CheckpointError(f"base {text!r} ships with the package bench, but is missing: {folders or 'no bench'}")
     if text.startswith("random:"):
         shape = text.removeprefix("random:")
         if shape not in SHAPES:
@@ -265,7 +265,7 @@ def build(config: Mapping[str, Any], dtype: Any, device: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = model_values(config)
-    with failures_as(lambda why: CheckpointError(f"config.json describes no model: {why}")):
+    with failures_as(lambda why: CheckpointError(f"config.json does not describe a model: {why}")):
         known = AutoConfig.for_model(values.pop("model_type"), **values)
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(
@@ -283,7 +283,7 @@ def finish(model: Any, device: str, generation_config: Any) -> Any:
     How texts are generated is in no configuration of the model: `generation_config` is transformers', or None.
     """
     tie(model)
-    with failures_as(lambda why: CheckpointError(f"config.json describes no positions: {why}")):
+    with failures_as(lambda why: CheckpointError(f"config.json does not describe positions: {why}")):
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
         if not model.model.rotary_emb.inv_freq.isfinite().all():
             raise ValueError("their frequencies are not finite")
@@ -337,7 +337,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = read_json(path)
     except FileNotFoundError as error:
         there = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"{path} is not there; the folder holds {there}") from error
+        raise CheckpointError(f"{path} is missing; the folder has {there}") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):

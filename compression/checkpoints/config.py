@@ -1,4 +1,4 @@
-"""What config.json must say before anything is made of it: the model types that are read, and sizes that can be.
+"""Checks of config.json before a model is built: supported model types and valid sizes.
 
 transformers builds whatever it is told to: a million layers take hours, and a width of -1 or 4.5 fails far from its
 cause. An unknown model type would have it look for code beside the weights.
@@ -47,20 +47,20 @@ def architecture_of(config: Mapping[str, Any], where: str) -> str:
         )
     if config.get("model_type") != MODEL_TYPES[name]:
         raise CheckpointError(f"{where}: model_type {config.get('model_type')!r:.200} is not that of {name}, "
-                              f"{MODEL_TYPES[name]!r}; code beside the weights is never run")  # fmt: skip
+                              f"{MODEL_TYPES[name]!r}; code shipped with weights is never run")  # fmt: skip
     try:
         for key in (key for key in _MOST if config.get(key) is not None):
             whole_field(config, key, 1, _MOST[key])
         for key in (key for key in _NUMBERS if config.get(key) is not None):
             if finite_field(key, config[key]) < 0:
-                raise ValueError(f"{key}={config[key]!r} must not be below 0")
+                raise ValueError(f"{key} must be at least 0, not {config[key]!r}")
         if "tie_word_embeddings" in config:
             flag_field(config, "tie_word_embeddings")
         heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
         if heads and shared and heads % shared:
             raise ValueError(f"num_key_value_heads={shared} does not divide num_attention_heads={heads}")
     except ValueError as error:
-        raise CheckpointError(f"{where} describes no model: {error}") from None
+        raise CheckpointError(f"{where} does not describe a model: {error}") from None
     return name
 
 

@@ -1,4 +1,4 @@
-"""What a base is: one digest, which journals and baselines have as `base_hash` and every cache has in its key.
+"""The identity of a base: one digest, the `base_hash` of journals and baselines and part of every cache key.
 
 It is the sha256 of the names and the sha256 of the files that a result depends on:
 

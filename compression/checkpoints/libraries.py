@@ -1,4 +1,4 @@
-"""Libraries that open what others made: none may run code that comes with it, and whatever they raise becomes words."""
+"""Libraries that open untrusted files: none may run code from them, and their errors become messages."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ def no_code_from_outside() -> Iterator[None]:
 def check_hub_cache(error: Callable[[str], Exception]) -> None:
     """Raise `error` where downloads would go into a folder that is called ~, for want of a home directory."""
     if not any(os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")):
-        expanded("~", lambda why: error(f"downloads have no folder: {why}; or set HF_HOME"))
+        expanded("~", lambda why: error(f"there is no folder for downloads: {why}; or set HF_HOME"))
 
 
 def local_or_hub(name: str, error: Callable[[str], Exception]) -> str:

@@ -1,4 +1,4 @@
-"""What goes with a checkpoint wherever its weights go: the tokenizer, chat templates, and how its texts are generated.
+"""Files that accompany the weights of a checkpoint: tokenizer, chat templates, generation settings.
 
 These files are copied byte for byte. Read and written again, a tokenizer loses the files that other engines look for,
 and the sampling defaults of a published model lose what transformers takes for wrong or for its own default.

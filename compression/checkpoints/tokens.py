@@ -1,4 +1,4 @@
-"""From text to token ids, and from a conversation to text: one way for prompts, answers, training and counting.
+"""Turns text into token ids, and conversations into text, the same way for prompts, answers, training and counting.
 
 - What a tokenizer puts before a text, its beginning of sequence (BOS), stands there once. A conversation has what its
   chat template writes and no more, as in transformers' `apply_chat_template` and in engines that serve one; a plain

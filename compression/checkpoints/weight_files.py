@@ -1,4 +1,4 @@
-"""Which files of a folder hold the weights: those that transformers would open, and no others.
+"""The weight files of a folder: those that transformers would open, and no others.
 
     1. what `transformers_weights` in config.json names: a file, or an index
     2. model.safetensors
@@ -52,11 +52,11 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """
     names = names_of(folder, config)
     if not names:
-        raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}{_hint(folder)}")
+        raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}{_hint(folder)}")
     if missing := [name for name in names if not (folder / name).is_file()]:
         named = config.get("transformers_weights")
         by = folder / ("config.json" if named in names else named or INDEX)
-        raise CheckpointError(f"{by} names files that are not there: {', '.join(missing)}")
+        raise CheckpointError(f"{by} names missing files: {', '.join(missing)}")
     if names == [WEIGHTS] and "transformers_weights" not in config:
         _refuse_two_sets(folder)
     return [folder / name for name in names]

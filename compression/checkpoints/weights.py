@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint: read from safetensors or drawn, each when it is asked for, and put into a model."""
+"""The tensors of a checkpoint, read from safetensors or drawn on demand, and put into a model."""
 
 import contextlib
 import hashlib
@@ -144,7 +144,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> No
     try:
         model.load_state_dict(tensors, assign=True, strict=False)
     except LayerError as error:
-        raise CheckpointError(f"{where}: {error}; what wrote it is at fault, or it was damaged since") from error
+        raise CheckpointError(f"{where}: {error}; it was written wrongly, or damaged later") from error
 
 
 def _tied(model: nn.Module) -> bool:
@@ -154,7 +154,7 @@ def _tied(model: nn.Module) -> bool:
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{where}: {name} holds NaN or infinite values")
+            raise CheckpointError(f"{where}: {name} has NaN or infinite values")
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
@@ -175,7 +175,7 @@ def index(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, Tensor]]:
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 if name in places:
-                    raise CheckpointError(f"{path}: tensor {name} is in another file too")
+                    raise CheckpointError(f"{path}: tensor {name} is also in another file")
                 places[name], headers[name] = path, file.get_tensor(name).to("meta")
     return places, headers
 
@@ -219,7 +219,7 @@ def _opened(path: Path) -> Iterator[safe_open]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not safetensors: {error}; fetch it again") from error
+        raise CheckpointError(f"{path} is damaged or not safetensors: {error}; download it again") from error
 
 
 def _few(names: list[str]) -> str:

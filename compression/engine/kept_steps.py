@@ -1,4 +1,4 @@
-"""What recipes came to after their first steps, on disk, so that no other recipe and no later run takes them again.
+"""Cache of the results of first steps on disk, shared by recipes and later runs.
 
     <folder>/steps/<key>/            what `Compressed.save` writes, and
         state.json                   what it depends on, and sha256 of every file
@@ -92,17 +92,19 @@ class StepCache:
         return self.folder / "steps" / key_of(identity)
 
     def _read(self, path: Path, identity: dict[str, Any], device: str) -> Compressed:
-        again = f"delete {path} to have it made again"
+        again = f"delete {path}, and it is made again"
         try:
             state = read_json(path / _STATE)
             was, files = state["identity"], dict(state["files"])
             if wrong := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
-                raise ValueError(f"{wrong[0]!r} is no name of a file in the folder")
+                raise ValueError(f"{wrong[0]!r} must be the name of a file in the folder")
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise CheckpointError(f"{path / _STATE} is damaged: {type(error).__name__}: {error}; {again}") from error
         if was != json.loads(json.dumps(identity)):
-            raise CheckpointError(f"{path} is of other steps than its name says; it was changed by hand; {again}")
+            raise CheckpointError(
+                f"{path} belongs to other steps than its name says, so it was changed by hand; {again}"
+            )
         for name, digest in files.items():
             if not (path / name).exists() or digest_of_file(path / name) != digest:
-                raise CheckpointError(f"{path / name} is not what was written there, by its sha256; {again}")
+                raise CheckpointError(f"{path / name} is corrupt: its SHA-256 does not match; {again}")
         return load(path, device)

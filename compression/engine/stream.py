@@ -1,4 +1,4 @@
-"""Compressing into a folder block by block: memory holds one block and its inputs, and a run that was killed goes on.
+"""Compresses into a folder block by block: memory holds one block and its inputs, and a killed run resumes.
 
 Until it is finished a folder holds
 
@@ -170,7 +170,7 @@ class State:
             if not all(isinstance(each, dict) for each in (state.files, state.identity, state.layers)):
                 raise TypeError("files, identity and layers must be tables of names and values")
             if wrong := [name for name in state.files if Path(name).name != name]:
-                raise ValueError(f"{wrong[0]!r} is no name of a file in the folder")
+                raise ValueError(f"{wrong[0]!r} must be the name of a file in the folder")
             check_all(state.layers)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}; delete {folder} and start "
@@ -238,7 +238,9 @@ class _Output:
         for name, digest in self.state.files.items():
             path = self.folder / name
             if not path.exists() or digest_of_file(path) != digest:
-                raise CheckpointError(f"{path} is not what was written there; delete {self.folder} and start again")
+                raise CheckpointError(
+                    f"{path} is corrupt: its SHA-256 does not match; delete {self.folder} and start again"
+                )
 
     def enter(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
         """Write what is outside the blocks, unless it is, and take the passes to where they stopped."""

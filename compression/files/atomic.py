@@ -1,4 +1,4 @@
-"""Files that outlive a kill, and digests of what they hold; errors of the disk are for the caller to name."""
+"""Files that survive a kill, and digests of their content; the caller reports errors of the disk."""
 
 import fcntl
 import functools

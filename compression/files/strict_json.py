@@ -1,4 +1,4 @@
-"""Strict reading of what others wrote: JSON, and the names of files. Both packages read through here.
+"""Strict reading of untrusted JSON and file names, for both packages.
 
 JSON has each name once, finite numbers of at most `DIGITS` digits, and `DEPTH` tables within each other at most, so
 that whatever was read can also be copied, compared, printed and written. All that is wrong is a ValueError in words, or
@@ -73,7 +73,7 @@ def expanded(given: str | Path, error: Callable[[str], Exception]) -> Path:
         raise error(f"{str(given)!r}: {why}, or give a path without {whose}") from None
     except (OSError, ValueError) as caught:
         why = getattr(caught, "strerror", None) or caught
-        raise error(f"{str(given)[:120]!r} is no file or folder that can be opened: {why}") from None
+        raise error(f"{str(given)[:120]!r} cannot be opened: {why}") from None
     return path
 
 
@@ -85,7 +85,7 @@ def path_option(given: str) -> Path:
 def exact_fields(table: object, wanted: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Any]:
     """`table`, which must be a dict with exactly these names; raises ValueError naming what is missing or unknown."""
     if not isinstance(table, dict):
-        raise ValueError(f"{table!r:.200} is not a table of names and values")
+        raise ValueError(f"it must be an object of names and values, not {table!r:.200}")
     if missing := sorted(wanted - set(table)):
         raise ValueError(f"it lacks {', '.join(missing)}")
     if unknown := sorted(set(table) - wanted - optional):
@@ -98,11 +98,11 @@ def exact_fields(table: object, wanted: set[str], optional: frozenset[str] = fro
 def finite(value: object) -> float:
     """`value` as a Python float; raises ValueError in words for NaN, infinities, bool, None and what is no number."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{value!r:.200} is a {type(value).__name__}, not a number")
+        raise ValueError(f"it must be a number, not {value!r:.200}")
     try:
         number = float(value)
     except OverflowError:
-        raise ValueError("the number is beyond a float") from None
+        raise ValueError("the number does not fit in a float") from None
     if not math.isfinite(number):
         raise ValueError(f"{number!r} is not finite")
     return number
@@ -130,7 +130,7 @@ def whole_field(table: Mapping[str, Any], name: str, least: int, most: int) -> i
     """A whole number of a table; raises ValueError, beginning with the name, for all else and beyond the two bounds."""
     value = table.get(name)
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{name}={value!r:.200} must be a whole number from {least} to {most}")
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r:.200}")
     return value
 
 
@@ -152,14 +152,14 @@ def check_signature(table: Mapping[str, Any]) -> None:
     """Raise ValueError unless a table says what it said when it was signed."""
     was, now = table.get("digest"), signature_of(table)
     if was != now:
-        raise ValueError(f"it is not what was written: its digest is {was!r:.40}, that of what it says {now!r}")
+        raise ValueError(f"it was changed after it was written: its digest is {was!r:.40}, but its content has {now!r}")
 
 
 def flag_field(table: Mapping[str, Any], name: str) -> bool:
     """True or false of a table; raises ValueError, beginning with the name, for all else."""
     value = table.get(name)
     if type(value) is not bool:
-        raise ValueError(f"{name}={value!r:.200} must be true or false")
+        raise ValueError(f"{name} must be true or false, not {value!r:.200}")
     return value
 
 
@@ -167,7 +167,7 @@ def check_regular(path: Path, most: int = DESCRIPTION_BYTES) -> int:
     """The bytes of a file. Raises OSError, or ValueError where it is no regular file or has more bytes than `most`."""
     facts = os.stat(path)
     if not stat.S_ISREG(facts.st_mode):
-        raise ValueError(f"{path} is no regular file")
+        raise ValueError(f"{path} is not a regular file")
     if facts.st_size > most:
         raise ValueError(f"{path} has {facts.st_size} bytes, and at most {most} are read")
     return facts.st_size
@@ -205,7 +205,7 @@ def _refuse(constant: str) -> None:
 def _float(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise ValueError(f"{digits:.40} is not finite: it is beyond a float")
+        raise ValueError(f"{digits:.40} is not finite: it does not fit in a float")
     return number
 
 

@@ -1,4 +1,4 @@
-"""Text from outside (names of folders, recipes, files; errors of libraries) on a terminal and in the log of a CI run.
+"""Safe printing of untrusted text (names, recipes, errors of libraries) on terminals and in CI logs.
 
 A terminal obeys control characters, and GitHub's runner obeys lines of a log that begin with `::` or hold `##[`. Here
 they are shown instead: `\\x1b`, `\\x3a:error`.

@@ -1,4 +1,4 @@
-"""Text that others wrote, read in one way everywhere: by its encoding mark, strictly, refused with file and line.
+"""Reads text files strictly, by their byte-order mark; errors name file and line.
 
     mark (BOM)   UTF-8, UTF-16 or UTF-32, and is no part of the text; without one the text is UTF-8
     line ends    \\n, \\r\\n and \\r are \\n; no other sign ends a line (U+2028, U+0085, form feed)
@@ -40,7 +40,9 @@ def decoded(data: bytes, where: str, error: type[Exception]) -> str:
     body = data[len(mark) :]
     if encoding == "utf-8" and (nul := body.find(b"\0")) >= 0:
         line = _line(body[:nul].decode(errors="replace"))
-        raise error(f"{where}:{line}: a NUL, which no text has; a file in UTF-16 needs its mark: convert it to UTF-8")
+        raise error(
+            f"{where}:{line}: contains a NUL character; a file in UTF-16 needs its byte-order mark: convert it to UTF-8"
+        )
     try:
         text = body.decode(encoding)
     except UnicodeDecodeError as wrong:
@@ -49,7 +51,7 @@ def decoded(data: bytes, where: str, error: type[Exception]) -> str:
             f"{wrong.reason} at byte {len(mark) + wrong.start}; convert the file to UTF-8"
         ) from None
     if (nul := text.find("\0")) >= 0:
-        raise error(f"{where}:{_line(text[:nul])}: a NUL, which no text has; take it away")
+        raise error(f"{where}:{_line(text[:nul])}: contains a NUL character; remove it")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -109,7 +111,7 @@ def whole_text(value: Any, where: str, error: type[Exception], what: str = "its 
         place = value.index(half)
         raise error(
             f"{where}: {what} has half of a surrogate pair, U+{ord(half):04X}, at character {place + 1}; it must be a "
-            "whole letter"
+            "whole character"
         )
     return value
 

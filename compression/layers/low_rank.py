@@ -58,7 +58,7 @@ class LoraLinear(nn.Module):
     ):
         super().__init__()
         if isinstance(base, LoraLinear):
-            raise LayerError("it has an adapter already; recover once, or with merge=all")
+            raise LayerError("this layer already has an adapter; use recover once, or pass merge=all")
         check_size("rank", rank)
         check_one_of("dtype", dtype, FLOATS)
         if type(scale) not in (int, float) or not math.isfinite(scale):

@@ -103,7 +103,10 @@ class PackedLinear(nn.Module):
         """
         for name, tensor in (("weight", weight), ("bias", bias)):
             if tensor is not None and not torch.isfinite(tensor).all():
-                raise LayerError(f"the {name} holds NaN or infinite values; compress a sound checkpoint")
+                raise LayerError(
+                    f"the {name} has NaN or infinite values: the checkpoint is damaged, or was saved in too narrow "
+                    "a dtype"
+                )
         codes, params = grids.quantize(grid, weight)
         return cls.from_codes(codes, params, bias, grid, dtype=weight.dtype, **options)
 

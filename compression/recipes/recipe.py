@@ -1,4 +1,4 @@
-"""Recipes: what is done to a model, as text, as a value, as JSON.
+"""Recipes: the steps applied to a model, as text, as a value, as JSON.
 
 Grammar::
 
@@ -92,7 +92,7 @@ class Recipe:
         if isinstance(text, Recipe):
             return text
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise RecipeError(f"recipe {text!r} holds half of a surrogate pair, which is no letter; leave it out")
+            raise RecipeError(f"recipe {text!r} contains half of a surrogate pair; leave it out")
         if text.strip().endswith(".json"):
             return cls._from_file(Path(text.strip()))
         return _Parser(text).recipe()
@@ -221,7 +221,7 @@ def _step(name: str, parameters: Mapping[str, Any]) -> Step:
         raise RecipeError(f'{name}(layers=...) must map patterns to parameters, e.g. {{"*.down_proj":{{"bits":8}}}}, '
                           f"got {layers!r}")  # fmt: skip
     if layers and method.info.kind != "block":
-        raise RecipeError(f"{name} works on the whole model: it has no settings per layer")
+        raise RecipeError(f"{name} works on the whole model: it takes no settings per layer")
     overrides: list[tuple[str, Method | None]] = []
     for pattern, changed in layers.items():
         if changed is not None and not isinstance(changed, Mapping):

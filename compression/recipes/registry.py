@@ -1,4 +1,4 @@
-"""Where methods declare themselves, and where recipes find them.
+"""The registry of methods: declarations, parameters and lookup.
 
 A method is a frozen, keyword-only dataclass under `@method(name)` in a module of `compression.methods`.
 Nothing is listed twice: the families are searched on first use. Declarations import no torch, kernels do, late.

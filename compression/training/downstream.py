@@ -1,4 +1,4 @@
-"""The downstream task that a model recovers on: questions with answers, of which only the answers are learnt.
+"""The downstream task that recovery trains on: questions and answers; only the answers are trained.
 
 A task is named by text, or given as it is:
 
@@ -82,7 +82,7 @@ class Downstream:
             TrainingError: there is no tokenizer, or an example is longer than a text.
         """
         if tokenizer is None:
-            raise TrainingError("the base has no tokenizer to read a downstream task with; add tokenizer.json")
+            raise TrainingError("the base has no tokenizer for a downstream task; add tokenizer.json")
         found = list(self.examples())
         random.Random(seed).shuffle(found)
         found = found[:samples]
@@ -145,7 +145,7 @@ def _folder(folder: Path) -> Downstream:
              if not EVALUATION & set(re.split(r"[^a-z]+", path.stem.lower()))]  # fmt: skip
     if not paths:
         words = ", ".join(sorted(EVALUATION))
-        raise TrainingError(f"{folder} holds no training examples: no *.jsonl without {words} in its name")
+        raise TrainingError(f"{folder} has no training examples: no *.jsonl without {words} in its name")
     read = functools.cache(lambda: [example for path in paths for example in read_examples(path)])
     return Downstream(folder.resolve().name or "root", read)  # read once: the digest is of what is learnt
 

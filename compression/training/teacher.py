@@ -312,7 +312,7 @@ def _read(folder: Path, identity: dict[str, Any]) -> list[Shard]:
     for shard in shards:
         held = folder / shard.file
         if shard.first != first or not held.exists() or digest_of_file(held) != shard.sha256:
-            raise TeacherError(f"{held} is not what was written there, by its sha256; the disk may be failing; {again}")
+            raise TeacherError(f"{held} is corrupt: its SHA-256 does not match; the disk may be failing; {again}")
         first += shard.samples
     return shards
 

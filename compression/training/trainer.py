@@ -413,7 +413,7 @@ def _last(folder: Path, identity: dict[str, Any]) -> Path | None:
     except (OSError, ValueError) as error:
         raise TrainingError(f"{description} is damaged: {error}; {again}") from error
     if was != json.loads(json.dumps(identity)):
-        raise TrainingError(f"{folder} is of another run than its name says; it was changed by hand; {again}")
+        raise TrainingError(f"{folder} belongs to another run than its name says, so it was changed by hand; {again}")
     finished = []
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / _FINISHED).exists():
@@ -425,6 +425,8 @@ def _last(folder: Path, identity: dict[str, Any]) -> Path | None:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise TrainingError(f"{checkpoint} is damaged: {error}; {again}") from error
         if damaged:
-            raise TrainingError(f"{checkpoint} is not what was written there: {', '.join(damaged)}; {again}")
+            raise TrainingError(
+                f"{checkpoint} is corrupt: the SHA-256 does not match for {', '.join(damaged)}; {again}"
+            )
         finished.append(checkpoint)
     return max(finished, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

@@ -1,4 +1,4 @@
-"""Published checkpoint formats: which there are, and what a folder says of itself.
+"""Published checkpoint formats, and how a folder describes itself.
 
 A folder tells its format in config.json (`quantization_config`), in quantize_config.json as AutoGPTQ wrote it, in
 quant_config.json as llm-awq wrote it, or in several of them, which then have to agree. `gptq` and `awq` translate the
@@ -111,10 +111,10 @@ def _parse(fields: Mapping[str, Any], where: str) -> Published:
     version = _one_of({"version": VERSIONS[method][0]} | fields, "version", VERSIONS[method], where)
     group_size = fields.get("group_size")
     if type(group_size) is not int or (group_size != -1 and group_size < 8):
-        raise CheckpointError(f"{where}: group_size={group_size!r}; allowed are -1 (per channel) and 8 or more")
+        raise CheckpointError(f"{where}: group_size={group_size!r}; it must be -1 (per channel) or at least 8")
     for key, harmless in _UNSUPPORTED.items():
         if fields.get(key) not in harmless:
-            raise CheckpointError(f"{where}: {key}={fields[key]!r} is not read; allowed: {_words(harmless)}")
+            raise CheckpointError(f"{where}: {key}={fields[key]!r} is not supported; it must be {_words(harmless)}")
     if overriding := sorted(name for name, value in _dynamic(fields, where).items() if value is not False):
         raise CheckpointError(f"{where}: dynamic sets other parameters for {', '.join(overriding)}; only layers left "
                               'uncompressed ("-:<pattern>") are read')  # fmt: skip
@@ -146,7 +146,7 @@ def _dynamic(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _one_of(fields: Mapping[str, Any], key: str, allowed: tuple[Any, ...], where: str) -> Any:
     value = fields.get(key)
     if not any(value == a and type(value) is type(a) for a in allowed):
-        raise CheckpointError(f"{where}: {key}={value!r} is not read; allowed: {_words(allowed)}")
+        raise CheckpointError(f"{where}: {key}={value!r} is not supported; it must be {_words(allowed)}")
     return value
 
 

@@ -84,17 +84,17 @@ def _take(
     if not stored:
         return {}
     if f"{name}.weight" in tensors:
-        raise CheckpointError(f"{where}: {name} is stored twice, as weight and as {', '.join(stored)}")
+        raise CheckpointError(f"{where}: {name} is stored twice: as weight and as {', '.join(stored)}")
     optional = () if published.desc_act else format.OPTIONAL
     if missing := [f"{name}.{key}" for key in shapes if key not in stored and key not in optional]:
-        raise CheckpointError(f"{where}: missing {', '.join(missing)}; the layer cannot be had without; fetch the "
-                              "checkpoint again")  # fmt: skip
+        raise CheckpointError(f"{where}: missing {', '.join(missing)}; the layer cannot be read without it; "
+                              "download the checkpoint again")  # fmt: skip
     try:
         grids.check_group(linear.in_features, published.group_size, name)
     except LayerError as error:
         raise CheckpointError(f"{where}: {error}") from error
     if reason := format.check_shape(published, linear.out_features, linear.in_features):
-        raise CheckpointError(f"{where}: {name} cannot be of the {published.quant_method} format: {reason}")
+        raise CheckpointError(f"{where}: {name} does not fit the {published.quant_method} format: {reason}")
     for key, tensor in stored.items():
         if tuple(tensor.shape) != shapes[key]:
             raise CheckpointError(
@@ -218,7 +218,7 @@ def describe_shapes(model: nn.Module, quant_method: str) -> Published:
         LayerError: there is none.
     """
     if quant_method not in BITS:
-        raise LayerError(f"format {quant_method!r} is not written; those that are: {', '.join(BITS)}")
+        raise LayerError(f"format {quant_method!r} cannot be written; it must be one of {', '.join(BITS)}")
     if _embedding.is_packed(model):
         raise LayerError(f"format {quant_method} cannot hold {_embedding.EMBEDDINGS}: its readers take embeddings "
                          "in 16 bits; leave embeddings=8 out")  # fmt: skip

@@ -84,7 +84,9 @@ class Pruner(LayerwiseMethod):
         import torch
 
         if not torch.isfinite(linear.weight).all():
-            raise LayerError("the weight holds NaN or infinite values; compress a sound checkpoint")
+            raise LayerError(
+                "the weight has NaN or infinite values: the checkpoint is damaged, or was saved in too narrow a dtype"
+            )
         weight = linear.weight.detach()
         return self.layer(weight.masked_fill(self.magnitude_mask(weight.float()), 0), linear.bias)
 

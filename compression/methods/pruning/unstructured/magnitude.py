@@ -68,7 +68,10 @@ class Magnitude(Pruner):
                                       "threshold for all; leave it alone with none, or take scope=layer")  # fmt: skip
                 linear = decoder.as_linear(layer)
                 if not torch.isfinite(linear.weight).all():
-                    raise LayerError(f"{name}: the weight holds NaN or infinite values; compress a sound checkpoint")
+                    raise LayerError(
+                        f"{name}: the weight has NaN or infinite values: the checkpoint is damaged, or was saved in "
+                        "too narrow a dtype"
+                    )
                 layers[name] = block, linear
         masks = sparsity.smallest_overall([linear.weight.detach() for _, linear in layers.values()], self.share)
         for (name, (block, linear)), mask in zip(layers.items(), masks, strict=True):

@@ -70,7 +70,9 @@ class HQQ(Quantizer):
 
         weight, grid = linear.weight.detach().float(), self.grid()
         if not torch.isfinite(weight).all():
-            raise LayerError("the weight holds NaN or infinite values; compress a sound checkpoint")
+            raise LayerError(
+                "the weight has NaN or infinite values: the checkpoint is damaged, or was saved in too narrow a dtype"
+            )
         if self.backend == "hqq":
             codes, params, kernels = *self._by_library(weight, linear.weight.dtype), "auto"
         else:
