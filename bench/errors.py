@@ -9,7 +9,7 @@
     ├── JournalError     the journal of results cannot be written or read
     └── BaselineError    a baseline is not JSON, of another schema, or holds rows that cannot be
 
-Every message says what was wrong, the value, what is allowed, and the way out.
+Every message says what must be, what was got, and what to do.
 """
 
 

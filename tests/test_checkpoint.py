@@ -150,7 +150,7 @@ def test_a_pickle_is_not_opened_and_the_way_out_is_named(folder):
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
 
     words = says(
-        "holds neither model.safetensors nor model.safetensors.index.json",
+        "has neither model.safetensors nor model.safetensors.index.json",
         "pytorch_model.bin can run code",
         "save_pretrained",
     )
@@ -161,7 +161,7 @@ def test_a_pickle_is_not_opened_and_the_way_out_is_named(folder):
 def test_a_folder_without_weights_says_so(folder):
     (folder / "model.safetensors").unlink()
 
-    with pytest.raises(CheckpointError, match=says("holds neither model.safetensors")) as refused:
+    with pytest.raises(CheckpointError, match=says("has neither model.safetensors")) as refused:
         open_base(str(folder))
     assert "can run code" not in str(refused.value)
 

@@ -168,7 +168,7 @@ def test_rows_whose_run_lost_the_record_of_its_beginning_are_kept_but_not_gone_o
     mend(path)
 
     assert [healthy_row(run="r")] == read(path).rows("r")
-    with pytest.raises(JournalError, match=says("run r", "its 1 rows", "start anew without --resume")):
+    with pytest.raises(JournalError, match=says("run r", "its 1 rows", "start a new run without --resume")):
         resume(path)
 
 

@@ -71,7 +71,7 @@ def test_a_base_that_was_trained_in_place_is_another(run, pytester, hf):
     changed = run(SIZE, "--model", RTN, base=base)
 
     assert resumed.ret == pytest.ExitCode.USAGE_ERROR
-    resumed.stderr.fnmatch_lines(["*--resume: the unfinished run * had base_hash * start anew without --resume*"])
+    resumed.stderr.fnmatch_lines(["*--resume: the unfinished run * had base_hash * start a new run without --resume*"])
     changed.assert_outcomes(failed=1)
     changed.stdout.fnmatch_lines(["*base_hash was * another base of that name, or this one changed*"])
     assert 2 == len({row.base_hash for row in read(pytester.path / ".bench" / "journal.jsonl").rows()})

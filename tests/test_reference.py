@@ -340,7 +340,7 @@ class TestTraining:
         ("options", "message"),
         [
             (["student", "--resume"], "nothing to resume: .*training.pt does not exist"),
-            (["student", "--out", "file"], "'file' is not a folder that can be written"),
+            (["student", "--out", "file"], "cannot write to the folder '.*file'"),
             (["student", "--device", "gpu"], "device must be cpu or cuda, not 'gpu'"),
             (["student", "--device", "meta"], "'meta' is not available; use cpu"),
             (["student", "--steps", "0"], "steps must be at least 1, not 0"),

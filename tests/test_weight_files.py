@@ -200,7 +200,7 @@ def test_a_tensor_in_two_files_is_refused(make):
 def test_files_that_nothing_names_as_weights_are_named_in_the_refusal(make):
     folder = make(shards=True, single=False, without=[INDEX])
 
-    with pytest.raises(CheckpointError, match=says("holds neither model.safetensors nor", "model-00001-of-")):
+    with pytest.raises(CheckpointError, match=says("has neither model.safetensors nor", "model-00001-of-")):
         open_base(str(folder))
     with pytest.raises(OSError, match=r"no file named model\.safetensors"):
         by_transformers(folder)

@@ -15,6 +15,8 @@ def journal_option(parser: argparse.ArgumentParser, default: Path | None = JOURN
 def sources(parser: argparse.ArgumentParser) -> None:
     """The options that say whose results are meant."""
     journal_option(parser, default=None)
-    parser.add_argument("--baselines", type=path_option, metavar="DIR", help="recorded baselines instead of a journal")
+    parser.add_argument(
+        "--baselines", type=path_option, metavar="DIR", help="use recorded baselines instead of a journal"
+    )
     parser.add_argument("--base", help="default that of the last results")
-    parser.add_argument("--device", help="fingerprint of the device; default that of the last results")
+    parser.add_argument("--device", help="fingerprint of the device; default the device of the last results")

@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a run of a journal in a few lines of Markdown: `python -m bench digest`."""
     parser = argparse.ArgumentParser(prog="python -m bench digest", description=main.__doc__.split(":")[0])
     journal_option(parser)
-    parser.add_argument("--run", help="its id; default the last one")
+    parser.add_argument("--run", help="id of the run; default the last one")
     options = parser.parse_args(arguments)
     try:
         print(digest(told_apart(read(options.journal)), options.run), end="")

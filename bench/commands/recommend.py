@@ -32,7 +32,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+        raise argparse.ArgumentTypeError(f"it must be a number above 0, not {text!r}")
     return value
 
 
@@ -41,13 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recommend`."""
     parser = argparse.ArgumentParser(prog="python -m bench recommend", description=__doc__.split("\n")[0])
     sources(parser)
-    parser.add_argument("--max-gb", type=_positive, metavar="GIB", help="stored size, at most, in GiB as in the papers")
-    parser.add_argument("--max-quality-loss", type=share, metavar="SHARE", help="of the base's quality, e.g. 2%%")
-    parser.add_argument("--max-latency", type=_positive, metavar="MS", help="for a generated token, at batch size 1")
-    parser.add_argument("--quality", choices=QUALITY, help="default that which more methods have")
+    parser.add_argument("--max-gb", type=_positive, metavar="GIB", help="maximum stored size, in GiB as in the papers")
+    parser.add_argument(
+        "--max-quality-loss", type=share, metavar="SHARE", help="maximum loss of the base's quality, such as 2%%"
+    )
+    parser.add_argument(
+        "--max-latency", type=_positive, metavar="MS", help="maximum latency per generated token, at batch size 1"
+    )
+    parser.add_argument("--quality", choices=QUALITY, help="quality metric; default the one that more methods have")
     prefer = parser.add_mutually_exclusive_group()
-    prefer.add_argument("--fastest", action="store_const", dest="prefer", const="latency", help="only the fastest one")
-    prefer.add_argument("--smallest", action="store_const", dest="prefer", const="size", help="only the smallest one")
+    prefer.add_argument(
+        "--fastest", action="store_const", dest="prefer", const="latency", help="the fastest method only"
+    )
+    prefer.add_argument(
+        "--smallest", action="store_const", dest="prefer", const="size", help="the smallest method only"
+    )
     options = parser.parse_args(arguments)
     limits = Limits(size=options.max_gb, loss=options.max_quality_loss, latency=options.max_latency)
     try:
@@ -66,10 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(lines(answer, limits, quality)))
     unknown = [point.recipe for point in points if point.latency is None]
     if unknown and (options.prefer == "latency" or limits.latency is not None):
-        print(f"\nNot considered, since their latency has no ratio to {UNCOMPRESSED}: {', '.join(unknown)}")
+        print(f"\nNot considered because their latency has no ratio to {UNCOMPRESSED}: {', '.join(unknown)}")
     if left:
         print(
-            f"\nNot considered, since size or {quality} was not measured under the same conditions: {', '.join(left)}"
+            f"\nNot considered because size or {quality} was not measured under the same conditions: {', '.join(left)}"
         )
 
 

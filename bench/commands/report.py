@@ -22,9 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench report", description=main.__doc__.split(":")[0])
     sources(parser)
     parser.add_argument(
-        "--out", type=path_option, metavar="DIR", help="folder of the report; without it tables are printed"
+        "--out", type=path_option, metavar="DIR", help="folder of the report; without it the tables are printed"
     )
-    parser.add_argument("--tables", metavar="NUMBERS", help="print only these, e.g. E14,O1,S4")
+    parser.add_argument("--tables", metavar="NUMBERS", help="print these tables only, such as E14,O1,S4")
     options = parser.parse_args(arguments)
     try:
         written = None if options.baselines else read(options.journal or JOURNAL)

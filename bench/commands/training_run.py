@@ -128,7 +128,8 @@ def read_state(
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["identity"] != identity:
         raise OptionError(
-            f"{path} is of {state['identity']}, not of {identity}; start without --resume or choose another folder"
+            f"{path} belongs to {state['identity']}, not to {identity}; start without --resume, or choose another "
+            "folder"
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

@@ -38,7 +38,7 @@ def check_digest(table: Mapping[str, Any], path: str | Path) -> None:
         return
     was, now = table.get("digest"), digest_of(table)
     if was != now:
-        why = f"its digest is {was!r}, that of what it says {now!r}" if was else "it has no digest"
+        why = f"its digest is {was!r}, its content has {now!r}" if was else "it has no digest"
         raise BaselineError(
             f"baseline {path} is not what was recorded: {why}; restore it from version control, or delete it and "
             f"record it again with --update-baselines; a change by hand is accepted with `python -m bench sign {path}`"

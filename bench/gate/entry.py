@@ -56,16 +56,16 @@ class Entry:
         metric = key.partition("[")[0]
         params = checked_params(row["params"])
         if key_of(metric, params) != key:
-            raise ValueError(f"its params are {params}, for which the key is {key_of(metric, params)!r}")
+            raise ValueError(f"its params are {params}, whose key is {key_of(metric, params)!r}")
         for name, allowed in (("kind", KINDS), ("better", BETTER), ("status", MEASURED)):
             if row[name] not in allowed:
-                raise ValueError(f"{name}={row[name]!r} must be one of {', '.join(allowed)}")
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {row[name]!r}")
         for name in ("unit", "of"):
             if not isinstance(row[name], str) or not row[name]:
-                raise ValueError(f"{name}={row[name]!r} must be a text that is not empty")
+                raise ValueError(f"{name} must be a non-empty string, not {row[name]!r}")
         for name in _SAMPLES:
             if not isinstance(row[name], list):
-                raise ValueError(f"{name}={row[name]!r} must be a list of numbers")
+                raise ValueError(f"{name} must be a list of numbers, not {row[name]!r}")
         own = exact_fields(row.get("context", {}), set(), frozenset(CONDITIONS))
         return cls(
             metric=metric,
@@ -91,7 +91,7 @@ def _items(key: str, digest: object, kept: Mapping[str, Items]) -> Items | None:
     if digest is None:
         return None
     if key not in kept:
-        raise ValueError(f"its items {digest} are not beside the baseline: items/ has none of this row")
+        raise ValueError(f"its items {digest} are missing: the folder items/ beside the baseline has none for this row")
     if kept[key].digest != digest:
         raise ValueError(f"its items must have the digest {digest}; those beside the baseline have {kept[key].digest}")
     return kept[key]

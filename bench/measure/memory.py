@@ -18,6 +18,7 @@ from bench.machine import device as machine
 from bench.machine.environment import child_environment
 from bench.measure.generation import Load
 from compression import devices
+from compression.files.strict_json import at_least
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ class MemoryReading:
     def __post_init__(self) -> None:
         for name in ("peak_bytes", "model_bytes", "stored_bytes"):
             if getattr(self, name) < 1:
-                raise MetricError(f"memory from {self.source}: {name}={getattr(self, name)!r} must be above 0")
+                raise MetricError(f"memory from {self.source}: {name} must be above 0, not {getattr(self, name)!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,10 +68,9 @@ class ChildSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in ("artefact", "base"):
-            raise OptionError(f"kind={self.kind!r} is not known; allowed: artefact, base")
+            raise OptionError(f"kind must be artefact or base, not {self.kind!r}")
         for name in ("threads", "loads"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}={getattr(self, name)!r} must be at least 1")
+            at_least(name, getattr(self, name), 1, OptionError)
 
 
 def tensors_of(root: object) -> "Iterator[Tensor]":
@@ -203,7 +203,7 @@ def peak_in_child(
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise BenchError(f"{name} took longer than {timeout:g} s; ask for fewer tokens, or allow more time") from error
+        raise BenchError(f"{name} took longer than {timeout:g} s; generate fewer tokens, or allow more time") from error
     if child.returncode:
         last = " | ".join(child.stderr.strip().splitlines()[-3:]) or "it said nothing"
         raise BenchError(f"{name} {_ending(child.returncode)}: {last}")
@@ -212,7 +212,7 @@ def peak_in_child(
         peaks, model, source = (figures[key] for key in ("peaks", "model_bytes", "source"))
         peak = round(median(peaks))
     except (ValueError, TypeError, LookupError) as error:
-        raise BenchError(f"{name} did not end with a line of JSON but with {child.stdout[-200:]!r}") from error
+        raise BenchError(f"{name} did not end with a line of JSON, but with {child.stdout[-200:]!r}") from error
     return MemoryReading(
         peak_bytes=peak, model_bytes=model, stored_bytes=stored_bytes, source=source, peaks=tuple(peaks)
     )

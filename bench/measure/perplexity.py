@@ -152,9 +152,15 @@ def _samples(
     samples = samples_of(tokenizer, data, protocol, context=model.config.max_position_embeddings, template=template)
     highest, vocabulary = max(max(sample.ids) for sample in samples), model.config.vocab_size
     if highest >= vocabulary:
-        raise DataError(f"the tokenizer gives token {highest}, the model knows {vocabulary}: not of one checkpoint")
+        raise DataError(
+            f"the tokenizer produced token {highest}, but the model has a vocabulary of {vocabulary}: they are from "
+            "different checkpoints"
+        )
     if base is not None and base.config.vocab_size != vocabulary:
-        raise DataError(f"the base knows {base.config.vocab_size} tokens, the model {vocabulary}: not of one base")
+        raise DataError(
+            f"the base has a vocabulary of {base.config.vocab_size}, the model one of {vocabulary}: they are not of "
+            "the same base"
+        )
     return samples
 
 

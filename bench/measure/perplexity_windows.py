@@ -8,6 +8,7 @@ from bench.data.sources import CONVERSATIONS, LANGUAGE, Data, Message, plain
 from bench.errors import DataError, OptionError
 from compression.checkpoints.tokens import conversation as render
 from compression.checkpoints.tokens import tokens_of
+from compression.files.strict_json import at_least
 
 Template = Mapping[str, Any] | None
 BLANK = 10  # characters; protocol "e" drops rows of no more
@@ -170,16 +171,16 @@ class PerplexityProtocol:
 
     def __post_init__(self) -> None:
         if self.name not in PROTOCOLS:
-            raise OptionError(f"perplexity protocol {self.name!r} is unknown; there are {', '.join(PROTOCOLS)}")
+            raise OptionError(f"perplexity protocol must be one of {', '.join(PROTOCOLS)}, not {self.name!r}")
         for name, least in (("samples", 1), ("length", 2), ("stride", 1), ("batch_size", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise OptionError(f"perplexity {name}={value} must be at least {least}")
+            if value is not None:
+                at_least(f"perplexity {name}", value, least, OptionError)
         if self.length is None and self.name != "o":
             object.__setattr__(self, "length", 512)
         if self.stride is not None and (self.name == "o" or self.stride > self.length):
             allowed = "left out: 'o' scores whole conversations" if self.name == "o" else f"at most {self.length}"
-            raise OptionError(f"perplexity stride={self.stride} must be {allowed}")
+            raise OptionError(f"perplexity stride must be {allowed}, not {self.stride}")
 
     @property
     def shown_stride(self) -> int | None:

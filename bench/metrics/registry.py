@@ -170,5 +170,6 @@ def check_items(metric: Metric, value: float, items: Items) -> None:
         expected = math.inf
     if not math.isclose(expected, value, rel_tol=1e-4, abs_tol=1e-6):
         raise MetricError(
-            f"metric {metric.name} is {value!r}, its {len(items)} items make {expected!r}: they are not its own"
+            f"metric {metric.name} is {value!r}, its {len(items)} items make {expected!r}: they belong to another "
+            "metric"
         )

@@ -63,7 +63,7 @@ def items(task: str, split: str) -> list[Item]:
     Raises ValueError for an unknown task or split.
     """
     if task not in _MAKERS:
-        raise ValueError(f"task={task!r} is unknown; the tasks are {', '.join(_MAKERS)}")
+        raise ValueError(f"task must be one of {', '.join(_MAKERS)}, not {task!r}")
     _check(split)
     return [{"id": f"{task}-{split}-{n}", "task": task, **item} for n, item in enumerate(_MAKERS[task](split))]
 
@@ -86,7 +86,7 @@ def examples(task: str) -> list[tuple[str, str]]:
 
 def _check(split: str) -> None:
     if split not in SIZES:
-        raise ValueError(f"split={split!r} is unknown; the splits are {', '.join(SIZES)}")
+        raise ValueError(f"split must be one of {', '.join(SIZES)}, not {split!r}")
 
 
 def prompt(item: Item) -> str:

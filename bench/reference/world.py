@@ -296,7 +296,7 @@ def stream(split: str, seed: int) -> Iterator[str]:
     Raises ValueError for an unknown split.
     """
     if split not in SPLITS:
-        raise ValueError(f"split={split!r} is unknown; the splits are {', '.join(SPLITS)}")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
 
     def documents() -> Iterator[str]:
         for number in itertools.count():

@@ -10,12 +10,12 @@ from bench.statistics.paired import RESAMPLES, Difference, bootstrap, mcnemar, p
 def mismatch(now: Items, then: Items) -> str | None:
     """Why two sets of results cannot be paired, in words; None where they can."""
     if now.kind != then.kind:
-        return f"the items were {then.kind} and are {now.kind}"
+        return f"the items were {then.kind}, and are {now.kind} now"
     if now.asked != then.asked:
         common = len(set(now.hashes) & set(then.hashes))
         return (
-            f"other items were asked: {common} of now {len(now)} and then {len(then)} are the same; the data, the "
-            "prompts or the limit changed"
+            f"the items differ: {common} of {len(now)} now and {len(then)} then are the same; the data, the prompts or "
+            "the limit changed"
         )
     return None
 

@@ -216,6 +216,6 @@ def resume(path: str | Path, run: str | None = None) -> Unfinished | None:
     if run not in contexts:
         raise JournalError(
             f"the journal {path} has lost the record of how run {run} began, so nothing tells what its {len(rows)} "
-            "rows were measured on; they stay in the journal: start anew without --resume"
+            "rows were measured on; they stay in the journal: start a new run without --resume"
         )
     return Unfinished(run, rows, contexts[run])

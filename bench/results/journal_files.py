@@ -44,10 +44,10 @@ def lines_of(file: Path, seen: set[bytes]) -> Iterator[Line]:
         try:
             record = _record(text)
             if checked and not is_sealed(text):
-                raise ValueError("it has no check value, which lines before it have")
+                raise ValueError("it has no checksum, although earlier lines have one")
             checked = is_sealed(text)
             if (name := name_of(text)) in seen:
-                raise ValueError("the same line, to the microsecond, stands before it")
+                raise ValueError("an identical line, with the same time, comes before it")
             seen.add(name)
             latest = max(latest, record["time"])
             yield Line(number, text, Record(text, record["kind"], record["run"], latest))

@@ -25,12 +25,12 @@ def _record(line: bytes) -> dict[str, Any]:
     """One line as a record, without its check; raises ValueError (JournalError for a row) for what is none."""
     record = strict_json(opened(line))
     if not isinstance(record, dict) or record.get("kind") not in KINDS:
-        raise ValueError(f"it is no record; its kind must be one of {', '.join(KINDS)}")
+        raise ValueError(f"it is not a record; its kind must be one of {', '.join(KINDS)}")
     kind = record["kind"]
     if not isinstance(record.get("run"), str) or not record["run"]:
-        raise ValueError(f"run={record.get('run')!r} must be a text that is not empty")
+        raise ValueError(f"run must be a non-empty string, not {record.get('run')!r}")
     if not 0 <= finite_field("time", record.get("time")) < YEAR_10000:
-        raise ValueError(f"time={record['time']!r} must be seconds since 1970, and before the year 10000")
+        raise ValueError(f"time must be seconds since 1970, and before the year 10000, not {record['time']!r}")
     if kind in _FIELDS:
         exact_fields(record, {"kind", "run", "time", *_FIELDS[kind]})
     if kind == "run" and not isinstance(record["context"], dict):
@@ -40,7 +40,7 @@ def _record(line: bytes) -> dict[str, Any]:
     if kind == "begin":
         for name in ("of", "recipe"):
             if not isinstance(record[name], str) or not record[name]:
-                raise ValueError(f"{name}={record[name]!r} of a beginning must be a text that is not empty")
+                raise ValueError(f"{name} of a beginning must be a non-empty string, not {record[name]!r}")
         checked_params(record["params"])
     if kind == "row":
         _row(record)
@@ -140,7 +140,7 @@ class Contents:
         rows = self.rows(run or next(newest, ""))
         if not rows:
             raise JournalError(
-                f"the journal holds no results{f' of run {run}' if run else ''}; run pytest bench first, or give "
+                f"the journal has no results{f' of run {run}' if run else ''}; run pytest bench first, or give "
                 "--journal FILE"
             )
         return rows

@@ -36,7 +36,7 @@ def select(config: pytest.Config) -> Selection:
     """What `--model`, without it `-m`, and `--set` choose.
 
     Raises:
-        RecipeError: a recipe that cannot be.
+        RecipeError: a recipe is invalid.
         OptionError: `--set` is not of the form name=value, or no recipe has the parameter.
     """
     default = {"ordering": "orderings", "recovery": FAMILIES}.get(config.option.markexpr, "nf4")

@@ -90,7 +90,7 @@ def _shards(index: Path) -> list[str]:
 def _check_inside(named_by: Path, name: str) -> None:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise CheckpointError(f"{named_by} names {name!r:.200}, which is not in its folder, where weights have to be")
-    expanded(named_by.parent / name, lambda why: CheckpointError(f"{named_by} names a file that cannot be: {why}"))
+    expanded(named_by.parent / name, lambda why: CheckpointError(f"{named_by} names an invalid file: {why}"))
 
 
 def _refuse_two_sets(folder: Path) -> None:

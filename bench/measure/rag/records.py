@@ -211,5 +211,5 @@ class UnanswerableReading:
     def abstentions(self, answers: tuple[str, ...]) -> float:
         """The share of abstentions. Raises NotAvailable for a set that is not English."""
         if self.foreign is not None:
-            raise NotAvailable(f"abstentions are told by English phrases, and {self.foreign} is not in English")
+            raise NotAvailable(f"abstentions are recognised by English phrases, and {self.foreign} is not in English")
         return sum(map(overlap.abstains, answers)) / len(answers)
