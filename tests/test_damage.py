@@ -257,10 +257,10 @@ def test_a_baseline_that_is_laid_out_anew_is_what_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda text: text[:-9], "cannot be signed"),
+        (lambda text: text[:-9], "only JSON can be signed"),
         (lambda text: "[]", "cannot be signed"),
         (lambda text: text.replace('"unit": "1"', '"unit": ""'), "unit must be a non-empty string, not ''"),
-        (lambda text: text.replace('"value": 8', '"value": "8"'), "'8' is a str"),
+        (lambda text: text.replace('"value": 8', '"value": "8"'), "not '8' (str)"),
     ],
 )
 def test_what_could_not_be_a_baseline_is_not_signed_and_stays_as_it_is(tmp_path, spoil, words):

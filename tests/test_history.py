@@ -205,7 +205,7 @@ def test_the_command_names_the_commit_at_which_a_metric_moved(tmp_path, capsys):
 
     main(["--journal", str(journal), "--storage", str(tmp_path / "none"), "--metric", "decode_ms", "--last", "5"])
     said = capsys.readouterr().out.splitlines()
-    assert "1 series of up to 5 runs, 0 moved" in said[0]
+    assert "1 series of up to 5 runs, 0 changed" in said[0]
     assert 5 == sum("2026" in line or line.startswith("  20") for line in said)
 
 

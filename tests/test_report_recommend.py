@@ -90,7 +90,7 @@ def test_a_loss_is_a_share(text, value):
 
 @pytest.mark.parametrize("text", ["2", "-1%", "nan", "two"])
 def test_a_loss_that_is_no_share_is_refused(text):
-    with pytest.raises(ArgumentTypeError, match=says("2%, or 0.02")):
+    with pytest.raises(ArgumentTypeError, match=says("2%, or a number such as 0.02")):
         share(text)
 
 
@@ -128,9 +128,9 @@ def test_where_nothing_meets_the_limits_it_says_so_and_what_comes_nearest(capsys
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--journal", "none.jsonl"], "there is no journal none.jsonl"),
+    (["--journal", "none.jsonl"], "the journal none.jsonl does not exist"),
     (["--baselines", "none"], "none has no baselines"),
-    (["--baselines", str(BASELINES), "--base", "else"], "no results for --base else; there is reference on cpu-"),
+    (["--baselines", str(BASELINES), "--base", "else"], "no results for --base else; it has reference on cpu-"),
     (["--baselines", str(BASELINES), "--max-gb", "0"], "must be a number above 0"),
     (["--baselines", str(BASELINES), "--fastest", "--smallest"], "not allowed with"),
 ])  # fmt: skip

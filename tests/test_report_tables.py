@@ -47,7 +47,7 @@ def test_of_several_runs_the_last_row_of_each_base_recipe_device_and_key_counts(
 
 
 def test_rows_of_two_devices_are_refused():
-    with pytest.raises(ValueError, match="several bases or devices"):
+    with pytest.raises(ValueError, match="one base and device"):
         tables([row(SIZE, 1.0), row(SIZE, 1.0, device="other")])
 
 

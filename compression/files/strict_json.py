@@ -98,7 +98,7 @@ def exact_fields(table: object, wanted: set[str], optional: frozenset[str] = fro
 def finite(value: object) -> float:
     """`value` as a Python float; raises ValueError in words for NaN, infinities, bool, None and what is no number."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"it must be a number, not {value!r:.200}")
+        raise ValueError(f"it must be a number, not {value!r:.200} ({type(value).__name__})")
     try:
         number = float(value)
     except OverflowError:
