@@ -239,7 +239,7 @@ class TestTraining:
     def test_a_resumed_run_ends_as_an_uninterrupted_one(self, tmp_path, vocabulary):
         options = {"steps": 8, "vocabulary": vocabulary, "score_every": 100, **QUICK}
 
-        def interrupt(progress: training.Progress) -> None:
+        def interrupt(progress: training_run.Progress) -> None:
             if progress.step == 3:
                 raise KeyboardInterrupt
 

@@ -221,7 +221,7 @@ def test_any_other_bad_line_is_refused_by_file_and_number(tmp_path, line):
 
 
 def test_reading_a_journal_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(JournalError, match="the journal .* does not exist"):
+    with pytest.raises(JournalError, match=r"the journal .* does not exist"):
         read(tmp_path / "nowhere" / "journal.jsonl")
 
 

@@ -22,11 +22,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from bench.commands.training_run import CHECKPOINT, Run, write_state
+from bench.commands.training_run import CHECKPOINT, Progress, Run, write_state
 from bench.errors import OptionError
 from bench.measure import reference_scores
 from bench.reference import NAMES, folder, lessons, tokenizer, world
@@ -40,18 +40,6 @@ if TYPE_CHECKING:
 LENGTHS = ((0.0, 256), (lessons.LONG, 512))  # from this share of the curriculum on, sequences of so many tokens
 LONG = 20  # the last steps read one sequence of the whole context each
 STEPS = {"student": 7000, "teacher": 3200}  # of the shipped weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run stands: steps done of `steps`, training loss (nat), and the scores where they were just taken."""
-
-    step: int
-    steps: int
-    tokens: int
-    seconds: float
-    loss: float
-    scores: dict[str, float] | None
 
 
 def train(
@@ -104,10 +92,9 @@ def train(
             if run.step % save_every == 0:
                 run.save()
             found = _validation(model, vocabulary) if run.step % score_every == 0 else None
-            if run.step % 20 == 0 or found:
+            if found or run.step % 20 == 0:
                 run.log(found)
-            report(Progress(step=run.step, steps=steps, tokens=run.tokens, seconds=run.seconds, loss=run.loss,
-                            scores=found))  # fmt: skip
+            report(run.progress(steps, found))
     except KeyboardInterrupt:
         run.save()
         raise

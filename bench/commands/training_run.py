@@ -4,6 +4,7 @@ import json
 import os
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,18 @@ def loss(
     learnt = weights > 0
     each = torch.nn.functional.cross_entropy(model.lm_head(hidden[learnt]).float(), following[learnt], reduction="none")
     return (each * weights[learnt]).sum() / weights.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: steps done of `steps`, training loss (nat), and the scores where they were just taken."""
+
+    step: int
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float
+    scores: dict[str, float] | None
 
 
 class Run:
@@ -93,6 +106,11 @@ class Run:
         self._optimizer.zero_grad(set_to_none=True)
         self.loss = 0.98 * self.loss + 0.02 * now.item() if self.step else now.item()
         self.step, self.tokens = self.step + 1, self.tokens + parts[0].numel()
+
+    def progress(self, steps: int, scores: dict[str, float] | None) -> Progress:
+        """Where it is, of so many steps."""
+        return Progress(step=self.step, steps=steps, tokens=self.tokens, seconds=self.seconds, loss=self.loss,
+                        scores=scores)  # fmt: skip
 
     def log(self, scores: dict[str, float] | None) -> None:
         """A line of JSON: where the training is, its loss, and its scores where there are some."""

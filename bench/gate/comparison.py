@@ -16,6 +16,7 @@ BASE = "fp16"  # the recipe that ratios refer to
 EXACT = 1e-9  # relative: what printing and summing in another order may change
 ELSEWHERE = 1e-3  # relative: what another device or version of torch may change in a deterministic number
 ELSEWHERE_PAIRED = 1e-4  # relative: what another device moved in no measurement; see docs/methodology/gate-items.md
+LEVEL = 0.01  # an unchanged run raises an alarm, or looks better, at most so often
 FEWEST = 8  # reals: the signs of 7 differences are alike by chance in 2 of 128 cases
 ROUNDED = 1e-5  # relative: what recording samples with 6 digits may change
 MORE = (4, 10)  # times the usual rounds, taken one after the other where a verdict is not sure

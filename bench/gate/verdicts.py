@@ -36,26 +36,20 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bench.errors import OptionError
-from bench.gate.baseline import ANYWHERE, Baseline, Section, elsewhere, gone, slug, unusable
+from bench.gate.baseline import ANYWHERE, Baseline, Section, gone, slug, unusable
 from bench.gate.comparison import (
     AGAINST,
-    ELSEWHERE,
-    EXACT,
-    FEWEST,
+    LEVEL,
     MORE,
     Finding,
     checks_of,
-    compare_items,
-    compare_timed,
-    compare_values,
     one_sided,
 )
-from bench.gate.entry import Entry, conditions
-from bench.gate.input_changes import COUNTS, inputs_changed
+from bench.gate.entry import Entry
+from bench.gate.finding import Judged, find
+from bench.gate.input_changes import COUNTS
 from bench.gate.recording import MIGRATE, Proposal, record, update
 from bench.metrics import Metric, all_metrics
-from bench.results import item_pairs
-from bench.results.bases import OLD
 from bench.results.row import Row
 
 __all__ = [
@@ -64,7 +58,6 @@ __all__ = [
 ]  # fmt: skip
 
 RECORD = "pytest bench --update-baselines"
-LEVEL = 0.01  # an unchanged run raises an alarm, or looks better, at most so often
 SECONDS = 120.0  # that timing with more rounds, and recording, may take for one measurement; the usual rounds any time
 
 _ALWAYS = frozenset({"regressed", "missing", "invalid"})
@@ -168,8 +161,11 @@ def judge(
         finding = Finding("invalid", f"{row.recipe}: {row.key} is invalid: {why}")
     elif mode == "off":
         finding = Finding("not_comparable", f"{row.recipe}: {row.key} not compared: --gate off", cause="gate off")
+    elif baseline is None:
+        words = f"{row.recipe}: {row.key}: no baseline to compare with; record one of {row.recipe} with `{command}`"
+        finding = Finding("no_baseline", words, cause="without a baseline", records=True)
     else:
-        finding = _find(row, metric, baseline, fingerprint, context, command, shares)
+        finding = find(Judged(row, metric, baseline, fingerprint, context, command), shares.timed, shares.items)
     return _verdict(row.recipe, row.key, finding, mode)
 
 
@@ -247,18 +243,6 @@ def missing(
     ]
 
 
-def _another_base(then: str | None, now: str | None, command: str) -> str | None:
-    """Why a baseline is of another base than the one that is measured, in words; None where it is not."""
-    if None in (then, now) or then == now:
-        return None
-    if then.startswith(OLD):
-        return MIGRATE
-    return (
-        f"base_hash was {then!r} when the baseline was recorded and is {now!r}: another base of that name, or this one "
-        f"changed; restore it, or record this one with `{command}`"
-    )
-
-
 def _verdict(recipe: str, key: str, finding: Finding, mode: str) -> Verdict:
     if mode not in MODES:
         raise OptionError(f"gate mode must be one of {', '.join(MODES)}, not {mode!r}")
@@ -287,91 +271,3 @@ def _would_be(row: Row, entry: Entry) -> bool:
     late = {*COUNTS, "batch"} - set(row.params)
     known = {name: value for name, value in entry.params.items() if name not in late}
     return row.metric == entry.metric and dict(row.params) == known
-
-
-def _find(
-    row: Row,
-    metric: Metric,
-    baseline: Baseline | None,
-    fingerprint: str,
-    context: Mapping[str, Any],
-    command: str,
-    shares: Levels,
-) -> Finding:
-    name = f"{row.recipe}: {row.key}"
-    if baseline is None:
-        return Finding(
-            "no_baseline", f"{name}: no baseline to compare with; record one of {row.recipe} with `{command}`",
-            cause="without a baseline", records=True,
-        )  # fmt: skip
-    if why := _another_base(baseline.base_hash, context.get("base_hash"), command):
-        return Finding("not_comparable", f"{name} cannot be compared: {why}", always_fails=True)
-    if metric.per_device and (cause := elsewhere(baseline, fingerprint)):
-        return Finding(
-            "not_comparable",
-            f"{name} not compared: measured on {fingerprint}, recorded on {', '.join(baseline.devices)}; record this "
-            f"device with `{command}`",
-            cause=cause, records=True,
-        )  # fmt: skip
-    section = baseline.sections.get(fingerprint if metric.per_device else ANYWHERE)
-    entry = section.rows.get(row.key) if section else None
-    if why := inputs_changed(row, entry, section.rows.values() if section else ()):
-        return Finding(
-            "not_comparable",
-            f"{name} cannot be compared: {why}; restore it, or record it again with `{command}`",
-            always_fails=True,
-        )
-    if entry is None:
-        return Finding(
-            "new", f"{name} is new: the baseline does not have this row; record it with `{command}`",
-            cause="not in the baseline", records=True,
-        )  # fmt: skip
-    now = conditions(context, row.of) | {"seed": row.seed}
-    for condition in ("data_hash", "seed"):
-        if now[condition] is not None and now[condition] != entry.context[condition]:
-            return Finding(
-                "not_comparable",
-                f"{name} cannot be compared: {condition} was {entry.context[condition]!r} when the baseline was "
-                f"recorded and is {now[condition]!r}; restore it, or record the change with `{command}`",
-                always_fails=True,
-            )
-    for fact in ("kind", "unit", "better"):
-        if getattr(entry, fact) != getattr(metric, fact):
-            return Finding(
-                "not_comparable",
-                f"{name} cannot be compared: {fact} is {getattr(entry, fact)!r} in the baseline and "
-                f"{getattr(metric, fact)!r} of the metric; if that is intended, record it with `{command}`",
-                always_fails=True,
-            )
-    if row.status != entry.status:
-        return Finding(
-            "not_comparable",
-            f"{name} not compared: the baseline is {entry.status!r}, this run {row.status!r}: "
-            f"{row.reason or 'no reason given'}",
-            cause=f"{row.status} here, {entry.status} in the baseline",
-        )
-    if metric.per_device:
-        return compare_timed(row, entry, metric, shares.timed)
-    here = (fingerprint, context.get("torch")) == (entry.context["fingerprint"], entry.context["torch"])
-    if entry.items is not None:
-        if (
-            why := "this run has no results per item"
-            if row.items is None
-            else item_pairs.mismatch(row.items, entry.items)
-        ):
-            return Finding(
-                "not_comparable",
-                f"{name} cannot be compared with its baseline item by item: {why}; restore them, or record the "
-                f"change with `{command}`",
-                always_fails=True,
-            )
-        exact = metric.kind == "counted" or (metric.kind == "deterministic" and here)
-        if not exact and (row.items.kind == "binary" or len(row.items) >= FEWEST):
-            return compare_items(row, entry, metric, shares.items)
-    if metric.kind == "sampled":
-        allowed = metric.rel
-    elif metric.kind == "counted":
-        allowed = 0.0
-    else:
-        allowed = EXACT if here else ELSEWHERE
-    return compare_values(row, entry, metric, allowed, LEVEL)

@@ -227,7 +227,10 @@ def measure_energy(
                 joules=last - first, seconds=seconds, tokens=tokens, source=reader.source, estimated=False, note=note
             )
         notes.append(f"{reader.source} did not advance in {seconds:.1f} s")
-    power = machine.tdp(device, tdp)
+    return _estimated(machine.tdp(device, tdp), seconds, tokens, notes)
+
+
+def _estimated(power: machine.Power, seconds: float, tokens: int, notes: Sequence[str]) -> EnergyReading:
     note = "; ".join([f"(TDP - idle) x time, idle {IDLE_SHARE:g} TDP, TDP {power.note} ({power.source})", *notes])
     joules = (1 - IDLE_SHARE) * power.watts * seconds
     return EnergyReading(joules=joules, seconds=seconds, tokens=tokens, source="tdp", estimated=True, note=note)
