@@ -1,9 +1,10 @@
-"""Settings of the property tests, the same examples on every run in CI; and fixtures that several files share."""
+"""Lanes and processes of the tests, settings of properties, and fixtures that several files share."""
 
 import gc
-import importlib
 import os
+import sys
 
+import lanes
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -18,11 +19,53 @@ settings.register_profile("thorough", settings.get_profile("compression"), max_e
 settings.load_profile("compression")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def out_of_sight_of_the_collector():
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads what it is told
+def pytest_cmdline_main(config):
+    if workers := lanes.workers(config):
+        config.option.numprocesses, config.option.dist = workers, "loadscope"
+    elif getattr(config.option, "numprocesses", None) and lanes.of_tests(config):
+        config.option.dist = "loadscope" if config.option.dist == "no" else config.option.dist
+    if getattr(config.option, "numprocesses", None):
+        os.environ["OMP_NUM_THREADS"] = "1"  # of each worker: threads that wait for each other are slower than none
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return lanes.scheduling(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", f"{lanes.LANE}: the slow lane, of tests that start, kill or drive processes")
+    if hasattr(config, "workerinput"):  # what children and runs in this process inherit says of no worker any more
+        for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+            del os.environ[name]
+
+
+def pytest_ignore_collect(collection_path, config):
+    return (collection_path == lanes.PROCESS and lanes.passed_over(config)) or None
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks are looked for
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.path.is_relative_to(lanes.PROCESS):
+            item.add_marker(lanes.LANE)
+    items[:], slow = lanes.split(config, items)
+    config.hook.pytest_deselected(items=slow)
+
+
+@pytest.fixture(scope="session")
+def seen_by_the_collector():
+    return set()
+
+
+@pytest.fixture(autouse=True)
+def out_of_sight_of_the_collector(seen_by_the_collector):
     """What is imported by now: compressing collects garbage first, and would look through all of it every time."""
-    gc.collect()
-    gc.freeze()
+    if len(sys.modules) > len(seen_by_the_collector) + 50:
+        seen_by_the_collector.update(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,19 +79,22 @@ def cache_of_their_own(tmp_path_factory):
 @pytest.fixture(scope="session")
 def imported():
     """pytester forgets what a run in this process is the first to import: two copies of a class do not know each other,
-    and few libraries can be imported twice. So all that runs import is imported before the first."""
-    for name in (
-        "bm25s", "lm_eval.api.task", "lm_eval.evaluator", "lm_eval.tasks._yaml_loader",
-        "pandas.core.arrays.arrow.extension_types", "pandas.io.formats.style", "rouge_score.rouge_scorer", "sacrebleu",
-        "torch.distributed.fsdp", "transformers.models.llama.modeling_llama",
-        "transformers.models.mistral.modeling_mistral", "bench.measure.judge.local", "bench.measure.judge.readings",
-        "bench.measure.scoring.lm_eval", "bench.measure.scoring.prepare", "bench.report.write", "bench.session.plan",
-        "bench.session.session", "bench.session.summary",
-        "compression.engine.run", "compression.training.trainer",
-    ):  # fmt: skip
-        importlib.import_module(name)
-    importlib.import_module("bench.metrics").all_metrics()
-    importlib.import_module("compression").list_methods()
+    and few libraries can be imported twice. So all but tests and what stands in a folder of pytester's stays."""
+    from _pytest import pytester
+
+    class Snapshot(pytester.SysModulesSnapshot):
+        def restore(self):
+            kept = {name: module for name, module in sys.modules.items() if not self.forgets(name, module)}
+            super().restore()
+            sys.modules.update(kept)
+
+        def forgets(self, name, module):
+            last = name.rpartition(".")[2]
+            return last == "conftest" or last.startswith("test_")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pytester, "SysModulesSnapshot", Snapshot)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,22 +6,17 @@ would be markup.
 
 import base64
 import gzip
-import importlib.util
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 from healthy_results import healthy_row
-from test_orderings import LOSSES, rows_of
+from order_rows import LOSSES, rows_of
+from scripts import benchmark
 
 from bench.results.records import Contents
 
-_SPEC = importlib.util.spec_from_file_location(
-    "report_page", Path(__file__).parents[1] / "benchmarks" / "report_page.py"
-)
-made = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(made)
+made = benchmark("report_page")
 
 OTHER, REASON = "my<b>base</b>&co", "</script><script>document.title = 'broken out'</script>"
 RUNS = 5

@@ -1,20 +1,14 @@
 """Hypothesis strategies: weights as checkpoints hold them and as they should not, codes, grids, recipes."""
 
+import dataclasses
+import types
+import typing
+
 import torch
 from hypothesis import strategies as st
 
-from compression import Recipe
-from compression.methods.pruning.structured.depth_and_heads import Structured
-from compression.methods.pruning.structured.mlp_neurons import P
-from compression.methods.pruning.unstructured.magnitude import Magnitude
-from compression.methods.pruning.unstructured.sparsegpt import SparseGPT
-from compression.methods.pruning.unstructured.wanda import Wanda
-from compression.methods.quantization.weight_activation.llm_int8 import LLMInt8
-from compression.methods.quantization.weight_only.awq import AWQ
-from compression.methods.quantization.weight_only.gptq import GPTQ
-from compression.methods.quantization.weight_only.hqq import HQQ
-from compression.methods.quantization.weight_only.nf4 import GROUP_SIZES, NF4
-from compression.methods.quantization.weight_only.rtn import RTN
+from compression import Recipe, list_methods
+from compression.errors import RecipeError
 from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid
 from compression.recipes.recipe import Step
 
@@ -101,63 +95,45 @@ grids = st.one_of(affine_grids, nf4_grids, st.just(Int8RowGrid()))
 
 # --- Recipes ----------------------------------------------------------------------------------------------------------
 
-RTNS = st.builds(
-    RTN,
-    bits=st.sampled_from(BITS),
-    group_size=st.one_of(st.just(-1), st.integers(8, 4096)),
-    symmetric=st.booleans(),
-    backend=st.sampled_from(("auto", "native", "torch")),
-)
-NF4S = st.builds(
-    NF4,
-    double_quant=st.booleans(),
-    group_size=st.sampled_from(GROUP_SIZES),
-    compute_dtype=st.sampled_from(("stored", "float16", "bfloat16", "float32")),
-    backend=st.sampled_from(("auto", "native", "bitsandbytes")),
-)
-INT8S = st.builds(LLMInt8, threshold=st.floats(min_value=0, exclude_min=True, allow_infinity=False))
-GPTQS = st.builds(
-    GPTQ,
-    bits=st.sampled_from(BITS),
-    act_order=st.booleans(),
-    static_groups=st.booleans(),
-    damp=st.floats(0, 1),
-)
-AWQS = st.builds(
-    AWQ,
-    bits=st.sampled_from(BITS),
-    n_grid=st.integers(1, 1000),
-    duo_scaling=st.booleans(),
-    clip=st.booleans(),
-    rounding=st.sampled_from(("nearest", "gptq")),
-)
-HQQS = st.builds(HQQ, bits=st.sampled_from(BITS), norm=st.floats(0, 1, exclude_min=True), iterations=st.integers(0, 9))
-SPARSITIES = st.none() | st.floats(0, 1, exclude_max=True)
-STORES = st.sampled_from(("dense", "bitmask"))
-MAGNITUDES = st.one_of(
-    st.builds(Magnitude, sparsity=SPARSITIES, scope=st.sampled_from(("row", "layer", "global")), store=STORES),
-    st.builds(Magnitude, pattern=st.sampled_from(("2:4", "1:4")), store=st.sampled_from(("dense", "bitmask", "nm"))),
-)
-SPARSEGPTS = st.builds(SparseGPT, sparsity=SPARSITIES, store=STORES, damp=st.floats(0, 1))
-WANDAS = st.builds(Wanda, sparsity=SPARSITIES, store=STORES, samples=st.integers(1, 9))
-KEEPS = st.none() | st.integers(1, 99) | st.floats(0, 1, exclude_min=True)
-STRUCTUREDS = st.builds(
-    Structured,
-    keep_layers=KEEPS,
-    keep_kv_heads=KEEPS,
-    choose=st.sampled_from(("position", "similarity", "perplexity")),
-    heads=st.sampled_from(("position", "importance")),
-)
-PS = st.builds(P, ratio=st.floats(0, 1, exclude_max=True), round_to=st.integers(1, 999))
+VALUES = {  # of parameters by the type that they are declared with
+    bool: st.booleans(),
+    int: st.integers(1, 9) | st.integers(-1, 4096),
+    float: st.floats(0, 1) | st.floats(allow_nan=False, allow_infinity=False),
+    str: st.sampled_from(("2:4", "1:4", "fp16", "nf4")),
+    type(None): st.none(),
+}
+
+
+def values(hint):
+    """Values of a declared type, also such as the method refuses."""
+    if typing.get_origin(hint) is typing.Literal:
+        return st.sampled_from(typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return st.one_of(*map(values, typing.get_args(hint)))
+    return VALUES[hint]
+
+
+@st.composite
+def instances(draw, cls):
+    """A registered method with some of its parameters set; what it refuses beside those before is left out."""
+    hints, given = typing.get_type_hints(cls), {}
+    for field in draw(st.lists(st.sampled_from(dataclasses.fields(cls)), max_size=4, unique_by=lambda each: each.name)):
+        more = given | {field.name: draw(values(hints[field.name]))}
+        try:
+            cls(**more)
+        except RecipeError:
+            continue
+        given = more
+    return cls(**given)
+
+
 patterns = st.one_of(st.sampled_from(("*.down_proj", "model.layers.0.*", "*")), st.text(max_size=8))
 
 
 @st.composite
 def steps(draw):
     """A method, and layers on which it has other parameters or does nothing."""
-    same = draw(
-        st.sampled_from((RTNS, NF4S, INT8S, GPTQS, AWQS, HQQS, MAGNITUDES, SPARSEGPTS, WANDAS, STRUCTUREDS, PS))
-    )
+    same = instances(draw(st.sampled_from(tuple(list_methods().values()))))
     method = draw(same)
     block = method.info.kind == "block"  # others have no settings per layer
     layers = draw(st.dictionaries(patterns, st.none() | same, max_size=2)) if block else {}
@@ -167,7 +143,7 @@ def steps(draw):
 recipes = st.builds(lambda steps: Recipe(tuple(steps)), st.lists(steps(), max_size=4))
 
 _PIECES = (
-    *("fp16", "nf4", "q", "rtn", "llm_int8", "p", "kd", "bits", "group_size", "threshold", "layers", "backend"),
+    *("fp16", "q", *list_methods(), "bits", "group_size", "threshold", "layers", "backend"),
     *("(", ")", "=", ",", "-", ":", '"', "{", "}", "[", " ", "\n", "\0", "\ud800", ".json"),
     *("none", "true", "torch", "3", "-1", "6.0", "1e999", "1" * 400, "\N{ARABIC-INDIC DIGIT THREE}", "NaN"),
     *("(bits=3)", ":bits=2", '{"*":none}', '{"*.down_proj":{"bits":8}}', '{"*":null}'),

@@ -1,13 +1,13 @@
 """The life of a baseline: created, compared in words, recorded after review, merged, pruned, migrated, refused."""
 
 import json
-import subprocess
 from dataclasses import replace
 
 import pytest
 from checkpoints import says
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import completed
 
 from bench.commands.baselines import main, pruned
 from bench.errors import BaselineError
@@ -66,7 +66,7 @@ def asked(folder, command, *arguments):
 
 def git(folder, *arguments):
     names = ["-c", "user.name=a", "-c", "user.email=a@b.example"]
-    done = subprocess.run(["git", *names, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    done = completed(["git", *names, *arguments], cwd=folder, check=True)
     return done.stdout.strip()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from healthy_results import healthy_row, item_row, recorded
-from killing import running
+from processes import environment, running
 
 from bench.errors import BaselineError
 from bench.gate.verdicts import Baseline
@@ -89,21 +89,24 @@ def test_a_save_that_stops_at_any_operation_leaves_the_old_baseline_or_the_new(
 
 WRITER = """
 import sys
-from test_baseline_replaced import NEW, OLD
+from bench.gate import Baseline
+both = [Baseline.find(folder, "reference", "nf4") for folder in sys.argv[2:]]
 print("ready", flush=True)
 while True:
-    for each in (NEW, OLD):
+    for each in both:
         each.save(sys.argv[1])
 """
 
 
+@pytest.mark.process
 def test_a_writer_that_is_killed_leaves_the_old_baseline_or_the_new(tmp_path):
     OLD.save(tmp_path)
-    numbers = random.Random(0)
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    numbers, sources = random.Random(0), [tmp_path / "new", tmp_path / "old"]
+    for folder, each in zip(sources, (NEW, OLD), strict=True):
+        each.save(folder)
     for _ in range(5):
-        environment = os.environ | {"PYTHONPATH": path}
-        with running([sys.executable, "-c", WRITER, tmp_path], env=environment, stdout=subprocess.PIPE) as child:
+        command = [sys.executable, "-c", WRITER, tmp_path, *sources]
+        with running(command, env=environment(), stdout=subprocess.PIPE) as child:
             assert b"ready\n" == child.stdout.readline()
             time.sleep(numbers.uniform(0.0, 0.1))
             child.send_signal(signal.SIGKILL)

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -17,6 +16,7 @@ from checkpoints import says
 from healthy_results import CONTEXT, FINGERPRINT
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import completed
 
 from bench import test_efficiency as efficiency
 from bench.errors import BenchError, NotAvailable, OptionError
@@ -45,9 +45,7 @@ AGAINST = {"against": lambda workbench, recipe: efficiency.test_against(workbenc
 
 def git(folder, *arguments):
     identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, env=os.environ | identity, check=True, capture_output=True, text=True
-    )
+    done = completed(["git", *arguments], cwd=folder, env=os.environ | identity, check=True)
     return done.stdout.strip()
 
 

@@ -117,6 +117,7 @@ def test_a_journal_is_read_without_the_line_that_a_kill_cut_off_and_refused_for_
         kept(journal, FACTS)
 
 
+@pytest.mark.process
 def test_the_command_measures_what_is_missing_and_no_more(tmp_path, capsys):
     journal = tmp_path / "calibration.jsonl"
     command = ["--reruns", "3", "--seconds", "0.1", "--runs", "5", "--prompt-tokens", "4", "--max-new-tokens", "3"]
@@ -133,6 +134,7 @@ def test_the_command_measures_what_is_missing_and_no_more(tmp_path, capsys):
     assert "false alarms in" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_processes_share_the_reruns(tmp_path):
     journal = tmp_path / "calibration.jsonl"
     few = ["--seconds", "0.1", "--runs", "5", "--prompt-tokens", "4", "--max-new-tokens", "3"]

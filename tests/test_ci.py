@@ -5,12 +5,12 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from processes import completed
 
 import bench
 from bench.__main__ import COMMANDS
@@ -38,7 +38,7 @@ def steps():
 
 def schema_check(*paths):
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
-    return subprocess.run([*command, *map(str, paths)], capture_output=True, text=True, check=False)
+    return completed([*command, *map(str, paths)])
 
 
 def test_the_workflows_are_of_githubs_schema_and_a_broken_one_is_not(tmp_path):
@@ -57,7 +57,7 @@ def test_actionlint_finds_nothing():
         pytest.skip(
             'actionlint is not installed: pip install -c constraints.txt -e ".[ci]" (it is fetched from GitHub)'
         )
-    found = subprocess.run([actionlint], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = completed([actionlint], cwd=ROOT)
     assert (0, "") == (found.returncode, found.stdout)
 
 
@@ -131,9 +131,7 @@ def ci(tmp_path):
     def call(*parts, **variables):
         own = {"PYTHON": str(python), "TOOL": str(tool), "NOTES": str(notes), "CI_VENV_DIR": str(tmp_path / "venv")}
         notes.write_text("")
-        end = subprocess.run(
-            [tmp_path / ".ci" / "run", *parts], env=os.environ | own | variables, capture_output=True, text=True
-        )
+        end = completed([tmp_path / ".ci" / "run", *parts], env=os.environ | own | variables)
         lines = [shlex.split(line) for line in notes.read_text().splitlines()]
         return end, [line for line in lines if line[0] != "pip"]
 
@@ -144,17 +142,19 @@ def test_ci_run_lints_tests_and_measures_in_this_order(ci):
     end, notes = ci()
 
     assert (0, "") == (end.returncode, end.stderr)
-    assert ["ruff", "ruff", "mkdocs", "pytest", "pytest"] == [line[0] for line in notes]
+    assert ["ruff", "ruff", "mkdocs", "pytest", "pytest", "pytest"] == [line[0] for line in notes]
     assert ["mkdocs", "build", "--strict"] == notes[2][:3]
-    assert (["pytest"], ["pytest", "bench"]) == (notes[3], notes[4][:2])
+    dearest = ["--durations", "20"]
+    assert [["pytest", *dearest], ["pytest", "-m", "process", *dearest]] == notes[3:5]
+    assert ["pytest", "bench"] == notes[5][:2]
 
 
 @pytest.mark.parametrize(
     ("parts", "tools"),
     [
         (("lint",), ["ruff", "ruff", "mkdocs"]),
-        (("tests",), ["pytest"]),
-        (("tests", "lint"), ["pytest", "ruff", "ruff", "mkdocs"]),
+        (("tests",), ["pytest", "pytest"]),
+        (("tests", "lint"), ["pytest", "pytest", "ruff", "ruff", "mkdocs"]),
         (("quick",), ["ruff", "ruff", "mkdocs", "python", "pytest"]),
     ],
 )
@@ -194,7 +194,7 @@ def test_every_command_of_ci_run_is_understood(ci, tmp_path):
 def collected(*arguments):
     """What pytest would run, as it says in the repository; fails where it does not understand the arguments."""
     command = [sys.executable, "-m", "pytest", *arguments, "--collect-only", "-v", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = completed(command, cwd=ROOT)
     assert 0 == done.returncode, done.stdout + done.stderr
     return done.stdout
 

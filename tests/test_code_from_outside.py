@@ -4,13 +4,13 @@ import ast
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import rewrite, says, transformers_model
+from processes import completed
 
 import bench
 import compression
@@ -54,10 +54,12 @@ def answered_yes(folder, *openings):
     for opening in openings:
         code += f"try:\n    {opening.format(folder=str(folder))}\n"
         code += "except Exception as error:\n    print(type(error).__name__, str(error).replace(chr(10), ' '))\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code], input="y\n" * 1000, capture_output=True, text=True, check=True,
+    done = completed(
+        [sys.executable, "-c", code],
+        input="y\n" * 1000,
+        check=True,
         env={**os.environ, "HF_MODULES_CACHE": str(folder.parent / "modules")},
-    )  # fmt: skip
+    )
     assert "Do you wish to run" not in done.stdout + done.stderr
     return done.stdout.splitlines()
 
@@ -76,7 +78,7 @@ def test_the_code_would_have_run(evil, tmp_path):
     """Negative control: transformers itself asks, and runs it."""
     code = f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(evil)!r})"
     env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    subprocess.run([sys.executable, "-c", code], input="y\n" * 9, env=env, text=True, capture_output=True, check=False)
+    completed([sys.executable, "-c", code], input="y\n" * 9, env=env)
 
     assert (tmp_path / "mark").exists()
 

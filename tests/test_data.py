@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import completed
 
 from bench.data.sources import Folder, open_data, plain
 from bench.errors import DataError, OptionError
@@ -231,7 +231,7 @@ def test_a_folder_with_another_base_needs_no_reference_and_no_heavy_library(tmp_
         "print(sorted(set(sys.modules) & {'bench.reference', 'torch', 'transformers', 'datasets', 'pandas', 'numpy'}))"
     )
 
-    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    ran = completed([sys.executable, "-c", code, str(tmp_path)], check=True)
 
     assert ran.stdout == "[]\n"
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bytewise_llama import TEXTS, VOCABULARY, data, data_of, model, tokenizer  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
-from test_perplexity import TEXTS, VOCABULARY, data, data_of, model, tokenizer  # noqa: F401
 
 import bench.measure.perplexity as module
 from bench.errors import DataError, MetricError

@@ -4,19 +4,17 @@ import doctest
 import importlib
 import pkgutil
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import benchmark
 
 import bench
 import compression
 from bench.metrics import all_metrics
 
 ROOT = Path(bench.__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import layers  # noqa: E402 - from the folder named above
-import splice  # noqa: E402
+layers, splice = benchmark("layers"), benchmark("splice")
 
 SKIPPED = ("__main__", "bench.test_", "memory_process", "against.side", "sandbox.warden")
 MODULES = [

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import subprocess
 from contextlib import suppress
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import completed
 from report_rows import LATENCY, LOAD, PERPLEXITY, SIZE, contents_of, row
 
 from bench.__main__ import main as command
@@ -171,7 +171,7 @@ def test_a_word_of_a_command_is_the_word_that_a_shell_reads(word):
     assert "`" not in shown
     assert ["printf", "%s", word] == escaping.words_of(shown)
     if set(word) & set("`\n\x1b'\\") or len(word) > 8:  # a process for some of them
-        assert word.encode() == subprocess.run(["bash", "-c", shown], capture_output=True, check=True).stdout
+        assert word.encode() == completed(["bash", "-c", shown], check=True, text=False).stdout
 
 
 def test_the_progress_bar_takes_no_markup_of_a_name():

@@ -2,22 +2,28 @@
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 from checkpoints import says
+from processes import REPOSITORY, completed
 
 import compression
 from compression import BackendError
 from compression.errors import install_command
 
-ROOT = Path(__file__).parents[1]
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-SOURCES = [path for folder in ("compression", "bench", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-TEXTS = [*SOURCES, *ROOT.glob("*.md"), ROOT / "pyproject.toml", ROOT / "tox.ini", *ROOT.glob(".github/*/*.yml")]
+EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+SOURCES = [
+    path for folder in ("compression", "bench", "tests", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py")
+]
+TEXTS = [
+    *SOURCES,
+    *REPOSITORY.glob("*.md"),
+    REPOSITORY / "pyproject.toml",
+    REPOSITORY / "tox.ini",
+    *REPOSITORY.glob(".github/*/*.yml"),
+]
 
 
 def test_nobody_is_sent_to_an_index_for_this_project():
@@ -44,7 +50,7 @@ def test_an_extra_names_nothing_that_excludes_a_release_of_the_tested_set():
     """As gptqmodel 7.6.0 did, which pins NumPy: it is installed by a command of its own, without what it asks for."""
     from packaging.requirements import Requirement
 
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].lower(): line.partition("==")[2] for line in lines if "==" in line}
     wanted = [Requirement(text) for extra in EXTRAS.values() for text in extra]
 
@@ -68,6 +74,6 @@ def test_a_missing_library_is_refused_with_that_command(tiny_shapes, monkeypatch
 
 def test_the_command_is_what_a_shell_takes():
     for extra in EXTRAS:
-        done = subprocess.run(["bash", "-n", "-c", install_command(extra)], capture_output=True, text=True)
+        done = completed(["bash", "-n", "-c", install_command(extra)])
         assert (0, "") == (done.returncode, done.stderr)
         assert f"pip install -c constraints.txt -e '.[{extra}]'" in install_command(extra)

@@ -177,13 +177,16 @@ def test_more_recorded_rows_lower_the_level_of_each_and_results_per_item_have_th
     assert verdicts.levels([recorded(rows)], FINGERPRINT, ELSEWHERE).items == verdicts.LEVEL / 4
 
 
-def test_judging_a_row_takes_a_few_milliseconds():
+def test_judging_a_row_takes_less_than_adding_a_million_numbers():
     row, before = timed_row(), recorded([timed_row(seed=1)])
     judged(row, before)
-    costs = []
+    costs, measures = [], []
     for _ in range(20):
         start = time.process_time()
         judged(row, before)
         costs.append(time.process_time() - start)
+        start = time.process_time()
+        sum(range(1_000_000))
+        measures.append(time.process_time() - start)
 
-    assert min(costs) < 0.02
+    assert min(costs) < min(measures)

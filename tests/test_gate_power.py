@@ -1,20 +1,18 @@
 """The simulation of the gate says what the gate says, and its rates hold on a small number of runs."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from healthy_results import CONTEXT, FINGERPRINT, recorded, timed_row
+from scripts import benchmark
 
 from bench.gate import comparison, verdicts
 from bench.gate.comparison import LOOKS
 from bench.metrics import METRICS, all_metrics
 from bench.statistics.timing_change import ESTIMATES
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import gate_power
+gate_power = benchmark("gate_power")
 
 BESIDE = [condition for condition in gate_power.CONDITIONS if condition.startswith("beside")]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from checkpoints import transformers_model
 from commands import FILES, PERPLEXITY, QUICK
+from contract_rows import CASES, needs
 from emulated_gpus import GRAPH_BROKEN, attend, emulated_host
-from method_rows import ROWS
 from tiny_models import TASK
 
 import compression
@@ -26,8 +26,8 @@ pytest_plugins = ["pytester"]
 GPU = "cuda:1"
 BASE = "random:tiny-qwen2"
 LOAD = Load(prompt_tokens=6, new_tokens=5, prompts=2)
-EMULATED = [row for row in ROWS if "bitsandbytes" not in row.recipe]  # whose kernels are not
-OF_METHODS = {row.recipe.partition("(")[0]: row for row in EMULATED}  # one for each
+EMULATED = [case for case in CASES if "bitsandbytes" not in needs(case.recipe)]  # whose kernels are not
+OF_METHODS = {case.method: case for case in EMULATED}  # one for each
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import struct
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from checkpoints import says
 from healthy_results import HEALTHY_METRICS, healthy_row, items, recorded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import completed
 
 from bench.errors import BaselineError, MetricError
 from bench.gate.verdicts import Baseline, update
@@ -217,4 +217,4 @@ def test_importing_items_imports_neither_numpy_nor_torch():
     modules = "bench.results.items, bench.results.journal, bench.results.row"
     code = f"import sys, {modules}; print(sorted(set(sys.modules) & {{'torch', 'numpy'}}))"
 
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert completed([sys.executable, "-c", code], check=True).stdout == "[]\n"

@@ -8,7 +8,7 @@ import sys
 import pytest
 from commands import FILES, pytest_bench
 from judges import KEY, MISHAPS, Server, by_answer
-from killing import running, wait_until
+from processes import running, wait_until
 
 from bench.metrics import all_metrics
 from compression import locate
@@ -63,6 +63,7 @@ def test_the_command_survives_a_misbehaving_server_asks_nothing_twice_and_leaves
     assert {f"Bearer {KEY}"} == server.keys  # it was there to be leaked
 
 
+@pytest.mark.process
 def test_a_killed_run_is_resumed_without_asking_the_judge_twice(run, pytester):
     with Server(mishaps=lambda number: "hang" if number == 9 else None) as server:
         arguments = [*map(str, asking(server)), "--judge-concurrency", "1", "--model", "fp16"]

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from judges import Server, completion
 from misbehaving import ANSWERS, misbehaving
+from processes import completed
 
 from bench.errors import JudgeError
 from bench.machine.environment import child_environment
@@ -42,7 +42,7 @@ from bench.measure.judge.remote import RemoteJudge
 exchange.LARGEST = 2**20
 
 def judge(url, folder):
-    endpoint = Endpoint(url, key=Key.from_environment(), patience=Patience(timeout=20, attempts=1))
+    endpoint = Endpoint(url, key=Key.from_environment(), patience=Patience(timeout=3600, attempts=1))
     return RemoteJudge(endpoint, "m", Cache(folder / "judge.jsonl"))
 
 @pytest.mark.parametrize("name", os.environ["NAMES"].split())
@@ -96,7 +96,7 @@ def failures(folder, server, *options, control=""):
         "URLS": " ".join(URLS), "CONTROL": control,
     }  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-l", "-vv", "-p", "no:cacheprovider", "--tb=long", *options]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = completed(command, cwd=folder, env=environment)
     return done.stdout + done.stderr
 
 
@@ -142,7 +142,7 @@ def test_the_key_its_pieces_and_their_base64_are_taken_out_and_nothing_else(befo
 def test_a_child_process_does_not_inherit_the_key(monkeypatch):
     monkeypatch.setenv("BENCH_JUDGE_KEY", SECRET)
     code = "import os; print('BENCH_JUDGE_KEY' in os.environ, os.environ['MORE'])"
-    said = subprocess.run([sys.executable, "-c", code], env=child_environment(MORE="1"), capture_output=True, text=True)
+    said = completed([sys.executable, "-c", code], env=child_environment(MORE="1"))
 
     assert "False 1" == said.stdout.strip()
 
@@ -176,7 +176,7 @@ NO_VERDICT = {
 
 @pytest.mark.parametrize("reply", NO_VERDICT.values(), ids=NO_VERDICT)
 def test_what_is_no_verdict_is_counted_and_ends_neither_this_run_nor_the_next(tmp_path, reply):
-    patience = Patience(timeout=20, attempts=2, first=0.001)
+    patience = Patience(timeout=3600, attempts=2, first=0.001)
     with Server(lambda body: None) as server:
         server.text = reply
         judge = RemoteJudge(Endpoint(Url(server.url), patience=patience), "m", Cache(tmp_path / "judge.jsonl"))

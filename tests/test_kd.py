@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 from checkpoints import says, transformers_model
-from killing import killed_at
+from processes import killed_at
 
 import compression
 from compression import CheckpointError, Recipe, RecipeError
@@ -236,10 +236,11 @@ def test_a_cache_that_cannot_be_written_is_said(run, tmp_path):
         run(KD)
 
 
-CHILD = """
+CHILD = f"""
 import sys
+import torch
 import compression
-from test_kd import IDS
+IDS = torch.tensor({IDS.tolist()})
 def progress(done, total, what):
     if what.startswith("loss"):
         print(done, flush=True)
@@ -250,6 +251,7 @@ compression.compress(student, recipe, calibration=IDS, teacher=teacher, cache=ca
 """
 
 
+@pytest.mark.process
 def test_a_killed_order_goes_on_and_ends_as_if_nothing_had_been(run, bases, tmp_path):
     recipe = f"{Q}-{KD}-{P}"
     killed_at(4, CHILD, recipe, *bases, tmp_path / "cache")

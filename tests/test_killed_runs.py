@@ -3,13 +3,12 @@
 import json
 import os
 import resource
-import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from checkpoints import says
+from processes import HELPERS, completed
 from small_runs import MEASUREMENTS, make_base, one_run, options
 
 from bench.errors import JournalError
@@ -21,11 +20,11 @@ RECIPE = "rtn(group_size=32)"
 
 
 def test_of_a_run_that_is_killed_again_and_again_nothing_is_lost_or_counted_twice_and_it_completes():
-    """`python tests/kills.py 100` kills a hundred; every look at the journal after a kill is an assertion there."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("kills.py")), "24", str(os.environ.get("KILLS_SEED", 0))],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    """`python tests/kills.py 100` kills a hundred; each look at the journal is an assertion there."""
+    done = completed(
+        [sys.executable, HELPERS / "kills.py", "24", str(os.environ.get("KILLS_SEED", 0))],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert 0 == done.returncode, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
 

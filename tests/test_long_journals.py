@@ -3,15 +3,11 @@
 import cProfile
 import json
 import pstats
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from healthy_results import healthy_row
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import long_journal
+from scripts import benchmark
 
 from bench.commands import history
 from bench.errors import JournalError
@@ -21,6 +17,8 @@ from bench.report.tables import newest
 from bench.report.write import measured
 from bench.results.bases import told_apart
 from bench.results.journal import Journal, read, resume
+
+long_journal = benchmark("long_journal")
 
 # --- Growth ----------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 import json
 import re
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import completed
 
 from bench.errors import BenchError, OptionError
 from bench.machine import device as machine
@@ -350,6 +350,6 @@ def test_importing_the_measurements_of_efficiency_imports_no_torch():
     heavy = "{'torch', 'transformers', 'pynvml', 'psutil', 'numpy'}"
     code = f"import sys, {modules}; print(*sorted({heavy} & set(sys.modules)))"
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = completed([sys.executable, "-c", code], check=True)
 
     assert done.stdout.split() == []

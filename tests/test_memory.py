@@ -89,12 +89,20 @@ def test_where_the_high_water_mark_is_not_told_readings_are_taken_in_turn():
 from bench.measure import memory_process
 def untold(): raise LookupError
 memory_process._high_water = untold
+known, reads = memory_process.anonymous_memory, []
+def counted():
+    read, source = known()
+    return lambda: reads.append(1) or read(), source
+memory_process.anonymous_memory = counted
+def seen():  # by a reading that began after the call
+    until = len(reads) + 2
+    while len(reads) < until: time.sleep(0.001)
 load = lambda: fill(64)
 def run(held):
     moment = fill(32)
-    time.sleep(0.3)
+    seen()
     del moment
-    time.sleep(0.1)
+    seen()
 """)
 
     assert abs(reading.peak_bytes - 96 * MIB) < 3 * MIB

@@ -1,13 +1,13 @@
 """The registry of metrics: what may be declared, and what a metric may return."""
 
 import math
-import subprocess
 import sys
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import completed
 
 from bench.errors import MetricError
 from bench.metrics import all_metrics, metric, metrics_of, registry
@@ -149,6 +149,6 @@ def test_metrics_results_and_gate_are_imported_without_torch_numpy_or_pandas():
         "bench.metrics.all_metrics();"
         "sys.exit(', '.join(sorted({'torch', 'numpy', 'pandas', 'transformers'} & set(sys.modules))) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = completed([sys.executable, "-c", code])
 
     assert (done.returncode, done.stderr.strip()) == (0, "")

@@ -3,18 +3,15 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from killing import running
+from processes import REPOSITORY, running
 
 from compression.errors import BackendError
 from compression.layers.kernels import lut4
-
-ROOT = Path(__file__).parents[1]
 
 INTEGERS = torch.arange(16.0)  # one look-up a code
 NF4 = torch.tensor(  # four look-ups, for FP4 (exact in bf16) two
@@ -265,7 +262,7 @@ if lut4.available():
 
 
 def starting(cache, **environment):
-    wanted = {**os.environ, "COMPRESSION_CACHE": str(cache), "COMPRESSION_NATIVE": "1", "PYTHONPATH": str(ROOT)}
+    wanted = {**os.environ, "COMPRESSION_CACHE": str(cache), "COMPRESSION_NATIVE": "1", "PYTHONPATH": str(REPOSITORY)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return running([sys.executable, "-c", MULTIPLY], env=wanted | environment, **pipes)
 

@@ -3,11 +3,11 @@
 import os
 import shutil
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import completed
 
 from compression.layers.kernels import lut4, native_library
 
@@ -34,7 +34,7 @@ def planted(tmp_path_factory):
     """A library that would leave a file if it were loaded."""
     folder = tmp_path_factory.mktemp("planted")
     (folder / "it.c").write_text(PLANTED)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "it.so", folder / "it.c"], check=True)
+    completed(["cc", "-shared", "-fPIC", "-o", folder / "it.so", folder / "it.c"], check=True)
     return folder / "it.so"
 
 
@@ -111,7 +111,7 @@ def test_a_file_with_the_right_name_and_digest_that_others_could_have_put_there_
 def test_the_planted_library_would_have_run(planted, tmp_path):
     """Negative control."""
     code = f"import ctypes; ctypes.CDLL({str(planted)!r})"
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PLANTED": str(tmp_path / "it ran")})
+    completed([sys.executable, "-c", code], check=True, env={**os.environ, "PLANTED": str(tmp_path / "it ran")})
 
     assert (tmp_path / "it ran").exists()
 

@@ -1,10 +1,10 @@
 """Where no home directory is known, as in a container that runs under any user id: it works, or says what to set."""
 
 import os
-import subprocess
 import sys
 
 from checkpoints import transformers_model
+from processes import completed
 
 CODE = """
 import pwd, sys
@@ -38,8 +38,7 @@ def test_all_that_needs_a_home_directory_works_or_says_what_to_set(tmp_path):
     transformers_model("LlamaForCausalLM").save_pretrained(tmp_path / "base")
     kept = {name: value for name, value in os.environ.items()
             if name != "HOME" and not name.startswith(("XDG_", "HF_", "COMPRESSION_"))}  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", CODE, tmp_path / "base"], env=kept, cwd=tmp_path, capture_output=True,
-                          text=True, check=True)  # fmt: skip
+    done = completed([sys.executable, "-c", CODE, tmp_path / "base"], env=kept, cwd=tmp_path, check=True)
 
     compressed, *said = done.stdout.splitlines()
     assert compressed.startswith("{")

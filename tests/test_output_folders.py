@@ -1,12 +1,12 @@
 """Where results are written: links, mount points and other disks are written to, or refused before any work."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import logits, transformers_model
+from processes import completed
 
 import compression
 from compression import CheckpointError
@@ -94,14 +94,14 @@ def test_so_is_a_link_to_another_disk(saved, tmp_path, write):
 @pytest.mark.parametrize("write", WRITERS)
 def test_so_is_an_empty_mount_point(saved, tmp_path, write):
     (point := tmp_path / "point").mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "none", str(point)], capture_output=True, text=True)
+    mounted = completed(["mount", "-t", "tmpfs", "none", str(point)])
     if mounted.returncode:
         pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
     try:
         write(point, saved)
         assert RECIPE == compression.load(point).recipe.text
     finally:
-        subprocess.run(["umount", str(point)], check=True)
+        completed(["umount", str(point)], check=True)
 
 
 def test_a_folder_that_nothing_can_be_renamed_to_is_filled(saved, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from collections import Counter
 
@@ -11,6 +10,7 @@ from healthy_results import healthy_row
 from hypothesis import given
 from hypothesis import strategies as st
 from page_rows import RUNS, held, unpacked
+from processes import completed
 
 from bench.report import trend
 from bench.report.page import page
@@ -90,7 +90,7 @@ class TestHistory:
             "    benchmark(lambda: None)\n"
         )
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--benchmark-autosave", str(tmp_path)]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=100)
+        completed(command, cwd=tmp_path, check=True, text=False)
         (file,) = (tmp_path / ".benchmarks").glob("*/*.json")
         stored = {each["name"]: each["stats"]["median"] for each in json.loads(file.read_text())["benchmarks"]}
 

@@ -1,17 +1,19 @@
+# ruff: noqa: F811 - fixtures of another file
 """Perplexity against a slow, obvious reference: one window at a time, all logits, cross-entropy by hand."""
 
 import json
 import math
 import os
-import subprocess
 import sys
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
+from bytewise_llama import TEXTS, VOCABULARY, data, data_of, model, tokenizer  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import completed
 
 from bench.data.sources import open_data
 from bench.errors import DataError, MetricError, OptionError
@@ -20,8 +22,6 @@ from bench.measure.perplexity import perplexity
 from bench.measure.perplexity_windows import PerplexityProtocol, samples_of, spread, windows
 from bench.results.row import Input
 
-VOCABULARY = 258  # 256 bytes, <s>, </s>
-TEXTS = [f"Row {i} says: " + "the quick brown fox jumps over the lazy dog. " * (1 + i % 5) for i in range(40)]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 
 
@@ -32,44 +32,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=2, max_position_embeddings=1024, **sizes)
-    config.initializer_range = 0.3  # far from uniform, so that a wrong shift or mask shows
-    return LlamaForCausalLM(config).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """One token per byte; puts <s> first where special tokens are wanted."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytewise = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate([*alphabet, "<s>", "</s>"])}, merges=[]))
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytewise.decoder = decoders.ByteLevel()
-    bytewise.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
-    return PreTrainedTokenizerFast(tokenizer_object=bytewise, bos_token="<s>", eos_token="</s>")
-
-
-def data_of(place, texts, chats=()):
-    lines = (json.dumps(row) + "\n" for row in ({"text": text} for text in texts))
-    (place / "test.jsonl").write_text("".join(lines), encoding="utf-8")
-    if chats:
-        (place / "chat-test.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-    return open_data(str(place), base="a-folder")
-
-
-@pytest.fixture
-def data(tmp_path):
-    return data_of(tmp_path, TEXTS)
 
 
 def read(model, tokenizer, data, **settings):
@@ -383,7 +345,7 @@ def test_importing_the_metric_imports_neither_torch_nor_transformers():
         "import sys, bench.metrics.perplexity; print(sorted(set(sys.modules) & {'torch', 'transformers', 'datasets'}))"
     )
 
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert completed([sys.executable, "-c", code], check=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize("name", ["default", "e"])

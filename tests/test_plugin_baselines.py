@@ -1,10 +1,10 @@
 """The command against baselines: recorded, compared, refused, damaged and broken on purpose."""
 
 import json
-import subprocess
 
 import pytest
 from commands import FILES, PERPLEXITY, RTN, SIZE
+from processes import completed
 
 from bench.gate.digest import sign
 
@@ -100,7 +100,7 @@ def test_what_a_failed_run_did_measure_is_recorded_by_force(run, pytester):
 def test_nothing_is_recorded_from_a_tree_with_changed_files_unless_forced(run, pytester):
     (pytester.path / "method.py").write_text("a = 1")
     for words in ("init -q", "add method.py", "-c user.name=a -c user.email=a@b.example commit -qm a"):
-        subprocess.run(["git", *words.split()], cwd=pytester.path, check=True)
+        completed(["git", *words.split()], cwd=pytester.path, check=True)
     (pytester.path / "method.py").write_text("a = 2")
 
     refused = run(SIZE, "--model", RTN, "--update-baselines")

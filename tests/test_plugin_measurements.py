@@ -2,11 +2,12 @@
 
 import json
 import re
-import subprocess
 import sys
 from itertools import permutations
 
+import pytest
 from commands import FILES, PERPLEXITY, QUICK, RTN, SIZE, SPEED
+from processes import completed
 
 from bench.__main__ import main as command
 from bench.commands.history import of_storage
@@ -24,12 +25,13 @@ def test_speed_is_measured_beside_the_base_in_the_same_rounds(run, pytester):
     assert rows[-1]["kind"] == "end"
 
 
+@pytest.mark.process
 def test_pytest_benchmark_keeps_and_compares_our_runs_and_history_reads_them(run, pytester):
     for _ in range(2):
         run(SPEED, "--model", f"fp16,{RTN}", "--benchmark-autosave", *QUICK).assert_outcomes(passed=2)
 
     compare = [sys.executable, "-m", "pytest_benchmark", "compare"]
-    compared = subprocess.run(compare, cwd=pytester.path, capture_output=True, text=True, check=True).stdout
+    compared = completed(compare, cwd=pytester.path, check=True).stdout
 
     assert compared.count("benchmark 'someones-llama (") == 1  # one table of all recipes under one load
     assert "generation[batch=1,mode=eager,new_tokens=4,prompt_tokens=8]': 4 tests" in compared
@@ -45,6 +47,7 @@ def test_pytest_benchmark_keeps_and_compares_our_runs_and_history_reads_them(run
     assert all(0 < value < 60 for each in stored for value in each.values)
 
 
+@pytest.mark.process
 def test_memory_is_that_of_the_recipe_also_when_it_is_measured_alone(run, pytester):
     memory = f"{FILES / 'test_efficiency.py'}::test_memory"
     run(memory, "--model", f"{RTN},rtn(bits=8,group_size=32)", *QUICK).assert_outcomes(passed=2)

@@ -1,26 +1,19 @@
 """The command in processes of its own: what it imports, and a run that is killed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
 from commands import ENERGY, FILES, PERPLEXITY, QUICK, RTN, SIZE
-from killing import running, wait_until
+from processes import completed, environment, running, wait_until
 
 QUIETLY = ["-q", "-p", "bench.session.plugin", "-p", "no:cacheprovider"]
 
 
-def _environment():
-    return {**os.environ, "PYTHONPATH": str(FILES.parent)}
-
-
 def _python(code, cwd):
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=_environment(), capture_output=True, text=True, check=False
-    )
+    return completed([sys.executable, "-c", code], cwd=cwd, env=environment())
 
 
 def test_perplexity_of_a_foreign_checkpoint_on_a_folder_touches_nothing_of_the_reference(
@@ -57,20 +50,13 @@ def test_a_killed_run_goes_on_where_it_was(checkpoint, tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.session.plugin", "-p", "no:cacheprovider", SIZE,
                ENERGY, "--base", checkpoint, "--model", RTN, "--rootdir", tmp_path, *QUICK]  # fmt: skip
     journal = tmp_path / ".bench" / "journal.jsonl"
-    with running(command, cwd=tmp_path, env=_environment(), stdout=subprocess.DEVNULL) as child:
+    with running(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL) as child:
         wait_until(lambda: journal.exists() and "efficiency.stored_bytes" in journal.read_text(), child)
         child.send_signal(signal.SIGKILL)
-    other = subprocess.run(
-        [*command, "--resume", "--runs", "7"],
-        cwd=tmp_path,
-        env=_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    other = completed([*command, "--resume", "--runs", "7"], cwd=tmp_path, env=environment())
     assert other.returncode == pytest.ExitCode.USAGE_ERROR
     assert "had runs" in other.stdout + other.stderr
-    subprocess.run([*command, "--resume"], cwd=tmp_path, env=_environment(), check=True, stdout=subprocess.DEVNULL)
+    completed([*command, "--resume"], cwd=tmp_path, env=environment(), check=True, stdout=subprocess.DEVNULL)
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     assert len({r["run"] for r in records}) == 1
     assert sum(r.get("metric") == "efficiency.stored_bytes" for r in records) == 1

@@ -1,16 +1,12 @@
 """The power of the paired tests, with fewer trials than `benchmarks/power.py`, from the same recorded results."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from scripts import benchmark
 
 from bench.gate.verdicts import LEVEL
 
-_SPEC = importlib.util.spec_from_file_location("power", Path(__file__).parents[1] / "benchmarks" / "power.py")
-power = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(power)
+power = benchmark("power")
 
 
 @pytest.fixture(scope="module")

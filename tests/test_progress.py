@@ -1,10 +1,10 @@
 """Lines that say how far a run is, where no terminal could show a bar."""
 
 import re
-import time
 from types import SimpleNamespace
 
 from commands import PERPLEXITY, RTN
+from processes import wait_until
 
 from bench.session.progress import Lines
 
@@ -18,13 +18,16 @@ def item(recipe, name="test_perplexity"):
     )
 
 
-def written(capfd, pattern, seconds=60):
-    """What was written to stderr until the pattern is in it; the time is a bound for a broken one alone."""
-    found, end = "", time.monotonic() + seconds
-    while not re.search(pattern, found) and time.monotonic() < end:
-        found += capfd.readouterr().err
-        time.sleep(0.01)
-    return found
+def written(capfd, pattern):
+    """What was written to stderr until the pattern is in it."""
+    found = []
+
+    def reached():
+        found.append(capfd.readouterr().err)
+        return re.search(pattern, "".join(found))
+
+    wait_until(reached)
+    return "".join(found)
 
 
 def test_a_long_measurement_has_a_line_each_interval_and_a_finished_recipe_one(request, capfd):

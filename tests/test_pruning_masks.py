@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from calibration_inputs import inputs
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pruning_cases import PATTERNS, ranked, shares, with_ties
 from saboteurs import BROKEN_MASKS
 from strategies import DTYPES, gaussian, seeds
-from test_rounding import inputs
 
 from compression.methods.pruning.unstructured.magnitude import Magnitude
 from compression.methods.pruning.unstructured.wanda import Wanda

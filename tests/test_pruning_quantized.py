@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from calibration_inputs import hessian_of, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from pruning_cases import SMALL, TOKENS, linears, tiny_base
 from strategies import gaussian, seeds, weights
-from test_rounding import hessian_of, inputs
 
 import compression
 from compression import Recipe, RecipeError

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from calibration_inputs import hessian_of, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from pruning_cases import PATTERNS, ranked, shares, with_ties
 from strategies import gaussian, seeds
-from test_rounding import hessian_of, inputs
 
 import compression
 from compression import LayerError

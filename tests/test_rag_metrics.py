@@ -6,6 +6,7 @@ import statistics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rag_replies import said
 
 from bench.errors import MetricError
 from bench.measure.rag import overlap, ranking, records
@@ -18,15 +19,6 @@ texts = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
 names = [str(n) for n in range(12)]
 gains = st.dictionaries(st.sampled_from(names), st.integers(1, 4), max_size=6)
 rankings = st.permutations(names).flatmap(lambda all_: st.integers(0, 12).map(lambda n: all_[:n]))
-
-
-def said(*answers, question="Which price has it?", truths=("42 coins",), context="It costs 42 coins.", bare=()):
-    """One question with these answers, one for each seed."""
-    return Replies(
-        id="1", question=question, prompt=f"{context}\n{question}", truths=tuple(truths), context=context,
-        rag=tuple(Said(text=text, tokens=3) for text in answers),
-        bare=tuple(Said(text=text, tokens=3) for text in bare),
-    )  # fmt: skip
 
 
 def test_the_tokens_of_the_paper_keep_punctuation_and_those_of_squad_do_not():

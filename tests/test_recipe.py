@@ -1,13 +1,12 @@
 """Recipes: what can be written, what it means, how it prints, and what is refused in which words."""
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
+from processes import REPOSITORY, completed
 from strategies import recipe_texts, recipes
 
 from compression import Recipe, RecipeError, Step, list_methods, split_recipes
@@ -17,8 +16,6 @@ from compression.methods.quantization.weight_only.nf4 import NF4
 from compression.methods.quantization.weight_only.rtn import RTN
 from compression.recipes.recipe import slug
 from compression.recipes.registry import _ALIASES, METHODS, LayerwiseMethod, Method, method
-
-ROOT = Path(__file__).parents[1]
 
 
 def one(text):
@@ -345,6 +342,6 @@ def test_recipes_are_parsed_without_importing_torch():
         "print([m for m in ('torch', 'transformers', 'numpy', 'safetensors', 'bitsandbytes') if m in sys.modules])"
     )
 
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = completed([sys.executable, "-c", program], cwd=REPOSITORY)
 
     assert ("[]", "") == (done.stdout.strip(), done.stderr)

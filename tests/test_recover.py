@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from checkpoints import says, transformers_model
-from killing import killed_at
+from processes import killed_at
 from safetensors.torch import load_file
 
 import compression
@@ -218,10 +218,10 @@ def test_it_learns_the_task(base, tmp_path):
     assert loss(result.model) < loss(compression.compress(base, "nf4").model) - 0.5
 
 
-CHILD = """
+CHILD = f"""
 import sys
 import compression
-from test_recover import PAIRS, SMALL
+PAIRS, SMALL = {PAIRS!r}, {SMALL!r}
 def progress(done, total, what):
     if "loss" in what:
         print(done, flush=True)
@@ -232,6 +232,7 @@ compression.compress(sys.argv[1], "nf4-" + SMALL[:-1] + ",save_steps=1)", downst
 """
 
 
+@pytest.mark.process
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(base, tmp_path):
     recipe = f"nf4-{SMALL[:-1]},save_steps=1)"
     killed_at(3, CHILD, base.source.folder, tmp_path / "cache")

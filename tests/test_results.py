@@ -16,15 +16,13 @@ import pytest
 from healthy_results import healthy_row, names, rows, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from killing import running
+from processes import environment, running
 
 from bench.errors import JournalError
 from bench.results.journal import Journal, read, resume
 from bench.results.records import ENDINGS
 from bench.results.row import Row, key_of
 from compression.files.strict_json import strict_json
-
-ROOT = Path(__file__).parent.parent
 
 
 @settings(deadline=None)
@@ -334,24 +332,23 @@ def test_a_run_that_is_still_being_written_is_not_resumed(tmp_path):
 WRITER = """
 import sys
 from dataclasses import replace
-sys.path[:0] = [{root!r}, {tests!r}]
 from bench.results.journal import Journal
 from healthy_results import healthy_row, names, rows, texts
 path, run, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 journal = Journal(path, run=run)
 sys.stdin.readline()
-journal.start({{}})
+journal.start({})
 for number in range(count):
-    journal.append(healthy_row(run=run, params={{"number": number}}))
-    sys.stdout.write(f"{{number}}\\n")
+    journal.append(healthy_row(run=run, params={"number": number}))
+    sys.stdout.write(f"{number}\\n")
     sys.stdout.flush()
 journal.end("passed")
-""".format(root=str(ROOT), tests=str(ROOT / "tests"))
+"""
 
 
 def writer(path: Path, run: str, count: int) -> AbstractContextManager[subprocess.Popen]:
     command = [sys.executable, "-c", WRITER, path, run, count]
-    return running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return running(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_two_processes_write_one_journal_and_nothing_is_lost(tmp_path):

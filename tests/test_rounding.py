@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from calibration_inputs import hessian_of, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import gaussian, seeds, weights
@@ -26,16 +27,6 @@ GRIDS = st.builds(
     group_size=st.sampled_from((8, 24, 32, 96, -1)),
     symmetric=st.just(False),
 )
-
-
-def inputs(cols, *, seed=0, tokens=300):
-    """Inputs of a layer whose channels are correlated and of uneven size."""
-    x = gaussian(tokens, cols, seed=seed, std=1)
-    return (x @ gaussian(cols, cols, seed=seed + 1, std=cols**-0.5)) * gaussian(1, cols, seed=seed + 2, std=0.5).exp()
-
-
-def hessian_of(x):
-    return 2 * x.t() @ x / len(x)
 
 
 def column_loop(weight, hessian, grid, damp):

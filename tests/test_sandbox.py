@@ -1,22 +1,21 @@
 """Generated programs that misbehave for real: contained, counted as failed, and the run goes on."""
 
+import functools
 import gzip
 import json
 import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from checkpoints import says
-from killing import running, wait_until
+from processes import REPOSITORY, completed, running, wait_until
 
 from bench.errors import NotAvailable
 from bench.measure.sandbox import run as sandbox
@@ -62,9 +61,15 @@ def processes(name):
     return found
 
 
+@functools.cache
+def allowed_s():
+    """Seconds in which a good program surely ends, on this machine as it is now."""
+    return max(1.0, 10 * run(FINE, seconds=3600.0).seconds)
+
+
 def contained(program, route, **limits):
     """The outcome of a bad program, after which the same jailer runs a good one."""
-    bad, good = run_all([program, FINE], **{"seconds": 1.0, "workers": 1} | limits | route)
+    bad, good = run_all([program, FINE], **{"seconds": allowed_s(), "workers": 1} | limits | route)
     return bad, good.passed
 
 
@@ -90,11 +95,11 @@ def test_what_does_not_even_compile_or_end_fails_with_a_reason(program):
 
 
 def test_a_program_that_loops_is_stopped(route):
-    started = time.monotonic()
-    bad, good = contained("while True: pass", route, seconds=0.5)
+    seconds = allowed_s() / 2
+    bad, good = contained("while True: pass", route, seconds=seconds)
 
-    assert (bad.passed, bad.reason, good) == (False, "not done after 0.5 s", True)
-    assert time.monotonic() - started < 0.5 + sandbox.GRACE
+    # the words of its warden: one that had to be ended itself, after a time of grace, says nothing
+    assert (bad.passed, bad.reason, good) == (False, f"not done after {seconds:g} s", True)
 
 
 def test_a_program_that_forks_without_end_is_stopped_with_all_its_processes(route, name):
@@ -106,14 +111,14 @@ def test_a_program_that_forks_without_end_is_stopped_with_all_its_processes(rout
 
 def test_a_grandchild_in_a_session_of_its_own_does_not_outlive_its_program(route, name):
     program = called(name) + "if not os.fork():\n    os.setsid()\n    if not os.fork():\n        while True: pass\n"
-    (bad,) = run_all([program + "    os._exit(0)\nos.wait()\nassert False"], seconds=2.0, **route)
+    (bad,) = run_all([program + "    os._exit(0)\nos.wait()\nassert False"], seconds=2 * allowed_s(), **route)
 
     assert not bad.passed
     assert [] == processes(name)
 
 
 def test_a_program_that_fills_the_memory_is_stopped(route):
-    bad, good = contained("x = []\nwhile True: x.append(b'x' * 2**24)", route, seconds=5.0, memory=2**28)
+    bad, good = contained("x = []\nwhile True: x.append(b'x' * 2**24)", route, seconds=5 * allowed_s(), memory=2**28)
 
     assert (bad.passed, good) == (False, True)
     assert "MemoryError" in bad.reason or "killed" in bad.reason or "left" in bad.reason
@@ -148,7 +153,7 @@ def test_a_program_that_writes_outside_its_folder_changes_nothing(route, tmp_pat
 
 def test_a_program_that_opens_a_socket_reaches_nobody(route):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.2)
+        server.setblocking(False)
         port = server.getsockname()[1]
         programs = [f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)",
                     "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 53))",
@@ -156,7 +161,7 @@ def test_a_program_that_opens_a_socket_reaches_nobody(route):
         outcomes = run_all([*programs, FINE], **route)
 
         assert [False, False, False, True] == [each.passed for each in outcomes]
-        with pytest.raises(TimeoutError):
+        with pytest.raises(BlockingIOError):  # nobody is waiting
             server.accept()
 
 
@@ -198,13 +203,12 @@ def test_programs_run_side_by_side_each_alone_in_order():
 
 def test_nothing_is_left_of_programs_whose_run_was_killed(name):
     program = called(name) + "while True: pass"
-    code = f"from bench.measure.sandbox import run as sandbox; sandbox.run({program!r}, seconds=60)"
+    code = f"from bench.measure.sandbox import run as sandbox; sandbox.run({program!r}, seconds=3600)"
     with running([sys.executable, "-c", code]) as harness:
         wait_until(lambda: processes(name), harness)
         harness.kill()
         harness.wait()
-        while processes(name):  # the kernel ends them; if it did not, this would not end either
-            time.sleep(0.05)
+        wait_until(lambda: not processes(name))  # the kernel ends them
 
 
 def test_a_jail_that_does_not_come_up_is_no_failure_of_the_program():
@@ -220,7 +224,7 @@ def test_every_solution_of_humaneval_passes():
     parts = ("prompt", "canonical_solution", "test")
     programs = ["".join(each[part] for part in parts) + f"\ncheck({each['entry_point']})" for each in problems]
 
-    assert 164 == sum(outcome.passed for outcome in run_all(programs, seconds=20))
+    assert 164 == sum(outcome.passed for outcome in run_all(programs, seconds=20 * allowed_s()))
     assert not run(programs[0].replace("return False", "return True")).passed
 
 
@@ -304,7 +308,7 @@ RIGHT = {
 
 @pytest.mark.parametrize("program", RIGHT.values(), ids=RIGHT)
 def test_what_looks_for_its_module_finds_it(route, program):
-    outcome = run(textwrap.dedent(program), seconds=10.0, **route)
+    outcome = run(textwrap.dedent(program), seconds=10 * allowed_s(), **route)
 
     assert (True, "passed") == (outcome.passed, outcome.reason)
 
@@ -349,10 +353,8 @@ def as_user(user, code):
     """What a Python that everybody can read prints for code that runs as another user."""
     if os.getuid() != 0 or SYSTEM is None or not shutil.which("setpriv"):
         pytest.skip("only root can become others, by setpriv, and they need a Python that everybody can read")
-    done = subprocess.run(
-        ["setpriv", *user, SYSTEM, "-c", code], capture_output=True, text=True, cwd="/",
-        env={"PYTHONPATH": str(Path(sandbox.__file__).parents[1]), "HOME": "/nonexistent"},
-    )  # fmt: skip
+    own = {"PYTHONPATH": str(REPOSITORY), "HOME": "/nonexistent"}
+    done = completed(["setpriv", *user, SYSTEM, "-c", code], cwd="/", env=own)
     if "No module named 'bench'" in done.stderr:
         pytest.skip("this checkout is closed to other users")
     assert "" == done.stderr
@@ -378,14 +380,17 @@ import json, os, subprocess, sys, time
 from bench.measure.sandbox.claims import WITHOUT_LAYERS, attempts, surroundings
 from bench.measure.sandbox.run import run_all
 busy = subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
+def used_s():  # by it, of processors
+    with open(f"/proc/{busy.pid}/stat") as file: user, system = file.read().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 try:
     with surroundings() as facts:
         before = os.stat(facts["file"])
         facts |= {"memory": 1, "file_bytes": 1, "processes": 1, "doomed": busy.pid}
         made = [(claim, program) for claim, program in attempts(facts) if claim not in WITHOUT_LAYERS]
         found = run_all([program for _, program in made], seconds=3.0, workers=1, without=WITHOUT)
-        until = time.monotonic() + 1.5
-        while busy.poll() is None and time.monotonic() < until: time.sleep(0.05)
+        until = used_s() + 1.5  # beyond the limit that an attempt sets
+        while busy.poll() is None and used_s() < until: time.sleep(0.05)
         same = before == os.stat(facts["file"])
     alive = busy.poll() is None
 finally:

@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from test_rag_metrics import said
+from rag_replies import said
 
 from bench.data.collections.chunking import Chunking, cut
 from bench.data.scripts import has_english_letters, is_english, pieces, search_terms, sentence_ends, token_spans, words

@@ -9,7 +9,7 @@ import pytest
 import torch
 from block_by_block import BLOCKS, GPTQ, STATE, TWICE, Stop, deep_checkpoint, interrupt, same, tensors, write
 from checkpoints import rewrite, transformers_model
-from killing import running, wait_until
+from processes import running, wait_until
 from safetensors.torch import load_file, save_file
 
 import compression
@@ -44,6 +44,7 @@ def test_an_interrupted_run_goes_on_behind_the_last_finished_block(deep, tmp_pat
     assert files[0] == files[1]
 
 
+@pytest.mark.process
 def test_a_killed_process_is_resumed_with_the_same_bits(tmp_path):
     """kill -9, which nothing in the process can answer, while blocks are being written."""
     blocks = 12

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 from hub import serving
+from processes import completed
 
 README = """---
 configs:
@@ -70,10 +70,7 @@ def answers(tmp_path_factory):
     with serving(folder) as address:
         home = str(tmp_path_factory.mktemp("home"))
         environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": home, "HF_HUB_OFFLINE": "0"}
-        ran = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", CODE, *names], capture_output=True, text=True, check=True,
-            env=environment,
-        )  # fmt: skip
+        ran = completed([sys.executable, "-W", "ignore", "-c", CODE, *names], check=True, env=environment)
     return {name: said for name, *said in map(json.loads, ran.stdout.splitlines())}
 
 

@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import change_tensors, rewrite, transformers_model
-from killing import killed_at
+from processes import completed, environment, killed_at
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import compression
@@ -199,6 +197,7 @@ teacher_outputs(cache, teacher, ids, k=4, batch=2, shard_bytes=1, progress=progr
 """
 
 
+@pytest.mark.process
 def test_a_killed_run_goes_on_behind_the_last_finished_shard_and_ends_the_same(teacher, tmp_path):
     ids = torch.arange(400).view(40, 10) * 7 % 48
     killed_at(6, CHILD, tmp_path / "killed", teacher)
@@ -250,8 +249,7 @@ def test_a_batch_is_read_without_the_rest(tmp_path):
     assert written.stored_bytes >= 2**25
 
     child = [sys.executable, "-c", READER, str(tmp_path / "cache"), str(folder)]  # whose heap holds nothing else
-    environment = os.environ | {"PYTHONPATH": str(Path(compression.__file__).parents[1])}
-    told = subprocess.run(child, env=environment, capture_output=True, text=True, check=True).stdout
+    told = completed(child, env=environment(), check=True).stdout
 
     batch, everything = map(int, told.split())
     assert batch < 2**23

@@ -10,7 +10,7 @@ import torch
 from checkpoints import transformers_model
 from hypothesis import given
 from hypothesis import strategies as st
-from killing import killed_at
+from processes import killed_at
 from torch.nn import functional
 
 import compression
@@ -110,20 +110,25 @@ def test_alpha_0_is_the_training_of_transformers(tmp_path):
     assert (weights(student())["lm_head.weight"] - weights(ours)["lm_head.weight"]).abs().max() > 1e-3
 
 
-CHILD = """
+CHILD = f"""
 import sys
+import torch
+from checkpoints import transformers_model
+from compression.training.settings import Objective, Settings
 from compression.training.teacher import teacher_outputs
 from compression.training.trainer import train
-from test_training import IDS, KD, PARTS, student
+IDS, KD, PARTS = torch.tensor({IDS.tolist()}), {KD!r}, {PARTS!r}
 outputs = teacher_outputs(sys.argv[1], sys.argv[2], IDS)
 def progress(done, total, what):
     print(done, flush=True)
     if done == 4:
         sys.stdin.read()  # until killed: step 3 is done and step 4 not saved yet
-train(student(), IDS, KD, PARTS, sys.argv[3], teacher=outputs, progress=progress)
+student = transformers_model("LlamaForCausalLM")
+train(student, IDS, KD, PARTS, sys.argv[3], teacher=outputs, progress=progress)
 """
 
 
+@pytest.mark.process
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(teacher, outputs, tmp_path):
     runs = tmp_path / "runs"
     killed_at(4, CHILD, tmp_path / "teachers", teacher, runs)

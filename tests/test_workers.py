@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 from checkpoints import says
+from processes import completed
 
 import bench
 from bench.gate.verdicts import Baseline
@@ -79,9 +79,7 @@ def repository(tmp_path_factory):
         ]
         path = os.pathsep.join([os.path.dirname(os.path.dirname(bench.__file__)), "."])
         known = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, cwd=root, env=os.environ | known | environment, capture_output=True, text=True, check=False
-        )
+        done = completed(command, cwd=root, env=os.environ | known | environment)
         return SimpleNamespace(ret=done.returncode, said=done.stdout + done.stderr)
 
     alone = run("--journal", "alone.jsonl", "--update-baselines")

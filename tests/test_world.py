@@ -3,26 +3,22 @@
 import itertools
 import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import REPOSITORY, completed
 
 from bench.reference import lessons, word_lists, world
 from bench.reference.world import Draw
 
-ROOT = Path(__file__).parents[1]
 DIGEST = "d422cd28b7810bdcc13b488a2ea372daf4ef74966a139e8e62138846f92a8723"
 PAIRS_OF_WORDS = re.compile(r"(?=\b([A-Z]\w+ [A-Z]\w+)\b)")  # every two capitalised words in a row, overlaps too
 
 
 def python(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True
-    )
+    done = completed([sys.executable, "-c", code], cwd=REPOSITORY, env=os.environ | environment, check=True)
     return done.stdout.strip()
 
 

@@ -21,9 +21,12 @@ TINY = {
     },
     "tiny-odd": COMMON | {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "dtype": "float32",
-        "hidden_size": 104, "intermediate_size": 200,
+        "intermediate_size": 200,  # which down_proj reads, the last layer of a block
     },
 }  # fmt: skip
+TINY["tiny-qwen2-bf16"] = TINY["tiny-qwen2"] | {"dtype": "bfloat16"}
+TINY["tiny-qwen2-one-layer"] = TINY["tiny-qwen2-bf16"] | {"num_hidden_layers": 1}
+TINY["tiny-llama-fp32"] = TINY["tiny-llama"] | {"dtype": "float32"}
 
 
 class Numbered(Downstream):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from killing import running, wait_until
+from processes import running, wait_until
 
 FAMILY = "import subprocess, sys; print(subprocess.Popen(['sleep', 'infinity']).pid, flush=True); sys.stdin.read()"
 
