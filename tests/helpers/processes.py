@@ -1,10 +1,9 @@
 """Child processes of tests: each ends with the test that started it, and no fixed number of seconds decides one.
 
 A child is waited for as long as it takes. What guards against one that hangs is counted in units of this machine: the
-time of one import in a new Python, measured when a child is first waited for, and anew before one is given up.
+time of one import in a new Python, measured when something takes long, and anew before it is given up.
 """
 
-import functools
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ REPOSITORY = Path(compression.__file__).parents[1]
 HELPERS = Path(__file__).parent
 UNIT = "import numpy, pytest"  # a third of a second on an idle machine, and a hundredth of what a dear child takes
 UNITS = 1000  # a mere guard: ten times what the dearest child of all takes
+QUIET_S = 60  # less than UNITS of any machine
 
 
 def unit_s() -> float:
@@ -28,23 +28,24 @@ def unit_s() -> float:
     return time.monotonic() - start
 
 
-first_unit_s = functools.cache(unit_s)
-
-
 class Guard:
-    """Says whether something has hung: it took UNITS imports, also at the speed that the machine has by then."""
+    """Says whether something has hung: it took UNITS imports, at the slowest that the machine was asked for one.
+
+    The machine is asked when QUIET_S are over, so that what is waited for is looked at without delay until then.
+    """
 
     def __init__(self) -> None:
-        self._start, self._patience_s = time.monotonic(), UNITS * first_unit_s()
+        self._start, self._patience_s = time.monotonic(), QUIET_S
 
     @property
     def left_s(self) -> float:
+        """Seconds until it is worth asking again."""
         return self._start + self._patience_s - time.monotonic()
 
     def hung(self) -> bool:
         if self.left_s > 0:
             return False
-        self._patience_s = max(self._patience_s, UNITS * unit_s())  # the machine may have become slower
+        self._patience_s = max(self._patience_s, UNITS * unit_s())
         return self.left_s <= 0
 
     def check(self, what: object) -> None:
