@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 
+import processes
 import pytest
-from processes import running, wait_until
+from processes import completed, running, wait_until
 
 FAMILY = "import subprocess, sys; print(subprocess.Popen(['sleep', 'infinity']).pid, flush=True); sys.stdin.read()"
 
@@ -36,3 +37,21 @@ def test_waiting_for_what_a_child_never_reaches_ends_with_the_child():
     ends = [sys.executable, "-c", "raise SystemExit(3)"]
     with running(ends) as child, pytest.raises(AssertionError, match="it ended with 3 before"):
         wait_until(lambda: False, child)
+
+
+def test_what_hangs_is_ended_by_the_speed_of_the_machine_and_what_is_slow_is_not(monkeypatch):
+    monkeypatch.setattr(processes, "QUIET_S", 0)
+    monkeypatch.setattr(processes, "UNITS", 1e-6)
+    begun, start = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **how: begun.append(start(*args, **how)) or begun[-1])
+    with pytest.raises(AssertionError, match="hangs: it took longer than"):
+        completed(["sleep", "infinity"])
+    assert None is not begun[0].returncode
+
+    monkeypatch.setattr(processes, "UNITS", 1e6)  # as on a machine that becomes slower the longer it is waited for
+    assert "done\n" == completed(["sh", "-c", "sleep 0.3; echo done"]).stdout
+
+
+def test_a_child_that_fails_is_quoted():
+    with pytest.raises(AssertionError, match=r"(?s)ended with 3.*said.*complained"):
+        completed(["sh", "-c", "echo said; echo complained >&2; exit 3"], check=True)
