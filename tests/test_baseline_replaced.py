@@ -89,12 +89,13 @@ def test_a_save_that_stops_at_any_operation_leaves_the_old_baseline_or_the_new(
 
 WRITER = """
 import sys
-from bench.gate import Baseline
-both = [Baseline.find(folder, "reference", "nf4") for folder in sys.argv[2:]]
+from pathlib import Path
+from bench.gate.verdicts import Baseline
+both = [Baseline.find(Path(folder), "reference", "nf4") for folder in sys.argv[2:]]
 print("ready", flush=True)
 while True:
     for each in both:
-        each.save(sys.argv[1])
+        each.save(Path(sys.argv[1]))
 """
 
 
