@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import DataError, OptionError
-from bench.reference import world
 from bench.results.row import Input
 from compression.checkpoints.libraries import check_hub_cache
 from compression.files.strict_json import expanded
@@ -124,6 +123,7 @@ class Embedded(Data):
     def _read(self, split: str, what: str) -> Source:
         if what != LANGUAGE:
             raise DataError(f"the embedded data has no {what}; give --data hub, or a folder with {split}.jsonl of them")
+        from bench.reference import world  # a folder with another base needs no reference
 
         rows = world.texts(split)
         digest = world.digest() if split == "test" else _digest(row.encode() for row in rows)
