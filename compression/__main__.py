@@ -106,7 +106,7 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
     from compression import compress, compress_to, load, locate
     from compression.checkpoints.artefact import OWN, check_writable, outline
     from compression.engine.plan import check_format
-    from compression.engine.stream import State, whole_model
+    from compression.engine.stream import unfinished, whole_model
 
     settings = {"device": device, "seed": options.seed, "calibration": options.calibration, "progress": _bar()}
     if options.format != OWN:
@@ -131,8 +131,8 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
     folder = options.out
     if options.format != OWN:  # written from our own, which lies beside it until then
         folder = options.out.with_name(f"{options.out.name}.{OWN}")
-    if state := State.read(folder):
-        words = f"{folder} is not finished: {state.done} blocks are done; resuming after them"
+    if (done := unfinished(folder)) is not None:
+        words = f"{folder} is not finished: {done} blocks are done; resuming after them"
         print(terminal(words), file=sys.stderr)
     compress_to(folder, options.base, recipe, **settings)
     result = outline(folder)

@@ -89,7 +89,7 @@ READERS = {
     "tokenizer.json": Reader("tokenizer.json", None, lambda path: read_tokenizer(path.parent)),
     "tokenizer_config.json": Reader("tokenizer_config.json", None, lambda path: read_tokenizer(path.parent)),
     "compression.json": Reader("compression.json", None, lambda path: compression.load(path.parent)),
-    "compression.state.json": Reader("compression.state.json", {}, lambda path: stream.State.read(path.parent)),
+    "compression.state.json": Reader("compression.state.json", {}, lambda path: stream.unfinished(path.parent)),
     "a recipe": Reader("recipe.json", {"schema": 1, "steps": [{"method": "rtn", "bits": 3}]},
                        lambda path: Recipe.parse(str(path))),
     "calibration": Reader("c.jsonl", {"text": "words"}, documents),

@@ -40,7 +40,7 @@ def left_as_it_is(folder):
 def test_what_a_run_with_other_settings_left_is_not_gone_on_with(deep, tmp_path, options, words):
     interrupt(tmp_path / "out", deep)
 
-    said = says(*words, "repeat that command, give another folder, or delete this one")
+    said = says(*words, "repeat that command, or give another folder", "delete it to start again")
     with left_as_it_is(tmp_path / "out"), pytest.raises(CheckpointError, match=said):
         write(tmp_path / "out", deep, **options)
 
@@ -79,6 +79,7 @@ def test_a_state_that_is_damaged_is_refused(deep, tmp_path, content):
 def test_files_that_are_not_what_was_written_are_refused(deep, tmp_path, name, change):
     interrupt(tmp_path / "out", deep)
     path = tmp_path / "out" / f"{name}.safetensors"
+    words = "is missing" if change == "missing" else "is corrupt: its SHA-256 does not match"
     if change == "missing":
         path.unlink()
     elif change == "truncated":
@@ -86,7 +87,7 @@ def test_files_that_are_not_what_was_written_are_refused(deep, tmp_path, name, c
     else:
         save_file({key: tensor + 1 for key, tensor in load_file(path).items()}, path)
 
-    said = says(f"{name}.safetensors is corrupt: its SHA-256 does not match")
+    said = says(f"{name}.safetensors {words}", f"delete {tmp_path / 'out'} to start again")
     with left_as_it_is(tmp_path / "out"), pytest.raises(CheckpointError, match=said):
         write(tmp_path / "out", deep)
 

@@ -107,6 +107,18 @@ def test_a_run_that_was_killed_while_it_finished_is_finished(deep, tmp_path, mon
                 compression.load(tmp_path / "out").model.state_dict())  # fmt: skip
 
 
+def test_a_state_that_names_no_schema_is_read(deep, tmp_path):
+    """Seals of schema 1; those that earlier versions wrote are of other code, and refused for that."""
+    interrupt(tmp_path / "out", deep)
+    rewrite(tmp_path / "out" / STATE, schema=...)
+    assert 2 == blocks_done(tmp_path / "out")
+
+    write(tmp_path / "out", deep)
+    write(tmp_path / "whole", deep)
+
+    assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "out"))
+
+
 def test_what_an_interrupted_run_took_is_counted(deep, tmp_path):
     interrupt(tmp_path / "out", deep)
     state = json.loads((tmp_path / "out" / STATE).read_text())

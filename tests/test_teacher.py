@@ -287,7 +287,7 @@ def test_a_damaged_cache_is_refused(teacher, tmp_path, damage):
     teacher_outputs(tmp_path / "cache", teacher, IDS, batch=2, shard_bytes=1)
     damage(only(tmp_path / "cache"))
 
-    with pytest.raises(TeacherError, match=r"is corrupt: its SHA-256 does not match; .* delete"):
+    with pytest.raises(TeacherError, match=r"(is missing|is corrupt: its SHA-256 does not match); delete"):
         teacher_outputs(tmp_path / "cache", teacher, IDS, batch=2, shard_bytes=1)
 
 
@@ -305,8 +305,34 @@ def test_a_cache_of_other_settings_under_this_name_is_refused(teacher, tmp_path)
     teacher_outputs(tmp_path / "other", teacher, IDS, k=4)
     shutil.copytree(only(tmp_path / "one"), only(tmp_path / "other"), dirs_exist_ok=True)
 
-    with pytest.raises(TeacherError, match="holds outputs of another k: None, not 4, though its name says otherwise"):
+    with pytest.raises(TeacherError, match="made with another k: None, now 4; its name says otherwise"):
         teacher_outputs(tmp_path / "other", teacher, IDS, k=4)
+
+
+def as_schema_1_wrote_it(folder, shards):
+    """The same cache with the digests of shards beside their places, and only so many of them finished."""
+    seal = json.loads((folder / DESCRIPTION).read_text())
+    described = [shard | {"sha256": seal["files"][shard["file"]]} for shard in seal["shards"]][:shards]
+    (folder / DESCRIPTION).write_text(json.dumps({"identity": seal["identity"], "shards": described}))
+
+
+def test_a_cache_that_an_earlier_version_wrote_is_read_checked_and_completed(teacher, tmp_path, monkeypatch):
+    settings, steps = {"batch": 2, "shard_bytes": 1}, []
+    written = teacher_outputs(tmp_path / "cache", teacher, IDS, **settings).batch(range(6))
+    folder = only(tmp_path / "cache")
+    whole = contents(folder)
+
+    as_schema_1_wrote_it(folder, shards=2)
+    teacher_outputs(tmp_path / "cache", teacher, IDS, progress=lambda *step: steps.append(step[0]), **settings)
+    assert [4, 6] == steps
+    assert whole == contents(folder)
+
+    as_schema_1_wrote_it(folder, shards=3)
+    unopened(monkeypatch)
+    assert torch.equal(written, teacher_outputs(tmp_path / "cache", teacher, IDS, **settings).batch(range(6)))
+    flip_a_bit(folder)
+    with pytest.raises(TeacherError, match=r"outputs-00001\.safetensors is corrupt: .* not match; delete"):
+        teacher_outputs(tmp_path / "cache", teacher, IDS, **settings)
 
 
 def test_two_processes_do_not_write_one_cache(teacher, tmp_path):

@@ -1,6 +1,7 @@
 """Training by the objective: against plain loops, stopped, killed, and gone on with."""
 
 import dataclasses
+import json
 import math
 import random
 
@@ -246,7 +247,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_checkpoint_before_it_st
         train(student(), IDS, PLAIN, settings, tmp_path / "runs")
 
     (checkpoint,) = tmp_path.glob("runs/*/checkpoint-*")
-    assert (checkpoint / "finished.json").exists()
+    sealed = json.loads((checkpoint.parent / "run.json").read_text())["files"]
+    assert {f"{checkpoint.name}/{path.name}" for path in checkpoint.iterdir()} == sealed.keys()
 
 
 def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path):
@@ -268,12 +270,45 @@ def test_a_checkpoint_without_its_seal_does_not_count_and_a_damaged_one_is_refus
     path = first.folder / "checkpoint-6" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(
-        TrainingError, match=r"checkpoint-6 is corrupt: the SHA-256 does not match for model\.safetensors; delete"
+        TrainingError, match=r"checkpoint-6/model\.safetensors is corrupt: its SHA-256 does not match; delete"
     ):
         train(student(), IDS, PLAIN, PARTS, tmp_path / "runs")
     (first.folder / "run.json").write_text("{}")
-    with pytest.raises(TrainingError, match="is of another run than its name says"):
+    with pytest.raises(TrainingError, match="was made with another student"):
         train(student(), IDS, PLAIN, PARTS, tmp_path / "runs")
+
+
+def as_schema_1_wrote_it(folder):
+    """The same run with a file of digests in each checkpoint, and its end in a file of its own."""
+    seal = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(seal["identity"]))
+    for checkpoint in folder.glob("checkpoint-*"):
+        digests = {path.name: seal["files"][f"{checkpoint.name}/{path.name}"] for path in checkpoint.iterdir()}
+        (checkpoint / "finished.json").write_text(json.dumps(digests))
+    if "best" in seal:
+        (folder / "best.json").write_text(json.dumps({"checkpoint": seal["best"], "losses": seal["losses"]}))
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+def test_a_run_that_an_earlier_version_left_is_read_checked_and_resumed(tmp_path, patience):
+    settings, steps = dataclasses.replace(PARTS, patience=patience), []
+    first, second = student(), student()
+    before = train(first, IDS, PLAIN, settings, tmp_path / "runs")
+    as_schema_1_wrote_it(before.folder)
+
+    def again(student):
+        return train(student, IDS, PLAIN, settings, tmp_path / "runs", progress=lambda *step: steps.append(step))
+
+    assert (before, []) == (again(second), steps)
+    torch.testing.assert_close(weights(first), weights(second), rtol=0, atol=0)
+    (checkpoint,) = before.folder.glob(f"checkpoint-{len(before.losses)}")
+    (checkpoint / "model.safetensors").write_bytes(b"!")
+    with pytest.raises(TrainingError, match=r"model\.safetensors is corrupt: its SHA-256 does not match; delete"):
+        again(student())
+    if not patience:
+        (checkpoint / "finished.json").unlink()  # it does not count, and there is no other
+        assert before.losses == again(student()).losses
+        assert len(before.losses) == len(steps)
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_made(outputs, tmp_path):

@@ -1,15 +1,13 @@
-"""Compresses into a folder block by block: memory holds one block and its inputs, and a killed run resumes.
+"""Compressing into a folder block by block: memory holds one block and its inputs, and a killed run resumes.
 
 Until it is finished a folder holds
 
-    compression.state.json              of which run it is, and what is done
+    compression.state.json              the seal: of which run it is, and what is done (`compression.sealed_folder`)
     model-00001-of-00033.safetensors    everything outside the blocks; then one file to a block, as each is done
     inputs-5-0.safetensors              what reaches block 5, for each step that reads inputs
 
-and afterwards what `Compressed.save` writes, with an index of its files if the model is dense. Every file is written
-under another name, put on disk, and renamed; the state is replaced last, so that whatever it counts on is there. A run
-that finds a state goes on behind the last block that it names; a state of another base, recipe, seed, calibration text
-or code is refused.
+and afterwards what `Compressed.save` writes, with an index of its files if the model is dense. A run that finds a state
+resumes after the last block that it names; a state of another base, recipe, seed, calibration text or code is refused.
 
 What reaches the next block is stored, not computed again from the finished ones: that would take as many forward passes
 as there are finished blocks, where reading samples x tokens x hidden size numbers (1 GB for 128 x 512 tokens of a 7B
@@ -18,7 +16,6 @@ model) takes seconds. Writing them costs each block the same, which is little be
 
 import copy
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,11 +43,12 @@ from compression.engine.plan import check_source, find_calibration
 from compression.engine.run import Pass, Progress, around_blocks, full_report, make_contexts, make_passes, notes_of
 from compression.engine.schedule import is_whole, make_schedule
 from compression.errors import CheckpointError, RecipeError
-from compression.files.atomic import code_digest, digest_of, digest_of_file, filling, locked, replacing, sync
-from compression.files.strict_json import check_signature, exact_fields, read_json, signed, whole_field
+from compression.files.atomic import code_digest, digest_of, sync, write_json
+from compression.files.strict_json import check_signature, exact_fields, whole_field
 from compression.layers.kernels import choose
 from compression.layers.stored import check_all, describe
 from compression.recipes.recipe import Recipe
+from compression.sealed_folder import Seal, SealedFolder
 
 _BLOCKS = "model.layers."
 
@@ -85,8 +83,7 @@ def compress_to(
     recipe, target, progress = Recipe.parse(recipe), Path(folder), progress or (lambda done, total, what: None)
     if reason := whole_model(recipe):
         raise RecipeError(f"{recipe.text} cannot be compressed block by block: {reason}; take compress(...).save(...)")
-    state = State.read(target)
-    if state is None:
+    if unfinished(target) is None:
         target = check_writable(target)
     source = _checkpoint.locate(base).fetch()
     _checkpoint.refuse_compressed(source)
@@ -99,7 +96,7 @@ def compress_to(
     contexts = make_contexts(schedule, skeleton, source, found, device, seed, progress)
     passes = make_passes(contexts, skeleton)
     identity = _identity(source, recipe, seed, device, passes)
-    with _written(target, identity, state) as output:
+    with _written(target, identity) as output:
         if recipe.steps:
             choose.warm_up(device)
         before, names = output.state.cost, [block.name for block in decoder.decoder_blocks(skeleton)]
@@ -128,54 +125,62 @@ def whole_model(recipe: Recipe) -> str | None:
     return f"{steps[0]} works on the whole model at once" if steps else None
 
 
+def unfinished(folder: Path) -> int | None:
+    """How many blocks are done in a folder that is not finished; None if it is no such folder.
+
+    Raises:
+        CheckpointError: its state is damaged.
+    """
+    found = SealedFolder.read(folder, _SEAL)
+    return None if found is None else State.of(found).done
+
+
 @dataclass
 class State:
-    """What an unfinished folder says of itself.
+    """What an unfinished folder says of itself, beside which run it is of and which files count.
 
     Attributes:
-        identity: of which run it is, see `_identity`.
         done: blocks that are finished.
-        files: the files that count, with their sha256.
         layers: how those that are not dense are stored.
         reports: of each step.
         cost: of what is done.
     """
 
-    identity: dict[str, Any]
     done: int = 0
-    files: dict[str, str] = field(default_factory=dict)
     layers: dict[str, Any] = field(default_factory=dict)
     reports: list[list[LayerReport]] = field(default_factory=list)
     cost: Cost = field(default_factory=lambda: Cost(seconds=0.0, peak_bytes=0))
 
     @classmethod
-    def read(cls, folder: Path) -> "State | None":
-        """The state of a folder, None if it has none.
+    def of(cls, folder: SealedFolder) -> "State":
+        """The state that is in a seal.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: it says what cannot be.
         """
-        path = folder / STATE
         try:
-            if not path.exists():
-                return None
-            value = read_json(path)
-            fields = {each.name for each in dataclasses.fields(cls)}
-            table = exact_fields(value, fields, frozenset({"digest"}))
-            check_signature(table)
-            state = cls(**{name: table[name] for name in fields})
-            state.reports = [[LayerReport.from_json(entry) for entry in report] for report in table["reports"]]
-            state.cost = Cost.from_json(table["cost"])
-            whole_field(table, "done", 0, 2**31)
-            if not all(isinstance(each, dict) for each in (state.files, state.identity, state.layers)):
-                raise TypeError("files, identity and layers must be tables of names and values")
-            if wrong := [name for name in state.files if Path(name).name != name]:
-                raise ValueError(f"{wrong[0]!r} must be the name of a file in the folder")
-            check_all(state.layers)
+            table = exact_fields(folder.facts, {each.name for each in dataclasses.fields(cls)})
+            reports = [[LayerReport.from_json(entry) for entry in report] for report in table["reports"]]
+            if not isinstance(table["layers"], dict):
+                raise TypeError("layers must be a table of names and values")
+            check_all(table["layers"])
+            return cls(
+                whole_field(table, "done", 0, 2**31), table["layers"], reports, Cost.from_json(table["cost"])
+            )  # fmt: skip
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}; delete {folder} and start "
-                                  "again") from error  # fmt: skip
-        return state
+            raise folder.damaged(error) from error
+
+
+def _of_schema_1(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """A state that names no schema is signed and laid out as today."""
+    check_signature(table)
+    return table
+
+
+_SEAL = Seal(
+    STATE, CheckpointError, again="start again", other="repeat that command, or give another folder",
+    earlier=_of_schema_1,
+)  # fmt: skip
 
 
 def _identity(
@@ -196,69 +201,46 @@ def _identity(
 
 
 @contextmanager
-def _written(target: Path, identity: dict[str, Any], state: State | None) -> Iterator["_Output"]:
+def _written(target: Path, identity: dict[str, Any]) -> Iterator["_Output"]:
     """The folder with its state, this process alone writing to it.
 
     Raises:
         CheckpointError: the state is of another run or names files that are not what they were, another process writes
             here, or something cannot be written.
     """
-    if state is None:
-        state = State(identity)
-        try:
-            _begin(target, state)
-        except OSError as error:
-            raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
-    with locked(target, CheckpointError, f"another process is writing to {target}"):
-        output = _Output(target, state)
-        output.check(identity)
-        yield output
-
-
-def _begin(target: Path, state: State) -> None:
-    """Make the folder, or fill it, which then has its state."""
-    with filling(target, STATE) as work:
-        _Output(work, state).commit()
+    try:
+        if not (target / STATE).exists():
+            with SealedFolder.whole(target, _SEAL, identity) as begun:
+                begun.facts = dataclasses.asdict(State())
+    except OSError as error:
+        raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
+    with SealedFolder.claim(target, _SEAL, identity, f"another process is writing to {target}") as folder:
+        yield _Output(folder)
 
 
 class _Output:
     """A folder that blocks are written to, in order."""
 
-    def __init__(self, folder: Path, state: State):
-        self.folder, self.state = folder, state
-
-    def check(self, identity: Mapping[str, Any]) -> None:
-        """Refuse what another run left, and files that changed since."""
-        for key, now in identity.items():
-            if (was := self.state.identity.get(key)) != now:
-                raise CheckpointError(
-                    f"{self.folder} was begun with another {key}: {was!r}, now {now!r}; repeat that command, give "
-                    "another folder, or delete this one to start again"
-                )
-        for name, digest in self.state.files.items():
-            path = self.folder / name
-            if not path.exists() or digest_of_file(path) != digest:
-                raise CheckpointError(
-                    f"{path} is corrupt: its SHA-256 does not match; delete {self.folder} and start again"
-                )
+    def __init__(self, folder: SealedFolder):
+        self.folder, self.state = folder, State.of(folder)
 
     def enter(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
         """Write what is outside the blocks, unless it is, and take the passes to where they stopped."""
         done = self.state.done
-        missing = [name for name in (_shard(skeleton, i + 1) for i in range(done)) if name not in self.state.files]
+        missing = [name for name in (_shard(skeleton, i + 1) for i in range(done)) if name not in self.folder.files]
         if missing or done > len(decoder.decoder_blocks(skeleton)):
-            raise CheckpointError(f"{self.folder / STATE} says that {done} blocks are done, of which it names no file "
-                                  f"{', '.join(missing[:3])}; delete {self.folder} and start again")  # fmt: skip
+            wrong = ValueError(f"{done} blocks are done, of which it names no file {', '.join(missing[:3])}")
+            raise self.folder.damaged(wrong)
         for each, report in zip(passes, self.state.reports, strict=False):
             each.context.report[:] = report
         name = _shard(skeleton, 0)
-        if name in self.state.files and not any(each.ids is not None and done <= each.last for each in passes):
+        if name in self.folder.files and not any(each.ids is not None and done <= each.last for each in passes):
             return
-        model, fresh = _outside(skeleton, weights), name not in self.state.files
+        model, fresh = _outside(skeleton, weights), name not in self.folder.files
         for number, each in enumerate(passes):
-            stored = self.folder / _inputs(done, number)
+            stored = self.folder.path / _inputs(done, number)
             hidden = None
-            if stored.name in self.state.files:
+            if stored.name in self.folder.files:
                 tensors = _weights.read_tensors([stored])
                 hidden = [tensors[str(i)].to(each.context.device) for i in range(len(tensors))]
             each.enter(model, done, hidden)
@@ -286,51 +268,46 @@ class _Output:
             if each.inputs is not None:
                 hidden = {str(i): states for i, states in enumerate(each.inputs.hidden)}
                 self._write(_inputs(at + 1, number), hidden)
-            self.state.files.pop(_inputs(at, number), None)
+        self.folder.drop(_inputs(at, number) for number in range(len(passes)))
         self.state.reports = [each.context.report for each in passes]
         self.state.done = at + 1
 
     def commit(self) -> None:
         """Put the state on disk, then delete what it does not count on any more."""
-        self._write_json(STATE, signed(dataclasses.asdict(self.state)))
-        for path in self.folder.glob("inputs-*.safetensors"):
-            if path.name not in self.state.files:
-                path.unlink()
+        with self._said(STATE):
+            self.folder.commit(**dataclasses.asdict(self.state))
+            self.folder.sweep("inputs-*.safetensors")
 
     def finish(self, result: Compressed, dtype: torch.dtype, tokenizer: Any) -> None:
         """Write what stands beside the tensors; compression.json is the last, and makes the folder one to load."""
-        files, packed = sorted(self.state.files), bool(self.state.layers)
+        path, files, packed = self.folder.path, sorted(self.folder.files), bool(self.state.layers)
         if not packed:
-            places, headers = _weights.index(self.folder / name for name in files)
+            places, headers = _weights.index(path / name for name in files)
             size = sum(header.nbytes for header in headers.values())
-            weight_map = {name: path.name for name, path in sorted(places.items())}
-            self._write_json(INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
-        write_beside(self.folder, result, dtype, tokenizer, {}, packed=packed)
-        for path in self.folder.rglob("*"):
-            sync(path)
-        self._write_json(MANIFEST, result.manifest(self.state.layers, files))
-        (self.folder / STATE).unlink()
+            weight_map = {name: place.name for name, place in sorted(places.items())}
+            with self._said(INDEX):
+                write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        write_beside(path, result, dtype, tokenizer, {}, packed=packed)
+        with self._said(MANIFEST):
+            for each in path.rglob("*"):
+                sync(each)
+            write_json(path / MANIFEST, result.manifest(self.state.layers, files))
+            (path / STATE).unlink()
 
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        with self._replacing(name) as temporary:
+        with self._said(name), self.folder.writing(name) as temporary:
             on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
             save_file(on_cpu, temporary, metadata={"format": "pt"})
-            self.state.files[name] = digest_of_file(temporary)
-
-    def _write_json(self, name: str, value: Any) -> None:
-        with self._replacing(name) as temporary:
-            temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
     @contextmanager
-    def _replacing(self, name: str) -> Iterator[Path]:
-        """A path to write to, which becomes `name` once it is on disk."""
+    def _said(self, name: str) -> Iterator[None]:
+        """Errors of the disk in words."""
         try:
-            with replacing(self.folder / name) as temporary:
-                yield temporary
+            yield
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"{self.folder / name} cannot be written: {error}; what is finished stays, {self.state.done} blocks "
-                "now, and the same command goes on from there"
+                f"{self.folder.path / name} cannot be written: {error}; what is finished stays, {self.state.done} "
+                "blocks now, and the same command goes on from there"
             ) from error
 
 

@@ -1,7 +1,7 @@
 """What a teacher says of a text, computed once and kept on disk, so that later epochs and runs do not pay for it again.
 
     <cache>/<key>/
-        teacher.json                 what it is of, and the shards that are finished, with their sha256
+        teacher.json                 the seal: what it is of, and the shards that are finished, with their SHA-256
         outputs-00000.safetensors    of some texts: `logits` (samples, length, V), or for the top k `ids` (int32) and
                                      `log_probs` (samples, length, k) and `log_tail` (samples, length), fp32
 
@@ -10,11 +10,9 @@ largest probabilities and of the mass of all others. `<key>` is a hash of everyt
 teacher, what it was compressed by, token ids, mask, tokenizer, vocabulary, k, dtypes, batch, device, versions. Another
 setting is another folder.
 
-A shard is written under another name, put on disk and renamed before teacher.json names it: a run that was killed goes
-on behind the last finished one, and ends with the same bytes. Whenever a cache is opened, every shard is checked
-against its sha256 (a pass over the files, none of which is held). What is damaged, or of other settings than its name
-says, is an error and not computed again by itself: a finished file changes only by a fault of the disk or by hand, and
-either should be known.
+A shard counts once teacher.json names it: a killed run resumes after the last finished one, and ends with the same
+bytes. Whenever a cache is opened, every shard is checked against its SHA-256 (a pass over the files, none of which is
+held); see `compression.sealed_folder` for what is refused.
 """
 
 import hashlib
@@ -32,10 +30,11 @@ from torch import Tensor
 
 from compression.checkpoints import base as _checkpoint
 from compression.errors import RecipeError, TeacherError
-from compression.files.atomic import digest_of, digest_of_file, key_of, locked, replacing, write_json
-from compression.files.strict_json import expanded, read_json, whole_field
+from compression.files.atomic import digest_of, key_of
+from compression.files.strict_json import exact_fields, expanded, whole_field
 from compression.numeric.losses_in_chunks import TopK
 from compression.recipes.recipe import Recipe
+from compression.sealed_folder import Seal, SealedFolder
 
 DESCRIPTION = "teacher.json"
 
@@ -59,13 +58,11 @@ class Shard:
         file: its name.
         first: number of the first text in it.
         samples: how many texts.
-        sha256: of the file.
     """
 
     file: str
     first: int
     samples: int
-    sha256: str
 
 
 class TeacherOutputs:
@@ -172,14 +169,12 @@ def teacher_outputs(
     identity = _identity(source, ids, mask, k=k, vocabulary=vocabulary, recipe=parsed.text, arithmetic=arithmetic,
                          dtype=dtype, batch=batch, device=device, seed=seed)  # fmt: skip
     folder = expanded(cache, TeacherError) / key_of(identity)
-    shards = _read(folder, identity)
-    if _done(shards) < len(ids):
-        with locked(folder, TeacherError, f"another process is writing {folder}; start again when it has ended"):
-            shards = _read(folder, identity)  # whoever wrote until now may have come further
-            writer = _Writer(folder, identity, shards, progress or (lambda done, total, what: None))
-            writer.run(source, device, ids, mask, shard_bytes)
-            shards = writer.shards
-    return TeacherOutputs(folder, identity, shards)
+    outputs = SealedFolder.open(folder, _SEAL, identity)
+    if outputs is None or _done(_shards(outputs)) < len(ids):
+        busy = f"another process is writing {folder}; start again when it has ended"
+        with SealedFolder.claim(folder, _SEAL, identity, busy) as outputs:  # whoever wrote until now may be further
+            _Writer(outputs, progress or (lambda done, total, what: None)).run(source, device, ids, mask, shard_bytes)
+    return TeacherOutputs(folder, identity, _shards(outputs))
 
 
 def shared_vocabulary(
@@ -282,47 +277,46 @@ def _done(shards: Sequence[Shard]) -> int:
     return sum(shard.samples for shard in shards)
 
 
-def _read(folder: Path, identity: dict[str, Any]) -> list[Shard]:
-    """The finished shards of a cache; none where there is no cache.
+def _shards(outputs: SealedFolder) -> list[Shard]:
+    """The finished shards of a cache.
 
     Raises:
-        TeacherError: it is damaged, or of something else.
+        TeacherError: the seal does not name them one after the other.
     """
-    path = folder / DESCRIPTION
-    again = f"delete {folder} to have it computed again"
-    if not path.exists():
-        return []
+    shards: list[Shard] = []
     try:
-        described = read_json(path)
-        was, shards = dict(described["identity"]), [Shard(**shard) for shard in described["shards"]]
-        for shard in shards:
-            if not isinstance(shard.file, str) or Path(shard.file).name != shard.file:
-                raise ValueError(f"file={shard.file!r} must be the name of a file in the folder")
-            whole_field(vars(shard), "first", 0, 2**62)
+        for each in outputs.facts.get("shards", ()):
+            shard = Shard(**exact_fields(each, {"file", "first", "samples"}))
+            if shard.file not in outputs.files:
+                raise ValueError(f"file={shard.file!r} must be the name of a sealed file")
+            whole_field(vars(shard), "first", _done(shards), _done(shards))
             whole_field(vars(shard), "samples", 1, 2**62)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise TeacherError(f"{path} is damaged: {type(error).__name__}: {error}; {again}") from error
-    for name in {**identity, **was}:
-        if was.get(name) != identity.get(name):
-            raise TeacherError(
-                f"{folder} holds outputs of another {name}: {was.get(name)!r}, not {identity.get(name)!r}, though its "
-                f"name says otherwise; it was renamed or changed by hand; {again}"
-            )
-    first = 0
-    for shard in shards:
-        held = folder / shard.file
-        if shard.first != first or not held.exists() or digest_of_file(held) != shard.sha256:
-            raise TeacherError(f"{held} is corrupt: its SHA-256 does not match; the disk may be failing; {again}")
-        first += shard.samples
+            shards.append(shard)
+    except (ValueError, TypeError) as error:
+        raise outputs.damaged(error) from error
     return shards
+
+
+def _of_schema_1(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """The seal of a cache whose shards have their digests with them."""
+    names = {"file", "first", "samples", "sha256"}
+    shards = [exact_fields(shard, names) for shard in exact_fields(table, {"identity", "shards"})["shards"]]
+    return {
+        "identity": table["identity"],
+        "files": {shard["file"]: shard.pop("sha256") for shard in shards},
+        "shards": shards,
+    }
+
+
+_SEAL = Seal(DESCRIPTION, TeacherError, again="have it computed again", earlier=_of_schema_1)
 
 
 class _Writer:
     """Computes what a cache lacks, shard by shard."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], shards: list[Shard], progress: Progress):
-        self.folder, self.identity, self.shards, self.progress = folder, identity, shards, progress
-        self.k, self.vocabulary, self.batch = identity["k"], identity["vocabulary"], identity["batch"]
+    def __init__(self, outputs: SealedFolder, progress: Progress):
+        self.outputs, self.identity, self.shards, self.progress = outputs, outputs.identity, _shards(outputs), progress
+        self.k, self.vocabulary, self.batch = (self.identity[name] for name in ("k", "vocabulary", "batch"))
 
     def run(
         self, source: _checkpoint.BaseSource, device: str, ids: Tensor, mask: Tensor | None, shard_bytes: int
@@ -348,10 +342,11 @@ class _Writer:
     def _check_space(self, source: _checkpoint.BaseSource, texts: int) -> None:
         """Raise TeacherError if the disk cannot hold the outputs of so many texts; the dtype may not be known yet."""
         dtype = _DTYPES.get(self.identity["dtype"] or "", torch.bfloat16 if self.k is None else torch.float32)
-        needed, free = texts * self._bytes_of_text(dtype), shutil.disk_usage(self.folder).free
+        folder, needed = self.outputs.path, texts * self._bytes_of_text(dtype)
+        free = shutil.disk_usage(folder).free
         if needed > free:
             raise TeacherError(f"the outputs of {source.label} for {texts} texts take {needed / 1e9:.1f} GB, and "
-                               f"{self.folder} has {free / 1e9:.1f}; keep fewer tokens of each position (k), or give "
+                               f"{folder} has {free / 1e9:.1f}; keep fewer tokens of each position (k), or give "
                                "another folder")  # fmt: skip
 
     def _open(self, source: _checkpoint.BaseSource, device: str) -> tuple[Any, torch.dtype]:
@@ -409,12 +404,10 @@ class _Writer:
 
     def _write(self, name: str, tensors: dict[str, Tensor], first: int) -> None:
         try:
-            with replacing(self.folder / name) as temporary:
+            with self.outputs.writing(name) as temporary:
                 save_file(tensors, temporary)
-                digest = digest_of_file(temporary)
-            self.shards.append(Shard(name, first, len(next(iter(tensors.values()))), digest))
-            described = {"identity": self.identity, "shards": [asdict(shard) for shard in self.shards]}
-            write_json(self.folder / DESCRIPTION, described)
+            self.shards.append(Shard(name, first, len(next(iter(tensors.values())))))
+            self.outputs.commit(shards=[asdict(shard) for shard in self.shards])
         except (OSError, SafetensorError) as error:
-            raise TeacherError(f"the teacher's outputs cannot be written to {self.folder}: {name}: {error}; what is "
-                               "finished stays, and the same call goes on from there") from error  # fmt: skip
+            raise TeacherError(f"the teacher's outputs cannot be written to {self.outputs.path}: {name}: {error}; what "
+                               "is finished stays, and the same call resumes from there") from error  # fmt: skip

@@ -1,16 +1,15 @@
 """Training a student by an objective, on transformers' Trainer: `train`.
 
     <runs>/<key>/
-        run.json             what the run is of
+        run.json             the seal: what the run is of, and the SHA-256 of the files of the checkpoints that count
         checkpoint-12/       trained weights, optimizer, schedule, random numbers, losses, as transformers has them
-            finished.json    sha256 of the others, written last: without it the checkpoint does not count
 
 `<key>` is a hash of everything that the result depends on: the student's tensors, token ids, masks, the teacher's
-outputs, objective, settings, versions. A call with the same arguments goes on from the last finished checkpoint, and
-one whose run has ended reads its result. What was damaged since it was written is an error.
+outputs, objective, settings, versions. A call with the same arguments resumes from the last sealed checkpoint, and one
+whose run has ended reads its result (`compression.sealed_folder`).
 
 With `patience` the loss on texts held out is taken after each epoch; training ends once it has not fallen for so many,
-and the weights are those of the lowest (`best.json` names their checkpoint, once the run has ended).
+and the weights are those of the lowest (the seal names their checkpoint, once the run has ended).
 
 The student is trained in fp32, under autocast where `bf16` asks for it, and gets back the dtype that it came in.
 Departure: batches with few tokens that count weigh less than full ones: the loss of a step is the mean over all tokens
@@ -20,9 +19,7 @@ of its batches (Trainer's own rule), not the mean of their means.
 import dataclasses
 import functools
 import hashlib
-import json
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,17 +37,16 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from compression import devices
 from compression.errors import TrainingError
-from compression.files.atomic import digest_of, digest_of_file, key_of, locked, sync, write_json
+from compression.files.atomic import digest_of, key_of
 from compression.files.strict_json import expanded, finite, read_json
 from compression.layers.packed import PackedLinear
 from compression.layers.sparse import SparseLinear
 from compression.numeric.losses import IGNORED, distillation, next_tokens
 from compression.numeric.losses_in_chunks import Projected
+from compression.sealed_folder import Seal, SealedFolder
 from compression.training.settings import OPTIMIZERS, Objective, Settings
 from compression.training.teacher import TeacherOutputs
 
-_FINISHED = "finished.json"
-_BEST = "best.json"
 _WEIGHTS = "model.safetensors"
 
 Progress = Callable[[int, int, str], None]
@@ -114,18 +110,22 @@ def train(
     identity = {**_identity(student, ids, mask, learn, objective, settings, teacher), "keep zeros": keep_zeros}
     folder = expanded(runs, TrainingError) / key_of(identity)
     busy = f"another process is training in {folder}; start again when it has ended"
-    with locked(folder, TrainingError, busy), _random_state_kept(), devices.repeatable(device), _in_fp32(student):
-        checkpoint = _last(folder, identity)
-        guard = _Guard(folder, progress, _zeros(student) if keep_zeros else [])
+    with (
+        SealedFolder.claim(folder, _SEAL, identity, busy) as run,
+        _random_state_kept(), devices.repeatable(device), _in_fp32(student),
+    ):  # fmt: skip
+        run.sweep(_CHECKPOINTS)
+        guard = _Guard(run, progress, _zeros(student) if keep_zeros else [])
         trainer = _Trainer(student, _texts(ids, mask, learn), folder, objective, settings, teacher, guard)
-        if (folder / _BEST).exists():
-            best, losses = _finished(folder)
+        if "best" in run.facts:
+            best, losses = _ended(run)
             trainer._load_from_checkpoint(str(best))
         else:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            last = max(_checkpoints(run), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
             losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
             if settings.patience:
-                write_json(folder / _BEST, {"checkpoint": Path(trainer.best).name, "losses": losses})
+                run.commit(best=Path(trainer.best).name, losses=losses)
     student.zero_grad(set_to_none=True)
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     student.eval().requires_grad_(False)
@@ -290,8 +290,8 @@ class _Trainer(Trainer):
 class _Guard(TrainerCallback):
     """Looks at gradients before they are applied, keeps zeros, seals checkpoints, and tells how far the run is."""
 
-    def __init__(self, folder: Path, progress: Progress | None, zeros: list[tuple[Tensor, Tensor]]):
-        self.folder, self.progress, self.zeros = folder, progress, zeros
+    def __init__(self, run: SealedFolder, progress: Progress | None, zeros: list[tuple[Tensor, Tensor]]):
+        self.run, self.progress, self.zeros = run, progress, zeros
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
@@ -311,15 +311,12 @@ class _Guard(TrainerCallback):
             self.progress(state.global_step, state.max_steps, f"loss {logs['loss']:.4f}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        done = self.folder / f"checkpoint-{state.global_step}"
-        digests = {}
-        for path in sorted(done.iterdir()):
-            sync(path)
-            digests[path.name] = digest_of_file(path)
-        write_json(done / _FINISHED, digests)
-        for other in self.folder.glob("checkpoint-*"):
-            if other.name not in (done.name, Path(state.best_model_checkpoint or done).name):
-                shutil.rmtree(other)
+        done = self.run.path / f"checkpoint-{state.global_step}"
+        best = Path(state.best_model_checkpoint or done)
+        self.run.adopt(done.iterdir())
+        self.run.drop(name for name in self.run.files if Path(name).parent.name not in (done.name, best.name))
+        self.run.commit()
+        self.run.sweep(_CHECKPOINTS)
 
 
 def _zeros(student: Any) -> list[tuple[Tensor, Tensor]]:
@@ -382,51 +379,38 @@ def _identity(
     }
 
 
-def _finished(folder: Path) -> tuple[Path, tuple[float, ...]]:
-    """The best checkpoint of a run that ended, and its losses.
+def _checkpoints(run: SealedFolder) -> set[Path]:
+    """The checkpoints of a run that count."""
+    return {(run.path / name).parent for name in run.files}
+
+
+def _ended(run: SealedFolder) -> tuple[Path, tuple[float, ...]]:
+    """The best checkpoint of a run that has ended, and its losses.
 
     Raises:
-        TrainingError: what says so is damaged.
+        TrainingError: the seal says what cannot be.
     """
-    path = folder / _BEST
     try:
-        said = read_json(path)
-        best, losses = folder / str(said["checkpoint"]), tuple(map(finite, said["losses"]))
-        if best.parent != folder or not (best / _FINISHED).exists():
-            raise ValueError(f"checkpoint={said['checkpoint']!r} is no finished checkpoint of the folder")
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise TrainingError(f"{path} is damaged: {error}; delete {folder} to train again") from error
+        best, losses = run.path / str(run.facts["best"]), tuple(map(finite, run.facts["losses"]))
+        if best not in _checkpoints(run):
+            raise ValueError(f"best={run.facts['best']!r} must be a checkpoint that counts")
+    except (ValueError, TypeError, LookupError) as error:
+        raise run.damaged(error) from error
     return best, losses
 
 
-def _last(folder: Path, identity: dict[str, Any]) -> Path | None:
-    """The last finished checkpoint of a run, None if there is none; unfinished ones are removed.
+def _of_schema_1(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The seal of a run whose checkpoints have a file of digests each, and whose end is in a file of its own."""
+    files = {}
+    for finished in sorted(folder.glob(f"{_CHECKPOINTS}/finished.json")):
+        digests = dict(read_json(finished))
+        files |= {f"{finished.parent.name}/{name}": digest for name, digest in digests.items()}
+    table = {"identity": identity, "files": files}
+    if (folder / "best.json").exists():
+        ended = read_json(folder / "best.json")
+        table |= {"best": ended["checkpoint"], "losses": ended["losses"]}
+    return table
 
-    Raises:
-        TrainingError: the folder is of another run, or a finished checkpoint is not what was written.
-    """
-    description, again = folder / "run.json", f"delete {folder} to train again"
-    if not description.exists():
-        write_json(description, identity)
-    try:
-        was = read_json(description)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{description} is damaged: {error}; {again}") from error
-    if was != json.loads(json.dumps(identity)):
-        raise TrainingError(f"{folder} belongs to another run than its name says, so it was changed by hand; {again}")
-    finished = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / _FINISHED).exists():
-            shutil.rmtree(checkpoint)
-            continue
-        try:
-            digests = read_json(checkpoint / _FINISHED)
-            damaged = [name for name, digest in digests.items() if digest_of_file(checkpoint / name) != digest]
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise TrainingError(f"{checkpoint} is damaged: {error}; {again}") from error
-        if damaged:
-            raise TrainingError(
-                f"{checkpoint} is corrupt: the SHA-256 does not match for {', '.join(damaged)}; {again}"
-            )
-        finished.append(checkpoint)
-    return max(finished, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+_CHECKPOINTS = "checkpoint-*"
+_SEAL = Seal("run.json", TrainingError, again="train again", earlier=_of_schema_1)
