@@ -23,8 +23,8 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 import compression
 from compression.calibration.text import open_calibration
-from compression.training.settings import Objective, Settings
-from compression.training.teacher import teacher_outputs
+from compression.training.settings import Objective, OutputSettings, Settings
+from compression.training.teacher import Teacher, teacher_outputs
 from compression.training.trainer import train
 
 OBJECTIVE = Objective(alpha=0.3, temperature=4.0)  # of [O]
@@ -68,7 +68,10 @@ def main() -> None:
 def _kept(model: Any, teacher: str, ids: torch.Tensor, settings: Settings, folder: Path) -> tuple[list[float], float]:
     """Losses, and seconds for all of it: teacher opened, asked, and the student trained."""
     student, begin = copy.deepcopy(model), time.perf_counter()
-    outputs = teacher_outputs(folder / "teachers", teacher, ids, arithmetic="float32", batch=BATCH)
+    source = compression.locate(teacher).fetch()
+    asked = Teacher(source=source, open=lambda: compression.open_base(source).model)
+    kept = OutputSettings(arithmetic="float32", batch=BATCH)
+    outputs = teacher_outputs(folder / "teachers", asked, ids, settings=kept)
     trained = train(student, ids, OBJECTIVE, settings, folder / "training", teacher=outputs)
     return list(trained.losses), time.perf_counter() - begin
 

@@ -4,8 +4,8 @@
     >>> compression.Recipe.parse("rtn(bits=3)").text
     'rtn(bits=3)'
 
-`compress(base, recipe)` yields a `Compressed`, `compress_to(folder, base, recipe)` writes one block by block,
-`load(folder)` opens one that was saved, `open_base` opens a checkpoint.
+`compress(base, recipe)` yields a `Compressed`, with `into=folder` it writes one block by block; `plan(base, recipe)`
+says what that takes, and can be given to `compress`. `load(folder)` opens what was saved, `open_base` a checkpoint.
 Nothing heavy is imported before it is used.
 """
 
@@ -19,40 +19,64 @@ from compression.errors import (
     CompressionError,
     LayerError,
     RecipeError,
+    TeacherError,
+    TrainingError,
 )
-from compression.recipes.recipe import Recipe, Step, parse_setting, split_recipes
+from compression.recipes.recipe import UNCOMPRESSED, Recipe, Step, parse_setting, slug, split_recipes
 
 __all__ = [
+    "UNCOMPRESSED",
     "BackendError",
     "Base",
+    "BaseSource",
     "Calibration",
     "CalibrationError",
     "CheckpointError",
     "Compressed",
     "CompressionError",
+    "Cost",
+    "Downstream",
     "LayerError",
+    "LayerReport",
+    "Plan",
+    "Planner",
     "Recipe",
     "RecipeError",
     "Step",
+    "StepCache",
+    "TeacherError",
+    "TrainingError",
     "compress",
     "compress_to",
     "list_methods",
     "load",
     "locate",
     "open_base",
+    "outline",
     "parse_setting",
+    "plan",
+    "slug",
     "split_recipes",
 ]
 
 _LATE = {
     "Base": "checkpoints.base",
+    "BaseSource": "checkpoints.base",
     "Calibration": "calibration.text",
     "Compressed": "checkpoints.artefact",
+    "Cost": "cost",
+    "Downstream": "training.downstream",
+    "LayerReport": "checkpoints.artefact",
+    "Plan": "engine.plan",
+    "Planner": "engine.plan",
+    "StepCache": "engine.kept_steps",
     "compress": "engine.run",
-    "compress_to": "engine.stream",
+    "compress_to": "engine.run",
     "load": "checkpoints.artefact",
     "locate": "checkpoints.base",
     "open_base": "checkpoints.base",
+    "outline": "checkpoints.artefact",
+    "plan": "engine.plan",
 }
 
 

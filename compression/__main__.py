@@ -11,6 +11,7 @@ import shutil
 import sys
 import typing
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from compression import CompressionError, Recipe
@@ -20,7 +21,7 @@ from compression.files.terminal import terminal
 from compression.recipes.registry import LayerwiseMethod
 
 if TYPE_CHECKING:
-    from compression import Compressed
+    from compression import Compressed, Plan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,39 +104,47 @@ def _engines(result: "Compressed", format: str) -> list[str]:
 
 def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compressed":
     """Compress block by block where that can be; what is returned may be without weights."""
-    from compression import compress, compress_to, load, locate
-    from compression.checkpoints.artefact import OWN, check_writable, outline
-    from compression.engine.plan import check_format
-    from compression.engine.stream import unfinished, whole_model
+    from compression import compress, plan
+    from compression.checkpoints.artefact import OWN, check_writable
 
-    settings = {"device": device, "seed": options.seed, "calibration": options.calibration, "progress": _bar()}
+    planned = partial(
+        plan, options.base, recipe, calibration=options.calibration, teacher=options.teacher,
+        downstream=options.downstream,
+    )  # fmt: skip
+    streams = not any(step.method.whole for step in recipe.steps)
+    if options.format != OWN or not streams:
+        check_writable(options.out)
+    if streams:
+        return _stream(planned, options, device)
+    settled = planned()
     if options.format != OWN:
-        check_writable(options.out)
-        check_format(recipe, locate(options.base).fetch(), options.format)
-    if reason := whole_model(recipe):
-        check_writable(options.out)
-        resumed = (
-            "training is resumed" if any(step.method.trains for step in recipe.steps) else "nothing can be resumed"
-        )
-        print(f"{reason}: the model is held in memory, and {resumed}", file=sys.stderr)
-        result = compress(
-            options.base,
-            recipe,
-            teacher=options.teacher,
-            downstream=options.downstream,
-            cache=options.cache,
-            **settings,
-        )
-        result.save(options.out, options.format)
-        return result
+        settled.check_format(options.format)
+    resumed = "training is resumed" if settled.trains else "nothing can be resumed"
+    print(f"{settled.whole_model}: the model is held in memory, and {resumed}", file=sys.stderr)
+    result = compress(
+        options.base, settled, cache=options.cache, device=device, seed=options.seed, progress=_bar()
+    )  # fmt: skip
+    result.save(options.out, options.format)
+    return result
+
+
+def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: str) -> "Compressed":
+    """Write a folder block by block, and in a published format from that."""
+    from compression import compress, load
+    from compression.checkpoints.artefact import OWN, check_writable
+    from compression.engine.stream_state import unfinished
+
     folder = options.out
     if options.format != OWN:  # written from our own, which lies beside it until then
         folder = options.out.with_name(f"{options.out.name}.{OWN}")
     if (done := unfinished(folder)) is not None:
-        words = f"{folder} is not finished: {done} blocks are done; resuming after them"
-        print(terminal(words), file=sys.stderr)
-    compress_to(folder, options.base, recipe, **settings)
-    result = outline(folder)
+        print(terminal(f"{folder} is not finished: {done} blocks are done; resuming after them"), file=sys.stderr)
+    else:
+        check_writable(folder)
+    settled = planned()
+    if options.format != OWN:
+        settled.check_format(options.format)
+    result = compress(options.base, settled, into=folder, device=device, seed=options.seed, progress=_bar())
     if options.format != OWN:
         try:
             load(folder).save(options.out, options.format)

@@ -35,7 +35,7 @@ from compression import CompressionError, Recipe
 from compression.calibration import text as _calibration
 from compression.checkpoints.base import byte_tokenizer, locate, read_tokenizer
 from compression.checkpoints.formats import description
-from compression.engine import stream
+from compression.engine import stream_state
 from compression.files.strict_json import DEPTH, read_json, strict_json
 from compression.training import downstream
 
@@ -89,7 +89,7 @@ READERS = {
     "tokenizer.json": Reader("tokenizer.json", None, lambda path: read_tokenizer(path.parent)),
     "tokenizer_config.json": Reader("tokenizer_config.json", None, lambda path: read_tokenizer(path.parent)),
     "compression.json": Reader("compression.json", None, lambda path: compression.load(path.parent)),
-    "compression.state.json": Reader("compression.state.json", {}, lambda path: stream.unfinished(path.parent)),
+    "compression.state.json": Reader("compression.state.json", {}, lambda path: stream_state.unfinished(path.parent)),
     "a recipe": Reader("recipe.json", {"schema": 1, "steps": [{"method": "rtn", "bits": 3}]},
                        lambda path: Recipe.parse(str(path))),
     "calibration": Reader("c.jsonl", {"text": "words"}, documents),

@@ -11,7 +11,6 @@ from processes import killed_at
 import compression
 from compression import CheckpointError, Recipe, RecipeError
 from compression.checkpoints import base as _checkpoint
-from compression.engine import plan
 from compression.engine import run as _compress
 from compression.engine.kept_steps import StepCache
 from compression.errors import TeacherError
@@ -269,24 +268,23 @@ def test_a_killed_order_goes_on_and_ends_as_if_nothing_had_been(run, bases, tmp_
 
 def test_a_base_that_brings_no_teacher_asks_for_one(bases):
     with pytest.raises(TeacherError, match=says("kd needs a teacher", "'student' brings none", "--teacher", "self")):
-        plan.check_source([Recipe.parse("kd")], compression.locate(bases[0]), IDS)
+        compression.plan(bases[0], "kd", calibration=IDS)
 
 
 def test_the_reference_brings_its_own_teacher_and_labels_alone_need_none(bases):
-    reference, student = compression.locate("reference"), compression.locate(bases[0])
+    student = compression.locate(bases[0])
 
-    assert "reference-teacher" == plan.find_teacher([Recipe.parse("kd")], reference, None).text
-    assert None is plan.find_teacher([Recipe.parse("kd(alpha=0)"), Recipe.parse("nf4")], student, None)
-    assert student is plan.find_teacher([Recipe.parse("kd")], student, "self")
+    assert "reference-teacher" == compression.plan("reference", "kd").teacher.text
+    assert None is compression.plan(student, f"kd(alpha=0)-{Q}", calibration=IDS).teacher
+    assert student is compression.plan(student, "kd", calibration=IDS, teacher="self").teacher
 
 
 def test_a_teacher_of_another_tokenizer_is_refused_unless_that_is_allowed(bases):
-    student = compression.locate(bases[0])
+    given = {"calibration": IDS, "teacher": "reference"}
 
     with pytest.raises(TeacherError, match=says("different tokenizers", "id 0 is", "allow_vocab_mismatch=true")):
-        plan.check_source([Recipe.parse("kd")], student, IDS, "reference")
-    skeleton = plan.check_source([Recipe.parse("kd(allow_vocab_mismatch=true)")], student, IDS, "reference")
-    assert 48 == skeleton.config.vocab_size
+        compression.plan(bases[0], "kd", **given)
+    assert "reference" == compression.plan(bases[0], "kd(allow_vocab_mismatch=true)", **given).teacher.text
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from compression import LayerError, Recipe, RecipeError
 from compression.architectures import decoder
 from compression.checkpoints import base as _checkpoint
 from compression.checkpoints.artefact import stored_bytes
-from compression.engine.plan import check
+from compression.engine.shapes import outcome
 from compression.errors import TrainingError
 from compression.layers.low_rank import LoraLinear
 from compression.layers.packed import PackedLinear
@@ -247,7 +247,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(base, tmp_path):
 
 @pytest.mark.parametrize("steps", [f"nf4-{SMALL}", f"rtn(group_size=32)-{SMALL[:-1]},targets=qv)", SMALL])
 def test_what_is_stored_is_known_before_any_work(base, steps, tmp_path):
-    assert recovered(base, steps, tmp_path).stored_bytes == stored_bytes(check(Recipe.parse(steps), base.model))
+    assert recovered(base, steps, tmp_path).stored_bytes == stored_bytes(outcome(Recipe.parse(steps), base.model))
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from cut_models import NF4, folders, opened  # noqa: F401
 
 import compression
 from compression import LayerError, Recipe
-from compression.engine.plan import check
+from compression.engine.shapes import outcome
 
 CUT = "p(round_to=32,samples=4)"
 TUNED = "p(round_to=32,samples=4,finetune_samples=16)"
@@ -39,5 +39,5 @@ def test_packed_weights_are_not_fine_tuned_which_is_said_before_any_work():
     with pytest.raises(
         LayerError, match=r"trains all weights, and those of model\.layers\.0\.self_attn\.q_proj are pack"
     ):
-        check(Recipe.parse(f"{NF4}-{TUNED}"), opened().model)
-    check(Recipe.parse(f"{TUNED}-{NF4}"), opened().model)
+        outcome(Recipe.parse(f"{NF4}-{TUNED}"), opened().model)
+    outcome(Recipe.parse(f"{TUNED}-{NF4}"), opened().model)

@@ -8,7 +8,7 @@ import compression
 from compression import CalibrationError, LayerError, Recipe, RecipeError
 from compression.architectures.random_shapes import SHAPES
 from compression.checkpoints.base import build
-from compression.engine.plan import check
+from compression.engine.shapes import outcome
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_parameters_that_cannot_be_are_refused(text, words):
 )  # fmt: skip
 def test_what_the_shapes_forbid_is_refused_from_the_configuration_alone(shape, text, words):
     with pytest.raises(LayerError) as refused:
-        check(Recipe.parse(text), skeleton(shape))
+        outcome(Recipe.parse(text), skeleton(shape))
     assert words in str(refused.value)
 
 
 def test_a_model_without_grouped_heads_loses_layers_alone():
-    model = check(Recipe.parse("structured(keep_kv_heads=none)"), skeleton("llama-2-7b"))
+    model = outcome(Recipe.parse("structured(keep_kv_heads=none)"), skeleton("llama-2-7b"))
 
     assert (20, 32) == (model.config.num_hidden_layers, model.config.num_key_value_heads)
     assert "LlamaForCausalLM" == type(model).__name__
@@ -66,7 +66,7 @@ def test_a_llama_with_biases_that_transformers_has_no_class_for_is_refused():
     config = SHAPES["tinyllama-1.1b"] | {"attention_bias": True}
 
     with pytest.raises(LayerError, match=r"q_proj has a bias.* no class for 24 heads of a Llama of width 2048"):
-        check(Recipe.parse("structured"), build(config, torch.bfloat16, device="meta"))
+        outcome(Recipe.parse("structured"), build(config, torch.bfloat16, device="meta"))
 
 
 def test_a_weight_that_is_not_finite_is_refused_naming_the_layer():

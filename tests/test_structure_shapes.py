@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from compression import LayerError, Recipe
 from compression.architectures.decoder import decoder_blocks
 from compression.checkpoints.artefact import stored_bytes
-from compression.engine.plan import check
+from compression.engine.shapes import outcome
 from compression.methods.pruning.structured.depth_and_heads import layers_by_position
 from compression.methods.pruning.structured.mlp_neurons import P
 
@@ -22,7 +22,7 @@ def test_of_32_layers_the_paper_keeps_the_first_8_and_the_last_12():
 
 
 def test_mistral_7b_is_left_with_20_layers_and_6_of_8_kv_heads_of_its_shapes():
-    model = check(Recipe.parse("structured"), skeleton("mistral-7b"))
+    model = outcome(Recipe.parse("structured"), skeleton("mistral-7b"))
 
     config, attention = model.config, model.model.layers[19].self_attn
     assert (20, 24, 6, 128) == (
@@ -35,7 +35,7 @@ def test_mistral_7b_is_left_with_20_layers_and_6_of_8_kv_heads_of_its_shapes():
 
 @pytest.mark.parametrize(("text", "left"), [("p(round_to=1)", 7706), ("p", 7680), ("p(ratio=0.5)", 5504)])
 def test_of_11008_neurons_the_paper_keeps_7706_and_the_default_a_multiple_of_128(text, left):
-    model = check(Recipe.parse(text), skeleton("qwen2.5-3b"))
+    model = outcome(Recipe.parse(text), skeleton("qwen2.5-3b"))
 
     mlp = model.model.layers[35].mlp
     assert left == model.config.intermediate_size
@@ -92,7 +92,7 @@ def test_the_shapes_foreseen_are_those_that_come(family, text):
     """What `--plan` counts, and what later steps are checked against."""
     base = opened(family)
 
-    foreseen = check(Recipe.parse(text), base.model)
+    foreseen = outcome(Recipe.parse(text), base.model)
 
     result = compressed(family, text)
     assert type(result.model) is type(foreseen)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from checkpoints import change_tensors, rewrite, transformers_model
 from processes import completed, environment, killed_at
+from teachers import teacher_outputs
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import compression
@@ -17,7 +18,8 @@ from compression.checkpoints import base as _checkpoint
 from compression.errors import RecipeError, TeacherError
 from compression.files.atomic import locked
 from compression.numeric.losses_in_chunks import TopK
-from compression.training.teacher import DESCRIPTION, shared_vocabulary, teacher_outputs, tokenizer_digest
+from compression.training.teacher import DESCRIPTION
+from compression.training.vocabulary import shared_vocabulary, tokenizer_digest
 
 IDS = torch.arange(60).view(6, 10) * 7 % 48
 
@@ -186,7 +188,7 @@ def test_every_setting_that_the_numbers_depend_on_makes_another_cache(teacher, t
 
 CHILD = """
 import sys, torch
-from compression.training.teacher import teacher_outputs
+from teachers import teacher_outputs
 cache, teacher = sys.argv[1:]
 ids = torch.arange(400).view(40, 10) * 7 % 48
 def progress(done, total, what):
@@ -226,7 +228,7 @@ def test_the_size_of_a_shard_changes_no_output(teacher, tmp_path):
 READER = """
 import sys, torch
 from compression.cost import anonymous_bytes, give_back
-from compression.training.teacher import teacher_outputs
+from teachers import teacher_outputs
 ids = torch.zeros(32, 64, dtype=torch.int64)
 teacher_outputs(*sys.argv[1:], ids).batch([0])
 give_back()

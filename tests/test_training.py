@@ -12,6 +12,7 @@ from checkpoints import transformers_model
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import killed_at
+from teachers import teacher_outputs
 from torch.nn import functional
 
 import compression
@@ -19,7 +20,6 @@ from compression.checkpoints import base
 from compression.errors import RecipeError, TrainingError
 from compression.files.atomic import locked
 from compression.training.settings import Objective, Settings
-from compression.training.teacher import teacher_outputs
 from compression.training.trainer import train
 
 IDS = torch.randint(48, (8, 10), generator=torch.Generator().manual_seed(0))
@@ -116,8 +116,8 @@ import sys
 import torch
 from checkpoints import transformers_model
 from compression.training.settings import Objective, Settings
-from compression.training.teacher import teacher_outputs
 from compression.training.trainer import train
+from teachers import teacher_outputs
 IDS, KD, PARTS = torch.tensor({IDS.tolist()}), {KD!r}, {PARTS!r}
 outputs = teacher_outputs(sys.argv[1], sys.argv[2], IDS)
 def progress(done, total, what):

@@ -6,9 +6,7 @@ from checkpoints import transformers_model
 
 import compression
 from bench.session.training_plan import TrainingPlan, plan_training
-from compression import Recipe
 from compression.checkpoints import base
-from compression.engine import plan as _checks
 
 IDS = torch.randint(48, (8, 10), generator=torch.Generator().manual_seed(0))
 PAIRS = [(f"{a} + {b} =", f" {a + b}\n") for a in range(6) for b in range(6)]
@@ -29,12 +27,7 @@ def bases(tmp_path_factory):
 
 
 def planned(recipe, bases):
-    recipe = Recipe.parse(recipe)
-    source = compression.locate(bases[0])
-    skeleton = _checks.check_source([recipe], source, IDS, bases[1], PAIRS)
-    teacher = _checks.find_teacher([recipe], source, bases[1])
-    task = _checks.find_downstream([recipe], source, PAIRS)
-    return plan_training(recipe, skeleton, source, teacher, task)
+    return plan_training(compression.plan(bases[0], recipe, calibration=IDS, teacher=bases[1], downstream=PAIRS))
 
 
 @pytest.mark.parametrize("text", [KD, f"{KD[:-1]},top_k=5)", RECOVER, f"nf4(group_size=32)-{RECOVER}"])

@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import NotAvailable
 from bench.measure.generation import Decoder, Interleaved, Load
 from bench.results import layers
-from compression import Recipe, engine
-from compression.engine.schedule import make_schedule
-from compression.recipes.recipe import UNCOMPRESSED
+from compression import UNCOMPRESSED, CompressionError, Recipe
 
 if TYPE_CHECKING:
     from bench.session.options import Options
-    from compression import Base, Compressed
-    from compression.checkpoints.base import BaseSource
-    from compression.engine.kept_steps import StepCache
+    from compression import Base, BaseSource, Compressed, Plan, StepCache
 
 
 class Models:
@@ -29,11 +25,13 @@ class Models:
         kernels: for each recipe that was compressed how many layers have which kernel.
         steps: what was executed for it, and the seconds of each step.
         layers: what became of its layers (`bench.results.layers`), until that is in the journal.
+        plans: of each recipe that is compressed here, by its text; made once, before anything is measured.
         refused: why a recipe of a named list cannot be, by its text.
         calibration, teacher, downstream_task: what recipes read, as `compression.compress` takes it.
         notes: for each recipe what a reader of its results has to know, as sentences.
     """
 
+    plans: "Mapping[str, Plan]"
     refused: Mapping[str, str]
     calibration: Any
     teacher: Any
@@ -48,6 +46,42 @@ class Models:
         self._base: Base | None = None
         self._compressed: tuple[Recipe, Compressed | BaseException] | None = None
         self._folder: Path | None = None
+
+    def make_plans(self) -> None:
+        """Plan every recipe of the run: sets `plans` and `refused`.
+
+        Raises:
+            CompressionError: a recipe that is not of a named list cannot be, or what all of them read cannot be opened.
+        """
+        options = self.options
+        recipes = [each for each in (*options.recipes, *options.derived) if each.text not in options.refused]
+        if self.source.published is not None:
+            self.plans, refused = {}, self._unlike_published()
+        else:
+            import compression
+
+            planner = compression.Planner(
+                self.source, calibration=self.calibration, teacher=self.teacher, downstream=self.downstream_task
+            )  # fmt: skip
+            if options.named:
+                self.plans, refused = planner.plan_all(recipes)
+            else:
+                self.plans, refused = {recipe.text: planner.plan(recipe) for recipe in recipes}, {}
+        self.refused = {**options.refused, **refused}
+
+    def _unlike_published(self) -> dict[str, str]:
+        """Why a recipe is not what a published checkpoint is quantized by, by its text."""
+        from compression.checkpoints.formats.model import check_recipe
+
+        found = {}
+        for recipe in self.options.recipes:
+            try:
+                check_recipe(self.source.published, recipe)
+            except CompressionError as error:
+                if not self.options.named:
+                    raise
+                found[recipe.text] = str(error)
+        return found
 
     @property
     def base(self) -> "Base":
@@ -70,26 +104,10 @@ class Models:
         if why := self.refused.get(recipe.text):
             raise NotAvailable(why)
         if self._compressed is None or self._compressed[0] != recipe:
-            import compression
-
             self.release()
             base = self.base
             try:
-                if self.source.published is not None and recipe.steps:
-                    assert self.source.folder is not None
-                    backend = getattr(recipe.steps[0].method, "backend", None)
-                    result = compression.load(self.source.folder, self.options.device, backend=backend)
-                else:
-                    result = compression.compress(
-                        base,
-                        recipe,
-                        seed=self.options.seed,
-                        calibration=self.calibration,
-                        teacher=self.teacher,
-                        downstream=self.downstream_task,
-                        cache=self._steps,
-                        progress=self._progress,
-                    )
+                result = self._compress(recipe)
             except Exception as error:
                 self._compressed = (recipe, error)
                 raise
@@ -101,6 +119,21 @@ class Models:
         if isinstance(self._compressed[1], BaseException):
             raise self._compressed[1]
         return self._compressed[1]
+
+    def _compress(self, recipe: Recipe) -> "Compressed":
+        import compression
+
+        if self.source.published is not None and recipe.steps:
+            assert self.source.folder is not None
+            backend = getattr(recipe.steps[0].method, "backend", None)
+            return compression.load(self.source.folder, self.options.device, backend=backend)
+        plan = self.plans.get(recipe.text, recipe)  # there is none of a recipe beside those of the run
+        given = {} if recipe.text in self.plans else {
+            "calibration": self.calibration, "teacher": self.teacher, "downstream": self.downstream_task
+        }  # fmt: skip
+        return compression.compress(
+            self.base, plan, seed=self.options.seed, cache=self._steps, progress=self._progress, **given
+        )  # fmt: skip
 
     def artefact_folder(self, recipe: Recipe) -> Path:
         """Where the compressed model lies on disk, for processes that open it by themselves; gone with the model."""
@@ -139,12 +172,12 @@ class Models:
     @functools.cached_property
     def _steps(self) -> "StepCache":
         """Keeps what recipes that train come to, and what other recipes begin with as they do."""
+        from compression import StepCache
+
         beginnings: list[tuple[str, ...]] = []
-        recipes = dict.fromkeys((*self.options.recipes, *self.options.derived))
-        for recipe in recipes:
-            texts = tuple(what for _, what in make_schedule(recipe.steps))
-            if any(step.method.trains for step in recipe.steps):
-                beginnings += [texts[: i + 1] for i in range(len(texts))]
-        whole = {tuple(what for _, what in make_schedule(recipe.steps)) for recipe in recipes}
-        shared = {texts for texts in beginnings if beginnings.count(texts) + (texts in whole) > 1}
-        return engine.kept_steps.StepCache(self.options.cache, keep=lambda texts: tuple(texts) in shared)
+        for plan in self.plans.values():
+            if plan.trains:
+                beginnings += [plan.executed[: i + 1] for i in range(len(plan.schedule))]
+        whole = {plan.executed for plan in self.plans.values()}
+        shared = {steps for steps in beginnings if beginnings.count(steps) + (steps in whole) > 1}
+        return StepCache(self.options.cache, keep=lambda steps: tuple(steps) in shared)

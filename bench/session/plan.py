@@ -4,18 +4,16 @@ import math
 import shutil
 import tempfile
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.machine import device as machine
 from bench.session.training_plan import plan_training
-from compression.checkpoints import base as _checkpoint
-from compression.checkpoints import weights
-from compression.checkpoints.artefact import stored_bytes
-from compression.engine.plan import check, check_source, find_downstream, find_teacher, refusals
-from compression.errors import CheckpointError
+from compression import CheckpointError
 
 if TYPE_CHECKING:
     from bench.session.options import Options
+    from compression import Plan
 
 _OPEN_SECONDS = 8  # imports and warm-up of one process
 _ENERGY_SECONDS = 5
@@ -32,51 +30,68 @@ def plan(options: "Options") -> str:
     """
     import pandas as pd
 
-    source = _checkpoint.locate(options.base)
+    from compression import Planner, locate
+    from compression.checkpoints.weights import open_weights
+
+    source = locate(options.base)
     download = _download_bytes(source)
     if source.kind == "hub" and download:
         return (
             f"{source.text} is not on this machine: {_mib(download)} would be downloaded; shapes are known after that"
         )
     source = source.fetch()
-    given = (source, options.calibration, options.teacher, options.downstream)
-    refused = dict(options.refused) | (refusals(options.recipes, *given) if options.named else {})
-    recipes = [recipe for recipe in options.recipes if recipe.text not in refused]
-    skeleton = check_source(recipes, *given)
-    skeleton = skeleton.to(weights.open_weights(source).dtype)
-    base = stored_bytes(skeleton)
-    bandwidth = _bandwidth(options.device)
-    trains = any(step.method.trains for recipe in recipes for step in recipe.steps)
-    speed = _flops_per_second(options.device) if trains else math.inf
-    rounds = (options.runs + options.warmup) * options.new_tokens
-    rows = []
-    for recipe in recipes:
-        size = stored_bytes(check(recipe, skeleton))
-        teacher = find_teacher([recipe], source, options.teacher)
-        training = plan_training(
-            recipe, skeleton, source, teacher, find_downstream([recipe], source, options.downstream)
-        )
-        resident = base + (size if recipe.steps else 0)
-        child = max(base, size) if options.device == "cpu" else 0
-        seconds = sum(
-            2 * _OPEN_SECONDS + 2 * _ENERGY_SECONDS + rounds * (base + size) / bandwidth for _ in options.batch_sizes
-        )
-        train_seconds = training.flops / speed
-        rows.append({
-            "recipe": recipe.text, "stored": _mib(size),
-            "memory at once": _mib(max(resident + child, base + training.memory)),
-            "disk": _mib(training.disk + (size if recipe.steps and options.device == "cpu" else 0)),
-            "download": _mib(0), "training": _time(train_seconds) if training.tokens else "none",
-            "about": _time(seconds + train_seconds),
-        })  # fmt: skip
+    planner = Planner(
+        source, calibration=options.calibration, teacher=options.teacher, downstream=options.downstream,
+        dtype=open_weights(source).dtype,
+    )  # fmt: skip
+    recipes = [recipe for recipe in options.recipes if recipe.text not in options.refused]
+    if options.named:
+        plans, refused = planner.plan_all(recipes)
+    else:
+        plans, refused = {recipe.text: planner.plan(recipe) for recipe in recipes}, {}
+    device = _Device.measured(options.device, trains=any(each.trains for each in plans.values()))
     free = shutil.disk_usage(tempfile.gettempdir()).free
     return "\n".join([
-        f"base {source.label}: {_mib(base)} on {options.device}; {_mib(machine.memory_free(options.device))} of memory "
-        f"free, {_mib(free)} of disk, {bandwidth / 1e9:.1f} GB/s read",
-        pd.DataFrame(rows).to_string(index=False),
-        *(f"{recipe}: not available: {why}" for recipe, why in refused.items()),
+        f"base {source.label}: {_mib(planner.base_bytes)} on {options.device}; "
+        f"{_mib(machine.memory_free(options.device))} of memory free, {_mib(free)} of disk, "
+        f"{device.bandwidth / 1e9:.1f} GB/s read",
+        pd.DataFrame([_row(each, options, device) for each in plans.values()]).to_string(index=False),
+        *(f"{recipe}: not available: {why}" for recipe, why in {**options.refused, **refused}.items()),
         "times are for training and efficiency alone, without the prompt, and rough; what a cache holds is not counted",
     ])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Device:
+    """Bytes that a device reads and operations that it does, per second."""
+
+    bandwidth: float
+    flops: float
+
+    @classmethod
+    def measured(cls, device: str, *, trains: bool) -> "_Device":
+        return cls(_bandwidth(device), _flops_per_second(device) if trains else math.inf)
+
+
+def _row(plan: "Plan", options: "Options", device: _Device) -> dict[str, str]:
+    """What a recipe would take, in words."""
+    base, size, steps = plan.base_bytes, plan.stored_bytes, bool(plan.recipe.steps)
+    training = plan_training(plan)
+    resident = base + (size if steps else 0)
+    child = max(base, size) if options.device == "cpu" else 0
+    rounds = (options.runs + options.warmup) * options.new_tokens
+    seconds = sum(
+        2 * _OPEN_SECONDS + 2 * _ENERGY_SECONDS + rounds * (base + size) / device.bandwidth for _ in options.batch_sizes
+    )
+    train_seconds = training.flops / device.flops
+    return {
+        "recipe": plan.recipe.text, "stored": _mib(size),
+        "kernels": ", ".join(plan.kernels(options.device)) or "none",
+        "memory at once": _mib(max(resident + child, base + training.memory)),
+        "disk": _mib(training.disk + (size if steps and options.device == "cpu" else 0)),
+        "download": _mib(0), "training": _time(train_seconds) if training.tokens else "none",
+        "about": _time(seconds + train_seconds),
+    }  # fmt: skip
 
 
 def _download_bytes(source: Any) -> int:

@@ -26,11 +26,9 @@ from bench.session.inputs import Inputs
 from bench.session.models import Models
 from bench.session.options import Options
 from bench.session.recorder import Findings
-from compression import CompressionError, Recipe, engine, locate
-from compression.checkpoints import formats
+from compression import UNCOMPRESSED, Recipe, locate
 from compression.checkpoints.tokens import check_template
 from compression.files.terminal import terminal
-from compression.recipes.recipe import UNCOMPRESSED
 
 if TYPE_CHECKING:
     from bench.gate.verdicts import Verdict
@@ -65,7 +63,7 @@ class Workbench(Models, Inputs, Findings):
             )
         self.fingerprint = device.fingerprint(options.device)
         Models.__init__(self, options, locate(options.base).fetch(), progress)
-        self.refused = self._refusals()
+        self.make_plans()
         for recipe in (*options.recipes, *options.derived):
             if recipe.text not in self.refused:
                 self.inputs_of(recipe)  # texts that cannot be read are refused now, by what the digest is of
@@ -83,25 +81,6 @@ class Workbench(Models, Inputs, Findings):
         self.failing: list[str] = []
         self._base_readings: dict[Any, Reading] = {}
         self._readings: dict[Any, Reading] = {}
-
-    def _refusals(self) -> dict[str, str]:
-        """Why recipes of a named list cannot be, by their text. Raises CompressionError for others that cannot be."""
-        options, found = self.options, dict(self.options.refused)
-        recipes = [each for each in (*options.recipes, *options.derived) if each.text not in found]
-        if self.source.published is None:
-            given = (self.source, self.calibration, self.teacher, self.downstream_task)
-            if options.named:
-                return found | engine.plan.refusals(recipes, *given)
-            engine.plan.check_source(recipes, *given)
-            return found
-        for recipe in options.recipes:
-            try:
-                formats.model.check_recipe(self.source.published, recipe)
-            except CompressionError as error:
-                if not options.named:
-                    raise
-                found[recipe.text] = str(error)
-        return found
 
     def measure(
         self,

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 from compression.architectures import decoder
 from compression.checkpoints import base
 from compression.checkpoints.weights import open_weights
-from compression.training.downstream import Downstream
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from compression import Recipe
-    from compression.checkpoints.base import BaseSource
+    from compression import BaseSource, Plan
 
 _ADAM_BYTES = {"adamw": 8, "adamw_8bit": 2}  # of both moments of a weight
 _ACTIVATIONS = 17  # numbers that a block keeps of a token for the way back, in widths of the model: the 34 bytes in 16
@@ -43,34 +41,28 @@ class TrainingPlan:
         )  # fmt: skip
 
 
-def plan_training(
-    recipe: "Recipe", model: "nn.Module", source: "BaseSource", teacher: "BaseSource | None", task: Downstream | None
-) -> TrainingPlan:
-    """The trainings of all steps of a recipe.
+def plan_training(plan: "Plan") -> TrainingPlan:
+    """The trainings of all steps of a plan.
 
     Weights, gradients and moments are in fp32, activations as published for a transformer block without recomputing
     them. A step reads 2 operations a weight and token forward and 4 backward; frozen weights need 2 of the latter. What
     kept steps and kept outputs of a teacher would save is not known, so that this is the most that it takes.
-
-    Args:
-        model: of the base, without weights.
-        teacher: of the recipe; None if none of its steps has one.
-        task: that it recovers on; None if none of its steps does.
     """
     found = TrainingPlan()
-    for step in recipe.steps:
+    for step in plan.recipe.steps:
         if step.method.trains:
-            found = found.then(_of_step(step.method, model, source, teacher, task))
+            found = found.then(_of_step(step.method, plan))
     return found
 
 
-def _of_step(
-    method: Any, model: "nn.Module", source: "BaseSource", teacher: "BaseSource | None", task: Downstream | None
-) -> TrainingPlan:
+def _of_step(method: Any, plan: "Plan") -> TrainingPlan:
+    model, teacher = plan.base, plan.teacher
     settings = method.settings(seed=0)
     if method.downstream:
-        assert task is not None
-        ids = task.texts(source.tokenizer, samples=method.samples, length=method.sequence_length, seed=0).ids
+        assert plan.downstream is not None
+        ids = plan.downstream.texts(
+            plan.source.tokenizer, samples=method.samples, length=method.sequence_length, seed=0
+        ).ids
         texts, length = ids.shape
     else:
         texts, length = method.calibration

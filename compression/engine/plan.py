@@ -1,6 +1,13 @@
-"""What is refused before any work: by shapes, by what recipes need, and by what they would undo."""
+"""Plans: what a recipe takes on a base, settled once and before any weight is read; `plan` makes one.
 
+Whoever runs a recipe, streams it, estimates it or benches it reads the same value. Texts, tasks and teachers are opened
+once for any number of recipes (`Planner`), and each recipe is scheduled and checked once.
+"""
+
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -8,244 +15,237 @@ from torch import nn
 
 from compression.architectures import decoder
 from compression.calibration.text import WAYS_OUT, Calibration, open_calibration
-from compression.checkpoints import base
-from compression.engine.schedule import is_whole, make_schedule
-from compression.errors import CalibrationError, CompressionError, LayerError, RecipeError, TeacherError, TrainingError
-from compression.layers import embedding
-from compression.layers.packed import PackedLinear
-from compression.recipes import registry
-from compression.recipes.recipe import Recipe, Step
-from compression.recipes.registry import CalibratedMethod, LayerwiseMethod, Quantizer
+from compression.checkpoints import base as _checkpoint
+from compression.checkpoints.artefact import stored_bytes
+from compression.checkpoints.base import Base, BaseSource
+from compression.checkpoints.formats import model as formats
+from compression.engine import shapes
+from compression.engine.schedule import Schedule, is_whole, make_schedule
+from compression.errors import CalibrationError, CompressionError, RecipeError, TeacherError, TrainingError
+from compression.recipes.recipe import Recipe
+from compression.recipes.registry import Quantizer
 from compression.training import downstream as _downstream
 from compression.training.downstream import Downstream, open_downstream
+from compression.training.vocabulary import shared_vocabulary
 
-TOKENS_PER_INPUT = 10  # of calibration text, for every input of a layer whose weights are fitted to it
 
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What compressing a base by a recipe takes.
 
-def thin_calibration(step: Step, model: nn.Module, tokens: int) -> str | None:
-    """A sentence where a step fits a layer of the model to fewer than `TOKENS_PER_INPUT` tokens for each of its inputs.
-
-    A Hessian (cols, cols) of few more than cols tokens is mostly chance: weights that make up for each other on it do
-    so on no other text, and come out worse than rounded to nearest.
+    Attributes:
+        recipe: what is done.
+        source: the base, its files on disk.
+        schedule: the steps as they are run, those included that have to stand between them.
+        base: the model of the base, without weights.
+        outcome: the model that the recipe makes, without weights, as far as shapes tell what it stores.
+        calibration: the text that steps read; None if none does.
+        downstream: the task that steps recover on; None if none does.
+        teacher: the base that steps learn from, its files on disk and its tokenizer compared; None if none does.
     """
-    fitted = [
-        linear.in_features
-        for block in decoder.decoder_blocks(model)
-        for name, linear in block.linears()
-        if getattr(step.for_layer(name), "fits_hessian", False)
-    ]
-    widest = max(fitted, default=0)
-    if tokens >= TOKENS_PER_INPUT * widest:
-        return None
-    length = step.method.calibration[1]  # type: ignore[index]
-    return (
-        f"{step} fits layers of up to {widest:,} inputs to {tokens:,} tokens of calibration text, "
-        f"{tokens / widest:.2g} for each input; below {TOKENS_PER_INPUT} it fits chance, and can be worse than "
-        f"rounding: give samples={-(-TOKENS_PER_INPUT * widest // length)} or more"
-    )
+
+    recipe: Recipe
+    source: BaseSource
+    schedule: Schedule
+    base: nn.Module = field(repr=False)
+    outcome: nn.Module = field(repr=False)
+    calibration: Calibration | None = None
+    downstream: Downstream | None = None
+    teacher: BaseSource | None = None
+
+    @property
+    def executed(self) -> tuple[str, ...]:
+        """The steps as they are run, as text."""
+        return tuple(what for _, what in self.schedule)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a step trains."""
+        return any(step.method.trains for step in self.recipe.steps)
+
+    @property
+    def whole_model(self) -> str | None:
+        """Why the recipe cannot be run block by block, in words; None if it can."""
+        steps = [str(step) for step in self.recipe.steps if is_whole(step)]
+        return f"{steps[0]} works on the whole model at once" if steps else None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors that the result stores, as far as shapes tell."""
+        return stored_bytes(self.outcome)
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of all tensors of the base, in the dtype that the plan was made in."""
+        return stored_bytes(self.base)
+
+    def kernels(self, device: str) -> dict[str, int]:
+        """How many layers of the result get which kernel on a device, as far as shapes tell."""
+        return dict(Counter(layer.kernel_name(device) for layer in decoder.stored_layers(self.outcome).values()))
+
+    def check_format(self, format: str) -> None:
+        """Refuse a published format that cannot hold what the recipe packs at its end, as far as shapes tell.
+
+        Raises:
+            LayerError: it cannot.
+        """
+        if self.schedule and isinstance(getattr(self.schedule[-1][0], "method", None), Quantizer):
+            formats.describe_shapes(self.outcome, format)
 
 
-def _check_zeros(recipe: Recipe) -> None:
-    """Refuse a step that would lose the zeros of one before it."""
-    pruning = None
-    for step, _ in make_schedule(recipe.steps):
-        if step is None:
-            continue
-        if pruning is not None and not step.method.info.keeps_zeros:
-            keeping = [name for name, cls in registry.discover().items()
-                       if cls.info.leaves == "packed" and cls.info.keeps_zeros]  # fmt: skip
-            raise RecipeError(f"{recipe.text}: {step} would lose the zeros that {pruning} makes, because zero is not "
-                              f"among its levels; quantizers that keep them: {', '.join(keeping)}")  # fmt: skip
-        pruning = {"sparse": step, "dense": None}.get(step.method.info.leaves, pruning)
+def plan(
+    base: Base | BaseSource | str,
+    recipe: Recipe | str,
+    *,
+    calibration: Any = None,
+    downstream: Any = None,
+    teacher: str | BaseSource | None = None,
+) -> Plan:
+    """What compressing a base by a recipe takes; reads texts and shapes, and no weights.
 
-
-def check(recipe: Recipe, model: nn.Module) -> nn.Module:
-    """Refuse what shapes already forbid, those that earlier steps leave included, layers that ask for calibration of
-    their own, and zeros that would be lost.
-
-    Returns the model that the recipe makes, without weights, as far as shapes tell what it stores.
+    Args:
+        base: an opened base, what was located, or the text of one, which is fetched if need be.
+        recipe: an instance or its text.
+        calibration, downstream, teacher: as for `compress`.
 
     Raises:
-        RecipeError, LayerError: as `compress`.
+        RecipeError: the recipe cannot be.
+        CheckpointError: the base or the teacher cannot be opened.
+        LayerError: a layer cannot be taken, and its shape is the reason.
+        CalibrationError: a method needs calibration text, and there is none, or nothing is called as what was given.
+        TeacherError: a method needs a teacher, and there is none, or its tokenizer is not that of the base.
+        TrainingError: a method needs a downstream task, and there is none, or nothing is called as what was given.
     """
-    _check_zeros(recipe)
-    model = decoder.without_weights(model)
-    for step, _ in make_schedule(recipe.steps):
-        if step is None:
-            decoder.make_dense(model)
-        else:
-            if is_whole(step):
-                model = step.method.reshape(model)
-            _check_layers(step, model)
-            _pack(step, model)
-    return model
+    parsed = Recipe.parse(recipe)
+    return Planner(base, calibration=calibration, downstream=downstream, teacher=teacher).plan(parsed)
 
 
-def _check_layers(step: Step, model: nn.Module) -> None:
-    if isinstance(step.method, Quantizer):
-        for pattern, override in step.layers:
-            if override is not None and override.embeddings != step.method.embeddings:  # type: ignore[attr-defined]
-                raise RecipeError(f"{step}: {pattern!r} cannot have embeddings of its own: they are of the model, and "
-                                  "no layer of it")  # fmt: skip
-    if isinstance(step.method, CalibratedMethod):
-        for pattern, override in step.layers:
-            if override is not None and override.calibration != step.method.calibration:
-                raise RecipeError(f"{step}: {pattern!r} cannot have samples or sequence_length of its own")
-    if not isinstance(step.method, LayerwiseMethod):
-        return
-    names = []
-    for block in decoder.decoder_blocks(model):
-        for name, linear in block.linears():
-            names.append(name)
-            method = step.for_layer(name)
-            if method is not None:
-                try:
-                    method.check_layer(linear.in_features, linear.out_features)  # type: ignore[attr-defined]
-                except LayerError as error:
-                    raise LayerError(f"{step} cannot take {name}: {error}") from error
-    for pattern, override in step.layers:
-        if not any(Step(step.method, ((pattern, override),)).for_layer(n) is override for n in names):
-            raise RecipeError(f"{step}: no layer matches {pattern!r}; layers are called e.g. {names[0]}, {names[-1]}")
+class Planner:
+    """Plans any number of recipes on one base: what they read is opened once.
 
-
-def _pack(step: Step, model: nn.Module) -> None:
-    """Puts layers without weights where a step packs some."""
-    if getattr(step.method, "embeddings", 16) == 8:
-        embedding.shaped(model)
-    for block in decoder.decoder_blocks(model):
-        for name, linear in block.linears():
-            grid = getattr(step.for_layer(name), "grid", None)
-            if grid is not None and isinstance(linear, nn.Linear):
-                bias, dtype = linear.bias is not None, linear.weight.dtype
-                block.replace(name, PackedLinear(
-                    grid(), linear.in_features, linear.out_features, bias=bias, dtype=dtype, device="meta"
-                ))  # fmt: skip
-
-
-def find_calibration(recipes: Iterable[Recipe], source: base.BaseSource, given: Any) -> Calibration | None:
-    """The calibration that the recipes get on a base.
+    Args:
+        base: as for `plan`.
+        calibration, downstream, teacher: as for `compress`, or what was opened.
+        dtype: of the weights of the base, for the bytes of plans; that of an opened base is its own.
 
     Raises:
-        CalibrationError: one of them needs some and there is none, or nothing is called as what was given.
+        CheckpointError, CalibrationError, TrainingError: base, text or task cannot be opened.
     """
-    found = open_calibration(given, source)
-    needing = [recipe.text for recipe in recipes if any(s.method.calibration for s in recipe.steps)]
-    if needing and found is None:
-        raise CalibrationError(f"{needing[0]} needs calibration text, and {source.label!r} brings none; {WAYS_OUT}")
-    return found
+
+    def __init__(
+        self,
+        base: Base | BaseSource | str,
+        *,
+        calibration: Any = None,
+        downstream: Any = None,
+        teacher: str | BaseSource | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ):
+        self._opened = base.model if isinstance(base, Base) else None
+        located = base.source if isinstance(base, Base) else base
+        self.source = (_checkpoint.locate(located) if isinstance(located, str) else located).fetch()
+        self.calibration = open_calibration(calibration, self.source)
+        self.downstream = open_downstream(downstream, self.source)
+        self._teacher, self._dtype = teacher or default_teacher(self.source), dtype
+        self._compared: set[bool] = set()
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The model of the base, without weights."""
+        if self._opened is not None:
+            return decoder.without_weights(self._opened)
+        return _checkpoint.build(self.source.config, self._dtype, device="meta")
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of all tensors of the base, in `dtype`."""
+        return stored_bytes(self.base)
+
+    def plan(self, recipe: Recipe) -> Plan:
+        """The plan of one recipe; raises as the function `plan`."""
+        schedule = make_schedule(recipe.steps)
+        return Plan(
+            recipe=recipe, source=self.source, schedule=schedule, calibration=self._calibration_of(recipe),
+            teacher=self._teacher_of(recipe), downstream=self._downstream_of(recipe), base=self.base,
+            outcome=shapes.outcome(recipe, self.base, schedule),
+        )  # fmt: skip
+
+    def plan_all(self, recipes: Iterable[Recipe]) -> tuple[dict[str, Plan], dict[str, str]]:
+        """The plans of recipes by their text, and why the others cannot be.
+
+        Raises:
+            CheckpointError: the base or the teacher cannot be opened, which no recipe could do anything about.
+        """
+        if isinstance(self._teacher, str) and self._teacher != "self":
+            _checkpoint.locate(self._teacher)
+        _ = self.base
+        plans, refused = {}, {}
+        for recipe in recipes:
+            try:
+                plans[recipe.text] = self.plan(recipe)
+            except CompressionError as error:
+                refused[recipe.text] = str(error)
+        return plans, refused
+
+    def _calibration_of(self, recipe: Recipe) -> Calibration | None:
+        if not any(step.method.calibration for step in recipe.steps):
+            return None
+        if self.calibration is None:
+            raise CalibrationError(
+                f"{recipe.text} needs calibration text, and {self.source.label!r} brings none; {WAYS_OUT}"
+            )
+        return self.calibration
+
+    def _downstream_of(self, recipe: Recipe) -> Downstream | None:
+        if not any(step.method.downstream for step in recipe.steps):
+            return None
+        if self.downstream is None:
+            raise TrainingError(f"{recipe.text} trains on a downstream task, and {self.source.label!r} brings none; "
+                                f"{_downstream.WAYS_OUT}")  # fmt: skip
+        return self.downstream
+
+    def _teacher_of(self, recipe: Recipe) -> BaseSource | None:
+        methods = [step.method for step in recipe.steps if step.method.teacher]
+        if not methods:
+            return None
+        if self._teacher is None:
+            raise TeacherError(
+                f"{recipe.text} needs a teacher, and {self.source.label!r} brings none; give teacher (--teacher): a "
+                "base of the same tokenizer, or self for the uncompressed base"
+            )
+        if self._teacher in ("self", self.source):
+            return self.source
+        for allowed in {method.allow_vocab_mismatch for method in methods} - self._compared:
+            rows = (self.source.config["vocab_size"], self._fetched.config["vocab_size"])
+            shared_vocabulary(
+                self.source.tokenizer, self._fetched.tokenizer, rows, allow_vocab_mismatch=allowed
+            )  # fmt: skip
+            self._compared.add(allowed)
+        return self._fetched
+
+    @cached_property
+    def _fetched(self) -> BaseSource:
+        assert self._teacher is not None
+        return (_checkpoint.locate(self._teacher) if isinstance(self._teacher, str) else self._teacher).fetch()
 
 
-def find_downstream(recipes: Iterable[Recipe], source: base.BaseSource, given: Any) -> Downstream | None:
-    """The downstream task that the recipes recover on; None if none of them does.
-
-    Raises:
-        TrainingError: one of them does, and there is none; or nothing is called as what was given.
-    """
-    found = open_downstream(given, source)
-    needing = [recipe.text for recipe in recipes if any(step.method.downstream for step in recipe.steps)]
-    if needing and found is None:
-        raise TrainingError(f"{needing[0]} trains on a downstream task, and {source.label!r} brings none; "
-                            f"{_downstream.WAYS_OUT}")  # fmt: skip
-    return found if needing else None
-
-
-def default_teacher(source: base.BaseSource) -> str | None:
+def default_teacher(source: BaseSource) -> str | None:
     """The teacher that a base brings."""
     return "reference-teacher" if source.text == "reference" else None
 
 
-def find_teacher(
-    recipes: Iterable[Recipe], source: base.BaseSource, given: str | base.BaseSource | None
-) -> base.BaseSource | None:
-    """The teacher that the recipes get on a base, its tokenizer compared; None if none of them needs one.
+def taken(base: Base | BaseSource | str, recipe: Recipe | str | Plan, **given: Any) -> Plan:
+    """The plan of a recipe on a base; one that was made is taken as it is.
 
     Raises:
-        TeacherError: there is none, or its tokenizer is not that of the base.
-        CheckpointError: nothing is called as what was given.
+        RecipeError: it is of another base, or the texts, task or teacher that it has are given once more.
     """
-    needing = [(recipe, step.method) for recipe in recipes for step in recipe.steps if step.method.teacher]
-    if not needing:
-        return None
-    from compression.training.teacher import shared_vocabulary
-
-    text = given or default_teacher(source)
-    if text is None:
-        raise TeacherError(f"{needing[0][0].text} needs a teacher, and {source.label!r} brings none; give teacher "
-                           "(--teacher): a base of the same tokenizer, or self for the uncompressed base")  # fmt: skip
-    if text in ("self", source):
-        return source
-    teacher = (text if isinstance(text, base.BaseSource) else base.locate(text)).fetch()
-    for _, method in needing:
-        rows = (source.config["vocab_size"], teacher.config["vocab_size"])
-        shared_vocabulary(
-            source.tokenizer, teacher.tokenizer, rows, allow_vocab_mismatch=method.allow_vocab_mismatch
-        )  # fmt: skip
-    return teacher
-
-
-def check_source(
-    recipes: Iterable[Recipe],
-    source: base.BaseSource,
-    calibration: Any = None,
-    teacher: str | base.BaseSource | None = None,
-    downstream: Any = None,
-) -> nn.Module:
-    """The same before any weight of a base is read; returns its model without weights.
-
-    Raises:
-        CheckpointError, RecipeError, LayerError, CalibrationError, TeacherError, TrainingError: as `compress`.
-    """
-    skeleton = base.build(source.config, torch.bfloat16, device="meta")
-    for recipe in recipes:
-        _check_on(recipe, skeleton, source, calibration, teacher, downstream)
-    return skeleton
-
-
-def check_format(recipe: Recipe, source: base.BaseSource, format: str) -> None:
-    """Refuse a published format that cannot hold what a recipe packs at its end, as far as shapes tell.
-
-    Raises:
-        LayerError: it cannot; what `check` raises.
-    """
-    from compression.checkpoints.formats.model import describe_shapes
-
-    model = check(recipe, base.build(source.config, torch.bfloat16, device="meta"))
-    if recipe.steps and isinstance(getattr(make_schedule(recipe.steps)[-1][0], "method", None), Quantizer):
-        describe_shapes(model, format)
-
-
-def refusals(
-    recipes: Iterable[Recipe],
-    source: base.BaseSource,
-    calibration: Any = None,
-    teacher: str | base.BaseSource | None = None,
-    downstream: Any = None,
-) -> dict[str, str]:
-    """Why recipes cannot be applied to a base, by their text; those that can be are not in it.
-
-    Raises:
-        CheckpointError, CalibrationError, TrainingError: base, calibration text, teacher or downstream task cannot be
-            opened, which no recipe could do anything about.
-    """
-    skeleton = base.build(source.config, torch.bfloat16, device="meta")
-    open_calibration(calibration, source)
-    open_downstream(downstream, source)
-    if isinstance(teacher, str) and teacher != "self":
-        base.locate(teacher)
-    found = {}
-    for recipe in recipes:
-        try:
-            _check_on(recipe, skeleton, source, calibration, teacher, downstream)
-        except CompressionError as error:
-            found[recipe.text] = str(error)
-    return found
-
-
-def _check_on(
-    recipe: Recipe, skeleton: nn.Module, source: base.BaseSource, calibration: Any,
-    teacher: str | base.BaseSource | None, downstream: Any,
-) -> None:  # fmt: skip
-    find_calibration([recipe], source, calibration)
-    find_teacher([recipe], source, teacher)
-    find_downstream([recipe], source, downstream)
-    check(recipe, skeleton)
+    if not isinstance(recipe, Plan):
+        return plan(base, recipe, **given)
+    source = base.source if isinstance(base, Base) else base
+    text = source if isinstance(source, str) else source.text
+    if text != recipe.source.text:
+        raise RecipeError(f"the plan is of the base {recipe.source.text!r}, not of {text!r}; make one of this base")
+    if more := [name for name, value in given.items() if value is not None]:
+        raise RecipeError(f"{more[0]} is settled by the plan; give it to `plan`, not to `compress`")
+    return recipe

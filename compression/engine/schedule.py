@@ -4,8 +4,10 @@ from collections.abc import Iterable
 
 from compression.recipes.recipe import Step
 
+Schedule = tuple[tuple[Step | None, str], ...]  # what is run and how it is called; None makes stored layers dense
 
-def make_schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
+
+def make_schedule(steps: Iterable[Step]) -> Schedule:
     """The steps, `dequantize` (None) where one does not take a packed model, and the last undone quantizer again.
 
     The last entry of what is returned leaves the model packed if any step of the recipe did. Steps on layers make those
@@ -27,7 +29,7 @@ def make_schedule(steps: Iterable[Step]) -> list[tuple[Step | None, str]]:
         state = leaves
     if quantizer is not None and state != "packed":
         schedule.append((quantizer, str(quantizer)))
-    return schedule
+    return tuple(schedule)
 
 
 def _stores(step: Step | None) -> bool:

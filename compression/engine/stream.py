@@ -16,9 +16,8 @@ model) takes seconds. Writing them costs each block the same, which is little be
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,167 +29,93 @@ from torch import Tensor, nn
 
 from compression import devices
 from compression.architectures import decoder
-from compression.calibration.text import open_calibration
-from compression.checkpoints import base as _checkpoint
+from compression.checkpoints import base
 from compression.checkpoints import weights as _weights
-from compression.checkpoints.artefact import STATE, Compressed, LayerReport, check_writable, write_beside
-from compression.checkpoints.base import MANIFEST, BaseSource
+from compression.checkpoints.artefact import STATE, Compressed, check_writable, outline, write_beside
+from compression.checkpoints.base import MANIFEST
 from compression.checkpoints.side_files import read_generation_config
 from compression.checkpoints.weight_files import INDEX
 from compression.checkpoints.weights import Weights
-from compression.cost import Cost, CostMeter
-from compression.engine.plan import check_source, find_calibration
-from compression.engine.run import Pass, Progress, around_blocks, full_report, make_contexts, make_passes, notes_of
-from compression.engine.schedule import is_whole, make_schedule
+from compression.cost import CostMeter
+from compression.engine.passes import (
+    Pass,
+    Progress,
+    around_blocks,
+    full_report,
+    make_contexts,
+    make_passes,
+    notes_of,
+)
+from compression.engine.plan import Plan
+from compression.engine.stream_state import SEAL, State, unfinished
 from compression.errors import CheckpointError, RecipeError
 from compression.files.atomic import code_digest, digest_of, sync, write_json
-from compression.files.strict_json import check_signature, exact_fields, whole_field
 from compression.layers.kernels import choose
-from compression.layers.stored import check_all, describe
-from compression.recipes.recipe import Recipe
-from compression.sealed_folder import Seal, SealedFolder
+from compression.layers.stored import describe
+from compression.sealed_folder import SealedFolder
 
 _BLOCKS = "model.layers."
 
 
-def compress_to(
-    folder: str | Path,
-    base: str,
-    recipe: Recipe | str,
-    *,
-    device: str = "cpu",
-    seed: int = 0,
-    calibration: Any = None,
-    progress: Progress | None = None,
-) -> Path:
-    """Apply a recipe to a base and write the result, holding one block at a time; `compression.load` opens it.
+def stream(
+    folder: str | Path, planned: Callable[[], Plan], *, device: str, seed: int, progress: Progress | None
+) -> Compressed:
+    """Run a plan and write the result, holding one block at a time; `compression.load` opens it.
 
     The tensors and the report are those of `compress(base, recipe, ...).save(folder)`. If `folder` holds what an
-    interrupted call with the same arguments left, this one goes on from there.
+    interrupted call with the same arguments left, this one resumes from there. Whether the folder can be written to is
+    known before anything is planned.
 
     Args:
         folder: a new or an empty one, or one that such a call left; a link to one, or a mount point.
-        base: the text of a base.
-        recipe, device, seed, calibration: as for `compress`.
+        planned: makes the plan.
+        device: where blocks are compressed.
+        seed: as for `compress`.
         progress: called with (blocks done, blocks, what), first with those that an interrupted call did.
 
+    Returns:
+        The result, its model without weights.
+
     Raises:
-        RecipeError: the recipe cannot be, or has a step that needs the whole model at once.
+        RecipeError: a step needs the whole model at once.
         CheckpointError: the base cannot be opened or the folder not be written; the folder holds something else, or
             what a call with other arguments left.
         LayerError, CalibrationError, BackendError: as `compress`.
     """
-    recipe, target, progress = Recipe.parse(recipe), Path(folder), progress or (lambda done, total, what: None)
-    if reason := whole_model(recipe):
-        raise RecipeError(f"{recipe.text} cannot be compressed block by block: {reason}; take compress(...).save(...)")
+    target, progress = Path(folder), progress or (lambda done, total, what: None)
     if unfinished(target) is None:
         target = check_writable(target)
-    source = _checkpoint.locate(base).fetch()
-    _checkpoint.refuse_compressed(source)
-    calibration = open_calibration(calibration, source)
-    skeleton = check_source([recipe], source, calibration)
-    skeleton.generation_config = read_generation_config(source.folder)
-    weights = _weights.open_weights(source, device, seed)
+    plan = planned()
+    if reason := plan.whole_model:
+        raise RecipeError(f"{plan.recipe.text} cannot be compressed block by block: {reason}; take "
+                          "compress(...).save(...)")  # fmt: skip
+    base.refuse_compressed(plan.source)
+    skeleton = decoder.without_weights(plan.base)
+    skeleton.generation_config = read_generation_config(plan.source.folder)
+    weights = _weights.open_weights(plan.source, device, seed)
     _weights.fit(skeleton, weights.headers, where=weights.where)
-    schedule, found = make_schedule(recipe.steps), find_calibration([recipe], source, calibration)
-    contexts = make_contexts(schedule, skeleton, source, found, device, seed, progress)
-    passes = make_passes(contexts, skeleton)
-    identity = _identity(source, recipe, seed, device, passes)
-    with _written(target, identity) as output:
-        if recipe.steps:
+    passes = make_passes(make_contexts(plan, device, seed, progress), skeleton)
+    with _written(target, _identity(plan, seed, device, passes)) as output:
+        if plan.schedule:
             choose.warm_up(device)
-        before, names = output.state.cost, [block.name for block in decoder.decoder_blocks(skeleton)]
         with devices.repeatable(device), CostMeter(device) as meter:
-            output.enter(skeleton, weights, passes)
-            progress(output.state.done, len(names), recipe.text)
-            while output.state.done < len(names):
-                output.take(skeleton, weights, passes)
-                tokens = sum(each.context.calibration_tokens for each in passes)
-                output.state.cost = before.then(meter.cost(tokens))
-                output.commit()
-                progress(output.state.done, len(names), recipe.text)
+            output.run(skeleton, weights, passes, meter, lambda done, total: progress(done, total, plan.recipe.text))
         result = Compressed(
-            model=skeleton, recipe=recipe, base=(source.label, source.digest), cost=output.state.cost,
-            executed=tuple(what for _, what in schedule),
-            report=full_report(entry for each in passes for entry in each.context.report), folder=source.folder,
-            notes=tuple(note for context in contexts for note in notes_of(context, skeleton)),
+            model=skeleton, recipe=plan.recipe, base=(plan.source.label, plan.source.digest), cost=output.state.cost,
+            executed=plan.executed, folder=plan.source.folder,
+            report=full_report(entry for each in passes for entry in each.context.report),
+            notes=tuple(note for each in passes for note in notes_of(each.context, skeleton)),
         )  # fmt: skip
-        output.finish(result, weights.dtype, source.tokenizer)
-    return Path(folder)
+        output.finish(result, weights.dtype, plan.source.tokenizer)
+    return outline(Path(folder))
 
 
-def whole_model(recipe: Recipe) -> str | None:
-    """Why a recipe cannot be run block by block, or None."""
-    steps = [str(step) for step in recipe.steps if is_whole(step)]
-    return f"{steps[0]} works on the whole model at once" if steps else None
-
-
-def unfinished(folder: Path) -> int | None:
-    """How many blocks are done in a folder that is not finished; None if it is no such folder.
-
-    Raises:
-        CheckpointError: its state is damaged.
-    """
-    found = SealedFolder.read(folder, _SEAL)
-    return None if found is None else State.of(found).done
-
-
-@dataclass
-class State:
-    """What an unfinished folder says of itself, beside which run it is of and which files count.
-
-    Attributes:
-        done: blocks that are finished.
-        layers: how those that are not dense are stored.
-        reports: of each step.
-        cost: of what is done.
-    """
-
-    done: int = 0
-    layers: dict[str, Any] = field(default_factory=dict)
-    reports: list[list[LayerReport]] = field(default_factory=list)
-    cost: Cost = field(default_factory=lambda: Cost(seconds=0.0, peak_bytes=0))
-
-    @classmethod
-    def of(cls, folder: SealedFolder) -> "State":
-        """The state that is in a seal.
-
-        Raises:
-            CheckpointError: it says what cannot be.
-        """
-        try:
-            table = exact_fields(folder.facts, {each.name for each in dataclasses.fields(cls)})
-            reports = [[LayerReport.from_json(entry) for entry in report] for report in table["reports"]]
-            if not isinstance(table["layers"], dict):
-                raise TypeError("layers must be a table of names and values")
-            check_all(table["layers"])
-            return cls(
-                whole_field(table, "done", 0, 2**31), table["layers"], reports, Cost.from_json(table["cost"])
-            )  # fmt: skip
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise folder.damaged(error) from error
-
-
-def _of_schema_1(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
-    """A state that names no schema is signed and laid out as today."""
-    check_signature(table)
-    return table
-
-
-_SEAL = Seal(
-    STATE, CheckpointError, again="start again", other="repeat that command, or give another folder",
-    earlier=_of_schema_1,
-)  # fmt: skip
-
-
-def _identity(
-    source: BaseSource, recipe: Recipe, seed: int, device: str, passes: list[Pass]
-) -> dict[str, str | int | list[str]]:
+def _identity(plan: Plan, seed: int, device: str, passes: list[Pass]) -> dict[str, str | int | list[str]]:
     """What two runs must have in common for one to go on with what the other left."""
     texts = [each.ids for each in passes if each.ids is not None]
     return {
-        "base digest": source.digest,
-        "recipe": recipe.text,
+        "base digest": plan.source.digest,
+        "recipe": plan.recipe.text,
         "seed": seed,
         "device": device,
         "calibration text": [digest_of(ids) for ids in texts],
@@ -210,11 +135,11 @@ def _written(target: Path, identity: dict[str, Any]) -> Iterator["_Output"]:
     """
     try:
         if not (target / STATE).exists():
-            with SealedFolder.whole(target, _SEAL, identity) as begun:
+            with SealedFolder.whole(target, SEAL, identity) as begun:
                 begun.facts = dataclasses.asdict(State())
     except OSError as error:
         raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
-    with SealedFolder.claim(target, _SEAL, identity, f"another process is writing to {target}") as folder:
+    with SealedFolder.claim(target, SEAL, identity, f"another process is writing to {target}") as folder:
         yield _Output(folder)
 
 
@@ -254,6 +179,24 @@ class _Output:
             self.state.layers |= {key: describe(stored[key]) for key in stored if not key.startswith(_BLOCKS)}
             self.state.reports = [each.context.report for each in passes]
             self.commit()
+
+    def run(
+        self,
+        skeleton: nn.Module,
+        weights: Weights,
+        passes: list[Pass],
+        meter: CostMeter,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Write what is missing, block by block."""
+        before, total = self.state.cost, len(decoder.decoder_blocks(skeleton))
+        self.enter(skeleton, weights, passes)
+        progress(self.state.done, total)
+        while self.state.done < total:
+            self.take(skeleton, weights, passes)
+            self.state.cost = before.then(meter.cost(sum(each.context.calibration_tokens for each in passes)))
+            self.commit()
+            progress(self.state.done, total)
 
     def take(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
         """Compress and write the next block, and what reaches the one behind it; `commit` is up to the caller."""

@@ -1,14 +1,16 @@
 """What training minimises, and how: values that recipes are checked against before torch is imported."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from compression.errors import RecipeError
+from compression.errors import RecipeError, TeacherError
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}  # by transformers' name
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 QV = ("q_proj", "v_proj")
+DTYPES = ("float32", "bfloat16", "float16")  # in which outputs of a teacher can be kept
+UNCOMPRESSED = "fp16"  # the recipe of a teacher that is asked as it is
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 
@@ -56,9 +58,7 @@ class Settings:
     bf16: bool = False  # whether to multiply in bf16
     save_steps: int = 100  # between checkpoints; the last step has one in any case
     seed: int = 0  # of the order of the texts
-    patience: int = (
-        0  # epochs without a lower loss on texts held out, behind which training stops; 0: none are held out
-    )
+    patience: int = 0  # stop after this many epochs without a lower loss on texts held out; 0: none are held out
 
     def held_out(self, texts: int) -> int:
         """How many of so many texts, the last ones, are not trained on: a tenth, at least a batch, with `patience`."""
@@ -111,6 +111,40 @@ class LoraSettings:
             raise RecipeError(f"dropout={self.dropout}: allowed are 0 to below 1")
         if not self.targets or not set(self.targets) <= set(LINEARS):
             raise RecipeError(f"targets={self.targets}: allowed are some of {', '.join(LINEARS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """What is kept of a teacher's outputs, and how they are computed."""
+
+    k: int | None = None  # how many tokens of each position; all logits, which is exact, if None
+    vocabulary: int | None = None  # only the first so many tokens are taken; all if None
+    arithmetic: Literal["stored", "float32"] = "stored"  # that of the teacher's weights, or fp32
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of what is kept; None loses nothing: for logits
+    # that of the arithmetic, for log-probabilities, computed in fp32, float32
+    batch: int = 4  # texts at a time
+    shard_bytes: int = 2**26  # about the size of a file, and what is done again after a kill
+
+    def of_teacher(self, rows: int, recipe: str) -> "OutputSettings":
+        """With numbers for None, for a teacher of so many tokens that is compressed by a recipe.
+
+        Raises:
+            RecipeError: arithmetic or dtype is not one that is allowed.
+            TeacherError: the teacher has not as many tokens.
+        """
+        vocabulary = rows if self.vocabulary is None else self.vocabulary
+        if not 1 <= vocabulary <= rows:
+            raise TeacherError(f"vocabulary={vocabulary}: allowed are 1 to {rows}, the teacher's")
+        if self.k is not None and not 1 <= self.k <= vocabulary:
+            raise TeacherError(f"k={self.k}: allowed are 1 to the vocabulary of {vocabulary}, or None for all")
+        if self.batch < 1:
+            raise TeacherError(f"batch={self.batch}: must be at least 1")
+        if self.arithmetic not in ("stored", "float32") or (self.arithmetic == "float32" and recipe != UNCOMPRESSED):
+            raise RecipeError(f"arithmetic={self.arithmetic!r} of a teacher by {recipe}: allowed are stored, and for "
+                              "an uncompressed one float32")  # fmt: skip
+        if self.dtype not in (None, *DTYPES):
+            raise RecipeError(f"dtype={self.dtype!r}: allowed are {', '.join(DTYPES)}, or None to lose nothing")
+        return replace(self, k=None if self.k == vocabulary else self.k, vocabulary=vocabulary)
 
 
 def check_temperature(temperature: float) -> None:

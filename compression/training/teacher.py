@@ -15,37 +15,32 @@ bytes. Whenever a cache is opened, every shard is checked against its SHA-256 (a
 held); see `compression.sealed_folder` for what is refused.
 """
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compression.checkpoints import base as _checkpoint
-from compression.errors import RecipeError, TeacherError
+from compression.checkpoints.base import BaseSource
+from compression.errors import TeacherError
 from compression.files.atomic import digest_of, key_of
 from compression.files.strict_json import exact_fields, expanded, whole_field
 from compression.numeric.losses_in_chunks import TopK
 from compression.recipes.recipe import Recipe
 from compression.sealed_folder import Seal, SealedFolder
+from compression.training.settings import OutputSettings
+from compression.training.vocabulary import tokenizer_digest
 
 DESCRIPTION = "teacher.json"
 
-_SHARD = 2**26  # bytes
 _LOGITS = 2**22  # that are held at a time, beside those of a shard
 _FORMAT = 1
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_PROBE = (
-    "The 3 quick brown foxes' 1,024 jumps, over 27.5 dogs?\n\n    def f(x_1, y):\n\treturn {'key': [x_1 ** 2, y]}\n"
-    "https://example.org/a-b?c=d&e=%20  naïve café Übermaß señor Привет мир 你好世界 こんにちは مرحبا 🙂 ½ “so” — on…"
-)
 
 Progress = Callable[[int, int, str], None]
 
@@ -111,42 +106,42 @@ class TeacherOutputs:
         return self._mapped[name]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Who is asked.
+
+    Attributes:
+        source: its base, fetched; of a published quantized checkpoint, the weights that it stands for.
+        open: gives its model, after the recipe; called only if outputs are missing.
+        recipe: what it is compressed by before it is asked, "llm_int8" in the papers; needs no calibration.
+        device: where it computes.
+        seed: of the weights of `random:` bases.
+    """
+
+    source: BaseSource
+    open: Callable[[], Any]
+    recipe: str = "fp16"
+    device: str = "cpu"
+    seed: int = 0
+
+
 def teacher_outputs(
     cache: str | Path,
-    teacher: str,
+    teacher: Teacher,
     ids: Tensor,
     *,
     mask: Tensor | None = None,
-    k: int | None = None,
-    vocabulary: int | None = None,
-    recipe: str = "fp16",
-    arithmetic: Literal["stored", "float32"] = "stored",
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    batch: int = 4,
-    device: str = "cpu",
-    seed: int = 0,
-    shard_bytes: int = _SHARD,
+    settings: OutputSettings | None = None,
     progress: Progress | None = None,
 ) -> TeacherOutputs:
     """The outputs of a teacher for token ids: read where they are in the cache, else computed and put there.
 
-    The teacher is opened only if something is missing.
-
     Args:
         cache: a folder for the caches of any number of teachers and texts; made if need be.
-        teacher: the text of a base; of a published quantized checkpoint, the weights that it stands for.
+        teacher: who is asked; opened only if something is missing.
         ids: integers (samples, length), what teacher and student read.
         mask: (samples, length), 0 for padding; handed to the teacher.
-        k: how many tokens of each position are kept; None keeps all logits, which is exact.
-        vocabulary: only the first so many tokens are taken: what `shared_vocabulary` says; default all.
-        recipe: what the teacher is compressed by before it is asked, "llm_int8" in the papers; needs no calibration.
-        arithmetic: whether the teacher computes in the dtype of its weights or in fp32.
-        dtype: what logits or log-probabilities are kept in; default without loss: for logits the arithmetic's, for
-            log-probabilities, computed in fp32, float32.
-        batch: texts at a time.
-        device: where the teacher computes.
-        seed: of the weights of `random:` teachers.
-        shard_bytes: about the size of a file, and what is done again after a kill.
+        settings: what is kept of the outputs, and how they are computed; by default all logits, without loss.
         progress: called with (texts done, texts, what).
 
     Raises:
@@ -155,80 +150,20 @@ def teacher_outputs(
             finite.
         RecipeError, CheckpointError: the teacher cannot be opened or compressed so.
     """
-    source = _checkpoint.locate(teacher).fetch()
-    rows = source.config["vocab_size"]
-    vocabulary = rows if vocabulary is None else vocabulary
-    _check(ids, mask, k, vocabulary, rows, batch)
-    parsed = Recipe.parse(recipe)
-    if arithmetic not in ("stored", "float32") or (arithmetic == "float32" and parsed.steps):
-        raise RecipeError(f"arithmetic={arithmetic!r} of a teacher by {parsed.text}: allowed are stored, and for an "
-                          "uncompressed one float32")  # fmt: skip
-    if dtype not in (None, *_DTYPES):
-        raise RecipeError(f"dtype={dtype!r}: allowed are {', '.join(_DTYPES)}, or None to lose nothing")
-    k = None if k == vocabulary else k
-    identity = _identity(source, ids, mask, k=k, vocabulary=vocabulary, recipe=parsed.text, arithmetic=arithmetic,
-                         dtype=dtype, batch=batch, device=device, seed=seed)  # fmt: skip
+    _check(ids, mask, teacher.source.config["vocab_size"])
+    rows, recipe = teacher.source.config["vocab_size"], Recipe.parse(teacher.recipe)
+    settings = (settings or OutputSettings()).of_teacher(rows, recipe.text)
+    identity = _identity(teacher, ids, mask, settings)
     folder = expanded(cache, TeacherError) / key_of(identity)
     outputs = SealedFolder.open(folder, _SEAL, identity)
     if outputs is None or _done(_shards(outputs)) < len(ids):
         busy = f"another process is writing {folder}; start again when it has ended"
         with SealedFolder.claim(folder, _SEAL, identity, busy) as outputs:  # whoever wrote until now may be further
-            _Writer(outputs, progress or (lambda done, total, what: None)).run(source, device, ids, mask, shard_bytes)
+            _Writer(outputs, teacher, settings, progress or (lambda done, total, what: None)).run(ids, mask)
     return TeacherOutputs(folder, identity, _shards(outputs))
 
 
-def shared_vocabulary(
-    student: Any, teacher: Any, rows: tuple[int, int], *, allow_vocab_mismatch: bool = False
-) -> int:  # fmt: skip
-    """How many tokens student and teacher have in common: the smaller number of rows, once the tokenizers agree.
-
-    They agree if every id that both know is the same token, and both cut a text of a few scripts and some code into the
-    same ids. One may know more tokens than the other, behind those that both know, and have more rows than tokens.
-
-    Args:
-        student, teacher: their tokenizers (transformers).
-        rows: logits that student and teacher give.
-        allow_vocab_mismatch: take ids to mean the same although the tokenizers say otherwise.
-
-    Raises:
-        TeacherError: the tokenizers disagree, or one is missing; names the first tokens that differ.
-    """
-    if allow_vocab_mismatch:
-        return min(rows)
-    way_out = "give a teacher of the student's tokenizer, or allow_vocab_mismatch=true to take ids to mean the same"
-    if student is None or teacher is None:
-        missing = " and ".join(name for name, each in (("student", student), ("teacher", teacher)) if each is None)
-        raise TeacherError(f"the {missing} has no tokenizer to compare; {way_out}")
-    ours, theirs = ({number: token for token, number in each.get_vocab().items()} for each in (student, teacher))
-    both = min(max(ours), max(theirs)) + 1
-    different = [i for i in range(both) if ours.get(i) != theirs.get(i)]
-    if different:
-        named = "; ".join(f"id {i} is {ours.get(i)!r} and {theirs.get(i)!r}" for i in different[:3])
-        raise TeacherError(f"student and teacher have different tokenizers, {len(different)} of {both} tokens: "
-                           f"{named}; {way_out}")  # fmt: skip
-    found = [each.encode(_PROBE, add_special_tokens=False) for each in (student, teacher)]
-    if found[0] != found[1]:
-        at = next((i for i, (one, other) in enumerate(zip(*found, strict=False)) if one != other), min(map(len, found)))
-        tokens = [
-            each.convert_ids_to_tokens(some[at : at + 3]) for each, some in zip((student, teacher), found, strict=True)
-        ]
-        raise TeacherError(f"student and teacher have the same tokens but cut text otherwise: {tokens[0]} "
-                           f"and {tokens[1]} of the same words; {way_out}")  # fmt: skip
-    return min(rows)
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 of how a tokenizer cuts text, "none" without one; padding and truncation, set by calls, are left out."""
-    if tokenizer is None:
-        return "none"
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
-    if isinstance(state, dict):
-        state = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _check(ids: Tensor, mask: Tensor | None, k: int | None, vocabulary: int, rows: int, batch: int) -> None:
+def _check(ids: Tensor, mask: Tensor | None, rows: int) -> None:
     if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
         raise TeacherError(f"token ids must be integers (samples, length), not {tuple(ids.shape)} of {ids.dtype}")
     if not 0 <= int(ids.min()) <= int(ids.max()) < rows:
@@ -236,37 +171,28 @@ def _check(ids: Tensor, mask: Tensor | None, k: int | None, vocabulary: int, row
                            "and must be of the student's tokenizer")  # fmt: skip
     if mask is not None and mask.shape != ids.shape:
         raise TeacherError(f"the mask {tuple(mask.shape)} does not fit token ids {tuple(ids.shape)}")
-    if not 1 <= vocabulary <= rows:
-        raise TeacherError(f"vocabulary={vocabulary}: allowed are 1 to {rows}, the teacher's")
-    if k is not None and not 1 <= k <= vocabulary:
-        raise TeacherError(f"k={k}: allowed are 1 to the vocabulary of {vocabulary}, or None for all")
-    if batch < 1:
-        raise TeacherError(f"batch={batch}: must be at least 1")
 
 
-def _identity(
-    source: _checkpoint.BaseSource, ids: Tensor, mask: Tensor | None, *, k: int | None, vocabulary: int, recipe: str,
-    arithmetic: str, dtype: str | None, batch: int, device: str, seed: int,
-) -> dict[str, Any]:  # fmt: skip
+def _identity(teacher: Teacher, ids: Tensor, mask: Tensor | None, settings: OutputSettings) -> dict[str, Any]:
     """Everything that the numbers depend on."""
     import transformers
 
     return {
         "format": _FORMAT,
-        "teacher": source.digest,
-        "seed": seed if source.kind == "random" else None,
-        "recipe": recipe,
-        "arithmetic": arithmetic,
-        "tokenizer": tokenizer_digest(source.tokenizer),
+        "teacher": teacher.source.digest,
+        "seed": teacher.seed if teacher.source.kind == "random" else None,
+        "recipe": Recipe.parse(teacher.recipe).text,
+        "arithmetic": settings.arithmetic,
+        "tokenizer": tokenizer_digest(teacher.source.tokenizer),
         "token ids": digest_of(ids.long()),
         "mask": None if mask is None else digest_of(mask.bool()),
         "samples": ids.shape[0],
         "length": ids.shape[1],
-        "vocabulary": vocabulary,
-        "k": k,
-        "dtype": dtype,
-        "batch": batch,
-        "device": torch.device(device).type,
+        "vocabulary": settings.vocabulary,
+        "k": settings.k,
+        "dtype": settings.dtype,
+        "batch": settings.batch,
+        "device": torch.device(teacher.device).type,
         "version of torch": torch.__version__,
         "version of transformers": transformers.__version__,
     }
@@ -314,53 +240,48 @@ _SEAL = Seal(DESCRIPTION, TeacherError, again="have it computed again", earlier=
 class _Writer:
     """Computes what a cache lacks, shard by shard."""
 
-    def __init__(self, outputs: SealedFolder, progress: Progress):
-        self.outputs, self.identity, self.shards, self.progress = outputs, outputs.identity, _shards(outputs), progress
-        self.k, self.vocabulary, self.batch = (self.identity[name] for name in ("k", "vocabulary", "batch"))
+    def __init__(self, outputs: SealedFolder, teacher: Teacher, settings: OutputSettings, progress: Progress):
+        self.outputs, self.teacher, self.settings, self.progress = outputs, teacher, settings, progress
+        self.k, self.batch, self.shards = settings.k, settings.batch, _shards(outputs)
+        self.vocabulary, self.length = (outputs.identity[name] for name in ("vocabulary", "length"))
 
-    def run(
-        self, source: _checkpoint.BaseSource, device: str, ids: Tensor, mask: Tensor | None, shard_bytes: int
-    ) -> None:
-        done, total = _done(self.shards), len(ids)
+    def run(self, ids: Tensor, mask: Tensor | None) -> None:
+        done, total, what = _done(self.shards), len(ids), f"teacher {self.teacher.source.label}"
         if done == total:
             return
-        self._check_space(source, total - done)
-        model, dtype = self._open(source, device)
-        each = max(1, shard_bytes // (self._bytes_of_text(dtype) * self.batch)) * self.batch  # batches stay whole
-        self.progress(done, total, f"teacher {source.label}")
+        self._check_space(total - done)
+        model, dtype = self._open()
+        each = max(1, self.settings.shard_bytes // (self._bytes_of_text(dtype) * self.batch)) * self.batch
+        self.progress(done, total, what)
         while done < total:
             some = slice(done, min(done + each, total))
             tensors = self._outputs(model, dtype, ids[some], None if mask is None else mask[some], done)
             self._write(f"outputs-{len(self.shards):05}.safetensors", tensors, done)
             done = _done(self.shards)
-            self.progress(done, total, f"teacher {source.label}")
+            self.progress(done, total, what)
 
     def _bytes_of_text(self, dtype: torch.dtype) -> int:
         of_position = self.vocabulary * dtype.itemsize if self.k is None else self.k * (4 + dtype.itemsize) + 4
-        return self.identity["length"] * of_position
+        return self.length * of_position
 
-    def _check_space(self, source: _checkpoint.BaseSource, texts: int) -> None:
+    def _check_space(self, texts: int) -> None:
         """Raise TeacherError if the disk cannot hold the outputs of so many texts; the dtype may not be known yet."""
-        dtype = _DTYPES.get(self.identity["dtype"] or "", torch.bfloat16 if self.k is None else torch.float32)
+        dtype = _DTYPES.get(self.settings.dtype or "", torch.bfloat16 if self.k is None else torch.float32)
         folder, needed = self.outputs.path, texts * self._bytes_of_text(dtype)
         free = shutil.disk_usage(folder).free
         if needed > free:
-            raise TeacherError(f"the outputs of {source.label} for {texts} texts take {needed / 1e9:.1f} GB, and "
-                               f"{folder} has {free / 1e9:.1f}; keep fewer tokens of each position (k), or give "
-                               "another folder")  # fmt: skip
+            raise TeacherError(
+                f"the outputs of {self.teacher.source.label} for {texts} texts take {needed / 1e9:.1f} GB, and "
+                f"{folder} has {free / 1e9:.1f}; keep fewer tokens of each position (k), or give another folder"
+            )
 
-    def _open(self, source: _checkpoint.BaseSource, device: str) -> tuple[Any, torch.dtype]:
+    def _open(self) -> tuple[Any, torch.dtype]:
         """The teacher, and the dtype that its outputs are kept in."""
-        from compression.engine.run import compress
-
-        base = _checkpoint.open_base(source, device, seed=self.identity["seed"] or 0, dequantize=True)
-        model = base.model
-        if self.identity["recipe"] != "fp16":
-            model = compress(base, self.identity["recipe"]).model
-        if self.identity["arithmetic"] == "float32":
+        model = self.teacher.open()
+        if self.settings.arithmetic == "float32":
             model = model.float()
         own = next(model.parameters()).dtype if self.k is None else torch.float32
-        return model, _DTYPES.get(self.identity["dtype"] or "", own)
+        return model, _DTYPES.get(self.settings.dtype or "", own)
 
     def _outputs(
         self, model: Any, dtype: torch.dtype, ids: Tensor, mask: Tensor | None, first: int

@@ -17,17 +17,21 @@ Limits: training is in fp32, with two more copies of every trained weight for Ad
 `bf16=true` are for large models.
 """
 
+import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from compression.errors import RecipeError
 from compression.recipes.registry import Method, check_samples, method, spell
-from compression.training.settings import LINEARS, QV, Divergence, LoraSettings, Objective, Settings
+from compression.training.settings import LINEARS, QV, Divergence, LoraSettings, Objective, OutputSettings, Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from compression.engine.run import Context
+    from compression.checkpoints.base import BaseSource
+    from compression.engine.passes import Context
+    from compression.training.teacher import TeacherOutputs
 
 
 @method("kd", takes=("dense",), leaves=None, needs=("calibration", "teacher", "training"))
@@ -60,13 +64,14 @@ class KD(Method):
         from compression.recipes.recipe import Recipe
 
         check_samples(self)
-        self.objective(), self.settings(seed=0)  # which check their values
+        self.objective()  # which checks its values
+        settings = self.settings(seed=0)
         texts = self.batch * self.accumulation
         if self.samples < texts:
             raise RecipeError(f"{self.info.name}(samples={self.samples}): one step takes batch x accumulation = "
                               f"{self.batch} x {self.accumulation} = {texts} texts; give more samples, or lower one "
                               "of them")  # fmt: skip
-        self.settings(seed=0).check_warmup(self.samples)
+        settings.check_warmup(self.samples)
         if self.top_k is not None and self.top_k < 1:
             raise RecipeError(f"{self.info.name}(top_k={self.top_k}): allowed are 1 or more, or none for all tokens")
         if any(step.method.calibration or step.method.trains for step in Recipe.parse(self.teacher_recipe).steps):
@@ -93,27 +98,18 @@ class KD(Method):
 
     def student(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """What is trained, of the weights that ask for gradients: all if none does."""
-        import copy
-
         return copy.deepcopy(model)
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """Raises LayerError: a weight is not finite; TeacherError, TrainingError: teacher or training cannot go on."""
-        from compression.architectures import decoder, edits
-        from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
+        from compression.architectures import edits
         from compression.training import adapters as _lora
-        from compression.training.teacher import teacher_outputs
         from compression.training.trainer import train
 
         edits.check_weights(model)
         assert context.ids is not None and context.folder is not None
-        student, source, outputs = self.student(model, context), context.teacher, None
-        if self.alpha and source is not None:
-            outputs = teacher_outputs(
-                context.folder / "teachers", source.text, context.ids.cpu(), k=self.top_k,
-                vocabulary=min(student.config.vocab_size, source.config["vocab_size"]), recipe=self.teacher_recipe,
-                device=context.device, seed=context.seed, progress=context.progress,
-            )  # fmt: skip
+        student, source = self.student(model, context), context.teacher
+        outputs = None if not self.alpha or source is None else self._outputs(student, source, context)
         trained = train(
             student, context.ids.cpu(), self.objective(), self.settings(seed=context.seed),
             context.folder / "training", teacher=outputs, keep_zeros=context.pruned, progress=context.progress,
@@ -122,6 +118,31 @@ class KD(Method):
         taught = "labels alone" if outputs is None else f"labels and {source.label} after {self.teacher_recipe}"  # type: ignore[union-attr]
         words = f"{spell(self)}: {len(trained.losses)} steps over {trained.tokens} tokens by {taught}"
         adapted, lost = _lora.adapted_layers(student), _lora.merge(student)
+        self._report(student, context, words, adapted, lost)
+        return student
+
+    def _outputs(self, student: Any, source: "BaseSource", context: "Context") -> "TeacherOutputs":
+        """What the teacher says of the texts."""
+        from compression.training.teacher import Teacher, teacher_outputs
+
+        assert context.ids is not None and context.folder is not None and context.open_teacher is not None
+        teacher = Teacher(
+            source=source, open=partial(context.open_teacher, self.teacher_recipe), recipe=self.teacher_recipe,
+            device=context.device, seed=context.seed,
+        )  # fmt: skip
+        shared = min(student.config.vocab_size, source.config["vocab_size"])
+        return teacher_outputs(
+            context.folder / "teachers", teacher, context.ids.cpu(), progress=context.progress,
+            settings=OutputSettings(k=self.top_k, vocabulary=shared),
+        )  # fmt: skip
+
+    def _report(
+        self, student: "nn.Module", context: "Context", words: str, adapted: dict[str, Any], lost: dict[str, float]
+    ) -> None:
+        """What became of each layer: those with an adapter if there are some, else all, embeddings and norms too."""
+        from compression.architectures import decoder
+        from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
+
         for block in decoder.decoder_blocks(student):
             for name, layer in block.linears():
                 if adapted and name not in adapted:
@@ -134,7 +155,6 @@ class KD(Method):
             context.report += [
                 LayerReport(name, "replaced", words) for name in ("model.embed_tokens", "lm_head", "norms")
             ]
-        return student
 
 
 @method("distilled", takes=("dense", "packed", "sparse"), leaves=None, needs=("calibration", "teacher", "training"))

@@ -21,7 +21,7 @@ from compression.training.settings import LINEARS, QV, LoraSettings, Objective, 
 if TYPE_CHECKING:
     from torch import nn
 
-    from compression.engine.run import Context
+    from compression.engine.passes import Context
 
 
 @method("recover", takes=("dense", "packed", "sparse"), leaves=None, needs=("training",))
@@ -51,7 +51,8 @@ class Recover(Method):
             raise RecipeError(f"recover(samples={self.samples}): must be at least 1, or none for all")
         if self.sequence_length < 2:
             raise RecipeError(f"recover(sequence_length={self.sequence_length}): must be at least 2")
-        self.settings(seed=0), self.adapters(seed=0)  # which check the others
+        self.settings(seed=0)  # which checks the others
+        self.adapters(seed=0)
 
     def settings(self, *, seed: int) -> Settings:
         return Settings(

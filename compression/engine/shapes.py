@@ -1,0 +1,149 @@
+"""What shapes tell of a recipe before any weight is read: what it would store, and what it cannot take."""
+
+import torch
+from torch import nn
+
+from compression.architectures import decoder
+from compression.engine.schedule import Schedule, is_whole, make_schedule
+from compression.errors import LayerError, RecipeError
+from compression.layers import embedding
+from compression.layers.packed import PackedLinear
+from compression.recipes import registry
+from compression.recipes.recipe import Recipe, Step
+from compression.recipes.registry import CalibratedMethod, LayerwiseMethod, Quantizer
+
+TOKENS_PER_INPUT = 10  # of calibration text, for every input of a layer whose weights are fitted to it
+
+
+def outcome(recipe: Recipe, model: nn.Module, schedule: Schedule | None = None) -> nn.Module:
+    """The model that a recipe makes of one, without weights, as far as shapes tell what it stores.
+
+    Args:
+        model: whose weights, if it has some, are not looked at.
+        schedule: of the recipe, if it was made.
+
+    Raises:
+        RecipeError: zeros would be lost, or settings of a layer contradict those of the step.
+        LayerError: a step cannot take the shape of a layer, or what the steps before it leave.
+    """
+    schedule = make_schedule(recipe.steps) if schedule is None else schedule
+    _check_zeros(recipe, schedule)
+    model = decoder.without_weights(model)
+    for step, _ in schedule:
+        if step is None:
+            decoder.make_dense(model)
+        else:
+            if is_whole(step):
+                model = step.method.reshape(model)
+            _check_settings(step)
+            _check_layers(step, model)
+            _store(step, model)
+    return model
+
+
+def thin_calibration(step: Step, model: nn.Module, tokens: int) -> str | None:
+    """A sentence where a step fits a layer of the model to fewer than `TOKENS_PER_INPUT` tokens for each of its inputs.
+
+    A Hessian (cols, cols) of few more than cols tokens is mostly chance: weights that make up for each other on it do
+    so on no other text, and come out worse than rounded to nearest.
+    """
+    fitted = [
+        linear.in_features
+        for block in decoder.decoder_blocks(model)
+        for name, linear in block.linears()
+        if getattr(step.for_layer(name), "fits_hessian", False)
+    ]
+    widest = max(fitted, default=0)
+    if tokens >= TOKENS_PER_INPUT * widest:
+        return None
+    length = step.method.calibration[1]  # type: ignore[index]
+    return (
+        f"{step} fits layers of up to {widest:,} inputs to {tokens:,} tokens of calibration text, "
+        f"{tokens / widest:.2g} for each input; below {TOKENS_PER_INPUT} it fits chance, and can be worse than "
+        f"rounding: give samples={-(-TOKENS_PER_INPUT * widest // length)} or more"
+    )
+
+
+def _check_zeros(recipe: Recipe, schedule: Schedule) -> None:
+    """Refuse a step that would lose the zeros of one before it."""
+    pruning = None
+    for step, _ in schedule:
+        if step is None:
+            continue
+        if pruning is not None and not step.method.info.keeps_zeros:
+            keeping = [name for name, cls in registry.discover().items()
+                       if cls.info.leaves == "packed" and cls.info.keeps_zeros]  # fmt: skip
+            raise RecipeError(f"{recipe.text}: {step} would lose the zeros that {pruning} makes, because zero is not "
+                              f"among its levels; quantizers that keep them: {', '.join(keeping)}")  # fmt: skip
+        pruning = {"sparse": step, "dense": None}.get(step.method.info.leaves, pruning)
+
+
+def _check_settings(step: Step) -> None:
+    """Refuse settings of single layers that are of the model or of the text."""
+    for pattern, override in step.layers:
+        if override is None:
+            continue
+        if isinstance(step.method, Quantizer) and override.embeddings != step.method.embeddings:  # type: ignore[attr-defined]
+            raise RecipeError(f"{step}: {pattern!r} cannot have embeddings of its own: they are of the model, and "
+                              "no layer of it")  # fmt: skip
+        if isinstance(step.method, CalibratedMethod) and override.calibration != step.method.calibration:
+            raise RecipeError(f"{step}: {pattern!r} cannot have samples or sequence_length of its own")
+
+
+def _check_layers(step: Step, model: nn.Module) -> None:
+    if not isinstance(step.method, LayerwiseMethod):
+        return
+    names = []
+    for block in decoder.decoder_blocks(model):
+        for name, linear in block.linears():
+            names.append(name)
+            method = step.for_layer(name)
+            if method is not None:
+                try:
+                    method.check_layer(linear.in_features, linear.out_features)  # type: ignore[attr-defined]
+                except LayerError as error:
+                    raise LayerError(f"{step} cannot take {name}: {error}") from error
+    for pattern, override in step.layers:
+        if not any(Step(step.method, ((pattern, override),)).for_layer(n) is override for n in names):
+            raise RecipeError(f"{step}: no layer matches {pattern!r}; layers are called e.g. {names[0]}, {names[-1]}")
+
+
+def _store(step: Step, model: nn.Module) -> None:
+    """Put what a step stores, without weights, where its shapes are known beforehand."""
+    if getattr(step.method, "embeddings", 16) == 8:
+        embedding.shaped(model)
+    made: dict[tuple, PackedLinear | None] = {}  # a layer of one row, by what it is made from
+    for block in decoder.decoder_blocks(model):
+        for name, linear in block.linears():
+            method = step.for_layer(name)
+            if not isinstance(linear, nn.Linear) or method is None:
+                continue
+            key = (method, linear.in_features, linear.bias is not None, linear.weight.dtype)
+            if key not in made:
+                made[key] = packed_row(method, *key[1:])
+            if (row := made[key]) is not None:
+                block.replace(name, _of_rows(row, linear.out_features))
+
+
+def packed_row(method: object, in_features: int, bias: bool, dtype: torch.dtype) -> PackedLinear | None:
+    """A packed layer of one output as a quantizer makes it; None of other methods, whose shapes depend on weights.
+
+    The one place that asks a method what it stores. Grid, dtypes, threshold and library are therefore those of the run.
+    """
+    if not isinstance(method, Quantizer):
+        return None
+    blank = nn.Linear(in_features, 1, bias=bias, dtype=dtype, device="meta").requires_grad_(False)
+    blank.load_state_dict(
+        {name: torch.zeros_like(t, device="cpu") for name, t in blank.state_dict().items()}, assign=True
+    )
+    layer = method.compress_linear(blank, None)
+    return layer if isinstance(layer, PackedLinear) else None
+
+
+def _of_rows(row: PackedLinear, out_features: int) -> PackedLinear:
+    """The same layer with so many outputs, without weights."""
+    return PackedLinear(
+        row.grid, row.in_features, out_features, bias=row.bias is not None, dtype=row.dtype,
+        compute_dtype=row.compute_dtype, backend=row.backend, threshold=row.threshold,
+        permuted=row.permutation is not None, device="meta",
+    )  # fmt: skip
