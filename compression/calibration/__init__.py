@@ -1,5 +1,1 @@
-"""Calibration text, and what it makes reach the layers."""
-
-from compression.lazy import submodules
-
-__getattr__ = submodules(__name__)
+"""Calibration text, and what it makes reach the layers of a model."""

@@ -2,7 +2,8 @@
 
 A source is named by text, or given as it is:
 
-    embedded             the training split of the world that the reference was trained on; its default
+    embedded             the training split of the world that the reference was trained on; its default. Packages ship
+                         texts by name (`compression.calibration.shipped`), and this is one of them
     random               token ids drawn evenly from the vocabulary; the default of `random:<shape>` bases
     hub                  C4, English, first shard (allenai/c4), the text of GPTQ, arXiv 2210.17323, section 4
     <folder>             its *.txt (documents apart by blank lines) and *.jsonl files (field text or content); files
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compression.calibration.shipped import shipped
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.identity import of_texts
 from compression.checkpoints.libraries import check_hub_cache
@@ -33,9 +35,9 @@ from compression.files.text import json_lines, read_text, whole_text
 
 WAYS_OUT = 'give calibration (--calibration) as "embedded", "hub", "random", a folder of text, texts, or token ids'
 EVALUATION = {"test", "validation", "valid", "val", "dev"}
+EMBEDDED = "embedded"  # the text that the reference brings
 SEPARATOR = "\n\n"  # between documents
 
-_EMBEDDED_DOCUMENTS = 5_000
 _C4 = ("allenai/c4", "en/c4-train.00000-of-01024.json.gz")
 _BATCH = 64  # documents tokenized at once
 
@@ -113,14 +115,16 @@ def open_calibration(given: Any, base: BaseSource) -> Calibration | None:
         CalibrationError: nothing is called that, or what was given is no calibration.
     """
     if given is None:
-        given = {"named": "embedded", "random": "random"}.get(base.kind)
+        given = {"named": EMBEDDED, "random": "random"}.get(base.kind)
     if given is None or isinstance(given, Calibration):
         return given
     if isinstance(given, Tensor):
         return _given_ids(given)
     if isinstance(given, str | Path):
-        if str(given) in _NAMED:
-            return _NAMED[str(given)]
+        if found := _NAMED.get(str(given)) or _shipped(str(given)):
+            return found
+        if str(given) == EMBEDDED:
+            raise CalibrationError(f"no package that is installed ships the embedded text; {WAYS_OUT}")
         folder = expanded(given, CalibrationError)
         if not folder.is_dir():
             raise CalibrationError(f"calibration {str(given)!r} is not a folder; {WAYS_OUT}")
@@ -151,17 +155,11 @@ def _random_ids(seed: int, samples: int, length: int, vocabulary: int) -> Tensor
     return torch.randint(vocabulary, (samples, length), generator=torch.Generator().manual_seed(seed))
 
 
-def _embedded() -> list[str]:
-    """Training documents of the reference that are in no held-out split: short ones can come up in two.
-
-    The one place that knows where the suite keeps them.
-    """
-    try:
-        from bench.reference import world
-    except ImportError as error:
-        raise CalibrationError(f"the embedded text is not installed ({error}); {WAYS_OUT}") from error
-    held_out = {*world.texts("validation"), *world.texts("test")}
-    return [text for text in world.texts("train", limit=_EMBEDDED_DOCUMENTS) if text not in held_out]
+@functools.cache
+def _shipped(name: str) -> Calibration | None:
+    """The text of a name that a package ships; read once."""
+    read = shipped("CALIBRATION").get(name)
+    return None if read is None else _texts(name, lambda: list(read()))
 
 
 def _hub(seed: int) -> Iterator[str]:
@@ -214,7 +212,6 @@ def _shuffled(documents: Iterable[str], seed: int) -> list[str]:
 
 
 _NAMED = {
-    "embedded": _texts("embedded", _embedded),
     "hub": Calibration("hub", documents=_hub),
     "random": Calibration("random", ids=_random_ids),
 }

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from compression.calibration.shipped import shipped
 from compression.calibration.text import EVALUATION, SEPARATOR
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.tokens import encode, encode_parts
@@ -117,7 +118,7 @@ def open_downstream(given: Any, base: BaseSource) -> Downstream | None:
     if isinstance(given, str | Path):
         if (folder := expanded(given, TrainingError)).is_dir():
             return _folder(folder)
-        return _embedded(str(given))
+        return _shipped(str(given))
     pairs = list(given) if isinstance(given, Iterable) else [given]
     if not pairs or not all(isinstance(p, Sequence) and len(p) == 2 and all(isinstance(t, str) for t in p)
                             for p in pairs):  # fmt: skip
@@ -128,16 +129,14 @@ def open_downstream(given: Any, base: BaseSource) -> Downstream | None:
     return Downstream("given", lambda: [(prompt, answer) for prompt, answer in pairs])
 
 
-def _embedded(name: str) -> Downstream:
-    """The one place that knows where the suite keeps its tasks."""
-    try:
-        from bench.reference import tasks
-    except ImportError as error:
-        raise TrainingError(f"the embedded tasks are not installed ({error}); {WAYS_OUT}") from error
-    if name not in tasks.TASKS:
-        raise TrainingError(f"downstream task {name!r} is neither a folder nor one of the embedded reference, which "
-                            f"are {', '.join(tasks.TASKS)}; {WAYS_OUT}")  # fmt: skip
-    return Downstream(name, lambda: tasks.examples(name))
+def _shipped(name: str) -> Downstream:
+    """The task of a name that a package ships (`compression.calibration.shipped`)."""
+    tasks = shipped("DOWNSTREAM")
+    if name not in tasks:
+        known = f"which are {', '.join(tasks)}" if tasks else "of which no package that is installed ships any"
+        raise TrainingError(f"downstream task {name!r} is neither a folder nor one of the embedded reference, {known}; "
+                            f"{WAYS_OUT}")  # fmt: skip
+    return Downstream(name, tasks[name])
 
 
 def _folder(folder: Path) -> Downstream:
