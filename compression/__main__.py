@@ -14,11 +14,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import compression
 from compression import CompressionError, Recipe
 from compression.checkpoints.formats.description import FORMATS
 from compression.files.strict_json import path_option
 from compression.files.terminal import terminal
-from compression.recipes.registry import LayerwiseMethod
+from compression.recipes.registry import LayerwiseMethod, describe_parameters
+
+OWN = FORMATS[0]
 
 if TYPE_CHECKING:
     from compression import Compressed, Plan
@@ -55,13 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compress(options: argparse.Namespace) -> int:
-    from compression import locate
     from compression.checkpoints.weights import bytes_in
 
     recipe = Recipe.parse(options.recipe)
     if options.out is None:
         raise CompressionError("--out DIR is missing: the folder to write the compressed model to")
-    base = locate(options.base)
+    base = compression.locate(options.base)
 
     device = _device(options.device)
     result = _write(recipe, options, device)
@@ -104,11 +106,10 @@ def _engines(result: "Compressed", format: str) -> list[str]:
 
 def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compressed":
     """Compress block by block where that can be; what is returned may be without weights."""
-    from compression import compress, plan
-    from compression.checkpoints.artefact import OWN, check_writable
+    from compression.checkpoints.artefact import check_writable
 
     planned = partial(
-        plan, options.base, recipe, calibration=options.calibration, teacher=options.teacher,
+        compression.plan, options.base, recipe, calibration=options.calibration, teacher=options.teacher,
         downstream=options.downstream,
     )  # fmt: skip
     streams = not any(step.method.whole for step in recipe.steps)
@@ -121,7 +122,7 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
         settled.check_format(options.format)
     resumed = "training is resumed" if settled.trains else "nothing can be resumed"
     print(f"{settled.whole_model}: the model is held in memory, and {resumed}", file=sys.stderr)
-    result = compress(
+    result = compression.compress(
         options.base, settled, cache=options.cache, device=device, seed=options.seed, progress=_bar()
     )  # fmt: skip
     result.save(options.out, options.format)
@@ -130,8 +131,7 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
 
 def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: str) -> "Compressed":
     """Write a folder block by block, and in a published format from that."""
-    from compression import compress, load
-    from compression.checkpoints.artefact import OWN, check_writable
+    from compression.checkpoints.artefact import check_writable
     from compression.engine.stream_state import unfinished
 
     folder = options.out
@@ -144,10 +144,10 @@ def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: 
     settled = planned()
     if options.format != OWN:
         settled.check_format(options.format)
-    result = compress(options.base, settled, into=folder, device=device, seed=options.seed, progress=_bar())
+    result = compression.compress(options.base, settled, into=folder, device=device, seed=options.seed, progress=_bar())
     if options.format != OWN:
         try:
-            load(folder).save(options.out, options.format)
+            compression.load(folder).save(options.out, options.format)
         except CompressionError as error:
             raise CompressionError(f"{error}; in the format of this package it is in {folder}") from error
         shutil.rmtree(folder)
@@ -156,8 +156,6 @@ def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: 
 
 def _list(options: argparse.Namespace) -> int:
     """Methods, parameters, needs, and the kernel that a bf16 layer of each gets on this device."""
-    from compression import list_methods
-    from compression.recipes.registry import describe_parameters
 
     device = _device(options.device)
     entries = [
@@ -170,7 +168,7 @@ def _list(options: argparse.Namespace) -> int:
             "needs": list(method.info.needs),
             "kernels": _kernels(name, method, device),
         }
-        for name, method in list_methods().items()
+        for name, method in compression.list_methods().items()
     ]
     if options.json:
         print(json.dumps(entries, indent=1))

@@ -159,11 +159,16 @@ class SealedFolder:
         self.files[name] = digest
 
     def adopt(self, paths: Iterable[Path]) -> None:
-        """Take files that others wrote into the folder as members, from the next `commit` on."""
-        for path in sorted(paths):
-            if path.is_file():
-                sync(path)
-                self.files[path.relative_to(self.path).as_posix()] = digest_of_file(path)
+        """Take files that others wrote into the folder as members, from the next `commit` on.
+
+        Raises:
+            ValueError: a member was written again, and is another now.
+        """
+        for path in sorted(path for path in paths if path.is_file()):
+            sync(path)
+            name, digest = path.relative_to(self.path).as_posix(), digest_of_file(path)
+            if self.files.setdefault(name, digest) != digest:
+                raise ValueError(f"{path} was sealed already, and was written again since")
 
     def drop(self, names: Iterable[str]) -> None:
         """From the next `commit` on these members do not count; `sweep` deletes them after it."""

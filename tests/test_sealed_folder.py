@@ -239,7 +239,10 @@ def test_files_that_others_write_are_taken_in(tmp_path):
         (folder.path / "deep" / "a").write_bytes(b"1")
         folder.adopt(folder.path.rglob("*a"))
         folder.commit()
-    (tmp_path / "folder" / "deep" / "a").write_bytes(b"2")
+        folder.adopt(folder.path.rglob("*a"))  # as it was
+        (tmp_path / "folder" / "deep" / "a").write_bytes(b"2")
+        with pytest.raises(ValueError, match="was sealed already, and was written again since"):
+            folder.adopt(folder.path.rglob("*a"))
 
     with pytest.raises(CheckpointError, match="deep/a is corrupt"):
         SealedFolder.open(tmp_path / "folder", SEAL, IDENTITY)

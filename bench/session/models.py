@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import compression
 from bench.errors import NotAvailable
 from bench.measure.generation import Decoder, Interleaved, Load
 from bench.results import layers
@@ -58,8 +59,6 @@ class Models:
         if self.source.published is not None:
             self.plans, refused = {}, self._unlike_published()
         else:
-            import compression
-
             planner = compression.Planner(
                 self.source, calibration=self.calibration, teacher=self.teacher, downstream=self.downstream_task
             )  # fmt: skip
@@ -87,8 +86,6 @@ class Models:
     def base(self) -> "Base":
         """The uncompressed model, opened at its first use and kept; that of a published checkpoint is dequantized."""
         if self._base is None:
-            import compression
-
             self._base = compression.open_base(
                 self.source, self.options.device, seed=self.options.seed, dequantize=True
             )
@@ -121,8 +118,6 @@ class Models:
         return self._compressed[1]
 
     def _compress(self, recipe: Recipe) -> "Compressed":
-        import compression
-
         if self.source.published is not None and recipe.steps:
             assert self.source.folder is not None
             backend = getattr(recipe.steps[0].method, "backend", None)
@@ -172,12 +167,10 @@ class Models:
     @functools.cached_property
     def _steps(self) -> "StepCache":
         """Keeps what recipes that train come to, and what other recipes begin with as they do."""
-        from compression import StepCache
-
         beginnings: list[tuple[str, ...]] = []
         for plan in self.plans.values():
             if plan.trains:
                 beginnings += [plan.executed[: i + 1] for i in range(len(plan.schedule))]
         whole = {plan.executed for plan in self.plans.values()}
         shared = {steps for steps in beginnings if beginnings.count(steps) + (steps in whole) > 1}
-        return StepCache(self.options.cache, keep=lambda steps: tuple(steps) in shared)
+        return compression.StepCache(self.options.cache, keep=lambda steps: tuple(steps) in shared)

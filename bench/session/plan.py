@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import compression
 from bench.machine import device as machine
 from bench.session.training_plan import plan_training
 from compression import CheckpointError
@@ -30,19 +31,15 @@ def plan(options: "Options") -> str:
     """
     import pandas as pd
 
-    from compression import Planner, locate
-    from compression.checkpoints.weights import open_weights
-
-    source = locate(options.base)
+    source = compression.locate(options.base)
     download = _download_bytes(source)
     if source.kind == "hub" and download:
         return (
             f"{source.text} is not on this machine: {_mib(download)} would be downloaded; shapes are known after that"
         )
     source = source.fetch()
-    planner = Planner(
-        source, calibration=options.calibration, teacher=options.teacher, downstream=options.downstream,
-        dtype=open_weights(source).dtype,
+    planner = compression.Planner(
+        source, calibration=options.calibration, teacher=options.teacher, downstream=options.downstream, dtype=None
     )  # fmt: skip
     recipes = [recipe for recipe in options.recipes if recipe.text not in options.refused]
     if options.named:

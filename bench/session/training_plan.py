@@ -3,8 +3,8 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import compression
 from compression.architectures import decoder
-from compression.checkpoints import base
 from compression.checkpoints.weights import open_weights
 
 if TYPE_CHECKING:
@@ -94,7 +94,4 @@ def _adapted(adapters: Any, model: "nn.Module") -> int:
 
 
 def _weights_of(source: "BaseSource") -> int:
-    import torch
-
-    skeleton = base.build(source.config, torch.bfloat16, device="meta")
-    return sum(parameter.numel() for parameter in skeleton.parameters())
+    return sum(parameter.numel() for parameter in compression.Planner(source).base.parameters())

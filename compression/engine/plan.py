@@ -16,6 +16,7 @@ from torch import nn
 from compression.architectures import decoder
 from compression.calibration.text import WAYS_OUT, Calibration, open_calibration
 from compression.checkpoints import base as _checkpoint
+from compression.checkpoints import weights
 from compression.checkpoints.artefact import stored_bytes
 from compression.checkpoints.base import Base, BaseSource
 from compression.checkpoints.formats import model as formats
@@ -126,7 +127,8 @@ class Planner:
     Args:
         base: as for `plan`.
         calibration, downstream, teacher: as for `compress`, or what was opened.
-        dtype: of the weights of the base, for the bytes of plans; that of an opened base is its own.
+        dtype: of the weights of the base, for the bytes of plans; None for the one that they are stored in, which the
+            headers of its files tell. That of an opened base is its own.
 
     Raises:
         CheckpointError, CalibrationError, TrainingError: base, text or task cannot be opened.
@@ -139,7 +141,7 @@ class Planner:
         calibration: Any = None,
         downstream: Any = None,
         teacher: str | BaseSource | None = None,
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype | None = torch.bfloat16,
     ):
         self._opened = base.model if isinstance(base, Base) else None
         located = base.source if isinstance(base, Base) else base
@@ -154,7 +156,8 @@ class Planner:
         """The model of the base, without weights."""
         if self._opened is not None:
             return decoder.without_weights(self._opened)
-        return _checkpoint.build(self.source.config, self._dtype, device="meta")
+        dtype = weights.open_weights(self.source).dtype if self._dtype is None else self._dtype
+        return _checkpoint.build(self.source.config, dtype, device="meta")
 
     @property
     def base_bytes(self) -> int:

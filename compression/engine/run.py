@@ -156,7 +156,7 @@ class _Run:
 
     def result(self, steps: int, meter: CostMeter) -> Compressed:
         """What the first so many steps came to."""
-        contexts, before = self.contexts[:steps], self.before
+        contexts, before, base = self.contexts[:steps], self.before, self.base
         trained = [run for context in contexts for run in context.trained]
         cost = dataclasses.replace(
             before.then(meter.cost(sum(context.calibration_tokens for context in contexts))),
@@ -165,9 +165,9 @@ class _Run:
         )  # fmt: skip
         return Compressed(
             model=self.model.eval().requires_grad_(False), recipe=self.plan.recipe,
-            base=(self.base.text, self.base.digest), executed=self.plan.executed[:steps], report=tuple(self.report),
+            base=(base.text, base.digest), executed=self.plan.executed[:steps], report=tuple(self.report),
             seconds=tuple(self.seconds), notes=tuple(self.notes), cost=cost,
-            tokenizer_source=lambda: self.base.tokenizer, folder=self.base.source.folder,
+            tokenizer_source=lambda: base.tokenizer, folder=base.source.folder,
         )  # fmt: skip
 
 

@@ -47,15 +47,15 @@ class Texts(NamedTuple):
 
     Attributes:
         ids: int64 (samples, length).
-        mask: bool (samples, length), unset for padding, which is at the end.
-        learn: bool (samples, length), set for the tokens of answers.
+        mask: bool (samples, length), unset for padding, which is at the end; None without padding.
+        learn: bool (samples, length), unset for what is read and not learnt, such as questions; None if all is learnt.
         examples: how many there are in them.
     """
 
     ids: Tensor
-    mask: Tensor
-    learn: Tensor
-    examples: int
+    mask: Tensor | None = None
+    learn: Tensor | None = None
+    examples: int = 0
 
 
 @dataclass(frozen=True)

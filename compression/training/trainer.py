@@ -17,23 +17,18 @@ of its batches (Trainer's own rule), not the mean of their means.
 """
 
 import dataclasses
-import functools
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 import transformers
-from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from compression import devices
 from compression.errors import TrainingError
@@ -41,15 +36,11 @@ from compression.files.atomic import digest_of, key_of
 from compression.files.strict_json import expanded, finite, read_json
 from compression.layers.packed import PackedLinear
 from compression.layers.sparse import SparseLinear
-from compression.numeric.losses import IGNORED, distillation, next_tokens
-from compression.numeric.losses_in_chunks import Projected
 from compression.sealed_folder import Seal, SealedFolder
-from compression.training.settings import OPTIMIZERS, Objective, Settings
+from compression.training.downstream import Texts
+from compression.training.objective_trainer import CHECKPOINTS, Lesson, ObjectiveTrainer, Progress
+from compression.training.settings import Objective, Settings
 from compression.training.teacher import TeacherOutputs
-
-_WEIGHTS = "model.safetensors"
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -71,14 +62,12 @@ class Trained:
 
 def train(
     student: nn.Module,
-    ids: Tensor,
+    texts: Texts | Tensor,
     objective: Objective,
     settings: Settings,
     runs: str | Path,
     *,
     teacher: TeacherOutputs | None = None,
-    mask: Tensor | None = None,
-    learn: Tensor | None = None,
     keep_zeros: bool = False,
     progress: Progress | None = None,
 ) -> Trained:
@@ -88,12 +77,10 @@ def train(
 
     Args:
         student: a decoder with `model` and `lm_head`, on its device; if none of its weights asks for gradients, all do.
-        ids: int64 (samples, length).
+        texts: what it reads; int64 (samples, length) of token ids stands for texts without padding, all learnt.
         objective, settings: what is minimised, and how.
         runs: a folder for any number of runs.
         teacher: outputs for the same ids; may be None if alpha is 0.
-        mask: (samples, length), 0 for padding.
-        learn: (samples, length), 0 for tokens that are read and not learnt, such as questions; default all are learnt.
         keep_zeros: whether weights of the blocks that are exactly zero stay so, as after pruning.
         progress: called with (steps done, steps, what).
 
@@ -103,35 +90,43 @@ def train(
             gradient is not finite (what was saved before stays), or what the run left is damaged or of another run,
             or another process is in the same run.
     """
+    lesson = Lesson(Texts(texts) if isinstance(texts, Tensor) else texts, objective, settings, teacher, keep_zeros)
     device = next(student.parameters()).device
-    _check(ids, settings, objective, teacher, device)
+    _check(lesson, device)
     if not any(parameter.requires_grad for parameter in student.parameters()):
         student.requires_grad_(True)
-    identity = {**_identity(student, ids, mask, learn, objective, settings, teacher), "keep zeros": keep_zeros}
+    identity = _identity(student, lesson)
     folder = expanded(runs, TrainingError) / key_of(identity)
     busy = f"another process is training in {folder}; start again when it has ended"
     with (
         SealedFolder.claim(folder, _SEAL, identity, busy) as run,
         _random_state_kept(), devices.repeatable(device), _in_fp32(student),
     ):  # fmt: skip
-        run.sweep(_CHECKPOINTS)
-        guard = _Guard(run, progress, _zeros(student) if keep_zeros else [])
-        trainer = _Trainer(student, _texts(ids, mask, learn), folder, objective, settings, teacher, guard)
-        if "best" in run.facts:
-            best, losses = _ended(run)
-            trainer._load_from_checkpoint(str(best))
-        else:
-            last = max(_checkpoints(run), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-            trainer.train(resume_from_checkpoint=None if last is None else str(last))
-            losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-            if settings.patience:
-                run.commit(best=Path(trainer.best).name, losses=losses)
+        losses = _trained(student, lesson, run, progress)
     student.zero_grad(set_to_none=True)
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     student.eval().requires_grad_(False)
-    texts = settings.batch * settings.accumulation * len(losses)
-    read = min(texts, settings.epochs * (len(ids) - settings.held_out(len(ids))))
-    return Trained(folder, losses, trained, read * ids.shape[1])
+    samples, length = lesson.texts.ids.shape
+    read = settings.batch * settings.accumulation * len(losses)
+    return Trained(
+        folder, losses, trained, min(read, settings.epochs * (samples - settings.held_out(samples))) * length
+    )
+
+
+def _trained(student: nn.Module, lesson: Lesson, run: SealedFolder, progress: Progress | None) -> tuple[float, ...]:
+    """Begin, resume or read a run; the losses of its steps."""
+    run.sweep(CHECKPOINTS)
+    trainer = ObjectiveTrainer(student, lesson, run, progress)
+    if "best" in run.facts:
+        best, losses = _ended(run)
+        trainer._load_from_checkpoint(str(best))
+        return losses
+    last = max(_checkpoints(run), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    if lesson.settings.patience:
+        run.commit(best=Path(trainer.best).name, losses=losses)
+    return losses
 
 
 @contextmanager
@@ -166,177 +161,8 @@ def _random_state_kept() -> Iterator[None]:
         np.random.set_state(of_numpy)
 
 
-class _Texts(Dataset):
-    def __init__(self, columns: dict[str, Tensor]):
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.columns["sample"])
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {name: column[index] for name, column in self.columns.items()}
-
-    def some(self, first: int, end: int) -> "_Texts":
-        return _Texts({name: column[first:end] for name, column in self.columns.items()})
-
-
-def _texts(ids: Tensor, mask: Tensor | None, learn: Tensor | None) -> _Texts:
-    labels = next_tokens(ids.long(), mask)
-    if learn is not None:
-        labels[:, :-1].masked_fill_(~learn[:, 1:].bool(), IGNORED)
-    columns = {"sample": torch.arange(len(ids)), "input_ids": ids.long(), "shift_labels": labels}
-    if mask is not None:
-        columns["attention_mask"] = mask.long()
-    return _Texts(columns)
-
-
-class _Arguments(TrainingArguments):
-    """Trainer's own would take the first GPU, make it the current one, and split batches over all that there are."""
-
-    where = torch.device("cpu")
-
-    @classmethod
-    def on(cls, device: torch.device, **options: Any) -> "_Arguments":
-        return type(cls.__name__, (cls,), {"where": device})(use_cpu=device.type == "cpu", **options)  # type: ignore[return-value]
-
-    @functools.cached_property
-    def _setup_devices(self) -> torch.device:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        self.distributed_state = PartialState(cpu=True)  # one process; which device it has is said below
-        self.distributed_state.device = self.where
-        return self.where
-
-    @property
-    def n_gpu(self) -> int:
-        """How many Trainer splits a batch over, however many there are."""
-        return int(self.where.type == "cuda")
-
-
-class _Trainer(Trainer):
-    """The loss of the objective; checkpoints that count only once they are whole; a stop at the first NaN."""
-
-    def __init__(
-        self, student: nn.Module, texts: _Texts, folder: Path, objective: Objective, settings: Settings,
-        teacher: TeacherOutputs | None, guard: "_Guard",
-    ) -> None:  # fmt: skip
-        device, held = next(student.parameters()).device, settings.held_out(len(texts))
-        evaluated: dict[str, Any] = {"save_strategy": "steps", "save_steps": settings.save_steps}
-        if held:
-            evaluated = {
-                "save_strategy": "epoch", "eval_strategy": "epoch", "per_device_eval_batch_size": settings.batch,
-                "load_best_model_at_end": True, "metric_for_best_model": "loss", "label_names": ["shift_labels"],
-            }  # fmt: skip
-        arguments = _Arguments.on(
-            device, output_dir=str(folder), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
-            per_device_train_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulation,
-            max_grad_norm=settings.clip, warmup_steps=settings.warmup, optim=OPTIMIZERS[settings.optimizer],
-            bf16=settings.bf16, seed=settings.seed, **evaluated,
-            logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True,
-            remove_unused_columns=False, dataloader_pin_memory=False, lr_scheduler_type="linear",
-        )  # fmt: skip
-        stop = [EarlyStoppingCallback(settings.patience)] if held else []
-        super().__init__(
-            student, arguments, default_data_collator, texts.some(0, len(texts) - held),
-            texts.some(len(texts) - held, len(texts)) if held else None, callbacks=[guard, *stop],
-        )  # fmt: skip
-        self.pop_callback(transformers.PrinterCallback)
-        self.objective, self.teacher = objective, teacher
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole step
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-        return sum(batch["shift_labels"].ne(IGNORED).sum() for batch in batch_samples).to(device)  # type: ignore[union-attr]
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:  # fmt: skip
-        outputs = None if not self.objective.alpha else self.teacher.batch(inputs["sample"])  # type: ignore[union-attr]
-        with self.accelerator.autocast():  # which accelerate puts around forward, and this is beside it
-            found = model.model(
-                input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
-            )
-            head = model.lm_head
-            weight = head.dequantize(torch.float32) if isinstance(head, PackedLinear) else head.weight
-            student = Projected(found.last_hidden_state, weight, head.bias)
-            loss = distillation(
-                student, outputs, inputs["shift_labels"], self.objective, items=num_items_in_batch
-            ).total
-        _require_finite(loss.detach(), "loss", self.state.global_step)
-        return loss
-
-    def prediction_step(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
-        with torch.no_grad():
-            return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
-
-    @property
-    def best(self) -> str:
-        """The checkpoint of the lowest loss on texts held out."""
-        return self.state.best_model_checkpoint
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.best)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        trained = {name: p.detach().contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
-        safetensors.torch.save_file(trained, str(folder / _WEIGHTS))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        parameters = dict((model or self.model).named_parameters())
-        for name, value in safetensors.torch.load_file(str(Path(resume_from_checkpoint) / _WEIGHTS)).items():
-            parameters[name].data.copy_(value)
-
-
-class _Guard(TrainerCallback):
-    """Looks at gradients before they are applied, keeps zeros, seals checkpoints, and tells how far the run is."""
-
-    def __init__(self, run: SealedFolder, progress: Progress | None, zeros: list[tuple[Tensor, Tensor]]):
-        self.run, self.progress, self.zeros = run, progress, zeros
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        _require_finite(nn.utils.get_total_norm(gradients), "gradient", state.global_step)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        with torch.no_grad():
-            for weight, zero in self.zeros:
-                weight.masked_fill_(zero, 0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_save = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        if self.progress is not None and "loss" in logs:
-            self.progress(state.global_step, state.max_steps, f"loss {logs['loss']:.4f}")
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        done = self.run.path / f"checkpoint-{state.global_step}"
-        best = Path(state.best_model_checkpoint or done)
-        self.run.adopt(done.iterdir())
-        self.run.drop(name for name in self.run.files if Path(name).parent.name not in (done.name, best.name))
-        self.run.commit()
-        self.run.sweep(_CHECKPOINTS)
-
-
-def _zeros(student: Any) -> list[tuple[Tensor, Tensor]]:
-    """Weights of the blocks that are trained and have zeros, and where these are; adapters are called otherwise."""
-    named = student.model.layers.named_parameters()
-    weights = [w for name, w in named if name.endswith(".weight") and w.dim() == 2 and w.requires_grad]
-    return [(weight, weight == 0) for weight in weights if (weight == 0).any()]
-
-
-def _require_finite(value: Tensor, what: str, step: int) -> None:
-    if not torch.isfinite(value):
-        raise TrainingError(
-            f"the {what} of step {step + 1} is {float(value)}; the last checkpoint before it stays; lower the learning "
-            "rate, or look at the weights and texts that went in"
-        )
-
-
-def _check(
-    ids: Tensor, settings: Settings, objective: Objective, teacher: TeacherOutputs | None, device: torch.device
-) -> None:  # fmt: skip
+def _check(lesson: Lesson, device: torch.device) -> None:
+    ids, settings, objective, teacher = lesson.texts.ids, lesson.settings, lesson.objective, lesson.teacher
     if settings.bf16 and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         raise TrainingError(f"bf16=true needs compute capability 8.0 or newer, and {device} has "
                             f"{torch.cuda.get_device_capability(device)}; train without it")  # fmt: skip
@@ -356,26 +182,25 @@ def _check(
         raise TrainingError(f"the teacher's outputs in {teacher.folder} are of other texts than the student is given")
 
 
-def _identity(
-    student: nn.Module, ids: Tensor, mask: Tensor | None, learn: Tensor | None, objective: Objective,
-    settings: Settings, teacher: TeacherOutputs | None,
-) -> dict[str, Any]:  # fmt: skip
+def _identity(student: nn.Module, lesson: Lesson) -> dict[str, Any]:
     """Everything that the result depends on."""
+    texts, objective, teacher = lesson.texts, lesson.objective, lesson.teacher
     weights = hashlib.sha256(repr(student).encode())  # scales of adapters and number formats are no tensors
     for name, tensor in student.state_dict(keep_vars=True).items():
         weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}".encode())
         weights.update(digest_of(tensor.detach().flatten().view(torch.uint8)).encode())
     return {
         "student": weights.hexdigest(),
-        "token ids": digest_of(ids.long()),
-        "mask": None if mask is None else digest_of(mask.bool()),
-        "learn": None if learn is None else digest_of(learn.bool()),
+        "token ids": digest_of(texts.ids.long()),
+        "mask": None if texts.mask is None else digest_of(texts.mask.bool()),
+        "learn": None if texts.learn is None else digest_of(texts.learn.bool()),
         "teacher": teacher.identity if teacher is not None and objective.alpha else None,
         "objective": dataclasses.asdict(objective),
-        "settings": dataclasses.asdict(settings),
+        "settings": dataclasses.asdict(lesson.settings),
         "device": next(student.parameters()).device.type,
         "version of torch": torch.__version__,
         "version of transformers": transformers.__version__,
+        "keep zeros": lesson.keep_zeros,
     }
 
 
@@ -402,8 +227,9 @@ def _ended(run: SealedFolder) -> tuple[Path, tuple[float, ...]]:
 def _of_schema_1(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """The seal of a run whose checkpoints have a file of digests each, and whose end is in a file of its own."""
     files = {}
-    for finished in sorted(folder.glob(f"{_CHECKPOINTS}/finished.json")):
+    for finished in sorted(folder.glob(f"{CHECKPOINTS}/finished.json")):
         digests = dict(read_json(finished))
+        digests.pop(finished.name, None)  # of a checkpoint that was saved twice, that of the first time
         files |= {f"{finished.parent.name}/{name}": digest for name, digest in digests.items()}
     table = {"identity": identity, "files": files}
     if (folder / "best.json").exists():
@@ -412,5 +238,4 @@ def _of_schema_1(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-_CHECKPOINTS = "checkpoint-*"
 _SEAL = Seal("run.json", TrainingError, again="train again", earlier=_of_schema_1)

@@ -106,8 +106,8 @@ class Recover(Method):
                                 f"a vocabulary of {model.config.vocab_size}")  # fmt: skip
         adapters = _lora.attach(model, self.adapters(seed=context.seed), keep_zeros=context.pruned)
         trained = train(
-            model, texts.ids, Objective(alpha=0, temperature=1), self.settings(seed=context.seed),
-            context.folder / "training", mask=texts.mask, learn=texts.learn, progress=context.progress,
+            model, texts, Objective(alpha=0, temperature=1), self.settings(seed=context.seed),
+            context.folder / "training", progress=context.progress,
         )  # fmt: skip
         context.trained.append(trained)
         lost = _lora.merge(model, packed=self.merge == "all")
