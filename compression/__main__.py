@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import compression
-from compression import CompressionError, Recipe
+from compression import CompressionError, Recipe, checkpoints, devices, engine
 from compression.checkpoints.formats.description import FORMATS
 from compression.files.strict_json import path_option
 from compression.files.terminal import terminal
@@ -58,8 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compress(options: argparse.Namespace) -> int:
-    from compression.checkpoints.weights import bytes_in
-
     recipe = Recipe.parse(options.recipe)
     if options.out is None:
         raise CompressionError("--out DIR is missing: the folder to write the compressed model to")
@@ -67,7 +65,7 @@ def _compress(options: argparse.Namespace) -> int:
 
     device = _device(options.device)
     result = _write(recipe, options, device)
-    stored = bytes_in(options.out.glob("*.safetensors"))
+    stored = checkpoints.weights.bytes_in(options.out.glob("*.safetensors"))
     facts = {
         "recipe": recipe.text,
         "base": base.label,
@@ -98,23 +96,19 @@ def _compress(options: argparse.Namespace) -> int:
 
 def _engines(result: "Compressed", format: str) -> list[str]:
     """Which engines do not open what was written in a published format, and what they want."""
-    from compression.checkpoints.formats.model import vllm_refusal
-
-    refusal = vllm_refusal(result.model) if format == "gptq" else None
+    refusal = checkpoints.formats.model.vllm_refusal(result.model) if format == "gptq" else None
     return [f"written for transformers with gptqmodel: {refusal}"] if refusal else []
 
 
 def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compressed":
     """Compress block by block where that can be; what is returned may be without weights."""
-    from compression.checkpoints.artefact import check_writable
-
     planned = partial(
         compression.plan, options.base, recipe, calibration=options.calibration, teacher=options.teacher,
         downstream=options.downstream,
     )  # fmt: skip
     streams = not any(step.method.whole for step in recipe.steps)
     if options.format != OWN or not streams:
-        check_writable(options.out)
+        checkpoints.artefact.check_writable(options.out)
     if streams:
         return _stream(planned, options, device)
     settled = planned()
@@ -131,16 +125,13 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
 
 def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: str) -> "Compressed":
     """Write a folder block by block, and in a published format from that."""
-    from compression.checkpoints.artefact import check_writable
-    from compression.engine.stream_state import unfinished
-
     folder = options.out
     if options.format != OWN:  # written from our own, which lies beside it until then
         folder = options.out.with_name(f"{options.out.name}.{OWN}")
-    if (done := unfinished(folder)) is not None:
+    if (done := engine.stream_state.unfinished(folder)) is not None:
         print(terminal(f"{folder} is not finished: {done} blocks are done; resuming after them"), file=sys.stderr)
     else:
-        check_writable(folder)
+        checkpoints.artefact.check_writable(folder)
     settled = planned()
     if options.format != OWN:
         settled.check_format(options.format)
@@ -203,10 +194,8 @@ def _kernels(name: str, method: type, device: str) -> list[str]:
 def _device(given: str | None) -> str:
     import torch
 
-    from compression.devices import check
-
     if given is not None:
-        return check(given)
+        return devices.check(given)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compression.errors import CheckpointError
+from compression.files.sealed_folder import Seal, SealedFolder
 from compression.files.strict_json import check_signature
-from compression.sealed_folder import Seal, SealedFolder
 
 SEAL = Seal("seal.json", CheckpointError, again="have it made again")
 IDENTITY = {"base": "a1", "seed": 0, "texts": [1, None, "ä"]}

@@ -13,6 +13,7 @@ from bench.errors import NotAvailable
 from bench.measure.generation import Decoder, Interleaved, Load
 from bench.results import layers
 from compression import UNCOMPRESSED, CompressionError, Recipe
+from compression.checkpoints import formats
 
 if TYPE_CHECKING:
     from bench.session.options import Options
@@ -70,12 +71,10 @@ class Models:
 
     def _unlike_published(self) -> dict[str, str]:
         """Why a recipe is not what a published checkpoint is quantized by, by its text."""
-        from compression.checkpoints.formats.model import check_recipe
-
         found = {}
         for recipe in self.options.recipes:
             try:
-                check_recipe(self.source.published, recipe)
+                formats.model.check_recipe(self.source.published, recipe)
             except CompressionError as error:
                 if not self.options.named:
                     raise

@@ -1,1 +1,5 @@
-"""Calibration text, and what it makes reach the layers of a model."""
+"""Calibration text, and what it makes reach the layers."""
+
+from compression.lazy import submodules
+
+__getattr__ = submodules(__name__)

@@ -5,7 +5,7 @@
 
 `<key>` is a hash of everything that the result depends on: the base, the steps as they are run (`dequantize` and
 quantizers taken again included), the token ids and the teacher that each was given, seed, device, threads, versions,
-and the sources of this package. A folder appears whole or not at all (`compression.sealed_folder`).
+and the sources of this package. A folder appears whole or not at all (`compression.files.sealed_folder`).
 
 The folder also holds `teachers/` and `training/`, see `compression.distillation`. Nothing is deleted by itself but a
 training run whose result is in `steps/`.
@@ -19,7 +19,7 @@ from typing import Any
 from compression.checkpoints.artefact import Compressed, load
 from compression.errors import CheckpointError
 from compression.files.atomic import cache_folder, key_of
-from compression.sealed_folder import Seal, SealedFolder
+from compression.files.sealed_folder import Seal, SealedFolder
 
 _SEAL = Seal("state.json", CheckpointError, again="have it made again")
 

@@ -2,7 +2,7 @@
 
 Until it is finished a folder holds
 
-    compression.state.json              the seal: of which run it is, and what is done (`compression.sealed_folder`)
+    compression.state.json              the seal: of which run it is, and what is done (`files.sealed_folder`)
     model-00001-of-00033.safetensors    everything outside the blocks; then one file to a block, as each is done
     inputs-5-0.safetensors              what reaches block 5, for each step that reads inputs
 
@@ -50,9 +50,9 @@ from compression.engine.plan import Plan
 from compression.engine.stream_state import SEAL, State, unfinished
 from compression.errors import CheckpointError, RecipeError
 from compression.files.atomic import code_digest, digest_of, sync, write_json
+from compression.files.sealed_folder import SealedFolder
 from compression.layers.kernels import choose
 from compression.layers.stored import describe
-from compression.sealed_folder import SealedFolder
 
 _BLOCKS = "model.layers."
 

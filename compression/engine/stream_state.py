@@ -8,9 +8,9 @@ from typing import Any
 from compression.checkpoints.artefact import STATE, LayerReport
 from compression.cost import Cost
 from compression.errors import CheckpointError
+from compression.files.sealed_folder import Seal, SealedFolder
 from compression.files.strict_json import check_signature, exact_fields, whole_field
 from compression.layers.stored import check_all
-from compression.sealed_folder import Seal, SealedFolder
 
 
 def unfinished(folder: Path) -> int | None:

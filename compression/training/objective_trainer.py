@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from compression.errors import TrainingError
+from compression.files.sealed_folder import SealedFolder
 from compression.layers.packed import PackedLinear
 from compression.numeric.losses import IGNORED, distillation, next_tokens
 from compression.numeric.losses_in_chunks import Projected
-from compression.sealed_folder import SealedFolder
 from compression.training.downstream import Texts
 from compression.training.settings import OPTIMIZERS, Objective, Settings
 from compression.training.teacher import TeacherOutputs

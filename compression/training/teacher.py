@@ -12,7 +12,7 @@ setting is another folder.
 
 A shard counts once teacher.json names it: a killed run resumes after the last finished one, and ends with the same
 bytes. Whenever a cache is opened, every shard is checked against its SHA-256 (a pass over the files, none of which is
-held); see `compression.sealed_folder` for what is refused.
+held); see `compression.files.sealed_folder` for what is refused.
 """
 
 import shutil
@@ -29,10 +29,10 @@ from torch import Tensor
 from compression.checkpoints.base import BaseSource
 from compression.errors import TeacherError
 from compression.files.atomic import digest_of, key_of
+from compression.files.sealed_folder import Seal, SealedFolder
 from compression.files.strict_json import exact_fields, expanded, whole_field
 from compression.numeric.losses_in_chunks import TopK
 from compression.recipes.recipe import Recipe
-from compression.sealed_folder import Seal, SealedFolder
 from compression.training.settings import OutputSettings
 from compression.training.vocabulary import tokenizer_digest
 

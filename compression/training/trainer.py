@@ -6,7 +6,7 @@
 
 `<key>` is a hash of everything that the result depends on: the student's tensors, token ids, masks, the teacher's
 outputs, objective, settings, versions. A call with the same arguments resumes from the last sealed checkpoint, and one
-whose run has ended reads its result (`compression.sealed_folder`).
+whose run has ended reads its result (`compression.files.sealed_folder`).
 
 With `patience` the loss on texts held out is taken after each epoch; training ends once it has not fallen for so many,
 and the weights are those of the lowest (the seal names their checkpoint, once the run has ended).
@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from compression import devices
 from compression.errors import TrainingError
 from compression.files.atomic import digest_of, key_of
+from compression.files.sealed_folder import Seal, SealedFolder
 from compression.files.strict_json import expanded, finite, read_json
 from compression.layers.packed import PackedLinear
 from compression.layers.sparse import SparseLinear
-from compression.sealed_folder import Seal, SealedFolder
 from compression.training.downstream import Texts
 from compression.training.objective_trainer import CHECKPOINTS, Lesson, ObjectiveTrainer, Progress
 from compression.training.settings import Objective, Settings
