@@ -33,8 +33,8 @@ from torch.nn import functional
 from bench.measure.memory import STEADY_HEAP
 from bench.measure.memory_process import Peak, anonymous_memory
 from compression.cost import give_back
-from compression.numeric.losses import distillation
 from compression.numeric.losses_in_chunks import Projected, TopK
+from compression.training.objective import distillation
 from compression.training.settings import Objective
 
 KD = Objective(alpha=0.3, temperature=4.0)  # of [O]

@@ -7,8 +7,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from compression.numeric.losses import IGNORED, distillation
+from compression.numeric.losses import IGNORED
 from compression.numeric.losses_in_chunks import Projected, TopK
+from compression.training.objective import distillation
 from compression.training.settings import Objective
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from textbook_losses import draw, each_divergence, gradient, logits, textbook_divergence
 from torch.nn import functional
 
-from compression.numeric.losses import cross_entropy, distillation, forward_kl, jensen_shannon, reverse_kl
+from compression.numeric.losses import cross_entropy, forward_kl, jensen_shannon, reverse_kl
 from compression.numeric.losses_in_chunks import TopK
+from compression.training.objective import distillation
 from compression.training.settings import Objective
 
 EXAMPLE = [draw(3, 7, seed=seed, scale=3, dtype=torch.float64) for seed in (1, 2)]

@@ -7,8 +7,9 @@ import torch
 from textbook_losses import KD, batch, draw, gradient
 from torch.nn import functional
 
-from compression.numeric.losses import IGNORED, cross_entropy, distillation, hidden_states, next_tokens
+from compression.numeric.losses import IGNORED, cross_entropy, hidden_states, next_tokens
 from compression.numeric.losses_in_chunks import Projected
+from compression.training.objective import distillation
 from compression.training.settings import Objective
 
 

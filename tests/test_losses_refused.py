@@ -9,9 +9,10 @@ from textbook_losses import KD
 
 from compression.errors import RecipeError, TeacherError
 from compression.numeric import losses
-from compression.numeric.losses import cross_entropy, distillation, forward_kl, hidden_states, jensen_shannon
+from compression.numeric.losses import cross_entropy, forward_kl, hidden_states, jensen_shannon
 from compression.numeric.losses_in_chunks import TopK
 from compression.training import settings as _settings
+from compression.training.objective import distillation
 from compression.training.settings import Objective
 
 
@@ -62,4 +63,4 @@ def test_what_does_not_fit_is_refused(call, error, words):
 
 
 def test_every_divergence_of_an_objective_is_known():
-    assert set(typing.get_args(_settings.Divergence)) == set(losses._DIVERGENCES)
+    assert set(typing.get_args(_settings.Divergence)) == set(losses.DIVERGENCES)

@@ -39,8 +39,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from compression.errors import RecipeError, TeacherError
+from compression.numeric.bounds import check_beta, check_temperature
 from compression.numeric.losses_in_chunks import CHUNK, LEAST_TOKENS, Projected, Summed, TopK, against, exact_of
-from compression.training.settings import Objective, check_beta, check_temperature
 
 IGNORED = -100  # the label of a position that does not count
 
@@ -68,37 +68,6 @@ def next_tokens(ids: Tensor, mask: Tensor | None = None) -> Tensor:
     return labels
 
 
-def distillation(
-    student: Tensor | Projected,
-    teacher: Tensor | Projected | TopK | None,
-    labels: Tensor,
-    objective: Objective,
-    *,
-    items: int | Tensor | None = None,
-    chunk: int | None = None,
-) -> Losses:
-    """The objective's mean over the positions whose label is not `IGNORED`, labels and teacher over the same ones.
-
-    Args:
-        student: logits (..., V) or hidden states and head; gradients reach these.
-        teacher: the same, or its top k; may be None if alpha is 0. Never gets a gradient. Where the vocabularies differ
-            in size, the divergence is over the tokens below the smaller, both renormalised ([O], section 2.1.1).
-        labels: int64 (...), the token that each position should give: `next_tokens`.
-        items: what the sum is divided by; default the number of positions that count.
-        chunk: tokens at a time.
-
-    Raises:
-        TeacherError: there is no teacher, or its shape is not that of the student.
-        ValueError: labels do not fit, or no position counts and `items` is not given.
-    """
-    alpha, temperature = objective.alpha, objective.temperature
-    compare = _DIVERGENCES[objective.divergence]
-    if objective.divergence == "jensen_shannon":
-        compare = partial(compare, beta=objective.beta)
-    weights = (1 - alpha, alpha * temperature**2)
-    return _mean(student, teacher, labels, None, weights, compare, temperature, items, chunk)
-
-
 def cross_entropy(
     student: Tensor | Projected, labels: Tensor, *, items: int | Tensor | None = None, chunk: int | None = None
 ) -> Tensor:
@@ -107,7 +76,7 @@ def cross_entropy(
     >>> cross_entropy(torch.tensor([[0.0, 0.0], [9.0, 9.0]]), torch.tensor([1, IGNORED]))
     tensor(0.6931)
     """
-    return _mean(student, None, labels, None, (1.0, 0.0), None, 1.0, items, chunk).total
+    return weighted_mean(student, None, labels, None, (1.0, 0.0), None, 1.0, items, chunk).total
 
 
 def forward_kl(
@@ -236,7 +205,7 @@ def _jensen_shannon(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, 
     return value, s.sub_(of_student).mul_(q).mul_(1 - beta)
 
 
-_DIVERGENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+DIVERGENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "forward_kl": _forward_kl,
     "reverse_kl": _reverse_kl,
     "jensen_shannon": _jensen_shannon,
@@ -250,10 +219,10 @@ def _divergence(
     student: Any, teacher: Any, mask: Any, compare: Any, temperature: float, items: Any, chunk: int | None
 ) -> Tensor:
     check_temperature(temperature)
-    return _mean(student, teacher, None, mask, (0.0, 1.0), compare, temperature, items, chunk).total
+    return weighted_mean(student, teacher, None, mask, (0.0, 1.0), compare, temperature, items, chunk).total
 
 
-def _mean(
+def weighted_mean(
     student: Tensor | Projected,
     teacher: Tensor | Projected | TopK | None,
     labels: Tensor | None,

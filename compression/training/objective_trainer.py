@@ -17,9 +17,10 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from compression.errors import TrainingError
 from compression.files.sealed_folder import SealedFolder
 from compression.layers.packed import PackedLinear
-from compression.numeric.losses import IGNORED, distillation, next_tokens
+from compression.numeric.losses import IGNORED, next_tokens
 from compression.numeric.losses_in_chunks import Projected
 from compression.training.downstream import Texts
+from compression.training.objective import distillation
 from compression.training.settings import OPTIMIZERS, Objective, Settings
 from compression.training.teacher import TeacherOutputs
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from compression.errors import RecipeError, TeacherError
+from compression.numeric.bounds import check_beta, check_temperature
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}  # by transformers' name
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -145,13 +146,3 @@ class OutputSettings:
         if self.dtype not in (None, *DTYPES):
             raise RecipeError(f"dtype={self.dtype!r}: allowed are {', '.join(DTYPES)}, or None to lose nothing")
         return replace(self, k=None if self.k == vocabulary else self.k, vocabulary=vocabulary)
-
-
-def check_temperature(temperature: float) -> None:
-    if not 0 < temperature < math.inf:
-        raise RecipeError(f"temperature={temperature}: must be above 0; [O] takes 4, [E] 2")
-
-
-def check_beta(beta: float) -> None:
-    if not 0 < beta < 1:
-        raise RecipeError(f"beta={beta}: allowed is what lies between 0 and 1; the ends are forward_kl and reverse_kl")
