@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import compression
 from compression import CompressionError, Recipe, checkpoints, devices, engine
-from compression.checkpoints.formats.description import FORMATS
+from compression.checkpoints.formats import registry as formats
 from compression.files.strict_json import path_option
 from compression.files.terminal import terminal
 from compression.recipes.registry import LayerwiseMethod, describe_parameters
 
-OWN = FORMATS[0]
+OWN = formats.OWN
 
 if TYPE_CHECKING:
     from compression import Compressed, Plan
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--base", default="reference", help="reference, random:<shape>, a folder or a hub id")
     parser.add_argument("--out", type=path_option, help="folder for the compressed model: a new one, or that of an "
                         "interrupted run, which is then resumed")  # fmt: skip
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0],
+    parser.add_argument("--format", choices=formats.names(), default=OWN,
                         help="own, or the format of published GPTQ or AWQ checkpoints; exact, or refused; "
                         "vLLM opens gptq with symmetric=true alone")  # fmt: skip
     parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N; default cuda if available")
@@ -96,8 +96,7 @@ def _compress(options: argparse.Namespace) -> int:
 
 def _engines(result: "Compressed", format: str) -> list[str]:
     """Which engines do not open what was written in a published format, and what they want."""
-    refusal = checkpoints.formats.model.vllm_refusal(result.model) if format == "gptq" else None
-    return [f"written for transformers with gptqmodel: {refusal}"] if refusal else []
+    return [] if format == OWN else formats.find(format).limits(result.model)
 
 
 def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compressed":

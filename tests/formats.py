@@ -1,9 +1,9 @@
 """What the tests of the published formats share: descriptions as config.json holds them, and a layer dequantized."""
 
 import torch
+from packed_layers import coded_linear
 
 from compression.checkpoints.formats.description import Published
-from compression.layers.packed import PackedLinear
 from compression.numeric import packing
 from compression.numeric.grids import AffineGrid
 
@@ -15,13 +15,11 @@ NAME = "model.layers.0.mlp.up_proj"
 
 
 def dequantized(stored, bits, group_size):
-    """fp16 weight of what a format read, through PackedLinear."""
+    """fp16 weight of what a format read, through codes."""
     grid = AffineGrid(bits=bits, group_size=group_size, symmetric=False)
     codes = packing.unpack(stored.codes, bits, stored.codes.shape[1] * 8 // bits)
     params = {"scales": stored.scales, "zero_points": packing.pack(stored.zeros, bits)}
-    return PackedLinear.from_codes(
-        codes, params, None, grid, dtype=torch.float16, permutation=stored.permutation
-    ).dequantize()
+    return coded_linear(codes, params, None, grid, dtype=torch.float16, permutation=stored.permutation).dequantize()
 
 
 def describe(bits, version):

@@ -6,8 +6,11 @@ import pytest
 import torch
 from strategies import gaussian
 
+from compression.layers.activations import OutlierColumns
+from compression.layers.codes import Codes, packed_linear
 from compression.layers.kernels import choose
-from compression.layers.packed import PackedLinear
+from compression.layers.linear import Linear
+from compression.layers.sparse import Sparse
 from compression.numeric.grids import AffineGrid, Grid, Int8RowGrid, NF4Grid
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -66,14 +69,36 @@ WAYS = (
     Way("dequantize", affine(3, 40, True), FP16, HALF, cols=200, rows=13),
     Way("dequantize", affine(8, 64), FP32, EXACT),
     Way("dequantize", affine(4, 8), FP32, EXACT, cols=24, rows=5),
-    Way("dequantize", Int8RowGrid(), FP32, EXACT, threshold=6.0, backend="torch"),
+    Way("simulated", Int8RowGrid(), FP32, EXACT, threshold=6.0, backend="torch"),
 )  # fmt: skip
+
+
+def outlier_columns(threshold):
+    return None if threshold is None else OutlierColumns(threshold)
+
+
+def pack_linear(weight, bias, grid, *, threshold=None, **options):
+    """A layer with its weight rounded to nearest on a grid; with a threshold as LLM.int8() multiplies."""
+    return packed_linear(weight, bias, grid, input_part=outlier_columns(threshold), **options)
+
+
+def coded_linear(codes, params, bias, grid, *, dtype, permutation=None, **options):
+    return Linear(Codes.from_codes(codes, params, grid, dtype=dtype, permutation=permutation), bias, **options)
+
+
+def sparse_linear(weight, bias, pattern=None):
+    return Linear(Sparse.from_weight(weight, pattern), bias)
+
+
+def holds(layer, kind):
+    """Whether a layer is one of ours, with a weight of that kind as its first or only part."""
+    return isinstance(layer, Linear) and layer.weight_part.summands[0].kind == kind
 
 
 def layer_of(way, *, bias=True, seed=0, device="cpu"):
     weight = gaussian(way.rows, way.cols, seed=seed, dtype=way.dtype).to(device)
     given_bias = gaussian(1, way.rows, seed=seed + 1, dtype=way.dtype)[0].to(device) if bias else None
-    layer = PackedLinear.from_weight(weight, given_bias, way.grid, backend=way.backend, threshold=way.threshold)
+    layer = pack_linear(weight, given_bias, way.grid, backend=way.backend, threshold=way.threshold)
     return layer.eval()
 
 
@@ -87,11 +112,10 @@ def inputs(way, rows, *, seed=0, dtype=None, device="cpu"):
 def usable(way, device):
     if device not in way.devices:
         pytest.skip(f"{way.kernel} has no kernel on {device}")
-    spec = PackedLinear(way.grid, way.cols, way.rows, bias=False, dtype=way.dtype, threshold=way.threshold)._spec_on(
-        torch.device(device)
-    )
+    codes = Codes(way.grid, way.rows, way.cols, dtype=way.dtype)
+    spec = Linear(codes, input_part=outlier_columns(way.threshold)).spec_on(device)
     for kernel in choose.KERNELS:
-        if kernel.name == way.kernel and (reason := kernel.refuses(spec)) and way.kernel != "bitsandbytes-nf4":
+        if kernel.name == way.kernel and (reason := kernel.refusal(spec)) and way.kernel != "bitsandbytes-nf4":
             pytest.skip(f"{way.kernel}: {reason}")
     if "bitsandbytes" in way.kernel:
         pytest.importorskip("bitsandbytes")

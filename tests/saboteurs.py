@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from packed_layers import pack_linear
 
 from bench.results.items import Items, hashes_of
 from bench.results.row import Row
 from compression.checkpoints.artefact import LayerReport
-from compression.layers.packed import PackedLinear
+from compression.layers.linear import Linear
 from compression.methods.quantization.weight_only.rtn import RTN
 from compression.numeric.sparsity import choose, removed
 
@@ -196,7 +197,7 @@ class ScalesAreOffByOneGroup(RTN):
 
     def compress_linear(self, linear, context):
         layer = super().compress_linear(linear, context)
-        layer.scales = layer.scales.roll(1, 1)
+        layer.weight_part.scales = layer.weight_part.scales.roll(1, 1)
         return layer
 
 
@@ -206,11 +207,11 @@ class ZeroPointsAreIgnored(RTN):
 
     def compress_linear(self, linear, context):
         layer = super().compress_linear(linear, context)
-        layer.zero_points = torch.zeros_like(layer.zero_points)
+        layer.weight_part.zero_points = torch.zeros_like(layer.weight_part.zero_points)
         return layer
 
 
-class _RoundsOnlyWhenAsked(PackedLinear):
+class _RoundsOnlyWhenAsked(Linear):
     def dequantize(self, dtype=None):
         return super().dequantize(dtype).roll(1, 0)
 
@@ -278,7 +279,7 @@ class DropsTheBias(RTN):
     """The bias is lost on the way."""
 
     def compress_linear(self, linear, context):
-        return PackedLinear.from_weight(linear.weight, None, self.grid())
+        return pack_linear(linear.weight, None, self.grid())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +288,7 @@ class ForgetsTheSeed(RTN):
 
     def compress_linear(self, linear, context):
         weight = linear.weight + 1e-3 * torch.randn_like(linear.weight)
-        return PackedLinear.from_weight(weight, linear.bias, self.grid())
+        return pack_linear(weight, linear.bias, self.grid())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +296,7 @@ class MendsWhatIsNotFinite(RTN):
     """NaN becomes zero, and nobody hears of it."""
 
     def compress_linear(self, linear, context):
-        return PackedLinear.from_weight(linear.weight.nan_to_num(0), linear.bias, self.grid())
+        return pack_linear(linear.weight.nan_to_num(0), linear.bias, self.grid())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +305,7 @@ class ClipsOutliers(RTN):
 
     def compress_linear(self, linear, context):
         limit = 6 * float(linear.weight.float().std())
-        return PackedLinear.from_weight(linear.weight.clamp(-limit, limit), linear.bias, self.grid())
+        return pack_linear(linear.weight.clamp(-limit, limit), linear.bias, self.grid())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,7 +313,7 @@ class MovesZero(RTN):
     """Zero is no longer a level."""
 
     def compress_linear(self, linear, context):
-        return PackedLinear.from_weight(linear.weight + 1e-4, linear.bias, self.grid())
+        return pack_linear(linear.weight + 1e-4, linear.bias, self.grid())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +329,7 @@ class KeepsASecretBesideTheState(RTN):
     """A factor that is applied but not saved."""
 
     def compress_linear(self, linear, context):
-        layer = PackedLinear.from_weight(linear.weight / 2, linear.bias, self.grid())
+        layer = pack_linear(linear.weight / 2, linear.bias, self.grid())
         layer.register_forward_hook(lambda module, inputs, y: 2 * y if module.bias is None else 2 * y - module.bias)
         return layer
 

@@ -64,11 +64,12 @@ def test_a_manifest_that_is_not_json_is_refused(artefact, content):
 def test_a_manifest_of_another_schema_is_refused(artefact):
     rewrite(artefact / "compression.json", schema=99)
 
-    with pytest.raises(CheckpointError, match=says("schema 99; this version reads 1 and 2")):
+    with pytest.raises(CheckpointError, match=says("schema 99; this version reads 1 to 3")):
         compression.load(artefact)
 
 
 LAYER = "model.layers.0.mlp.up_proj"
+CODES = f"{LAYER}.weight_part.codes"
 
 
 @pytest.mark.parametrize("key", ["recipe", "base", "executed", "cost", "report", "layers"])
@@ -85,13 +86,13 @@ def test_a_manifest_with_a_part_missing_or_of_another_type_is_refused(artefact, 
     [
         (lambda layers: layers.update(nonsense=layers[LAYER]), ["nonsense"]),
         (lambda layers: layers.update({"model.norm": layers[LAYER]}), ["model.norm is no linear layer"]),
-        (lambda layers: layers[LAYER].pop("dtype"), ["dtype"]),
-        (lambda layers: layers[LAYER].update(dtype="float17"), ["float17"]),
+        (lambda layers: layers[LAYER]["weight"].pop("dtype"), ["dtype"]),
+        (lambda layers: layers[LAYER]["weight"].update(dtype="float17"), ["float17"]),
         (lambda layers: layers[LAYER].update(in_features=24), [LAYER]),
-        (lambda layers: layers[LAYER]["grid"].update(kind="wood"), ["wood"]),
-        (lambda layers: layers[LAYER]["grid"].update(bits=9), ["bits=9"]),
-        (lambda layers: layers[LAYER]["grid"].update(group_size=7), ["does not divide"]),
-        (lambda layers: layers[LAYER]["grid"].update(colour=1), ["colour"]),
+        (lambda layers: layers[LAYER]["weight"]["grid"].update(kind="wood"), ["wood"]),
+        (lambda layers: layers[LAYER]["weight"]["grid"].update(bits=9), ["bits=9"]),
+        (lambda layers: layers[LAYER]["weight"]["grid"].update(group_size=7), ["does not divide"]),
+        (lambda layers: layers[LAYER]["weight"]["grid"].update(colour=1), ["colour"]),
     ],
 )
 def test_a_manifest_whose_layers_cannot_be_is_refused(artefact, change, words):
@@ -106,11 +107,11 @@ def test_a_manifest_whose_layers_cannot_be_is_refused(artefact, change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.pop(f"{LAYER}.codes"), [f"missing {LAYER}.codes"]),
+        (lambda t: t.pop(CODES), [f"missing {CODES}"]),
         (lambda t: t.update({f"{LAYER}.more": torch.ones(1)}), [f"unknown {LAYER}.more"]),
-        (lambda t: t.update({f"{LAYER}.codes": t[f"{LAYER}.codes"][:, 1:].contiguous()}), [f"{LAYER}.codes has shape"]),
-        (lambda t: t.update({f"{LAYER}.codes": t[f"{LAYER}.codes"].float()}), [f"{LAYER}.codes is stored as"]),
-        (lambda t: t[f"{LAYER}.scales"].fill_(math.nan), [f"{LAYER}.scales holds NaN"]),
+        (lambda t: t.update({CODES: t[CODES][:, 1:].contiguous()}), [f"{CODES} has shape"]),
+        (lambda t: t.update({CODES: t[CODES].float()}), [f"{CODES} is stored as"]),
+        (lambda t: t[f"{LAYER}.weight_part.scales"].fill_(math.nan), [f"{LAYER}.weight_part.scales holds NaN"]),
     ],
 )
 def test_an_artefact_whose_tensors_do_not_fit_is_refused(artefact, change, words):

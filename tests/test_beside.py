@@ -30,14 +30,14 @@ from bench.results.row import Row
 
 SLOW = """
 
-def _slow(self, x, forward=PackedLinear.forward):
+def _slow(self, x, forward=Linear.forward):
     import time
 
     time.sleep(0.003)
     return forward(self, x)
 
 
-PackedLinear.forward = _slow
+Linear.forward = _slow
 """
 RTN = "rtn(group_size=32)"
 AGAINST = {"against": lambda workbench, recipe: efficiency.test_against(workbench, recipe, 1, "eager", "HEAD")}
@@ -85,7 +85,7 @@ def job(folder, **given):
 
 
 def test_code_that_became_slower_than_its_commit_fails(here, monkeypatch):
-    linear = here / "compression" / "_linear.py"
+    linear = here / "compression" / "layers" / "linear.py"
     sound = linear.read_text(encoding="utf-8")
     linear.write_text(sound + SLOW, encoding="utf-8")
     try:
@@ -198,7 +198,7 @@ def test_a_recipe_that_a_side_does_not_know_is_said_to_be_no_recipe_of_it(here, 
 
 
 def test_a_side_that_breaks_in_another_way_fails_and_is_not_passed_over(here, commit, tmp_path):
-    linear = commit.folder / "compression" / "_linear.py"
+    linear = commit.folder / "compression" / "layers" / "linear.py"
     linear.write_text(linear.read_text(encoding="utf-8") + "\nraise MemoryError('no room')\n", encoding="utf-8")
 
     with pytest.raises(BenchError, match=says(f"the code of {commit.name} cannot make it", "no room")) as raised:

@@ -190,7 +190,7 @@ def test_later_blocks_see_the_outputs_of_compressed_ones(base):
         for layers in ("", f",layers={kept}")
     ]
 
-    assert not torch.equal(results[0].codes, results[1].codes)
+    assert not torch.equal(results[0].weight_part.codes, results[1].weight_part.codes)
 
 
 def test_the_tokens_that_were_read_are_counted_and_a_report_tells_the_error_of_each_layer(base):

@@ -30,8 +30,8 @@ def test_layers_that_the_recipe_leaves_alone_or_sets_otherwise_are_reported_so()
     outcomes = {entry.name: (entry.outcome, entry.detail) for entry in result.report}
     assert ("kept", "the recipe leaves this layer alone") == outcomes["model.layers.0.mlp.up_proj"]
     assert after["model.layers.0.mlp.up_proj"].weight is linears(base.model)["model.layers.0.mlp.up_proj"].weight
-    assert 8 == after["model.layers.1.mlp.down_proj"].grid.bits
-    assert 3 == after["model.layers.1.mlp.up_proj"].grid.bits
+    assert 8 == after["model.layers.1.mlp.down_proj"].weight_part.grid.bits
+    assert 3 == after["model.layers.1.mlp.up_proj"].weight_part.grid.bits
     assert outcomes["model.layers.1.mlp.down_proj"][1].startswith("rtn(bits=8)")
 
 
@@ -48,4 +48,4 @@ def test_two_quantizers_in_a_row_are_run_with_a_dequantize_between_them():
     result = compression.compress(base, "rtn(bits=8)-nf4")
 
     assert ("rtn(bits=8)", "dequantize", "nf4") == result.executed
-    assert {"nf4"} == {layer.grid.kind for layer in linears(result.model).values()}
+    assert {"nf4"} == {layer.weight_part.grid.kind for layer in linears(result.model).values()}

@@ -2,18 +2,16 @@
 
 import pytest
 import torch
-from packed_layers import affine
+from packed_layers import affine, pack_linear, sparse_linear
 from strategies import gaussian
 from tiny_models import TINY
 
 import compression
 from compression import BackendError
 from compression.architectures.random_shapes import SHAPES
-from compression.layers.checks import FLOATS
+from compression.layers.activations import OutlierColumns
 from compression.layers.kernels import choose
-from compression.layers.kernels.torch_products import multiply
-from compression.layers.packed import PackedLinear
-from compression.layers.sparse import SparseLinear
+from compression.numeric.checks import FLOATS
 from compression.numeric.grids import Int8RowGrid, NF4Grid
 
 DTYPES = sorted(FLOATS, key=str)
@@ -23,6 +21,10 @@ GRIDS = {
     "affine2": affine(2, 32), "affine8": affine(8, -1), "affine8-groups": affine(8, 64), "nf4": NF4Grid(),
     "nf4-plain": NF4Grid(double_quant=False), "int8": Int8RowGrid(),
 }  # fmt: skip
+
+
+def entering(x, threshold):
+    return x if threshold is None else OutlierColumns(threshold)(x)
 
 
 def far(y, expected):
@@ -35,7 +37,7 @@ def test_a_packed_layer_multiplies_as_its_dense_weight_in_every_type(name, dtype
     weight, bias = gaussian(64, 128).to(dtype), gaussian(1, 64, seed=1)[0].to(dtype)
     threshold, coarse = (6.0, 6e-3) if name == "int8" else (None, 0.0)  # bitsandbytes rounds activations from fp16
     for backend in choose.BACKENDS:
-        layer = PackedLinear.from_weight(weight, bias, GRIDS[name], backend=backend, threshold=threshold)
+        layer = pack_linear(weight, bias, GRIDS[name], backend=backend, threshold=threshold)
         try:
             layer.kernel_name()
         except BackendError as error:
@@ -44,7 +46,7 @@ def test_a_packed_layer_multiplies_as_its_dense_weight_in_every_type(name, dtype
         for rows in (1, 3, 40):
             for kind in DTYPES:
                 x = gaussian(rows, 128, seed=rows, std=1).to(kind)
-                expected = multiply(x.double(), layer.dequantize(torch.float64), threshold) + bias.double()
+                expected = entering(x.double(), threshold) @ layer.dequantize(torch.float64).T + bias.double()
                 y = layer(x)
                 assert (kind, (rows, 64)) == (y.dtype, tuple(y.shape))
                 assert far(y, expected) <= max(ERRORS[kind], ERRORS[dtype], coarse), (backend, rows, kind)
@@ -53,9 +55,10 @@ def test_a_packed_layer_multiplies_as_its_dense_weight_in_every_type(name, dtype
 @pytest.mark.parametrize("kernel", choose.KERNELS, ids=lambda kernel: kernel.name)
 def test_no_kernel_takes_a_type_that_it_cannot_multiply(kernel):
     for grid in GRIDS.values():
-        spec = choose.LayerSpec(grid=grid, in_features=128, out_features=64, device="cpu", dtype=torch.float64,
-                                  backend=kernel.library, threshold=6.0 if grid.bits == 8 else None)  # fmt: skip
-        assert kernel.refuses(spec)
+        inputs = ({"kind": "outlier_columns", "threshold": 6.0},) if grid.bits == 8 else ()
+        spec = choose.LayerSpec(weight="codes", facts={"grid": grid}, in_features=128, out_features=64, device="cpu",
+                                  dtype=torch.float64, backend=kernel.library, inputs=inputs)  # fmt: skip
+        assert kernel.refusal(spec)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -64,7 +67,7 @@ def test_a_sparse_layer_multiplies_as_its_dense_weight_in_every_type(pattern, dt
     weight = gaussian(64, 128)
     gone = weight.abs().view(-1, 4).argsort(-1)[:, :2]
     weight = weight.view(-1, 4).scatter(-1, gone, 0.0).view_as(weight).to(dtype)
-    layer = SparseLinear.from_weight(weight, None, pattern)
+    layer = sparse_linear(weight, None, pattern)
     for kind in DTYPES:
         x = gaussian(5, 128, std=1).to(kind)
         assert far(layer(x), x.double() @ weight.double().T) <= (1e-12 if kind == torch.float64 else ERRORS[kind])

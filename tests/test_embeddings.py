@@ -12,7 +12,7 @@ from bench.measure import decode_step
 from bench.metrics import compute, size
 from compression import LayerError, Recipe, RecipeError, list_methods
 from compression.layers import embedding
-from compression.layers.embedding import PackedEmbedding
+from compression.layers.embedding import Embedding
 from compression.numeric import grids
 from compression.recipes.registry import Quantizer
 from compression.training import adapters
@@ -131,7 +131,7 @@ def test_a_packed_model_is_cut_with_its_embeddings(base, tmp_path, step):
 
     again = compression.load(result.save(tmp_path / "out"))
 
-    assert isinstance(again.model.model.embed_tokens, PackedEmbedding)
+    assert isinstance(again.model.model.embed_tokens, Embedding)
     assert torch.equal(logits(result.model), logits(again.model))
 
 

@@ -32,9 +32,9 @@ def test_a_published_checkpoint_computes_what_its_weights_compute(tmp_path, arch
     torch.testing.assert_close(logits(opened.model), logits(expected), rtol=1e-4, atol=1e-5)
     assert all(
         torch.equal(expected.get_submodule(name).weight, layer.dequantize())
-        for name, layer in decoder.packed_layers(opened.model).items()
+        for name, layer in decoder.stored_layers(opened.model).items()
     )
-    assert 7 == len(decoder.packed_layers(opened.model))
+    assert 7 == len(decoder.stored_layers(opened.model))
     assert (base.text, base.digest) == opened.base
     assert {"replaced": 7, "kept": 3} == {
         outcome: sum(entry.outcome == outcome for entry in opened.report) for outcome in ("replaced", "kept")
@@ -47,7 +47,9 @@ def test_half_precision_and_a_quantized_head_stay_as_they_are_stored(tmp_path):
     opened = compression.load(tmp_path)
 
     assert torch.equal(expected.lm_head.weight, opened.model.lm_head.dequantize())
-    assert torch.float16 == opened.model.lm_head.scales.dtype == opened.model.model.embed_tokens.weight.dtype
+    assert (
+        torch.float16 == opened.model.lm_head.weight_part.scales.dtype == opened.model.model.embed_tokens.weight.dtype
+    )
 
 
 def test_layers_stored_dense_stay_dense_and_the_report_says_so(tmp_path):
@@ -84,4 +86,4 @@ def test_a_checkpoint_keeps_its_own_values_when_it_is_saved_in_our_format(tmp_pa
     again = compression.load(opened.save(tmp_path / "own"))
 
     assert torch.equal(logits(opened.model), logits(again.model))
-    assert torch.float16 == again.model.get_submodule(NAME).scales.dtype
+    assert torch.float16 == again.model.get_submodule(NAME).weight_part.scales.dtype

@@ -6,6 +6,7 @@ import pytest
 import torch
 from checkpoints import logits, transformers_model
 from formats import dequantized
+from packed_layers import coded_linear, pack_linear
 from published import random_layer
 from strategies import gaussian
 
@@ -15,7 +16,6 @@ from compression.architectures import decoder
 from compression.checkpoints.formats import awq, gptq
 from compression.checkpoints.formats.description import Published
 from compression.errors import install_command
-from compression.layers.packed import PackedLinear
 from compression.numeric import packing
 from compression.numeric.grids import AffineGrid, quantize
 
@@ -30,7 +30,7 @@ def gptqmodel():
 
 
 def dense(layer):
-    linear = torch.nn.Linear(*reversed(layer.codes.shape), bias=False)
+    linear = torch.nn.Linear(*reversed(layer.weight_part.codes.shape), bias=False)
     linear.weight.data = layer.weight(torch.float32)
     return linear
 
@@ -89,11 +89,11 @@ def test_what_we_write_computes_the_same_in_transformers(tmp_path, architecture,
 
     transformers_model(architecture, dtype=torch.float16, hidden_size=64).save_pretrained(tmp_path / "base")
     result = compression.compress(str(tmp_path / "base"), steps)
-    for name, layer in decoder.packed_layers(result.model).items() if permuted else ():
+    for name, layer in decoder.stored_layers(result.model).items() if permuted else ():
         order = torch.randperm(layer.in_features, generator=torch.Generator().manual_seed(1))
-        codes = packing.unpack(layer.codes, layer.grid.bits, layer.in_features)
-        result.model.set_submodule(name, PackedLinear.from_codes(codes, layer.stored_parameters(), layer.bias,
-                                                                 layer.grid, dtype=layer.dtype,
+        codes = packing.unpack(layer.weight_part.codes, layer.weight_part.grid.bits, layer.in_features)
+        result.model.set_submodule(name, coded_linear(codes, layer.weight_part.parameters_of_grid(), layer.bias,
+                                                                 layer.weight_part.grid, dtype=layer.dtype,
                                                                  permutation=order))  # fmt: skip
     result.save(tmp_path / "out", format)
 
@@ -117,7 +117,7 @@ def test_its_kernels_multiply_our_layers(bits, group, symmetric, permuted, dtype
     grid = AffineGrid(bits=bits, group_size=group, symmetric=symmetric)
     codes, params = quantize(grid, gaussian(64, 128, std=0.02).to(dtype))
     order = torch.randperm(128, generator=torch.Generator().manual_seed(1)) if permuted else None
-    layer = PackedLinear.from_codes(codes, params, gaussian(1, 64, std=0.1)[0].to(dtype), grid, dtype=dtype,
+    layer = coded_linear(codes, params, gaussian(1, 64, std=0.1)[0].to(dtype), grid, dtype=dtype,
                                     permutation=order, backend="gptqmodel")  # fmt: skip
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
 
@@ -145,7 +145,7 @@ def test_its_kernels_multiply_a_published_checkpoint(tmp_path, format):
 
 def test_what_its_kernels_cannot_take_is_refused_with_words():
     grid = AffineGrid(bits=4, group_size=32, symmetric=True)
-    layer = PackedLinear.from_weight(gaussian(64, 128), None, grid, backend="gptqmodel")
+    layer = pack_linear(gaussian(64, 128), None, grid, backend="gptqmodel")
 
     with pytest.raises(BackendError, match="fp16 or bf16 only"):
         layer.kernel_name()
@@ -153,7 +153,7 @@ def test_what_its_kernels_cannot_take_is_refused_with_words():
 
 def test_a_kernel_that_takes_a_layer_and_fails_on_it_is_said():
     grid = AffineGrid(bits=4, group_size=16, symmetric=True)
-    layer = PackedLinear.from_weight(gaussian(64, 128).bfloat16(), None, grid, backend="gptqmodel")
+    layer = pack_linear(gaussian(64, 128).bfloat16(), None, grid, backend="gptqmodel")
 
     with pytest.raises(BackendError, match="of gptqmodel fails on 64 x 128 in groups of 16"):
         layer(gaussian(1, 128).bfloat16())

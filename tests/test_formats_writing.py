@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 from checkpoints import logits, transformers_model
+from packed_layers import coded_linear
 
 import compression
 from compression import LayerError
 from compression.architectures import decoder
-from compression.layers.packed import PackedLinear
 from compression.numeric import packing
 
 
@@ -67,18 +67,20 @@ def test_an_awq_result_is_written_in_its_format_and_read_back_bit_for_bit(half, 
 
 def test_activation_order_is_written_and_read_again(half, tmp_path):
     result = compression.compress(half, "rtn(group_size=16,symmetric=true)")
-    for name, layer in decoder.packed_layers(result.model).items():
+    for name, layer in decoder.stored_layers(result.model).items():
         order = torch.randperm(layer.in_features, generator=torch.Generator().manual_seed(1))
-        codes = packing.unpack(layer.codes, 4, layer.in_features)
-        permuted = PackedLinear.from_codes(codes, layer.stored_parameters(), layer.bias, layer.grid, dtype=layer.dtype,
-                                           permutation=order)  # fmt: skip
+        codes = packing.unpack(layer.weight_part.codes, 4, layer.in_features)
+        part = layer.weight_part
+        permuted = coded_linear(
+            codes, part.parameters_of_grid(), layer.bias, part.grid, dtype=layer.dtype, permutation=order
+        )
         result.model.set_submodule(name, permuted)
     assert ("gptq",) == result.published_formats
 
     again = compression.load(result.save(tmp_path / "out", "gptq"))
 
     assert json.loads((tmp_path / "out" / "quantize_config.json").read_text())["desc_act"] is True
-    for name, layer in decoder.packed_layers(result.model).items():
+    for name, layer in decoder.stored_layers(result.model).items():
         assert torch.equal(layer.dequantize(), again.model.get_submodule(name).dequantize())
     with pytest.raises(LayerError, match="activation order, for which there is no g_idx"):
         result.save(tmp_path / "awq", "awq")
@@ -217,9 +219,9 @@ def test_a_checkpoint_is_measured_as_it_is_beside_its_dequantized_weights(half, 
 
     measured = workbench.compressed(asked)
 
-    assert (7 * 2 if asked.steps else 0) == len(decoder.packed_layers(measured.model))
-    assert {} == decoder.packed_layers(workbench.base.model)
-    for name, layer in decoder.packed_layers(result.model).items():
+    assert (7 * 2 if asked.steps else 0) == len(decoder.stored_layers(measured.model))
+    assert {} == decoder.stored_layers(workbench.base.model)
+    for name, layer in decoder.stored_layers(result.model).items():
         assert torch.equal(layer.dequantize(), workbench.base.model.get_submodule(name).weight)
 
 
@@ -234,7 +236,7 @@ def test_a_published_checkpoint_is_multiplied_by_the_backend_that_is_asked_for(h
 
     model = Workbench(Options(**options, journal=tmp_path / "journal.jsonl")).compressed(asked).model
 
-    assert {"torch"} == {layer.backend for layer in decoder.packed_layers(model).values()}
+    assert {"torch"} == {layer.backend for layer in decoder.stored_layers(model).values()}
 
 
 def test_a_backend_that_cannot_take_a_stored_layer_is_refused(half, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from packed_layers import pack_linear
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -176,11 +177,10 @@ def test_graphs_are_refused_without_cuda():
 def test_a_kernel_that_waits_for_the_device_is_refused_a_graph(threshold, refused):
     """Asked for CUDA, where bitsandbytes takes the layer; nothing runs there."""
     pytest.importorskip("bitsandbytes")
-    from compression.layers.packed import PackedLinear
     from compression.numeric.grids import Int8RowGrid, NF4Grid
 
     grid = Int8RowGrid() if refused else NF4Grid()
-    layer = PackedLinear.from_weight(torch.randn(64, 64).bfloat16(), None, grid, threshold=threshold)
+    layer = pack_linear(torch.randn(64, 64).bfloat16(), None, grid, threshold=threshold)
 
     why = graph_refusal(torch.nn.Sequential(layer), "cuda")
 

@@ -6,6 +6,7 @@ from checkpoints import transformers_model
 from commands import FILES, PERPLEXITY, QUICK
 from contract_rows import CASES, needs
 from emulated_gpus import GRAPH_BROKEN, attend, emulated_host
+from packed_layers import pack_linear, sparse_linear
 from tiny_models import TASK
 
 import compression
@@ -16,8 +17,6 @@ from bench.measure.memory import bytes_of, peak_on_cuda
 from compression import devices
 from compression.cost import CostMeter
 from compression.errors import TrainingError
-from compression.layers.packed import PackedLinear
-from compression.layers.sparse import SparseLinear
 from compression.numeric.grids import AffineGrid
 from compression.training.settings import Objective, Settings
 from compression.training.trainer import train
@@ -137,7 +136,7 @@ def test_what_cannot_be_repeated_is_an_error_where_it_has_to_be(gpus):
 
 def packed(bits, group_size, device, rows=64, cols=256):
     weight = torch.randn(rows, cols, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
-    return PackedLinear.from_weight(weight, None, AffineGrid(bits=bits, group_size=group_size, symmetric=False)).eval()
+    return pack_linear(weight, None, AffineGrid(bits=bits, group_size=group_size, symmetric=False)).eval()
 
 
 def test_a_layer_has_the_kernel_that_its_own_gpu_can_run(monkeypatch):
@@ -148,7 +147,7 @@ def test_a_layer_has_the_kernel_that_its_own_gpu_can_run(monkeypatch):
             old, new = packed(4, 64, "cuda:0"), packed(4, 64, "cuda:1")
             assert ("dequantize", "int4") == (old.kernel_name(), new.kernel_name())
             for layer in (old, new):
-                here = x.to(layer.codes.device)
+                here = x.to(layer.weight_part.codes.device)
                 torch.testing.assert_close(layer(here).cpu(), layer.reference(here).cpu(), rtol=0.02, atol=0.1)
 
 
@@ -165,7 +164,7 @@ def test_the_8_bit_kernel_of_cuda_has_the_rows_of_a_decode_step_and_not_those_of
 
 def sparse(device):
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    return SparseLinear.from_weight(weight.masked_fill(torch.arange(64) % 2 == 0, 0).to(device), None, (2, 4))
+    return sparse_linear(weight.masked_fill(torch.arange(64) % 2 == 0, 0).to(device), None, (2, 4))
 
 
 @pytest.mark.parametrize("library", [True, False])

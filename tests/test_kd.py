@@ -144,7 +144,7 @@ def test_pruning_packed_or_dense_weights_stores_the_same_bytes(tmp_path):
     name = "model.layers.0.mlp.up_proj"
     told = [entry.detail for entry in after.report if entry.name == name][-1]
     assert before.stored_bytes == after.stored_bytes
-    assert after.model.get_submodule(name).grid.double_quant
+    assert after.model.get_submodule(name).weight_part.grid.double_quant
     moved = float(told.partition("moved its weights by ")[2].partition(" ")[0])
     assert 0 < moved < 0.02
 
@@ -350,8 +350,10 @@ def test_distilled_on_packed_weights_keeps_every_code_and_stands_beside_them(run
     assert 14 == len(codes)
     for name in codes:
         adapted = "q_proj" in name or "v_proj" in name
-        assert torch.equal(packed[name], after[name.replace(".codes", ".base.codes") if adapted else name]), name
-    assert 8 == len([name for name in after if "lora_" in name])
+        assert torch.equal(
+            packed[name], after[name.replace(".weight_part.", ".weight_part.0.") if adapted else name]
+        ), name
+    assert 8 == len([name for name in after if ".weight_part.1." in name])
     result.save(tmp_path / "saved")
     opened = compression.load(tmp_path / "saved")
     assert torch.equal(result.model(IDS).logits, opened.model(IDS).logits)

@@ -10,7 +10,7 @@ import torch
 from checkpoints import leaves, transformers_model
 from hypothesis import given
 from hypothesis import strategies as st
-from packed_layers import affine
+from packed_layers import affine, coded_linear, pack_linear, sparse_linear
 from safetensors.torch import load, save_file
 from strategies import gaussian
 
@@ -20,10 +20,11 @@ from compression.architectures.decoder import stored_layers
 from compression.checkpoints.artefact import Compressed
 from compression.files.strict_json import signed
 from compression.layers import embedding
-from compression.layers.embedding import EMBEDDINGS, HEAD, PackedEmbedding
-from compression.layers.low_rank import LoraLinear
-from compression.layers.packed import PackedLinear
-from compression.layers.sparse import SparseLinear
+from compression.layers.activations import OutlierColumns
+from compression.layers.codes import Codes
+from compression.layers.embedding import EMBEDDINGS, HEAD, Embedding
+from compression.layers.low_rank import LowRank
+from compression.layers.sparse import Sparse
 from compression.layers.stored import describe, restore
 from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid, quantize
 
@@ -33,33 +34,32 @@ ORDER = torch.arange(32).roll(5)
 def permuted(weight):
     grid = affine(4, 32)
     codes, params = quantize(grid, weight[:, ORDER])
-    return PackedLinear.from_codes(codes, params, None, grid, dtype=weight.dtype, permutation=ORDER)
+    return coded_linear(codes, params, None, grid, dtype=weight.dtype, permutation=ORDER)
 
 
 def float_zeros(weight):
     grid = AffineGrid(bits=4, group_size=16, symmetric=False, float_zeros=True)
     codes, params = quantize(grid, weight)
     params["zero_points"] = params["zero_points"] + 0.25
-    return PackedLinear.from_codes(codes, params, None, grid, dtype=weight.dtype)
+    return coded_linear(codes, params, None, grid, dtype=weight.dtype)
 
 
 def two_of_four(weight):
     gone = weight.abs().view(-1, 4).argsort(-1)[:, :2]
-    return SparseLinear.from_weight(weight.view(-1, 4).scatter(-1, gone, 0.0).view_as(weight), None, (2, 4))
+    return sparse_linear(weight.view(-1, 4).scatter(-1, gone, 0.0).view_as(weight), None, (2, 4))
 
 
 def adapted(base):
-    layer = LoraLinear(base, 2, 0.5)
-    layer.lora_a.data, layer.lora_b.data = gaussian(2, base.in_features), gaussian(base.out_features, 2)
-    return layer
+    adapter = LowRank(gaussian(2, base.in_features), gaussian(base.out_features, 2), 0.5)
+    return base.with_weight(*base.weight_part.summands, adapter)
 
 
 def packed(grid, **options):
-    return lambda weight: PackedLinear.from_weight(weight, None, grid, **options)
+    return lambda weight: pack_linear(weight, None, grid, **options)
 
 
 def bitmask(weight):
-    return SparseLinear.from_weight(weight.clamp(min=0), None)
+    return sparse_linear(weight.clamp(min=0), None)
 
 
 KINDS = {  # every way to store a layer, each at its place in one small model
@@ -101,11 +101,11 @@ def manifest(artefact):
 
 def disagreement(layer):
     """How far the product of a layer is from the one with its dense weight; 0 where that is not finite."""
-    if isinstance(layer, PackedEmbedding):
+    if isinstance(layer, Embedding):
         ids = torch.arange(0, layer.num_embeddings, 5)
         return float((layer(ids) - layer.weight[ids]).nan_to_num().abs().max())
     x = gaussian(3, layer.in_features, std=1)
-    expected = layer.reference(x) if isinstance(layer, PackedLinear) else layer.to_linear()(x)
+    expected = layer.reference(x)
     if not expected.isfinite().all() or not expected.norm().isfinite():
         return 0.0
     return float((layer(x) - expected).norm() / expected.norm().clamp(min=1e-30))
@@ -216,9 +216,11 @@ def test_loading_a_state_dict_checks_as_opening_an_artefact_does(artefact, what,
     model = compression.load(artefact).model
     name = f"model.layers.0.{part}"
     layer = model.get_submodule(name)
-    state = {**layer.state_dict(), key: change(layer.state_dict()[key])}
+    key, state = f"weight_part.{key}", layer.state_dict()
+    state[key] = change(state[key])
+    key = key.removeprefix("weight_part.")
 
-    with pytest.raises(LayerError, match=rf"^the layer: {key}|^the layer: the order of the columns|{key} must"):
+    with pytest.raises(LayerError, match=rf"^weight_part: {key}|^weight_part: the order of the columns|{key} must"):
         layer.load_state_dict(state, assign=assign)
     with pytest.raises(LayerError, match=name):
         model.load_state_dict({f"{name}.{each}": tensor for each, tensor in state.items()}, strict=False, assign=assign)
@@ -226,7 +228,8 @@ def test_loading_a_state_dict_checks_as_opening_an_artefact_does(artefact, what,
 
 def test_codes_are_not_made_of_floats(artefact):
     layer = compression.load(artefact).model.get_submodule("model.layers.0.self_attn.k_proj")
-    state = {**layer.state_dict(), "codes": layer.state_dict()["codes"].float() + 0.5}
+    state = layer.state_dict()
+    state["weight_part.codes"] = state["weight_part.codes"].float() + 0.5
 
     with pytest.raises(LayerError, match=r"codes is stored as torch\.float32, expected torch\.uint8"):
         layer.load_state_dict(state)
@@ -235,7 +238,7 @@ def test_codes_are_not_made_of_floats(artefact):
 def test_padding_of_packed_rows_is_zero():
     layer = packed(affine(3, 10))(gaussian(4, 10))
     state = layer.state_dict()
-    state["codes"][:, -1] |= 0x80
+    state["weight_part.codes"][:, -1] |= 0x80
 
     with pytest.raises(LayerError, match="codes has bits set behind the last of the 10 codes"):
         layer.load_state_dict(state)
@@ -250,16 +253,16 @@ CANNOT_BE = [
     (lambda: Int8RowGrid(group_size=64), "group_size=64"),
     (lambda: packed(affine(4, 0))(gaussian(8, 64)), "group_size=0"),
     (lambda: packed(affine(4, -2))(gaussian(8, 64)), "group_size=-2"),
-    (lambda: PackedLinear(NF4Grid(), 64, 0, bias=False, dtype=torch.float32), "out_features=0"),
-    (lambda: PackedLinear(NF4Grid(), 64, 8.0, bias=False, dtype=torch.float32), "out_features=8.0"),
-    (lambda: PackedLinear(NF4Grid(), 64, 8, bias=False, dtype=torch.int8), "dtype=torch.int8"),
-    (lambda: PackedLinear(NF4Grid(), 64, 8, bias=False, dtype=torch.float32, threshold=math.nan), "threshold=nan"),
-    (lambda: SparseLinear(64, 8, bias=False, dtype=torch.float32, pattern=(0, 4)), "n of the pattern=0"),
-    (lambda: SparseLinear(64, 8, bias=False, dtype=torch.float32, pattern=(4, 4)), "n of the pattern=4"),
-    (lambda: SparseLinear(63, 8, bias=False, dtype=torch.float32, pattern=(2, 4)), "2:4 does not divide"),
-    (lambda: SparseLinear(64, 8, bias=False, dtype=torch.float32, kept=513), "kept=513"),
-    (lambda: LoraLinear(torch.nn.Linear(8, 8), 0, 1.0), "rank=0"),
-    (lambda: LoraLinear(torch.nn.Linear(8, 8), 2, math.inf), "scale=inf"),
+    (lambda: Codes(NF4Grid(), 0, 64, dtype=torch.float32), "out_features=0"),
+    (lambda: Codes(NF4Grid(), 8.0, 64, dtype=torch.float32), "out_features=8.0"),
+    (lambda: Codes(NF4Grid(), 8, 64, dtype=torch.int8), "dtype=torch.int8"),
+    (lambda: OutlierColumns(math.nan), "threshold=nan"),
+    (lambda: Sparse(8, 64, dtype=torch.float32, pattern=(0, 4)), "n of the pattern=0"),
+    (lambda: Sparse(8, 64, dtype=torch.float32, pattern=(4, 4)), "n of the pattern=4"),
+    (lambda: Sparse(8, 63, dtype=torch.float32, pattern=(2, 4)), "2:4 does not divide"),
+    (lambda: Sparse(8, 64, dtype=torch.float32, kept=513), "kept=513"),
+    (lambda: LowRank(torch.zeros(0, 8), torch.zeros(8, 0), 1.0), "rank=0"),
+    (lambda: LowRank(torch.zeros(2, 8), torch.zeros(8, 2), math.inf), "scale=inf"),
 ]
 
 
@@ -281,23 +284,14 @@ def test_a_description_gives_the_layer_back(name):
     }
 
 
-def test_a_description_of_the_first_schema_opens_still(artefact, manifest, tmp_path):
-    folder = shutil.copytree(artefact, tmp_path / "old")
-    (folder / "compressed.safetensors").rename(folder / "model.safetensors")
-    old = {key: value for key, value in manifest.items() if key not in ("digest", "files")} | {"schema": 1}
-    (folder / "compression.json").write_text(json.dumps(old))
-
-    assert ALL == stored_layers(compression.load(folder).model).keys()
-
-
 def test_the_check_tells_layers_apart_from_right_ones(artefact):
     """Negative control: without its check a mask that does not match its values loads, and multiplies otherwise."""
     layer = compression.load(artefact).model.get_submodule("model.layers.0.mlp.up_proj")
     state = layer.state_dict()
     before = layer.weight.clone()
     with contextlib.suppress(LayerError):
-        layer.load_state_dict({**state, "mask": state["mask"].roll(1, 0)}, assign=True)
-        layer.mask[0, 0] ^= 0xFF
+        layer.load_state_dict({**state, "weight_part.mask": state["weight_part.mask"].roll(1, 0)}, assign=True)
+        layer.weight_part.mask[0, 0] ^= 0xFF
     assert not torch.equal(before, layer.weight)
     with pytest.raises(LayerError):
         layer.check()

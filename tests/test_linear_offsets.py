@@ -4,11 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_layers import BF16, FP32, affine
+from packed_layers import BF16, FP32, affine, pack_linear
 from strategies import gaussian, seeds
 
 from compression.layers.kernels import choose
-from compression.layers.packed import PackedLinear
 from compression.numeric.grids import AffineGrid
 
 COLS, ROWS, INPUTS = 512, 256, 16
@@ -22,7 +21,7 @@ GRIDS = {
 @pytest.mark.parametrize("mean", [0, 0.3, -3, 30])
 @pytest.mark.parametrize(("kernel", "grid"), [(name, grid) for name, grids in GRIDS.items() for grid in grids], ids=str)
 def test_a_product_is_as_exact_as_the_plain_one_with_the_dequantized_weight(kernel, grid, mean):
-    layer = PackedLinear.from_weight(gaussian(ROWS, COLS, dtype=BF16), None, grid, backend=_library(kernel))
+    layer = pack_linear(gaussian(ROWS, COLS, dtype=BF16), None, grid, backend=_library(kernel))
     x = (gaussian(INPUTS, COLS, seed=1, std=1) + mean).to(BF16)
 
     exact = x.double() @ layer.dequantize(FP32).double().T
@@ -36,7 +35,7 @@ def test_a_product_is_as_exact_as_the_plain_one_with_the_dequantized_weight(kern
 @settings(max_examples=40)
 def test_an_8_bit_product_rounds_once_wherever_the_range_of_its_weights_lies(seed, mean, cols, low, width):
     weight = (torch.rand(32, cols, generator=torch.Generator().manual_seed(seed)) * width + low).to(BF16)
-    layer = PackedLinear.from_weight(weight, None, affine(8, -1))
+    layer = pack_linear(weight, None, affine(8, -1))
     x = (gaussian(4, cols, seed=seed, std=1) + mean).to(BF16)
 
     exact = x.double() @ layer.dequantize(FP32).double().T
@@ -49,8 +48,9 @@ def test_an_8_bit_product_rounds_once_wherever_the_range_of_its_weights_lies(see
 def _library(kernel):
     library = next(each.library for each in choose.KERNELS if each.name == kernel)
     grid = GRIDS[kernel][1]
-    spec = choose.LayerSpec(grid=grid, in_features=COLS, out_features=ROWS, device="cpu", dtype=BF16, backend=library)
-    if reason := next(each for each in choose.KERNELS if each.name == kernel).refuses(spec):
+    spec = choose.LayerSpec(weight="codes", facts={"grid": grid}, in_features=COLS, out_features=ROWS, device="cpu",
+                              dtype=BF16, backend=library)  # fmt: skip
+    if reason := next(each for each in choose.KERNELS if each.name == kernel).refusal(spec):
         pytest.skip(f"{kernel}: {reason}")
     return library
 

@@ -1,14 +1,27 @@
-"""PackedLinear multiplies: every kernel against the slow reference, and the gradient."""
+"""Packed layers multiply: every kernel against the slow reference, and the gradient."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_layers import BF16, BRAIN, EXACT, FP16, FP32, HALF, WAYS, difference, inputs, layer_of, on_devices, usable
+from packed_layers import (
+    BF16,
+    BRAIN,
+    EXACT,
+    FP16,
+    FP32,
+    HALF,
+    WAYS,
+    difference,
+    inputs,
+    layer_of,
+    on_devices,
+    pack_linear,
+    usable,
+)
 from strategies import gaussian, seeds
 
-from compression.layers.kernels.torch_products import llm_int8_multiply
-from compression.layers.packed import PackedLinear
+from compression.layers.activations import OutlierColumns
 from compression.numeric import packing
 from compression.numeric.grids import NF4Grid, decode
 
@@ -49,8 +62,8 @@ def test_the_product_is_that_of_the_reference_for_any_rows_and_weights(rows, see
 def test_the_reference_is_the_plain_product_with_the_decoded_weight(chosen, seed):
     layer = layer_of(chosen, seed=seed)
     x = inputs(chosen, 3, seed=seed, dtype=FP32)
-    codes = packing.unpack(layer.codes, 4, chosen.cols)
-    weight = decode(chosen.grid, codes, layer.stored_parameters()).double()
+    codes = packing.unpack(layer.weight_part.codes, 4, chosen.cols)
+    weight = decode(chosen.grid, codes, layer.weight_part.parameters_of_grid()).double()
 
     expected = x.double() @ weight.T + layer.bias.double()
 
@@ -103,7 +116,7 @@ def test_llm_int8_keeps_outlier_columns_and_rounds_the_others_row_by_row():
         seen = [float(row[j]) if j in outliers else round(float(row[j]) / scale) * scale for j in range(256)]
         expected[i] = weight.double() @ torch.tensor(seen, dtype=torch.float64)
 
-    y = llm_int8_multiply(x, weight, 6.0)
+    y = OutlierColumns(6.0)(x) @ weight.T
 
     assert {3, 11} <= set(outliers)
     assert difference(y, expected) <= EXACT
@@ -111,8 +124,8 @@ def test_llm_int8_keeps_outlier_columns_and_rounds_the_others_row_by_row():
 
 def test_the_compute_dtype_is_the_precision_of_the_product_and_not_of_the_output():
     weight, x = gaussian(64, 256), inputs(WAYS[0], 4, dtype=FP32)
-    exact = PackedLinear.from_weight(weight, None, NF4Grid(), backend="torch")
-    coarse = PackedLinear.from_weight(weight, None, NF4Grid(), compute_dtype=BF16)
+    exact = pack_linear(weight, None, NF4Grid(), backend="torch")
+    coarse = pack_linear(weight, None, NF4Grid(), compute_dtype=BF16)
 
     error = difference(coarse(x), exact.reference(x))
 

@@ -1,15 +1,15 @@
-"""PackedLinear refuses weights that cannot be packed, and says why there is no kernel."""
+"""Packed layers refuse weights that cannot be packed, and says why there is no kernel."""
 
 import re
 
 import pytest
 import torch
-from packed_layers import BF16, FP16, FP32, affine
+from packed_layers import BF16, FP16, FP32, affine, pack_linear
 from strategies import gaussian
 
 from compression import BackendError, LayerError
+from compression.layers.codes import Codes
 from compression.layers.kernels import choose
-from compression.layers.packed import PackedLinear
 from compression.numeric.grids import Int8RowGrid, NF4Grid
 
 
@@ -19,14 +19,14 @@ def test_a_weight_that_is_not_finite_is_refused(value):
     weight[2, 5] = value
 
     with pytest.raises(LayerError, match="NaN or infinite"):
-        PackedLinear.from_weight(weight, None, NF4Grid())
+        pack_linear(weight, None, NF4Grid())
     with pytest.raises(LayerError, match="the bias has NaN"):
-        PackedLinear.from_weight(gaussian(4, 64), weight[2, 4:8].new_tensor([0, 1, value, 3]), NF4Grid())
+        pack_linear(gaussian(4, 64), weight[2, 4:8].new_tensor([0, 1, value, 3]), NF4Grid())
 
 
 def test_groups_that_do_not_tile_the_inputs_are_refused():
     with pytest.raises(LayerError, match="group_size=64 does not divide the 96 inputs"):
-        PackedLinear(NF4Grid(), 96, 8, bias=False, dtype=FP32)
+        Codes(NF4Grid(), 8, 96, dtype=FP32)
 
 
 REFUSED = [
@@ -39,7 +39,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("backend", "grid", "cols", "dtype", "words"), REFUSED)
 def test_a_backend_without_a_kernel_for_the_layer_says_why(backend, grid, cols, dtype, words):
-    layer = PackedLinear.from_weight(gaussian(16, cols, dtype=dtype), None, grid, backend=backend)
+    layer = pack_linear(gaussian(16, cols, dtype=dtype), None, grid, backend=backend)
 
     with pytest.raises(BackendError, match=words) as caught:
         layer(torch.zeros(1, cols, dtype=dtype))
@@ -48,7 +48,7 @@ def test_a_backend_without_a_kernel_for_the_layer_says_why(backend, grid, cols, 
 
 def test_a_backend_that_there_is_not_is_refused():
     with pytest.raises(LayerError, match="backend='nonsense' must be one of auto, native, torch, bitsandbytes"):
-        PackedLinear.from_weight(gaussian(16, 64), None, NF4Grid(), backend="nonsense")
+        pack_linear(gaussian(16, 64), None, NF4Grid(), backend="nonsense")
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_a_backend_that_there_is_not_is_refused():
     ],
 )
 def test_why_core_torch_has_no_kernel_is_said_in_words(grid, rows, cols, dtype, words):
-    layer = PackedLinear.from_weight(gaussian(rows, cols, dtype=dtype), None, grid, backend="torch")
+    layer = pack_linear(gaussian(rows, cols, dtype=dtype), None, grid, backend="torch")
 
-    kernel, refused = choose.choose(layer._spec_on(torch.device("cpu")))
+    kernel, refused = choose.choose(layer.spec_on("cpu"))
 
     assert kernel is None
     assert "dequantize" == layer.kernel_name()

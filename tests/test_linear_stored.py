@@ -1,4 +1,4 @@
-"""What PackedLinear stores: the codes are safe through all that is done to a module, in any order of columns."""
+"""What packed layers store: the codes are safe through all that is done to a module, in any order of columns."""
 
 import copy
 import io
@@ -8,13 +8,29 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_layers import BF16, BRAIN, EXACT, FP32, WAYS, Way, affine, difference, inputs, layer_of, on_devices, usable
+from packed_layers import (
+    BF16,
+    BRAIN,
+    EXACT,
+    FP32,
+    WAYS,
+    Way,
+    affine,
+    coded_linear,
+    difference,
+    inputs,
+    layer_of,
+    on_devices,
+    pack_linear,
+    usable,
+)
 from strategies import gaussian, seeds
 from torch import nn
 
 from compression import LayerError
+from compression.layers.codes import Codes
 from compression.layers.kernels import choose
-from compression.layers.packed import PackedLinear
+from compression.layers.linear import Linear
 from compression.numeric import packing
 
 
@@ -33,11 +49,11 @@ def test_unpacking_a_kernels_layout_gives_back_the_canonical_codes(kernel, devic
     for way in ways:
         usable(way, device)
         layer = layer_of(way, seed=seed, device=device)
-        spec = layer._spec_on(torch.device(device))
+        spec = layer.spec_on(torch.device(device))
         random = torch.Generator().manual_seed(seed)
-        codes = torch.randint(0, 256, layer.codes.shape, dtype=torch.uint8, generator=random).to(device)
+        codes = torch.randint(0, 256, layer.weight_part.codes.shape, dtype=torch.uint8, generator=random).to(device)
 
-        assert torch.equal(codes, kernel.unpack(kernel.pack(codes, layer.stored_parameters(), spec), spec))
+        assert torch.equal(codes, kernel.unpack(kernel.pack(codes, layer.weight_part.parameters_of_grid(), spec), spec))
     if not ways:
         pytest.skip(f"{kernel.name} has no kernel on {device}")
 
@@ -49,7 +65,8 @@ def test_the_state_dict_holds_the_same_bits_before_and_after_a_forward(way):
     layer(inputs(way, 1))
     after = layer.state_dict()
 
-    assert ["codes", *layer.stored_parameters(), "bias"] == list(before) == list(after)
+    names = [f"weight_part.{name}" for name in ("codes", *layer.weight_part.parameters_of_grid())]
+    assert {*names, "bias"} == set(before) and list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
 
 
@@ -150,7 +167,7 @@ def test_dequantizing_after_a_forward_gives_the_weight_that_was_stored(way):
 def test_a_change_of_dtype_reaches_the_product_but_not_the_stored_scales(bias):
     way = WAYS[0]
     layer = layer_of(Way("lut4", way.grid, BF16, BRAIN), bias=bias)
-    parameters = {name: value.clone() for name, value in layer.stored_parameters().items()}
+    parameters = {name: value.clone() for name, value in layer.weight_part.parameters_of_grid().items()}
     layer(inputs(way, 1))
 
     layer.to(FP32)
@@ -158,7 +175,7 @@ def test_a_change_of_dtype_reaches_the_product_but_not_the_stored_scales(bias):
     x = inputs(way, 1, dtype=FP32)
     assert FP32 == layer.dtype == layer.dequantize().dtype
     assert difference(layer(x), layer.reference(x)) <= EXACT, "computed in fp32 now"
-    assert all(torch.equal(value, getattr(layer, name)) for name, value in parameters.items())
+    assert all(torch.equal(value, getattr(layer.weight_part, name)) for name, value in parameters.items())
 
 
 def test_a_dense_layer_made_of_a_packed_one_computes_the_same(way):
@@ -187,10 +204,10 @@ def test_columns_stored_in_another_order_give_the_same_layer(rows, seed, bits, d
     random = torch.Generator().manual_seed(seed)
     order = torch.randperm(128, generator=random)
     weight, x = gaussian(48, 128, seed=seed, dtype=dtype), gaussian(rows, 128, seed=seed + 1, dtype=dtype)
-    stored = PackedLinear.from_weight(weight[:, order], None, affine(bits, 64))
-    permuted = PackedLinear.from_codes(
-        packing.unpack(stored.codes, bits, 128), stored.stored_parameters(), None, affine(bits, 64),
-        dtype=dtype, permutation=order,
+    stored = pack_linear(weight[:, order], None, affine(bits, 64))
+    permuted = coded_linear(
+        packing.unpack(stored.weight_part.codes, bits, 128), stored.weight_part.parameters_of_grid(), None,
+        affine(bits, 64), dtype=dtype, permutation=order,
     )  # fmt: skip
 
     assert torch.equal(permuted.dequantize()[:, order], stored.dequantize())
@@ -198,18 +215,18 @@ def test_columns_stored_in_another_order_give_the_same_layer(rows, seed, bits, d
     assert difference(permuted(x), stored(x[:, order])) < allowed  # the dense product adds in another order
     assert difference(permuted(x), permuted.reference(x)) < allowed
     assert permuted.stored_bytes == stored.stored_bytes + 4 * 128
-    loaded = PackedLinear(affine(bits, 64), 128, 48, bias=False, dtype=dtype, permuted=True)
-    loaded.load_state_dict(permuted.state_dict())
+    loaded = Linear(Codes(affine(bits, 64), 48, 128, dtype=dtype, permuted=True))
+    loaded.load_state_dict(permuted.state_dict(), assign=True)
     assert torch.equal(loaded(x), permuted(x))
 
 
 def test_an_order_that_names_a_column_twice_is_refused():
-    layer = PackedLinear.from_weight(gaussian(8, 64, seed=0), None, affine(4, 32))
+    layer = pack_linear(gaussian(8, 64, seed=0), None, affine(4, 32))
     order = torch.arange(64)
     order[3] = 4
 
     with pytest.raises(LayerError, match=r"no permutation of 0 \.\. 63"):
-        PackedLinear.from_codes(
-            torch.zeros(8, 64, dtype=torch.uint8), layer.stored_parameters(), None, affine(4, 32),
+        coded_linear(
+            torch.zeros(8, 64, dtype=torch.uint8), layer.weight_part.parameters_of_grid(), None, affine(4, 32),
             dtype=torch.float32, permutation=order,
         )  # fmt: skip

@@ -5,6 +5,7 @@ import torch
 from checkpoints import transformers_model
 from hypothesis import given
 from hypothesis import strategies as st
+from packed_layers import holds, pack_linear, sparse_linear
 from strategies import gaussian, seeds
 from torch import nn
 
@@ -12,12 +13,11 @@ import compression
 from compression import LayerError, RecipeError
 from compression.architectures import decoder
 from compression.checkpoints.artefact import stored_bytes
-from compression.layers.low_rank import LoraLinear
-from compression.layers.packed import PackedLinear
-from compression.layers.sparse import SparseLinear
+from compression.layers.linear import Linear
+from compression.layers.low_rank import LowRank
 from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid
 from compression.numeric.losses import Objective
-from compression.training.adapters import adapted_layers, attach, detach, merge
+from compression.training.adapters import adapted_layers, adapter_of, attach, detach, merge, without_adapter
 from compression.training.settings import LINEARS, LoraSettings
 from compression.training.trainer import Settings, train
 
@@ -46,26 +46,41 @@ def two_of_four(weight):
 BASES = {
     "dense": dense,
     "pruned": lambda w: dense(pruned(w)),
-    "bitmask": lambda w: SparseLinear.from_weight(pruned(w), None),
-    "2:4": lambda w: SparseLinear.from_weight(two_of_four(w), None, (2, 4)),
-    "nf4": lambda w: PackedLinear.from_weight(w, None, NF4Grid()),
-    "rtn": lambda w: PackedLinear.from_weight(w, None, AffineGrid(bits=3, group_size=32, symmetric=False)),
-    "int8": lambda w: PackedLinear.from_weight(w, None, Int8RowGrid(), threshold=6.0),
-    "int8-torch": lambda w: PackedLinear.from_weight(w, None, AffineGrid(bits=8, group_size=-1, symmetric=False)),
+    "bitmask": lambda w: sparse_linear(pruned(w), None),
+    "2:4": lambda w: sparse_linear(two_of_four(w), None, (2, 4)),
+    "nf4": lambda w: pack_linear(w, None, NF4Grid()),
+    "rtn": lambda w: pack_linear(w, None, AffineGrid(bits=3, group_size=32, symmetric=False)),
+    "int8": lambda w: pack_linear(w, None, Int8RowGrid(), threshold=6.0),
+    "int8-torch": lambda w: pack_linear(w, None, AffineGrid(bits=8, group_size=-1, symmetric=False)),
 }
 bases = pytest.mark.parametrize("base", BASES.values(), ids=BASES)
 
 
 def weight_of(layer):
-    return layer.dequantize(torch.float32) if isinstance(layer, PackedLinear) else layer.weight
+    return layer.dequantize(torch.float32) if holds(layer, "codes") else layer.weight
 
 
-def adapted(base, seed=0, dtype=torch.float32):
+def beside(base, adapter):
+    """A layer with an adapter beside what it is made of."""
+    own = Linear.of(base)
+    return own.with_weight(*own.weight_part.summands, adapter)
+
+
+def base_of(layer):
+    """The layer without its adapter."""
+    return without_adapter(layer).simplest()
+
+
+def drawn(rank, scale, **options):
+    return LowRank.drawn(ROWS, COLS, rank, scale, torch.Generator().manual_seed(0), **options)
+
+
+def adapted(base, seed=0):
     """An adapter that has been trained, held at zero where the base of floats is zero."""
-    floats = not isinstance(base, PackedLinear) and bool((base.weight == 0).any())
-    layer = LoraLinear(base, 4, 0.5, mask=base.weight != 0 if floats else None, dtype=dtype)
-    layer.lora_a.data, layer.lora_b.data = gaussian(4, COLS, seed=seed, std=1), gaussian(ROWS, 4, seed=seed + 1, std=1)
-    return layer
+    floats = not holds(base, "codes") and bool((base.weight == 0).any())
+    a, b = gaussian(4, COLS, seed=seed, std=1), gaussian(ROWS, 4, seed=seed + 1, std=1)
+    adapter = LowRank(a, b, 0.5, mask=base.weight != 0 if floats else None)
+    return beside(base, adapter.requires_grad_(True))
 
 
 def in_a_model(layer):
@@ -80,29 +95,31 @@ def in_a_model(layer):
 
 @bases
 def test_at_first_it_is_the_identity_bit_for_bit(base):
-    layer, x = LoraLinear(base(gaussian(ROWS, COLS)), 8, 2.0), gaussian(5, COLS, std=1)
-    layer.reset(torch.Generator().manual_seed(0))
+    own, x = base(gaussian(ROWS, COLS)), gaussian(5, COLS, std=1)
+    expected = own(x)
+    layer = beside(own, drawn(8, 2.0))
 
-    assert torch.equal(layer.base(x), layer(x))
-    assert layer.lora_a.abs().max() > 0
+    assert torch.equal(expected, layer(x))
+    assert adapter_of(layer).a.abs().max() > 0
 
 
 @bases
 def test_its_output_and_gradients_are_those_of_the_equation(base):
     layer, x = adapted(base(gaussian(ROWS, COLS))), gaussian(40, COLS, std=1).requires_grad_(True)
     theirs = x.detach().clone().requires_grad_(True)
-    a, b = (p.detach().clone().requires_grad_(True) for p in (layer.lora_a, layer.lora_b))
-    mask = torch.ones(ROWS, COLS) if layer.mask is None else layer.mask
+    adapter = adapter_of(layer)
+    a, b = (p.detach().clone().requires_grad_(True) for p in (adapter.a, adapter.b))
+    mask = torch.ones(ROWS, COLS) if adapter.mask is None else adapter.mask
 
     y = layer(x)
-    want = theirs @ (weight_of(layer.base) + 0.5 * mask * (b @ a)).t()
+    want = theirs @ (weight_of(base_of(layer)) + 0.5 * mask * (b @ a)).t()
     seen = gaussian(40, ROWS, seed=7, std=1)
     (y * seen).sum().backward()
     (want * seen).sum().backward()
 
-    low = isinstance(layer.base, PackedLinear) and layer.base.threshold is not None  # rounds x to 8 bits
+    low = layer.input_part is not None  # rounds x to 8 bits
     torch.testing.assert_close(y, want, rtol=2e-2 if low else 1e-4, atol=5e-2 if low else 1e-4)
-    torch.testing.assert_close((a.grad, b.grad), (layer.lora_a.grad, layer.lora_b.grad), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((a.grad, b.grad), (adapter.a.grad, adapter.b.grad), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(x.grad, theirs.grad, rtol=1e-4, atol=1e-4)
 
 
@@ -118,46 +135,47 @@ def test_dense_weights_are_not_kept_for_the_way_back(base):
 @given(seeds, st.sampled_from(["dense", "pruned", "bitmask", "2:4"]))
 def test_merged_into_floats_it_computes_the_same_and_zeros_stay(seed, name):
     layer, x = adapted(BASES[name](gaussian(ROWS, COLS, seed=seed)), seed), gaussian(5, COLS, seed=seed, std=1)
-    model, before = in_a_model(layer), weight_of(layer.base)
+    model, before = in_a_model(layer), weight_of(base_of(layer)).clone()
     want, zeros = layer(x), before == 0
 
     lost = merge(model)
     found = model.model.layers[0].self_attn.q_proj
 
     torch.testing.assert_close(want, found(x), rtol=1e-5, atol=1e-4)
-    assert type(layer.base) is type(found)
+    assert type(base_of(layer)) is type(found)
     assert (found.weight[zeros] == 0).all() and not torch.equal(before, found.weight)
     assert list(lost) == ["model.layers.0.self_attn.q_proj"] and max(lost.values()) < 1e-5
 
 
 def test_an_adapter_that_is_not_held_at_zeros_fills_them():
     layer = adapted(dense(pruned(gaussian(ROWS, COLS))))
-    layer.mask = None
+    adapter_of(layer).mask = None
 
-    assert (layer.to_linear().weight == 0).sum() < (layer.base.weight == 0).sum()
+    assert (layer.to_linear().weight == 0).sum() < (base_of(layer).weight == 0).sum()
 
 
 @pytest.mark.parametrize("base", [BASES[name] for name in ("nf4", "rtn", "int8")], ids=["nf4", "rtn", "int8"])
 def test_packed_codes_keep_their_adapter_and_merging_into_them_says_what_it_loses(base):
     layer = adapted(base(gaussian(ROWS, COLS, std=1)))
-    codes, wanted = layer.base.state_dict()["codes"].clone(), layer.to_linear().weight
+    codes, wanted = layer.state_dict()["weight_part.0.codes"].clone(), layer.to_linear().weight
+    grid = layer.weight_part.summands[0].grid
     model = in_a_model(layer)
 
     assert {"model.layers.0.self_attn.q_proj": 0.0} == merge(model)
     assert model.model.layers[0].self_attn.q_proj is layer
-    assert torch.equal(codes, layer.base.state_dict()["codes"])
+    assert torch.equal(codes, layer.state_dict()["weight_part.0.codes"])
 
     (lost,) = merge(model, packed=True).values()
     found = model.model.layers[0].self_attn.q_proj
-    error = (found.dequantize(torch.float32) - wanted).norm() / layer.product().detach().norm()
-    assert isinstance(found, PackedLinear) and found.grid == layer.base.grid
+    error = (found.dequantize(torch.float32) - wanted).norm() / adapter_of(layer).product().detach().norm()
+    assert holds(found, "codes") and found.weight_part.grid == grid
     assert float(error) == pytest.approx(lost, rel=1e-4)
     assert 0 < lost < 1
 
 
 def test_in_bf16_the_sum_is_rounded_once():
     layer = adapted(dense(gaussian(ROWS, COLS, dtype=torch.bfloat16)))
-    exact = layer.base.weight.float() + layer.product()
+    exact = base_of(layer).weight.float() + adapter_of(layer).product()
 
     assert torch.equal(exact.bfloat16(), layer.to_linear().weight)
 
@@ -167,25 +185,26 @@ def test_against_peft(base):
     """On a dense layer of the same weight, which is what peft knows."""
     peft = pytest.importorskip("peft")
     layer, x = adapted(base(gaussian(ROWS, COLS))), gaussian(6, COLS, seed=5, std=1).requires_grad_(True)
-    if layer.mask is not None:
-        layer.mask = torch.ones(ROWS, COLS, dtype=torch.bool)  # peft has none
-    model = nn.ModuleDict({"q": dense(weight_of(layer.base).detach().clone())})
+    adapter = adapter_of(layer)
+    if adapter.mask is not None:
+        adapter.mask = torch.ones(ROWS, COLS, dtype=torch.bool)  # peft has none
+    model = nn.ModuleDict({"q": dense(weight_of(base_of(layer)).detach().clone())})
     config = peft.LoraConfig(r=4, lora_alpha=2, lora_dropout=0.0, target_modules=["q"], bias="none")
     theirs = peft.inject_adapter_in_model(config, model)["q"]
-    theirs.lora_A["default"].weight.data.copy_(layer.lora_a.data)
-    theirs.lora_B["default"].weight.data.copy_(layer.lora_b.data)
+    theirs.lora_A["default"].weight.data.copy_(adapter.a.data)
+    theirs.lora_B["default"].weight.data.copy_(adapter.b.data)
     other = x.detach().clone().requires_grad_(True)
 
     ours, wanted = layer(x), theirs(other)
     ours.square().sum().backward()
     wanted.square().sum().backward()
 
-    low = isinstance(layer.base, PackedLinear) and layer.base.threshold is not None
+    low = layer.input_part is not None
     close = {"rtol": 5e-2, "atol": 5e-2 * float(wanted.detach().abs().max())} if low else {"rtol": 1e-4, "atol": 1e-3}
     torch.testing.assert_close(ours, wanted, **close)
     if not low:
-        torch.testing.assert_close(layer.lora_a.grad, theirs.lora_A["default"].weight.grad, **close)
-        torch.testing.assert_close(layer.lora_b.grad, theirs.lora_B["default"].weight.grad, **close)
+        torch.testing.assert_close(adapter.a.grad, theirs.lora_A["default"].weight.grad, **close)
+        torch.testing.assert_close(adapter.b.grad, theirs.lora_B["default"].weight.grad, **close)
         torch.testing.assert_close(x.grad, other.grad, rtol=1e-3, atol=1e-2)
     theirs.merge()
     torch.testing.assert_close(layer.to_linear().weight, theirs.base_layer.weight, rtol=1e-4, atol=1e-4)
@@ -202,15 +221,16 @@ def test_gradients_pass_through_layers_of_bitsandbytes():
     before = theirs.weight.data.clone()
 
     layer = attach(model, ALL)["model.layers.0.self_attn.q_proj"]
-    layer.lora_b.data.normal_(generator=torch.Generator().manual_seed(0))
+    adapter = adapter_of(layer)
+    adapter.b.data.normal_(generator=torch.Generator().manual_seed(0))
     layer(x).sum().backward()
 
     dequantized = bnb.functional.dequantize_4bit(theirs.weight.data, theirs.weight.quant_state).float()
-    want = (dequantized + layer.product()).sum(0).expand_as(x)
+    want = (dequantized + adapter.product()).sum(0).expand_as(x)
     torch.testing.assert_close(x.grad, want, rtol=1e-2, atol=1e-2)
-    assert layer.lora_a.grad is not None and theirs.weight.grad is None
+    assert adapter.a.grad is not None and theirs.weight.grad is None
     merge(model)
-    assert layer.base is theirs and torch.equal(before, theirs.weight.data)
+    assert base_of(layer) is theirs and torch.equal(before, theirs.weight.data)
 
 
 # --- Models -----------------------------------------------------------------------------------------------------------
@@ -239,9 +259,10 @@ def test_only_adapters_are_trained_and_detaching_gives_back_what_was(text, targe
     found = train(model, IDS, PLAIN, ONCE, tmp_path / "runs")
 
     assert len(adapters) == 2 * len(targets)
-    assert asking == {f"{name}.lora_{which}" for name in adapters for which in "ab"}
+    assert asking == {f"{name}.weight_part.{len(layer.weight_part.summands) - 1}.{which}"
+                      for name, layer in adapters.items() for which in "ab"}  # fmt: skip
     assert found.losses[-1] < found.losses[0]
-    assert all(layer.lora_b.abs().max() > 0 for layer in adapters.values())
+    assert all(adapter_of(layer).b.abs().max() > 0 for layer in adapters.values())
     detach(model)
     assert before.keys() == model.state_dict().keys()
     assert [] == [name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)]
@@ -257,10 +278,10 @@ def test_a_checkpoint_holds_the_adapters_alone_and_a_finished_run_is_read(text, 
 
     assert first == second
     for name, layer in adapters[0].items():
-        assert torch.equal(layer.lora_b, adapters[1][name].lora_b)
+        assert torch.equal(adapter_of(layer).b, adapter_of(adapters[1][name]).b)
     (path,) = first.folder.glob("checkpoint-*/model.safetensors")
     with safe_open(path, "pt") as file:
-        assert set(file.keys()) == {f"{name}.lora_{which}" for name in adapters[0] for which in "ab"}
+        assert set(file.keys()) == {f"{name}.weight_part.1.{which}" for name in adapters[0] for which in "ab"}
 
 
 def test_codes_grids_and_scales_of_adapters_are_part_of_what_a_run_is_of(saved, tmp_path):
@@ -285,9 +306,9 @@ def test_training_gives_every_tensor_its_dtype_back(tmp_path):
     for name, grid in (("q_proj", NF4Grid(group_size=32)), ("k_proj", affine)):
         for layer in model.model.layers:
             linear = layer.self_attn.get_submodule(name)
-            layer.self_attn.set_submodule(name, PackedLinear.from_weight(linear.weight, linear.bias, grid))
+            layer.self_attn.set_submodule(name, pack_linear(linear.weight, linear.bias, grid))
     for layer in model.model.layers:
-        layer.mlp.up_proj = SparseLinear.from_weight(layer.mlp.up_proj.weight, None)
+        layer.mlp.up_proj = sparse_linear(layer.mlp.up_proj.weight, None)
     model.requires_grad_(False)
     before, size = {name: t.dtype for name, t in tensors(model).items()}, stored_bytes(model)
     attach(model, ALL)
@@ -316,15 +337,18 @@ def test_adapters_of_one_seed_are_the_same_and_those_of_layers_are_not():
     )
     name, below = (f"model.layers.{i}.self_attn.q_proj" for i in (0, 1))
 
-    assert torch.equal(first[name].lora_a, second[name].lora_a)
-    assert not torch.equal(first[name].lora_a, first[below].lora_a)
-    assert not torch.equal(first[name].lora_a, other[name].lora_a)
+    def drawn_for(adapters, name):
+        return adapter_of(adapters[name]).a
+
+    assert torch.equal(drawn_for(first, name), drawn_for(second, name))
+    assert not torch.equal(drawn_for(first, name), drawn_for(first, below))
+    assert not torch.equal(drawn_for(first, name), drawn_for(other, name))
 
 
 def test_dropout_acts_in_training_alone():
-    layer, x = LoraLinear(dense(gaussian(ROWS, COLS)), 4, 1.0, dropout=0.5), gaussian(5, COLS, std=1)
-    layer.reset(torch.Generator().manual_seed(0))
-    layer.lora_b.data.fill_(1.0)
+    own, x = dense(gaussian(ROWS, COLS)), gaussian(5, COLS, std=1)
+    layer = beside(own, drawn(4, 1.0, dropout=0.5))
+    adapter_of(layer).b.data.fill_(1.0)
 
     assert torch.equal(layer.eval()(x), layer(x))
     assert not torch.equal(layer.train()(x), layer(x))

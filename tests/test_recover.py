@@ -15,9 +15,7 @@ from compression.checkpoints import base as _checkpoint
 from compression.checkpoints.artefact import stored_bytes
 from compression.engine.shapes import outcome
 from compression.errors import TrainingError
-from compression.layers.low_rank import LoraLinear
-from compression.layers.packed import PackedLinear
-from compression.layers.sparse import SparseLinear
+from compression.training import adapters as _lora
 from compression.training.downstream import Downstream, open_downstream
 
 PAIRS = [(f"{a} + {b} =", f" {a + b}\n") for a in range(6) for b in range(6)]
@@ -124,16 +122,16 @@ def test_fp16_recover_is_the_row_recover():
 def test_packed_codes_keep_every_bit_and_adapters_lie_beside_them(base, steps, tmp_path):
     before = compression.compress(base, steps)
     result = recovered(base, f"{steps}-{SMALL}", tmp_path)
-    adapters = {name: m for name, m in result.model.named_modules() if isinstance(m, LoraLinear)}
+    adapters = {name: _lora.adapter_of(m) for name, m in _lora.adapted_layers(result.model).items()}
     tensors = bits(result.model)
 
-    assert len(decoder.packed_layers(before.model)) == len(adapters) == 14
+    assert len(decoder.stored_layers(before.model)) == len(adapters) == 14
     for name, tensor in bits(before.model).items():
-        found = tensors[name] if name in tensors else tensors[name.replace("_proj.", "_proj.base.")]
+        found = tensors[name] if name in tensors else tensors[name.replace(".weight_part.", ".weight_part.0.")]
         assert torch.equal(tensor, found) and tensor.dtype == found.dtype, name
-    extra = sum(t.nbytes for name, t in tensors.items() if "lora_" in name)
+    extra = sum(t.nbytes for name, t in tensors.items() if ".weight_part.1." in name)
     assert before.stored_bytes + extra == result.stored_bytes
-    assert {torch.bfloat16} == {m.lora_a.dtype for m in adapters.values()}
+    assert {torch.bfloat16} == {m.a.dtype for m in adapters.values()}
     assert result.parameters == before.parameters + extra // 2
     assert not torch.equal(logits(before.model), logits(result.model))
     detail = {e.name: e.detail for e in result.report}["model.layers.0.self_attn.q_proj"]
@@ -186,7 +184,7 @@ def test_merging_into_packed_layers_is_said_with_its_loss(base, tmp_path):
     details = [entry.detail for entry in result.report if "merged" in entry.detail]
 
     assert 14 == len(details)
-    assert {PackedLinear} == {type(layer) for layer in decoder.stored_layers(result.model).values()}
+    assert {"codes"} == {layer.weight_part.kind for layer in decoder.stored_layers(result.model).values()}
     assert all(0 < float(detail.split("rounding moved that by ")[1].split()[0]) < 2 for detail in details)
     assert compression.compress(base, "rtn(bits=8,group_size=32)").stored_bytes == result.stored_bytes
 
@@ -349,4 +347,5 @@ def test_token_ids_beyond_the_vocabulary_are_refused(tmp_path):
 def test_sparse_layers_are_stored_as_before(base, tmp_path):
     result = recovered(base, f"magnitude(pattern=2:4,store=nm)-{SMALL}", tmp_path)
 
-    assert {(SparseLinear, (2, 4))} == {(type(x), x.pattern) for x in decoder.stored_layers(result.model).values()}
+    parts = [layer.weight_part for layer in decoder.stored_layers(result.model).values()]
+    assert {("sparse", (2, 4))} == {(x.kind, x.pattern) for x in parts}

@@ -6,6 +6,7 @@ from statistics import median
 from types import SimpleNamespace
 
 import pytest
+from packed_layers import holds, pack_linear
 from small_runs import MEASUREMENTS, make_base, measured, one_run, options
 
 import compression
@@ -14,7 +15,7 @@ from bench.machine import cpu_wait
 from bench.measure import generation, memory, memory_process
 from bench.session.session import Workbench
 from compression import Recipe
-from compression.layers.packed import PackedLinear
+from compression.layers.linear import Linear
 from compression.methods.quantization.weight_only.rtn import RTN
 
 RECIPE = "rtn(group_size=32)"
@@ -38,11 +39,11 @@ def returns_its_input(self, linear, context):
 
 def stores_double(self, linear, context):
     layer = SOUND(self, linear, context)
-    layer.register_buffer("again", layer.codes.clone())
+    layer.register_buffer("again", layer.weight_part.codes.clone())
     return layer
 
 
-class _Nominal(PackedLinear):
+class _Nominal(Linear):
     @property
     def stored_bytes(self):
         return self.in_features * self.out_features * 4 // 8
@@ -57,7 +58,7 @@ def reports_nominal_bits(self, linear, context):
 def changes_with_the_seed_that_nobody_gave(self, linear, context):
     import torch
 
-    return PackedLinear.from_weight(linear.weight + 1e-4 * torch.randn_like(linear.weight), linear.bias, self.grid())
+    return pack_linear(linear.weight + 1e-4 * torch.randn_like(linear.weight), linear.bias, self.grid())
 
 
 def drops_a_layer_in_silence(result):
@@ -152,7 +153,7 @@ def timed(tmp_path, monkeypatch):
         clock = Clock(seed)
 
         def product(module, _):
-            if isinstance(module, PackedLinear):
+            if holds(module, "codes"):
                 clock.work(0.6e-3)
                 clock.sleep(0.6e-3 * asleep)
             elif isinstance(module, torch.nn.Linear):
@@ -206,9 +207,9 @@ def test_a_method_that_leaks_memory_with_every_run_is_seen(tmp_path, monkeypatch
 
         return measured(workbench, measurements={"memory": lambda bench, recipe: bench.measure("memory", recipe, take)})
 
-    forward = PackedLinear.forward
+    forward = Linear.forward
     assert [] == run(update=True)
     assert [] == run(gate="strict")
-    monkeypatch.setattr(PackedLinear, "forward", leak)
+    monkeypatch.setattr(Linear, "forward", leak)
 
     assert any("efficiency.peak_memory_mb" in words and "regressed" in words for words in run())

@@ -88,14 +88,16 @@ def test_the_written_format_needs_no_gather_and_vllm_wants_it_symmetric(base, tm
     quantization = json.loads((tmp_path / "out" / "quantize_config.json").read_text())
 
     assert gathers == quantization["desc_act"]
-    assert {gathers} == {layer.permutation is not None for layer in decoder.packed_layers(result.model).values()}
+    assert {gathers} == {
+        layer.weight_part.permutation is not None for layer in decoder.stored_layers(result.model).values()
+    }
     assert words in vllm_refusal(result.model) if words else vllm_refusal(result.model) is None
 
 
 def test_one_group_to_a_channel_needs_no_gather_in_any_order(base):
     result = compression.compress(base, f"gptq(group_size=-1,static_groups=false,{FEW})", calibration="random")
 
-    assert {None} == {layer.permutation for layer in decoder.packed_layers(result.model).values()}
+    assert {None} == {layer.weight_part.permutation for layer in decoder.stored_layers(result.model).values()}
 
 
 def _linears(model):

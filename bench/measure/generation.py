@@ -273,7 +273,7 @@ def kv_bytes(cache: Any, tokens: int) -> int:
 def graph_refusal(model: Any, device: str | None = None) -> str | None:
     """Why a CUDA graph cannot hold a decode step of the model (on `device`; default: where it is), or None."""
     for name, layer in model.named_modules():
-        if isinstance(layer, layers.packed.PackedLinear) and (why := layer.graph_refusal(device)):
+        if isinstance(layer, layers.linear.Linear) and (why := layer.graph_refusal(device)):
             return f"{name}: {why}"
     return None
 

@@ -18,7 +18,7 @@ def stored(model: Any) -> int:
     holds something besides, or gives nominal bits.
     """
     for name, layer in model.named_modules():
-        if isinstance(layer, layers.packed.PackedLinear):
+        if isinstance(layer, layers.linear.Linear):
             written = sum(tensor.nbytes for tensor in layer.state_dict().values())
             if layer.stored_bytes != written:
                 raise MetricError(
@@ -125,5 +125,5 @@ def zeros(model: "nn.Module") -> int:
     return sum(int((layer.weight == 0).sum()) for layer in dense) + sum(
         int((layer.to_linear().weight == 0).sum())
         for layer in stored.values()
-        if not isinstance(layer, layers.embedding.PackedEmbedding)
+        if isinstance(layer, layers.linear.Linear)
     )

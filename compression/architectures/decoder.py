@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from compression.layers import embedding
-from compression.layers.embedding import PackedEmbedding
+from compression.layers.embedding import Embedding
 from compression.layers.kernels.choose import product_dtype
-from compression.layers.low_rank import LoraLinear
-from compression.layers.packed import PackedLinear
-from compression.layers.sparse import SparseLinear
+from compression.layers.linear import Linear
 
 Stack = tuple[str, ...]
 
@@ -39,9 +37,9 @@ class Block:
     name: str
     module: nn.Module
 
-    def linears(self) -> Iterator[tuple[str, nn.Linear | PackedLinear | SparseLinear | LoraLinear]]:
-        """Full name and layer of every linear in the block, in the order of the module; an adapted one as a whole."""
-        for path, module in _whole(self.module, nn.Linear | PackedLinear | SparseLinear | LoraLinear):
+    def linears(self) -> Iterator[tuple[str, nn.Linear | Linear]]:
+        """Full name and layer of every linear in the block, in the order of the module."""
+        for path, module in _whole(self.module, nn.Linear | Linear):
             yield f"{self.name}.{path}", module
 
     def producer_channels(self, stack: Stack) -> Tensor:
@@ -130,7 +128,7 @@ class Inputs:
             see(stack, arguments[0])  # type: ignore[misc]
 
         module = copy.deepcopy(block.module)
-        make_dense(module)
+        make_dense(module, activations=True)
         for stack in STACKS if see else ():
             module.get_submodule(stack[0]).register_forward_pre_hook(partial(hook, stack))
         return module.to(self.hidden[0].dtype)
@@ -151,31 +149,26 @@ def without_weights(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
-    """Every packed layer of a model by its full name; that of an adapted one ends in `.base`."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
-
-
-def stored_layers(model: nn.Module) -> dict[str, PackedLinear | SparseLinear | LoraLinear | PackedEmbedding]:
-    """Every layer of a model that is no dense one any more, by its full name; adapted and embedding ones whole."""
-    return dict(_whole(model, PackedLinear | SparseLinear | LoraLinear | PackedEmbedding))
+def stored_layers(model: nn.Module) -> dict[str, Linear | Embedding]:
+    """Every layer of a model that is none of torch's any more, by its full name."""
+    return dict(_whole(model, Linear | Embedding))
 
 
 def _whole(model: nn.Module, kinds: Any) -> list[tuple[str, Any]]:
-    """Path and module of these kinds, but not what is inside of an adapted layer or of embeddings."""
+    """Path and module of these kinds, but not what is inside of one of them."""
     found = [(path, module) for path, module in model.named_modules() if isinstance(module, kinds)]
-    inside = tuple(f"{path}." for path, module in found if isinstance(module, LoraLinear | PackedEmbedding))
+    inside = tuple(f"{path}." for path, module in found if isinstance(module, Linear | Embedding))
     return [(path, module) for path, module in found if not path.startswith(inside)]
 
 
-def as_linear(layer: nn.Linear | SparseLinear | LoraLinear) -> nn.Linear:
+def as_linear(layer: nn.Linear | Linear) -> nn.Linear:
     """The layer itself, or a dense one with the same weight."""
     return layer if isinstance(layer, nn.Linear) else layer.to_linear()
 
 
-def make_dense(module: nn.Module) -> None:
-    """Put a dense layer in the place of every stored one."""
-    if isinstance(getattr(getattr(module, "model", None), "embed_tokens", None), PackedEmbedding):
+def make_dense(module: nn.Module, *, activations: bool = False) -> None:
+    """Put a dense layer in the place of every stored one; with `activations`, what its parts do to them stays."""
+    if isinstance(getattr(getattr(module, "model", None), "embed_tokens", None), Embedding):
         embedding.unpack(module)
     for name, layer in stored_layers(module).items():
-        module.set_submodule(name, layer.to_linear())  # type: ignore[union-attr]
+        module.set_submodule(name, layer.densified() if activations else layer.to_linear())  # type: ignore[union-attr]

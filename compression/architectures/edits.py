@@ -1,7 +1,7 @@
 """Cutting a decoder smaller: whole layers, heads of keys and values with their query heads, neurons of the MLP.
 
 What is kept keeps its values: rows and columns are taken out of dense weights, codes and scales, never computed anew
-(but for columns of a packed layer that do not fall into groups, see `PackedLinear.take_columns`). The shape of every
+(but for columns of codes that do not fall into groups, see `layers.codes.Codes.columns`). The shape of every
 block stays that of all the others, as the configuration of transformers wants it: `conform` writes it there.
 Shapes: q_proj (query heads x head size, hidden), k_proj and v_proj (KV heads x head size, hidden), o_proj (hidden,
 query heads x head size); query head h attends to KV head h // group, group = query heads / KV heads. gate_proj and
@@ -17,13 +17,10 @@ from torch import Tensor, nn
 
 from compression.architectures import decoder
 from compression.architectures.decoder import Block
-from compression.checkpoints import base as _checkpoint
+from compression.checkpoints import base
 from compression.errors import LayerError
-from compression.layers.embedding import PackedEmbedding
-from compression.layers.low_rank import LoraLinear
-from compression.layers.packed import PackedLinear
-
-Linear = nn.Linear | PackedLinear | LoraLinear
+from compression.layers.dense import dense_linear
+from compression.layers.linear import Linear
 
 
 def share_of(share: float, count: int) -> int:
@@ -52,11 +49,10 @@ def check_weights(model: nn.Module) -> None:
                 )
 
 
-def weight_of(linear: Linear) -> Tensor:
+def weight_of(linear: nn.Linear | Linear) -> Tensor:
     """fp32 (rows, cols), dequantized where it is packed, with its adapter where it has one."""
-    if isinstance(linear, LoraLinear):
-        return weight_of(linear.base) + linear.product().detach().float()
-    return linear.dequantize(torch.float32) if isinstance(linear, PackedLinear) else linear.weight.detach().float()
+    weight = linear.dequantize(torch.float32) if isinstance(linear, Linear) else linear.weight
+    return weight.detach().float()
 
 
 def keep_layers(model: nn.Module, kept: Sequence[int]) -> None:
@@ -100,53 +96,39 @@ def _cut(block: Block, part: str, rows: dict[str, Tensor], reader: str, columns:
     """
     told = {}
     for path, kept in (*rows.items(), (reader, columns)):
-        name, before, change = f"{block.name}.{part}.{path}", block.module.get_submodule(f"{part}.{path}"), 0.0
+        name, before = f"{block.name}.{part}.{path}", block.module.get_submodule(f"{part}.{path}")
         try:
-            if path == reader:
-                after, change = _take_columns(before, kept)
-            else:
-                after = _take_rows(before, kept)
+            after = _cut_layer(before, kept, "columns" if path == reader else "rows")
         except LayerError as error:
             raise LayerError(f"{name}: {error}") from error
         block.replace(name, after)
-        told[name] = _tell(before, after, change)
+        told[name] = _tell(before, after, kept if path == reader else None)
     return told
 
 
-def _tell(before: Linear, after: Linear, change: float) -> str:
-    if not isinstance(before, PackedLinear) or not isinstance(after, PackedLinear) or after.codes.is_meta:
+def _cut_layer(layer: nn.Linear | Linear, kept: Tensor, way: str) -> nn.Linear | Linear:
+    """The layer with these outputs alone (`way` "rows"), or these inputs ("columns")."""
+    if isinstance(layer, Linear):
+        return layer.rows(kept) if way == "rows" else layer.columns(kept)
+    bias = None if layer.bias is None else layer.bias.detach()
+    if way == "rows":
+        return dense_linear(layer.weight.detach()[kept], None if bias is None else bias[kept])
+    return dense_linear(layer.weight.detach()[:, kept], bias)
+
+
+def _tell(before: nn.Linear | Linear, after: nn.Linear | Linear, columns: Tensor | None) -> str:
+    """How a stored layer is stored now, and how far what is left of its weight moved where it was rounded again."""
+    if not isinstance(before, Linear) or not isinstance(after, Linear) or after.is_meta:
         return ""
-    words = f", kernel {after.kernel_name()}"
-    if before.grid.group_size != after.grid.group_size:
-        words += f", groups of {after.grid.group_size} instead of {before.grid.group_size}"
-    if getattr(before.grid, "double_quant", False) != getattr(after.grid, "double_quant", False):
-        words += ", scales in fp32 because their blocks of 256 were cut"
+    pairs = list(zip(before.weight_part.summands, after.weight_part.summands, strict=True))
+    words = f", kernel {after.kernel_name()}" + "".join(now.changed(was) for was, now in pairs)
+    if columns is None or after.input_part is not None:
+        return words
+    was = before.dequantize()[:, columns]
+    if torch.equal(was, after.dequantize()):
+        return words
+    change = float(((after.dequantize(torch.float32) - was.float()).norm() / was.float().norm()).nan_to_num())
     return words + (f", rounded again, which moved its weights by {change:.3g} of their norm" if change else "")
-
-
-def _take_rows(layer: Linear, rows: Tensor) -> Linear:
-    if isinstance(layer, LoraLinear):
-        return layer.with_base(_take_rows(layer.base, rows), layer.lora_a, layer.lora_b[rows])
-    if isinstance(layer, PackedLinear):
-        return layer.take_rows(rows)
-    return _dense(layer.weight[rows], None if layer.bias is None else layer.bias[rows])
-
-
-def _take_columns(layer: Linear, columns: Tensor) -> tuple[Linear, float]:
-    if isinstance(layer, LoraLinear):
-        base, change = _take_columns(layer.base, columns)
-        return layer.with_base(base, layer.lora_a[:, columns], layer.lora_b), change
-    if isinstance(layer, PackedLinear):
-        return layer.take_columns(columns)
-    return _dense(layer.weight[:, columns], layer.bias), 0.0
-
-
-def _dense(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return linear
 
 
 def conform(model: nn.Module) -> nn.Module:
@@ -181,10 +163,11 @@ def _as_mistral(model: nn.Module) -> nn.Module:
     config: dict[str, Any] = {key: value for key, value in model.config.to_dict().items() if key in fields}
     config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
     weight = model.get_submodule("model.embed_tokens").weight
-    renamed = _checkpoint.build(config, weight.dtype, device="meta")
+    renamed = base.build(config, weight.dtype, device="meta")
+    stored = decoder.stored_layers(model)
+    inside = tuple(f"{name}." for name in stored)
     for name, module in model.named_modules():
-        if isinstance(module, PackedLinear | LoraLinear | PackedEmbedding) or (
-            module._parameters and not any(module.children())
-        ):
+        whole = name in stored or (module._parameters and not any(module.children()))
+        if whole and not name.startswith(inside):
             renamed.set_submodule(name, module)
-    return _checkpoint.finish(renamed, weight.device, model.generation_config)
+    return base.finish(renamed, weight.device, model.generation_config)

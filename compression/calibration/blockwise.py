@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from compression.architectures.decoder import STACKS, Block, Inputs, Stack, as_linear
 from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
 from compression.errors import LayerError
-from compression.layers.packed import PackedLinear
+from compression.layers.codes import Codes
+from compression.layers.linear import Linear
 from compression.methods.pruning.unstructured.base import CalibratedPruner
 from compression.numeric.channel_scales import Producer
 from compression.numeric.grids import decode, quantize
@@ -144,9 +145,8 @@ def round_to_grid(block: Block, method: CalibratedQuantizer, layers: list[Layer]
         weight = layer.weight()
         own = rounded.rows(slice(begin, begin + len(weight)))
         begin += len(weight)
-        packed = PackedLinear.from_codes(
-            own.codes, own.params, layer.bias, grid, dtype=dtype, permutation=own.permutation, backend=method.backend
-        )
+        codes = Codes.from_codes(own.codes, own.params, grid, dtype=dtype, permutation=own.permutation)
+        packed = Linear(codes, layer.bias, backend=method.backend)
         block.replace(layer.name, packed)
         answers = layer.unscaled(own.decode(grid)), decode(grid, *quantize(grid, weight))
         error, nearest = (method.output_error(weight, answer, hessian) for answer in answers)

@@ -24,21 +24,23 @@ from compression.architectures import decoder
 from compression.checkpoints import base as _checkpoint
 from compression.checkpoints import side_files, weights
 from compression.checkpoints.base import MANIFEST, PACKED_TYPE, BaseSource
-from compression.checkpoints.formats.description import BITS, FORMATS
+from compression.checkpoints.formats import registry as formats
+from compression.checkpoints.formats.registry import OWN, Format
 from compression.checkpoints.weight_files import INDEX, WEIGHTS
 from compression.cost import Cost
 from compression.errors import CheckpointError, LayerError
 from compression.files.atomic import filling
 from compression.files.strict_json import check_signature, exact_fields, expanded, finite, signed
-from compression.layers import embedding
-from compression.layers.embedding import PackedEmbedding
-from compression.layers.packed import PackedLinear
+from compression.layers import embedding, legacy, positions
+from compression.layers.embedding import Embedding
+from compression.layers.kernels import choose
+from compression.layers.parts import Part
 from compression.layers.stored import describe, put_all
 from compression.recipes.recipe import Recipe
 
 # 1: has no digest, does not name the files of the weights; a packed model has the names of a transformers checkpoint
-SCHEMA = 2
-OWN = FORMATS[0]
+# 2: describes layers by class, and calls their tensors otherwise (`layers.legacy`)
+SCHEMA = 3
 STATE = "compression.state.json"  # in a folder that is not finished
 _PACKED = "compressed.safetensors"
 LEFT_ALONE = "the recipe leaves this layer alone"  # in reports
@@ -90,6 +92,9 @@ class Compressed:
     folder: Path | None = None
     bytes_in_files: int | None = None
 
+    def __post_init__(self) -> None:
+        positions.watch(self.model)
+
     @property
     def tokenizer(self) -> Any:
         return self.tokenizer_source()
@@ -109,32 +114,28 @@ class Compressed:
 
     @property
     def portable(self) -> tuple[str, ...]:
-        """The other runtimes that open what `save` writes: "gptqmodel" in the format that `published_formats` names."""
+        """The other runtimes that open what `save` writes, in the formats that `published_formats` names."""
         if not decoder.stored_layers(self.model):
             return ("transformers",)
-        return ("gptqmodel",) if self.published_formats else ()
+        return tuple(dict.fromkeys(each for name in self.published_formats for each in formats.find(name).runtimes))
 
     @property
     def published_formats(self) -> tuple[str, ...]:
         """Values of `format` in which `save` can write the model without changing a weight."""
-        from compression.checkpoints.formats.model import check
 
         def fits(name: str) -> bool:
             with contextlib.suppress(LayerError):
-                check(self.model, name)
+                formats.find(name).check(self.model)
                 return True
             return False
 
-        return tuple(filter(fits, BITS))
+        return tuple(filter(fits, formats.names()[1:]))
 
     def _stored(self, format: str) -> tuple[str, dict[str, Any], dict[str, dict[str, Any]]]:
         """In a format: the file of the tensors, these, and what JSON files beside them say of how they are stored."""
-        from compression.checkpoints.formats.model import convert
-
         if format != OWN:
-            state, quantization = convert(self.model, format, self.recipe)
-            said = {"config.json": {"quantization_config": quantization}, "quantize_config.json": quantization}
-            return WEIGHTS, state, said
+            written = formats.find(format).write(self.model, self.recipe)
+            return WEIGHTS, dict(written.tensors), dict(written.described)
         layers = {name: describe(layer) for name, layer in decoder.stored_layers(self.model).items()}
         file = _PACKED if layers else WEIGHTS
         return file, self.model.state_dict(), {MANIFEST: self.manifest(layers, [file])}
@@ -237,21 +238,27 @@ def load(folder: str | Path, device: str = "cpu", *, backend: str | None = None)
     if not (path / MANIFEST).exists():
         if (path / STATE).exists():
             raise CheckpointError(f"{path} is not finished; repeat the command that writes it to resume")
-        source = BaseSource(str(path), "folder", path)
-        if (path / "config.json").exists() and source.published is not None:
-            return _load_published(source, device, backend)
+        if (format := formats.of_folder(path)) is not None:
+            return _load_published(BaseSource(str(path), "folder", path), format, device, backend)
         raise CheckpointError(f"{path} has no {MANIFEST}; open a dense checkpoint as a base instead")
     opened = outline(path)
-    weights.fill(opened.model, weights.read_tensors(_files(path, read_manifest(path))), where=str(path))
+    manifest = read_manifest(path)
+    tensors = _renamed(weights.read_tensors(_files(path, manifest)), manifest)
+    weights.fill(opened.model, tensors, where=str(path))
     _take_backend(opened.model, backend, device)
     _checkpoint.finish(opened.model, device, side_files.read_generation_config(path))
     return opened
 
 
 def _take_backend(model: Any, backend: str | None, device: str) -> None:
-    """Have the kernels of a library multiply every packed layer; BackendError if one of them cannot be had."""
-    for name, layer in decoder.packed_layers(model).items() if backend else ():
-        if name.startswith("model.layers.") or not embedding.is_packed(model):
+    """Have the kernels of a library multiply every layer of a kind that it has kernels for.
+
+    Raises:
+        BackendError: one of these layers cannot have one.
+    """
+    for name, layer in decoder.stored_layers(model).items() if backend else ():
+        around = isinstance(layer, Embedding) or (not name.startswith("model.layers.") and embedding.is_packed(model))
+        if not around and choose.serves(backend, layer.weight_part.summands[0].kind):
             layer.backend = backend
             layer.kernel_name(device)
 
@@ -261,18 +268,35 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest = _checkpoint._read_json(path / MANIFEST)
     schema = manifest.get("schema")
     try:
-        if schema == 1 and type(schema) is int:
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
+            raise CheckpointError(f"{path / MANIFEST} has schema {schema!r:.80}; this version reads 1 to {SCHEMA}")
+        if schema == 1:
             weight_map = (
                 _checkpoint._read_json(path / INDEX)["weight_map"] if (path / INDEX).exists() else {"": WEIGHTS}
             )
-            manifest |= {"schema": SCHEMA, "files": sorted(set(weight_map.values()))}
-        elif schema != SCHEMA:
-            raise CheckpointError(f"{path / MANIFEST} has schema {schema!r:.80}; this version reads 1 and {SCHEMA}")
+            manifest |= {"files": sorted(set(weight_map.values()))}
         else:
             check_signature(manifest)
+        if schema < SCHEMA:
+            layers = {name: _translated(name, each) for name, each in manifest["layers"].items()}
+            renamed = legacy.tensor_names(manifest["layers"])
+            manifest |= {"schema": SCHEMA, "layers": layers, "renamed": renamed}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
     return manifest
+
+
+def _translated(name: str, description: Any) -> dict[str, Any]:
+    try:
+        return legacy.translated(description)
+    except LayerError as error:
+        raise LayerError(f"{name}: {error}") from None
+
+
+def _renamed(tensors: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Tensors of a folder of an earlier schema, under the names that they have now."""
+    names = manifest.get("renamed", {})
+    return {names.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 def _files(path: Path, manifest: dict[str, Any]) -> list[Path]:
@@ -309,7 +333,7 @@ def outline(path: Path) -> Compressed:
         notes = tuple(map(str, manifest.get("notes", ())))  # folders of earlier versions have none
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
-    _, headers = weights.index(_files(path, manifest))
+    headers = _renamed(weights.index(_files(path, manifest))[1], manifest)
     weights.fit(model, headers, where=str(path))
     weights.assign(model, headers, where=str(path))
     _checkpoint.tie(model)
@@ -319,17 +343,13 @@ def outline(path: Path) -> Compressed:
     )  # fmt: skip
 
 
-def _load_published(source: BaseSource, device: str, backend: str | None) -> Compressed:
-    from compression.checkpoints.formats.model import open_model, recipe_of
-
-    assert source.published is not None
-    model = open_model(source)
+def _load_published(source: BaseSource, format: Format, device: str, backend: str | None) -> Compressed:
+    model, recipe = format.read(source)
     _take_backend(model, backend, device)
-    recipe = recipe_of(source.published)
-    packed = decoder.packed_layers(model)
+    packed = decoder.stored_layers(model)
     linears = [name for block in decoder.decoder_blocks(model) for name, _ in block.linears()]
     report = [
-        LayerReport(name, "replaced", f"{source.published.quant_method}, kernel {packed[name].kernel_name(device)}")
+        LayerReport(name, "replaced", f"{format.name}, kernel {packed[name].kernel_name(device)}")
         if name in packed
         else LayerReport(name, "kept", "the checkpoint stores it uncompressed")
         for name in [*linears, "lm_head"]
@@ -364,8 +384,12 @@ def stored_bytes(model: Any) -> int:
     """Bytes of parameters and persistent buffers as `Compressed.save` stores them, shared ones once."""
     total, seen = 0, set()
     for module in model.modules():
-        if isinstance(module, PackedLinear):
-            total += module.stored_bytes
+        if id(module) in seen:
+            continue
+        if isinstance(module, Part):  # it may hold its tensors otherwise than they are stored
+            own = module.tensors().values()
+            total += module.bytes - sum(tensor.nbytes for tensor in own if id(tensor) in seen)
+            seen |= {id(each) for each in (*own, *module.modules())}
             continue
         transient = module._non_persistent_buffers_set
         tensors = [*module._parameters.values(), *(b for n, b in module._buffers.items() if n not in transient)]
@@ -379,8 +403,6 @@ def stored_bytes(model: Any) -> int:
 def count_parameters(model: Any) -> int:
     """Weights of the model as mathematics: a packed or sparse layer has as many as the dense one that it replaced."""
     layers = decoder.stored_layers(model).values()
-    tables = [layer.table for layer in layers if isinstance(layer, PackedEmbedding) and not layer.tied]
-    layers = [*tables, *(layer for layer in layers if not isinstance(layer, PackedEmbedding))]
-    stored = sum(layer.in_features * layer.out_features + (0 if layer.bias is None else layer.out_features)
-                 for layer in layers)  # fmt: skip
-    return stored + sum(p.numel() for p in model.parameters())
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    outside = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside)
+    return sum(layer.weights for layer in layers) + outside

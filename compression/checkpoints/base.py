@@ -250,7 +250,7 @@ def _dequantized(source: BaseSource, device: str) -> Any:
     from compression.checkpoints.formats.model import open_model
 
     model = open_model(source)
-    for name, layer in decoder.packed_layers(model).items():
+    for name, layer in decoder.stored_layers(model).items():
         model.set_submodule(name, layer.to_linear())
     return finish(model, device, read_generation_config(source.folder))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compression.checkpoints.base import BaseSource, build
 from compression.errors import CheckpointError, LayerError
-from compression.layers.checks import FLOATS
+from compression.numeric.checks import FLOATS
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _STALE = re.compile(r".*\.rotary_emb\.inv_freq")  # older exports store this table; it follows from the configuration
@@ -132,7 +132,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> No
 
     Raises:
         CheckpointError: there are two heads where the configuration ties the head to the embeddings, or a stored layer
-            is not what it is described as (`compression.layers.checks`).
+            is not what it is described as (`compression.numeric.checks`).
     """
     if _tied(model) and isinstance(model.get_submodule("lm_head"), nn.Linear):
         embedding = tensors[_EMBEDDING]

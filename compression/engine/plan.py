@@ -19,7 +19,7 @@ from compression.checkpoints import base as _checkpoint
 from compression.checkpoints import weights
 from compression.checkpoints.artefact import stored_bytes
 from compression.checkpoints.base import Base, BaseSource
-from compression.checkpoints.formats import model as formats
+from compression.checkpoints.formats import registry as formats
 from compression.engine import shapes
 from compression.engine.schedule import Schedule, is_whole, make_schedule
 from compression.errors import CalibrationError, CompressionError, RecipeError, TeacherError, TrainingError
@@ -91,7 +91,7 @@ class Plan:
             LayerError: it cannot.
         """
         if self.schedule and isinstance(getattr(self.schedule[-1][0], "method", None), Quantizer):
-            formats.describe_shapes(self.outcome, format)
+            formats.find(format).check_shapes(self.outcome)
 
 
 def plan(

@@ -7,7 +7,8 @@ from compression.architectures import decoder
 from compression.engine.schedule import Schedule, is_whole, make_schedule
 from compression.errors import LayerError, RecipeError
 from compression.layers import embedding
-from compression.layers.packed import PackedLinear
+from compression.layers.linear import Linear
+from compression.layers.stored import describe, restore
 from compression.recipes import registry
 from compression.recipes.recipe import Recipe, Step
 from compression.recipes.registry import CalibratedMethod, LayerwiseMethod, Quantizer
@@ -112,7 +113,7 @@ def _store(step: Step, model: nn.Module) -> None:
     """Put what a step stores, without weights, where its shapes are known beforehand."""
     if getattr(step.method, "embeddings", 16) == 8:
         embedding.shaped(model)
-    made: dict[tuple, PackedLinear | None] = {}  # a layer of one row, by what it is made from
+    made: dict[tuple, Linear | None] = {}  # a layer of one row, by what it is made from
     for block in decoder.decoder_blocks(model):
         for name, linear in block.linears():
             method = step.for_layer(name)
@@ -122,13 +123,13 @@ def _store(step: Step, model: nn.Module) -> None:
             if key not in made:
                 made[key] = packed_row(method, *key[1:])
             if (row := made[key]) is not None:
-                block.replace(name, _of_rows(row, linear.out_features))
+                block.replace(name, restore(describe(row) | {"out_features": linear.out_features}))
 
 
-def packed_row(method: object, in_features: int, bias: bool, dtype: torch.dtype) -> PackedLinear | None:
-    """A packed layer of one output as a quantizer makes it; None of other methods, whose shapes depend on weights.
+def packed_row(method: object, in_features: int, bias: bool, dtype: torch.dtype) -> Linear | None:
+    """A layer of one output as a quantizer makes it; None of other methods, whose shapes depend on weights.
 
-    The one place that asks a method what it stores. Grid, dtypes, threshold and library are therefore those of the run.
+    The one place that asks a method what it stores. Parts, settings and library are therefore those of the run.
     """
     if not isinstance(method, Quantizer):
         return None
@@ -137,13 +138,4 @@ def packed_row(method: object, in_features: int, bias: bool, dtype: torch.dtype)
         {name: torch.zeros_like(t, device="cpu") for name, t in blank.state_dict().items()}, assign=True
     )
     layer = method.compress_linear(blank, None)
-    return layer if isinstance(layer, PackedLinear) else None
-
-
-def _of_rows(row: PackedLinear, out_features: int) -> PackedLinear:
-    """The same layer with so many outputs, without weights."""
-    return PackedLinear(
-        row.grid, row.in_features, out_features, bias=row.bias is not None, dtype=row.dtype,
-        compute_dtype=row.compute_dtype, backend=row.backend, threshold=row.threshold,
-        permuted=row.permutation is not None, device="meta",
-    )  # fmt: skip
+    return layer if isinstance(layer, Linear) else None

@@ -1,7 +1,7 @@
 """Embeddings and head in 8 bits: one scale to a token, read by row where tokens come in, multiplied where they go out.
 
-What quantizers do with `embeddings=8`. The head is a `PackedLinear` with the 8-bit product kernel; the embeddings are
-rows of such a layer: of the head itself where the model ties the two, so that they are stored once, and of one of their
+What quantizers do with `embeddings=8`. The head is a `Linear` with the 8-bit product kernel; the embeddings are rows of
+such a layer: of the head itself where the model ties the two, so that they are stored once, and of one of their
 own where it does not.
 """
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression.layers.packed import PackedLinear
+from compression.layers.codes import Codes
+from compression.layers.linear import Linear
 from compression.numeric.grids import AffineGrid
 
 EMBEDDINGS, HEAD = "model.embed_tokens", "lm_head"
@@ -18,15 +19,15 @@ GRID = AffineGrid(bits=8, group_size=-1, symmetric=True)
 LOOKUP = "lookup"  # where kernels are named
 
 
-class PackedEmbedding(nn.Module):
-    """Rows of a packed layer (vocabulary, width) by token ids.
+class Embedding(nn.Module):
+    """Rows of a layer (vocabulary, width) by token ids.
 
     Args:
         table: the layer.
         tied: whether it is the head of the model, which then stores, moves and counts it.
     """
 
-    def __init__(self, table: PackedLinear, *, tied: bool):
+    def __init__(self, table: Linear, *, tied: bool):
         super().__init__()
         self.tied = tied
         if tied:
@@ -35,7 +36,7 @@ class PackedEmbedding(nn.Module):
             self.table = table
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.table.rows(ids)
+        return self.table.lookup(ids)
 
     @property
     def num_embeddings(self) -> int:
@@ -43,8 +44,17 @@ class PackedEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W (vocabulary, width) as the codes have it, made anew."""
+        """W (vocabulary, width) as it is stored, made anew."""
         return self.table.dequantize()
+
+    @property
+    def exact(self) -> bool:
+        return self.table.exact
+
+    @property
+    def weights(self) -> int:
+        """How many weights of the model it stands for, beside those of the head."""
+        return 0 if self.tied else self.table.weights
 
     def kernel_name(self, device: torch.device | str | None = None) -> str:
         return LOOKUP
@@ -79,7 +89,7 @@ def shaped(model: nn.Module) -> None:
 def unpack(model: nn.Module) -> None:
     """Dense embeddings and head again, tied if they were."""
     embeddings, head = model.get_submodule(EMBEDDINGS), model.get_submodule(HEAD)
-    if isinstance(embeddings, PackedEmbedding):
+    if isinstance(embeddings, Embedding):
         dense = embeddings.to_dense()
         linear = head.to_linear()  # type: ignore[operator]
         if embeddings.tied:
@@ -89,22 +99,22 @@ def unpack(model: nn.Module) -> None:
 
 
 def is_packed(model: nn.Module) -> bool:
-    return isinstance(model.get_submodule(EMBEDDINGS), PackedEmbedding)
+    return isinstance(model.get_submodule(EMBEDDINGS), Embedding)
 
 
-def _put(model: nn.Module, head: PackedLinear, embeddings: PackedLinear) -> None:
+def _put(model: nn.Module, head: Linear, embeddings: Linear) -> None:
     tied = _tied(model)
     model.set_submodule(HEAD, head)
-    model.set_submodule(EMBEDDINGS, PackedEmbedding(head if tied else embeddings, tied=tied))
+    model.set_submodule(EMBEDDINGS, Embedding(head if tied else embeddings, tied=tied))
 
 
 def _tied(model: nn.Module) -> bool:
     return bool(getattr(model.config, "tie_word_embeddings", False))
 
 
-def _packed(layer: Any) -> PackedLinear:
-    return PackedLinear.from_weight(layer.weight.detach(), getattr(layer, "bias", None), GRID)
+def _packed(layer: Any) -> Linear:
+    return Linear(Codes.from_weight(layer.weight.detach(), GRID), getattr(layer, "bias", None))
 
 
-def _empty(rows: int, cols: int, *, dtype: torch.dtype) -> PackedLinear:
-    return PackedLinear(GRID, cols, rows, bias=False, dtype=dtype, device="meta")
+def _empty(rows: int, cols: int, *, dtype: torch.dtype) -> Linear:
+    return Linear(Codes(GRID, rows, cols, dtype=dtype))

@@ -1,29 +1,30 @@
-"""SparseLinear: a linear layer of whose weight only what is not zero is stored.
+"""Weights of which only what is not zero is stored.
 
-The state dict holds what is stored and nothing else, for a weight (rows, cols) with `itemsize` bytes to a number:
+For a weight (rows, cols) with `itemsize` bytes to a number:
 
     bitmask    `mask` uint8 (rows, ceil(cols / 8)), one bit to a weight; `values` (kept,), row by row
                rows * ceil(cols / 8) + kept * itemsize bytes; of a bf16 weight, half of it zero: 0.5625
     n:m        of every m neighbours n `values` (rows, cols n/m), zeros among them where more went; `indices`, their
                places among the m, packed in ceil(log2 m) bits, uint8 (rows, ceil(cols n/m ceil(log2 m) / 8))
                a bf16 weight in 2:4: 0.5 + 0.0625; in 4:8: 0.5 + 0.09375, more than its bitmask would take
+    csr        `values` (kept,), row by row, `places` int32 (kept,), their columns, and `ends` int32 (rows,), where each
+               row ends: kept * (itemsize + 4) + 4 * rows bytes, for few outliers beside another part
 
 The weight is made anew for every product and not kept. On CUDA, 2:4 in bf16 or fp16 is multiplied by the kernels behind
 `torch.sparse.to_sparse_semi_structured`, from a copy in their layout that is made at the first forward and not saved.
 """
 
-import warnings
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compression.errors import LayerError
-from compression.layers.checks import (
+from compression.layers.parts import WeightPart, dtype_named, name_of, part
+from compression.numeric import packing
+from compression.numeric.checks import (
     FLOATS,
     check_finite,
-    check_incoming,
-    check_loaded,
     check_one_of,
     check_padding,
     check_places,
@@ -31,20 +32,50 @@ from compression.layers.checks import (
     check_size,
     ones_in,
 )
-from compression.layers.kernels.choose import product_dtype
-from compression.layers.kernels.torch_products import frozen_product
-from compression.numeric import packing
 
 DENSIFY = "densify"
-SEMI_STRUCTURED = "semi_structured"
+
+Pattern = tuple[int, int]
 
 
-class SparseLinear(nn.Module):
-    """y = x W^T + b.
+class _Values(WeightPart):
+    """Values in their own dtype, and where they are."""
+
+    plain = DENSIFY
+    values: Tensor
+    _shape: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def follows_dtype(self) -> frozenset[str]:
+        return frozenset({"values"})
+
+    def value(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self._dense() if dtype is None else self._dense().to(dtype)
+
+    def _dense(self) -> Tensor:
+        raise NotImplementedError
+
+    def _sized(self, rows: int, cols: int, dtype: torch.dtype) -> None:
+        check_size("in_features", cols)
+        check_size("out_features", rows)
+        check_one_of("dtype", dtype, FLOATS)
+        self._shape = rows, cols
+
+
+@part("sparse", place="weight")
+class Sparse(_Values):
+    """A bitmask and values, or n of every m neighbours.
 
     Args:
-        in_features, out_features: cols and rows of W.
-        bias: whether there is one.
+        rows, cols: of W.
         dtype: of the values.
         kept: how many values a bitmask keeps; without meaning for a pattern.
         pattern: (n, m), or None for a bitmask.
@@ -53,41 +84,25 @@ class SparseLinear(nn.Module):
         LayerError: a value is not allowed, or m does not divide the inputs.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        bias: bool,
-        dtype: torch.dtype,
-        kept: int = 0,
-        pattern: tuple[int, int] | None = None,
-        device: torch.device | str | None = None,
-    ):
+    takes_others = exact = True
+
+    def __init__(self, rows: int, cols: int, *, dtype: torch.dtype, kept: int = 0, pattern: Pattern | None = None):
         super().__init__()
-        check_size("in_features", in_features)
-        check_size("out_features", out_features)
-        check_one_of("dtype", dtype, FLOATS)
+        self._sized(rows, cols, dtype)
         if pattern is None:
-            check_size("kept", kept, least=0, most=in_features * out_features)
+            check_size("kept", kept, least=0, most=cols * rows)
+            places, width, shape = "mask", packing.packed_width(cols, 1), (kept,)
         else:
-            _check_pattern(pattern, in_features)
-        self.in_features, self.out_features, self.pattern, self.kept = in_features, out_features, pattern, kept
-        if pattern is None:
-            places, width, shape = "mask", packing.packed_width(in_features, 1), (kept,)
-        else:
+            _check_pattern(pattern, cols)
             n, m = pattern
-            shape = (out_features, in_features // m * n)
+            shape = (rows, cols // m * n)
             places, width = "indices", packing.packed_width(shape[1], _index_bits(m))
-        self._places = places
-        self.register_buffer("values", torch.empty(shape, dtype=dtype, device=device))
-        self.register_buffer(places, torch.empty(out_features, width, dtype=torch.uint8, device=device))
-        self.register_buffer("bias", torch.empty(out_features, dtype=dtype, device=device) if bias else None)
-        self._semi_structured: Any = None
-        self._way: tuple[torch.device, str] | None = None  # how it multiplies there, found at the first forward
+        self.pattern, self.kept = pattern, kept
+        self.register_buffer("values", torch.empty(shape, dtype=dtype, device="meta"))
+        self.register_buffer(places, torch.empty(rows, width, dtype=torch.uint8, device="meta"))
 
     @classmethod
-    def from_weight(cls, weight: Tensor, bias: Tensor | None, pattern: tuple[int, int] | None = None) -> Self:
+    def from_weight(cls, weight: Tensor, pattern: Pattern | None = None) -> Self:
         """Store a weight (rows, cols) bit for bit: every value but +0 is kept.
 
         Raises:
@@ -96,10 +111,10 @@ class SparseLinear(nn.Module):
         weight = weight.detach()
         rows, cols = weight.shape
         kept = (weight != 0) | weight.signbit()  # -0 is another bit pattern than 0
-        layer = cls(cols, rows, bias=bias is not None, dtype=weight.dtype, pattern=pattern, device="meta")
+        made = cls(rows, cols, dtype=weight.dtype, pattern=pattern)
         if pattern is None:
-            layer.values, layer.mask = weight[kept], packing.pack(kept.to(torch.uint8), 1)
-            layer.kept = layer.values.numel()
+            made.values, made.mask = weight[kept], packing.pack(kept.to(torch.uint8), 1)
+            made.kept = made.values.numel()
         else:
             n, m = pattern
             groups = kept.view(rows, -1, m)
@@ -108,16 +123,35 @@ class SparseLinear(nn.Module):
                                  f"{n}:{m} holds {n}")  # fmt: skip
             first = groups.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :n]
             places = first.sort(-1).values
-            layer.values = weight.view(rows, -1, m).gather(-1, places).flatten(1)
-            layer.indices = packing.pack(places.to(torch.uint8).flatten(1), _index_bits(m))
-        if bias is not None:
-            layer.bias = bias.detach()
-        layer.check()
-        return layer
+            made.values = weight.view(rows, -1, m).gather(-1, places).flatten(1)
+            made.indices = packing.pack(places.to(torch.uint8).flatten(1), _index_bits(m))
+        made.check()
+        return made
+
+    @classmethod
+    def empty(cls, rows: int, cols: int, *, pattern: Any, kept: Any, dtype: Any) -> Self:
+        if pattern is not None and not (isinstance(pattern, list | tuple) and len(pattern) == 2):
+            raise LayerError(f"pattern={pattern!r:.80} must be two numbers, n and m, or null")
+        made = cls(rows, cols, dtype=dtype_named(dtype), kept=kept, pattern=pattern and (pattern[0], pattern[1]))
+        if type(kept) is not int or made.values.numel() != kept:
+            raise LayerError(f"kept={kept!r:.80}, but the pattern keeps {made.values.numel()}")
+        return made
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        pattern = None if self.pattern is None else list(self.pattern)
+        return {"pattern": pattern, "kept": self.values.numel(), "dtype": name_of(self.dtype)}
+
+    @property
+    def words(self) -> str:
+        return "values and a bitmask" if self.pattern is None else "values and places, {}:{}".format(*self.pattern)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"pattern": self.pattern, "stored": self.dtype}
 
     def check(self) -> None:
-        """Raise LayerError unless the tensors are what the layer is described as: `compression.layers.checks`."""
-        rows, cols, own = self.out_features, self.in_features, {torch.uint8}
+        (rows, cols), own = self.shape, {torch.uint8}
         if self.pattern is None:
             values = check_shape(self, "values", (self.kept,), FLOATS)
             mask = check_shape(self, "mask", (rows, packing.packed_width(cols, 1)), own)
@@ -132,13 +166,9 @@ class SparseLinear(nn.Module):
             check_padding("indices", indices, count, bits)
             check_places(indices, count, bits, self.pattern)
         check_finite("values", values)
-        if self.bias is not None:
-            check_finite("bias", check_shape(self, "bias", (rows,), FLOATS))
 
-    @property
-    def weight(self) -> Tensor:
-        """W (out_features, in_features), made anew at every reading."""
-        rows, cols = self.out_features, self.in_features
+    def _dense(self) -> Tensor:
+        rows, cols = self.shape
         if self.pattern is None:
             mask = packing.unpack(self.mask, 1, cols).bool()
             return self.values.new_zeros(rows, cols).masked_scatter_(mask, self.values)
@@ -147,84 +177,100 @@ class SparseLinear(nn.Module):
         weight = self.values.new_zeros(rows, cols // m, m)
         return weight.scatter_(-1, places, self.values.view(rows, -1, n)).view(rows, cols)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self._way is None or self._way[0] != x.device:
-            self._way = x.device, self.kernel_name(x.device)
-        if self._way[1] == SEMI_STRUCTURED and not (x.requires_grad and torch.is_grad_enabled()):
-            if self._semi_structured is None:
-                self._semi_structured = _semi_structured(self.weight)
-            return nn.functional.linear(x.to(self.dtype), self._semi_structured, self.bias).to(x.dtype)
-        dtype = product_dtype(x.dtype, x.device)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        if x.requires_grad and torch.is_grad_enabled():
-            y = frozen_product(x.to(dtype), lambda kind: self.weight.to(kind))
-            return (y if bias is None else y + bias).to(x.dtype)
-        return nn.functional.linear(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
+    def again(self, weight: Tensor) -> "Sparse":
+        return Sparse.from_weight(weight.to(self.dtype), self.pattern)
 
-    def to_linear(self) -> nn.Linear:
-        """A dense layer with the same weight."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.weight, requires_grad=False)
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias, requires_grad=False)
-        return linear
+    def rows(self, kept: Tensor) -> "Sparse":
+        return Sparse.from_weight(self.value()[kept], self.pattern)
+
+    def columns(self, kept: Tensor) -> "Sparse":
+        """Patterns stay where the inputs that are left still have it; else what is left is stored with a bitmask."""
+        weight = self.value()[:, kept]
+        if self.pattern is not None:
+            n, m = self.pattern
+            if weight.shape[1] % m or (weight != 0).view(len(weight), -1, m).sum(-1).max() > n:
+                return Sparse.from_weight(weight)
+        return Sparse.from_weight(weight, self.pattern)
+
+
+@part("csr", place="weight")
+class Csr(_Values):
+    """Compressed sparse rows: for few values, such as outliers beside codes.
+
+    Args:
+        values: (kept,), row by row.
+        places: int32 (kept,), their columns, ascending within a row.
+        ends: int32 (rows,), how many values there are up to the end of each row.
+        cols: of W.
+    """
+
+    def __init__(self, values: Tensor, places: Tensor, ends: Tensor, cols: int):
+        super().__init__()
+        self._sized(len(ends), cols, values.dtype)
+        for name, tensor in (("values", values), ("places", places), ("ends", ends)):
+            self.register_buffer(name, tensor.detach())
+        self.check()
+
+    @classmethod
+    def from_weight(cls, weight: Tensor) -> Self:
+        """Every value of a weight (rows, cols) but zeros."""
+        kept = weight.detach() != 0
+        places = kept.nonzero()[:, 1].int()
+        return cls(weight.detach()[kept], places, kept.sum(-1).cumsum(0).int(), weight.shape[1])
+
+    @classmethod
+    def empty(cls, rows: int, cols: int, *, kept: Any, dtype: Any) -> Self:
+        check_size("kept", kept, least=0, most=rows * cols)
+        places = torch.empty(kept, dtype=torch.int32, device="meta")
+        ends = torch.empty(rows, dtype=torch.int32, device="meta")
+        return cls(torch.empty(kept, dtype=dtype_named(dtype), device="meta"), places, ends, cols)
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
+    def settings(self) -> dict[str, Any]:
+        return {"kept": self.values.numel(), "dtype": name_of(self.dtype)}
 
     @property
-    def stored_bytes(self) -> int:
-        """Bytes in the state dict: values, their places and bias."""
-        return sum(buffer.nbytes for buffer in self.buffers())
+    def words(self) -> str:
+        return f"{self.values.numel()} values by row"
 
-    def kernel_name(self, device: torch.device | str | None = None) -> str:
-        """How the layer multiplies on the device (default: where it is)."""
-        device = torch.device(device or self.values.device)
-        return DENSIFY if self._refusal(device) else SEMI_STRUCTURED
+    @property
+    def weights(self) -> int:
+        """Those that it stores: it is a summand beside the weights of another part."""
+        return self.values.numel()
 
-    def _refusal(self, device: torch.device) -> str | None:
-        """Why torch's semi-structured kernels do not take the layer on a device, or None."""
-        if device.type != "cuda" or not torch.cuda.is_available():
-            return "they are for CUDA"
-        if self.pattern != (2, 4) or self.dtype not in (torch.bfloat16, torch.float16):
-            return "they multiply 2:4 in 16 bits"
-        if not torch.backends.cusparselt.is_available():
-            return "this torch is built without cuSPARSELt"
-        if torch.cuda.get_device_capability(device) < (8, 0):
-            return "they need compute capability 8.0"
-        if self.out_features % 32 or self.in_features % 64:
-            return "they need outputs in multiples of 32 and inputs in multiples of 64"
-        return None
+    def check(self) -> None:
+        (rows, cols), count = self.shape, self.values.numel()
+        check_finite("values", check_shape(self, "values", (count,), FLOATS))
+        places, ends = check_shape(self, "places", (count,), {torch.int32}), check_shape(
+            self, "ends", (rows,), {torch.int32}
+        )  # fmt: skip
+        if ends.is_meta:
+            return
+        if (ends.diff() < 0).any() or int(ends[0]) < 0 or int(ends[-1]) != count:
+            raise LayerError(f"ends must ascend to the {count} values that are stored")
+        if count and (int(places.min()) < 0 or int(places.max()) >= cols):
+            raise LayerError(f"places must be from 0 to {cols - 1}")
+        keys = self._row_of_each() * cols + places
+        if (keys.diff() <= 0).any():
+            raise LayerError("places must ascend within each row")
 
-    def extra_repr(self) -> str:
-        stored = "bitmask" if self.pattern is None else "{}:{}".format(*self.pattern)
-        return f"in_features={self.in_features}, out_features={self.out_features}, stored={stored}"
+    def _row_of_each(self) -> Tensor:
+        counts = torch.diff(self.ends.long(), prepend=self.ends.new_zeros(1).long())
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
-    # --- the copy for a kernel is of the values as they are -----------------------------------------------------------
+    def _dense(self) -> Tensor:
+        weight = self.values.new_zeros(self.shape)
+        weight[self._row_of_each(), self.places.long()] = self.values
+        return weight
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._semi_structured = self._way = None
-        return super()._apply(fn, recurse)
+    def rows(self, kept: Tensor) -> "Csr":
+        return Csr.from_weight(self.value()[kept])
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        self._semi_structured = self._way = None
-        check_incoming(self, state_dict, prefix, ("values",))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        check_loaded(self, state_dict, prefix)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_semi_structured": None, "_way": None}
+    def columns(self, kept: Tensor) -> "Csr":
+        return Csr.from_weight(self.value()[:, kept])
 
 
-def _semi_structured(weight: Tensor) -> Tensor:
-    """The copy for the kernels; torch warns at the first one that its interface may change."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
-        return torch.sparse.to_sparse_semi_structured(weight)
-
-
-def _check_pattern(pattern: tuple[int, int], cols: int) -> None:
+def _check_pattern(pattern: Any, cols: int) -> None:
     n, m = pattern
     check_size("m of the pattern", m, least=2, most=256)
     check_size("n of the pattern", n, least=1, most=m - 1)

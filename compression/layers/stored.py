@@ -1,57 +1,41 @@
-"""Stored layers as JSON: `describe` says what a layer is, `restore` makes it of that, without its tensors.
+"""Layers as JSON: `describe` says what a layer is, `restore` makes it of that, without its tensors.
 
-Its constructors check what is described, and its `check` the tensors once they are there, whichever way they come
-(`compression.layers.checks`): an artefact is opened, a run is gone on with and a method builds by the same rules.
+What is described is checked by the parts it is built of, and their tensors once they are there, whichever way they
+come: an artefact is opened, a run is resumed and a method builds by the same rules.
 """
 
-import dataclasses
 from typing import Any
 
 import torch
 from torch import nn
 
 from compression.errors import CompressionError, LayerError
-from compression.files.strict_json import exact_fields, flag_field
-from compression.layers.checks import FLOATS, check_one_of
-from compression.layers.embedding import EMBEDDINGS, HEAD, PackedEmbedding
-from compression.layers.low_rank import LoraLinear
-from compression.layers.packed import PackedLinear
-from compression.layers.sparse import SparseLinear
-from compression.numeric.grids import GRIDS
+from compression.files.strict_json import exact_fields
+from compression.layers.embedding import EMBEDDINGS, HEAD, Embedding
+from compression.layers.linear import Linear
+from compression.layers.parts import build, described, dtype_named, name_of
+from compression.numeric.checks import check_size
 
-StoredLinear = PackedLinear | SparseLinear | LoraLinear
-
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
-_COMMON = {"in_features", "out_features", "bias", "dtype"}
+_FIELDS = {"in_features", "out_features", "bias", "compute_dtype", "backend", "input", "weight", "output"}
 
 
-def describe(layer: StoredLinear | PackedEmbedding) -> dict[str, Any]:
+def describe(layer: Linear | Embedding) -> dict[str, Any]:
     """What compression.json says of a layer."""
-    if isinstance(layer, PackedEmbedding):
+    if isinstance(layer, Embedding):
         return {"embedding": "tied" if layer.tied else describe(layer.table)}
-    if isinstance(layer, LoraLinear):
-        adapter = {"rank": layer.rank, "scale": layer.scale, "dtype": _name(layer.lora_a.dtype)}
-        return {"adapter": adapter, "base": describe(layer.base)}  # type: ignore[arg-type]
-    common = {
+    return {
         "in_features": layer.in_features,
         "out_features": layer.out_features,
-        "bias": layer.bias is not None,
-        "dtype": _name(layer.dtype),
-    }
-    if isinstance(layer, SparseLinear):
-        store = "bitmask" if layer.pattern is None else "nm"
-        return {"store": store, "pattern": layer.pattern, "kept": layer.values.numel(), **common}
-    return {
-        "grid": {"kind": layer.grid.kind, **dataclasses.asdict(layer.grid)},  # type: ignore[attr-defined, call-overload]
-        **common,
-        "compute_dtype": None if layer.compute_dtype is None else _name(layer.compute_dtype),
+        "bias": None if layer.bias is None else name_of(layer.bias.dtype),
+        "compute_dtype": None if layer.compute_dtype is None else name_of(layer.compute_dtype),
         "backend": layer.backend,
-        "threshold": layer.threshold,
-        "permuted": layer.permutation is not None,
+        "input": None if layer.input_part is None else described(layer.input_part),
+        "weight": described(layer.weight_part),
+        "output": None if layer.output_part is None else described(layer.output_part),
     }
 
 
-def restore(description: Any) -> StoredLinear:
+def restore(description: Any) -> Linear:
     """The layer that `describe` gave this of, on the meta device.
 
     Raises:
@@ -60,9 +44,18 @@ def restore(description: Any) -> StoredLinear:
     try:
         if not isinstance(description, dict):
             raise ValueError(f"{description!r:.80} is not a table of names and values")
-        if "adapter" in description:
-            return _adapted(description)
-        return _sparse(description) if "store" in description else _packed(description)
+        given = exact_fields(description, _FIELDS)
+        rows, cols = given["out_features"], given["in_features"]
+        check_size("out_features", rows)
+        check_size("in_features", cols)
+        parts = {place: None if given[place] is None else build(given[place], rows, cols, place)
+                 for place in ("input", "output")}  # fmt: skip
+        bias = None if given["bias"] is None else torch.empty(rows, dtype=dtype_named(given["bias"]), device="meta")
+        return Linear(
+            build(given["weight"], rows, cols, "weight"), bias, input_part=parts["input"], output_part=parts["output"],
+            compute_dtype=None if given["compute_dtype"] is None else dtype_named(given["compute_dtype"]),
+            backend=given["backend"],
+        )  # fmt: skip
     except (CompressionError, ValueError) as error:
         raise LayerError(str(error)) from None
 
@@ -97,10 +90,10 @@ def put_all(model: nn.Module, descriptions: dict[str, Any]) -> None:
 
 
 def _put_embeddings(model: nn.Module, names: list[str], description: dict[str, Any], tied: bool) -> None:
-    """Packed embeddings, on a head that is packed already where the model ties the two."""
+    """Stored embeddings, on a head that is stored already where the model ties the two."""
     stored = exact_fields(description, {"embedding"})["embedding"]
     dense, head = model.get_submodule(EMBEDDINGS), model.get_submodule(HEAD)
-    if names != [EMBEDDINGS] or (stored == "tied") != tied or not isinstance(head, PackedLinear):
+    if names != [EMBEDDINGS] or (stored == "tied") != tied or not isinstance(head, Linear):
         raise LayerError(
             f"{names[0]}: packed embeddings are those of {EMBEDDINGS}, on the head where config.json ties them"
         )
@@ -108,10 +101,9 @@ def _put_embeddings(model: nn.Module, names: list[str], description: dict[str, A
         table = head if tied else restore(stored)
     except LayerError as error:
         raise LayerError(f"{EMBEDDINGS}: {error}") from None
-    shape = table.out_features, table.in_features
-    if not isinstance(table, PackedLinear) or shape != (dense.num_embeddings, dense.embedding_dim):
-        raise LayerError(f"{EMBEDDINGS} is stored as {table}, and by the configuration {dense}")
-    model.set_submodule(EMBEDDINGS, PackedEmbedding(table, tied=tied))
+    if (table.out_features, table.in_features) != (dense.num_embeddings, dense.embedding_dim):
+        raise LayerError(f"{EMBEDDINGS} is stored with {table.extra_repr()}, and by the configuration it is {dense}")
+    model.set_submodule(EMBEDDINGS, Embedding(table, tied=tied))
 
 
 def _put(model: nn.Module, name: str, description: Any) -> None:
@@ -132,58 +124,5 @@ def _put(model: nn.Module, name: str, description: Any) -> None:
         raise LayerError(f"{name}: {error}") from None
     wanted, got = ((each.in_features, each.out_features, each.bias is not None) for each in (dense, layer))
     if wanted != got:
-        raise LayerError(f"{name} is {layer}, bias={got[2]}, and by the configuration {dense}")
+        raise LayerError(f"{name} is stored with {layer.extra_repr()}, and by the configuration it is {dense}")
     model.set_submodule(name, layer)
-
-
-def _adapted(description: dict[str, Any]) -> LoraLinear:
-    exact_fields(description, {"adapter", "base"})
-    adapter = exact_fields(description["adapter"], {"rank", "scale", "dtype"})
-    base = restore(description["base"])
-    return LoraLinear(base, adapter["rank"], adapter["scale"], dtype=_dtype(adapter, "dtype"), device="meta")
-
-
-def _sparse(description: dict[str, Any]) -> SparseLinear:
-    exact_fields(description, {"store", "pattern", "kept", *_COMMON})
-    check_one_of("store", description["store"], ("bitmask", "nm"))
-    pattern = description["pattern"]
-    if description["store"] == "bitmask":
-        if pattern is not None:
-            raise ValueError(f"pattern={pattern!r:.80} of a bitmask must be null")
-    elif not (isinstance(pattern, list | tuple) and len(pattern) == 2):
-        raise ValueError(f"pattern={pattern!r:.80} must be two numbers, n and m")
-    else:
-        pattern = tuple(pattern)
-    layer = SparseLinear(
-        description["in_features"], description["out_features"], bias=flag_field(description, "bias"),
-        dtype=_dtype(description, "dtype"), kept=description["kept"], pattern=pattern, device="meta",
-    )  # fmt: skip
-    if layer.values.numel() != description["kept"]:
-        raise ValueError(f"kept={description['kept']!r:.80}, but the pattern keeps {layer.values.numel()}")
-    return layer
-
-
-def _packed(description: dict[str, Any]) -> PackedLinear:
-    exact_fields(description, {"grid", "compute_dtype", "backend", "threshold", "permuted", *_COMMON})
-    kind = GRIDS.get(str(description["grid"].get("kind"))) if isinstance(description["grid"], dict) else None
-    if kind is None:
-        raise ValueError(f"grid={description['grid']!r:.80} must be a table whose kind is one of {', '.join(GRIDS)}")
-    fields = exact_fields(description["grid"], {"kind", *(field.name for field in dataclasses.fields(kind))})
-    return PackedLinear(
-        kind(**{name: value for name, value in fields.items() if name != "kind"}),
-        description["in_features"], description["out_features"], bias=flag_field(description, "bias"),
-        dtype=_dtype(description, "dtype"), threshold=description["threshold"], backend=description["backend"],
-        permuted=flag_field(description, "permuted"), device="meta",
-        compute_dtype=None if description["compute_dtype"] is None else _dtype(description, "compute_dtype"),
-    )  # fmt: skip
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _dtype(description: dict[str, Any], name: str) -> torch.dtype:
-    value = description[name]
-    if not isinstance(value, str) or value not in _DTYPES:
-        raise ValueError(f"{name}={value!r:.80} must be one of {', '.join(sorted(_DTYPES))}")
-    return _DTYPES[value]

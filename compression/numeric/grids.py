@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from compression.errors import LayerError, RecipeError
-from compression.layers.checks import check_one_of, check_padding, check_size
 from compression.numeric import packing
+from compression.numeric.checks import check_one_of, check_padding, check_size
 
 Params = dict[str, Tensor]
 Kind = torch.dtype | None  # None for any that weights are computed with
@@ -37,7 +37,7 @@ NF4_LEVELS = (
 
 
 class Grid(Protocol):
-    """What PackedLinear needs of a number format."""
+    """What `layers.codes.Codes` needs of a number format."""
 
     bits: int
     group_size: int
@@ -341,7 +341,57 @@ class Int8RowGrid:
             raise LayerError("codes must be from 1 to 255: 0 stands for no level")
 
 
-GRIDS: dict[str, type] = {grid.kind: grid for grid in (AffineGrid, NF4Grid, Int8RowGrid)}
+@dataclass(frozen=True, kw_only=True)
+class SignedGrid:
+    """Signed whole numbers around zero, one fp32 scale to a row: W = s * (q - m), q in 1 .. 2**bits - 1.
+
+    m = 2**(bits - 1) and s = max|W| / (m - 1): the largest weight is itself a level, and zero is one. The weight side
+    of products of whole numbers (W8A8), as in SmoothQuant, arXiv 2211.10438, eq. 1.
+    """
+
+    kind: ClassVar[str] = "signed"
+    bits: int = 8
+    group_size: int = -1
+
+    def __post_init__(self) -> None:
+        check_size("bits", self.bits, least=2, most=8)
+        check_one_of("group_size", self.group_size, (-1,))
+
+    @property
+    def words(self) -> str:
+        return f"{self.bits} bits {_groups(self.group_size)}, symmetric"
+
+    @property
+    def middle(self) -> int:
+        return 2 ** (self.bits - 1)
+
+    def table(self, device: torch.device | str = "cpu") -> Tensor:
+        return torch.arange(2**self.bits, dtype=torch.float32, device=device)
+
+    def fit(self, weight: Tensor) -> Params:
+        scales = weight.detach().float().abs().amax(-1) / (self.middle - 1)
+        return {"scales": torch.where(scales == 0, torch.ones_like(scales), scales)}
+
+    def encode(self, weight: Tensor, params: Params) -> Tensor:
+        q = (weight.detach().float() / params["scales"][:, None]).round_() + self.middle
+        return q.clamp_(1, 2**self.bits - 1).to(torch.uint8)
+
+    def expand(self, params: Params, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+        scales = params["scales"][:, None]
+        return scales, torch.full_like(scales, self.middle)
+
+    def take(self, params: Params, places: Tensor, size: int) -> "tuple[SignedGrid, Params]":
+        return self, {"scales": params["scales"][places[:, 0]]}
+
+    def buffers(self, rows: int, cols: int, dtype: Kind) -> dict[str, tuple[tuple[int, ...], Kind]]:
+        return {"scales": ((rows,), torch.float32)}
+
+    def check(self, packed: Tensor, params: Params, cols: int) -> None:
+        if not packed.is_meta and (packing.unpack(packed, self.bits, cols) == 0).any():
+            raise LayerError(f"codes must be from 1 to {2**self.bits - 1}: 0 stands for no level")
+
+
+GRIDS: dict[str, type] = {grid.kind: grid for grid in (AffineGrid, NF4Grid, Int8RowGrid, SignedGrid)}
 
 
 def _nearest(x: Tensor, levels: Tensor) -> Tensor:

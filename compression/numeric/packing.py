@@ -5,6 +5,8 @@ multiple of `bits` that is 8/bits codes to a byte, lowest bits first; else 8 cod
 at whole bytes, so a row can be read alone; at most 7 bits at its end are padding, and those are zero.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -74,3 +76,21 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     shifts = torch.arange(0, per_word * bits, bits, device=packed.device, dtype=dtype)
     codes = (words[..., None] >> shifts) & (2**bits - 1)
     return codes.to(torch.uint8).flatten(-2)[..., :count]
+
+
+def to_bytes(words: Tensor) -> Tensor:
+    """int32 (n, m) -> uint8 (n, 4 m), lowest bits first."""
+    return words.reshape(-1).view(torch.uint8).view(len(words), -1)
+
+
+def to_words(packed: Tensor) -> Tensor:
+    """uint8 (n, 4 m) -> int32 (n, m): the inverse of `to_bytes`."""
+    return packed.reshape(-1).view(torch.int32).view(len(packed), -1)
+
+
+def shift_zeros(qzeros: Tensor, bits: int, by: Literal[1, -1]) -> Tensor:
+    """Packed zero points between version "gptq" (`by` 1 for reading, -1 for writing) and "gptq_v2"."""
+    if bits == 3:
+        zeros = unpack(to_bytes(qzeros), bits, qzeros.shape[1] * 32 // bits)
+        return to_words(pack(zeros + by & 7, bits))
+    return qzeros + by * sum(1 << i for i in range(0, 32, bits))  # of int32: modulo 2**32

@@ -131,10 +131,8 @@ class LayerwiseMethod(Method):
 
     def describe(self, linear: Any, layer: Any) -> str:
         """What became of a linear layer, for the report."""
-        from compression.layers.packed import PackedLinear
-
-        packed = isinstance(layer, PackedLinear)
-        return spell(self) + (f", {layer.grid.words}, kernel {layer.kernel_name()}" if packed else "")
+        stored = getattr(layer, "weight_part", None)
+        return spell(self) + ("" if stored is None else f", {stored.words}, kernel {layer.kernel_name()}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +221,9 @@ class CalibratedQuantizer(Quantizer, CalibratedMethod):
 
     def compress_linear(self, linear: Any, context: Any) -> Any:
         """What a linear of which no input is known becomes: rounded to nearest. Tells the kernel that it will get."""
-        from compression.layers.packed import PackedLinear
+        from compression.layers.codes import packed_linear
 
-        return PackedLinear.from_weight(linear.weight, linear.bias, self.grid(), backend=self.backend)
+        return packed_linear(linear.weight, linear.bias, self.grid(), backend=self.backend)
 
     def round(self, weight: Any, hessian: Any, dtype: Any) -> Any:
         """A `compression.numeric.rounding.Rounded` of a weight, fp32 (rows, cols); `dtype` is that of stored scales."""

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from compression.architectures import decoder
 from compression.errors import LayerError
-from compression.layers.low_rank import LoraLinear
-from compression.layers.packed import PackedLinear
-from compression.layers.sparse import SparseLinear
-from compression.numeric import grids
+from compression.layers.foreign import part_around
+from compression.layers.linear import Linear
+from compression.layers.low_rank import LowRank
 from compression.training.settings import LoraSettings
 
 
-def attach(model: nn.Module, settings: LoraSettings, *, keep_zeros: bool = True) -> dict[str, LoraLinear]:
+def attach(model: nn.Module, settings: LoraSettings, *, keep_zeros: bool = True) -> dict[str, Linear]:
     """Put adapters on the linear layers of all blocks that the settings name; they compute what they did before.
 
     The adapters are fp32 and ask for gradients, everything else does not. Other parameters become objects of the
@@ -33,30 +32,45 @@ def attach(model: nn.Module, settings: LoraSettings, *, keep_zeros: bool = True)
     """
     found = [(block, name, layer) for block in decoder.decoder_blocks(model) for name, layer in block.linears()
              if name.rsplit(".", 1)[-1] in settings.targets]  # fmt: skip
-    adapted = {}
+    adapters, adapted = {}, {}
     for _, name, layer in found:
-        try:
-            mask = _mask(layer) if keep_zeros else None
-            adapted[name] = LoraLinear(
-                layer, settings.rank, settings.alpha / settings.rank, dropout=settings.dropout, mask=mask,
-                device=_device(layer),
-            )  # fmt: skip
-        except LayerError as error:
-            raise LayerError(f"{name}: {error}") from error
+        check_free(name, layer)
         seed = hashlib.sha256(f"{settings.seed} {name}".encode()).digest()[:7]
-        adapted[name].reset(torch.Generator().manual_seed(int.from_bytes(seed)))
+        adapters[name] = LowRank.drawn(
+            layer.out_features, layer.in_features, settings.rank, settings.alpha / settings.rank,
+            torch.Generator().manual_seed(int.from_bytes(seed)), dropout=settings.dropout,
+            mask=_mask(layer) if keep_zeros else None, device=_device(layer),
+        )  # fmt: skip
     _own(model)
-    for block, name, _ in found:
+    for block, name, layer in found:
+        own = layer if isinstance(layer, Linear) else Linear(part_around(layer), layer.bias)
+        adapted[name] = own.with_weight(*own.weight_part.summands, adapters[name]).train(layer.training)
         block.replace(name, adapted[name])
-        adapted[name].lora_a.requires_grad_(True)
-        adapted[name].lora_b.requires_grad_(True)
+        adapters[name].requires_grad_(True)
     return adapted
+
+
+def adapter_of(layer: nn.Module) -> LowRank | None:
+    """The adapter of a layer: the low-rank part beside others, the last one."""
+    parts = layer.weight_part.summands if isinstance(layer, Linear) else ()
+    return parts[-1] if len(parts) > 1 and isinstance(parts[-1], LowRank) else None
+
+
+def check_free(name: str, layer: nn.Module) -> None:
+    """Raise LayerError if a layer has an adapter already."""
+    if adapter_of(layer) is not None:
+        raise LayerError(f"{name}: this layer already has an adapter; use recover once, or pass merge=all")
 
 
 def detach(model: nn.Module) -> None:
     """Take every adapter out: the layers are again what they were."""
     for name, layer in adapted_layers(model).items():
-        model.set_submodule(name, layer.base)
+        model.set_submodule(name, without_adapter(layer).simplest())
+
+
+def without_adapter(layer: Linear) -> Linear:
+    """The layer of all parts but the adapter."""
+    return layer.with_weight(*layer.weight_part.summands[:-1])
 
 
 def merge(model: nn.Module, *, packed: bool = False) -> dict[str, float]:
@@ -74,49 +88,35 @@ def merge(model: nn.Module, *, packed: bool = False) -> dict[str, float]:
     for name, layer in adapted_layers(model).items():
         lost[name], merged = 0.0, _merged(layer, packed)
         if merged is not None:
-            change = float(layer.product().detach().norm())
-            lost[name] = float((_floats(merged) - _sum(layer)).norm()) / change if change else 0.0
-            model.set_submodule(name, merged)
+            adapter = layer.weight_part.summands[-1]
+            change = float(adapter.value().detach().norm())
+            lost[name] = float((_floats(merged) - _floats(layer)).norm()) / change if change else 0.0
+            model.set_submodule(name, merged.simplest())
         elif layer.dtype.is_floating_point:  # that of bitsandbytes is the one of its codes
-            layer.lora_a.data, layer.lora_b.data = (t.data.to(layer.dtype) for t in (layer.lora_a, layer.lora_b))
+            layer.weight_part.summands[-1].to(layer.dtype)
     return lost
 
 
-def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
+def adapted_layers(model: nn.Module) -> dict[str, Linear]:
     """Every layer with an adapter, by its full name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+    return {name: module for name, module in model.named_modules()
+            if isinstance(module, Linear) and adapter_of(module) is not None}  # fmt: skip
 
 
-def _merged(layer: LoraLinear, packed: bool) -> nn.Module | None:
-    """A layer like the base with the sum as its weight; None for one that has to keep its own."""
-    base = layer.base
-    if type(base) is nn.Linear:  # not those of bitsandbytes, which inherit from it
-        return layer.to_linear()
-    if isinstance(base, SparseLinear):
-        linear = layer.to_linear()
-        return SparseLinear.from_weight(linear.weight, linear.bias, base.pattern)
-    if isinstance(base, PackedLinear) and packed:
-        return _repacked(base, _sum(layer).masked_fill(_floats(base) == 0, 0))
+def _merged(layer: Linear, packed: bool) -> Linear | None:
+    """A layer like the one before with the sum as its weight; None for one that has to keep its adapter."""
+    own = without_adapter(layer)
+    if own.exact:
+        return own.with_weight(own.weight_part.again(layer.weight_part.value().detach()))
+    if own.weight_part.takes_others and packed:
+        weight = _floats(layer).masked_fill(_floats(own) == 0, 0)
+        return own.with_weight(own.weight_part.again(weight))
     return None
 
 
-def _repacked(base: PackedLinear, weight: Tensor) -> PackedLinear:
-    order = None if base.permutation is None else base.permutation.long()
-    codes, params = grids.quantize(base.grid, (weight if order is None else weight[:, order]).to(base.dtype))
-    return PackedLinear.from_codes(
-        codes, params, base.bias, base.grid, dtype=base.dtype, permutation=base.permutation,
-        compute_dtype=base.compute_dtype, backend=base.backend, threshold=base.threshold,
-    )  # fmt: skip
-
-
-def _floats(layer: nn.Module) -> Tensor:
+def _floats(layer: Linear) -> Tensor:
     """The weight (rows, cols) in fp32."""
-    return layer.dequantize(torch.float32) if isinstance(layer, PackedLinear) else layer.weight.detach().float()  # type: ignore[union-attr, operator]
-
-
-def _sum(layer: LoraLinear) -> Tensor:
-    """W + s B A (rows, cols) in fp32."""
-    return _floats(layer.base) + layer.product().detach().float()
+    return layer.weight_part.value(torch.float32).detach()
 
 
 def _own(model: nn.Module) -> None:
@@ -131,7 +131,7 @@ def _own(model: nn.Module) -> None:
 
 def _mask(layer: nn.Module) -> Tensor | None:
     """Where a dense or sparse weight is not zero; None where it is so everywhere, and for packed layers."""
-    if type(layer) is not nn.Linear and not isinstance(layer, SparseLinear):
+    if not (layer.exact if isinstance(layer, Linear) else type(layer) is nn.Linear):
         return None
     kept = layer.weight != 0
     return None if bool(kept.all()) else kept

@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from compression.errors import TrainingError
 from compression.files.sealed_folder import SealedFolder
-from compression.layers.packed import PackedLinear
+from compression.layers.linear import Linear
 from compression.numeric.losses import IGNORED, next_tokens
 from compression.numeric.losses_in_chunks import Projected
 from compression.training.downstream import Texts
@@ -139,7 +139,7 @@ class ObjectiveTrainer(Trainer):
                 input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
             )
             head = model.lm_head
-            weight = head.dequantize(torch.float32) if isinstance(head, PackedLinear) else head.weight
+            weight = head.dequantize(torch.float32) if isinstance(head, Linear) else head.weight
             student = Projected(found.last_hidden_state, weight, head.bias)
             loss = distillation(
                 student, outputs, inputs["shift_labels"], self.objective, items=num_items_in_batch

@@ -35,8 +35,8 @@ from compression.errors import TrainingError
 from compression.files.atomic import digest_of, key_of
 from compression.files.sealed_folder import Seal, SealedFolder
 from compression.files.strict_json import expanded, finite, read_json
-from compression.layers.packed import PackedLinear
-from compression.layers.sparse import SparseLinear
+from compression.layers.linear import Linear
+from compression.layers.parts import WeightPart
 from compression.training.downstream import Texts
 from compression.training.objective_trainer import CHECKPOINTS, Lesson, ObjectiveTrainer, Progress
 from compression.training.settings import Objective, Settings
@@ -136,17 +136,22 @@ def _in_fp32(student: nn.Module) -> Iterator[None]:
     Trainer switches the cache of the model off for good; behind this it is as it was.
     """
     parameters = [(parameter, parameter.dtype) for parameter in student.parameters()]
-    stored = [(layer, layer.dtype) for layer in student.modules() if isinstance(layer, PackedLinear | SparseLinear)]
+    stored = [(part, part.dtype) for part in student.modules() if isinstance(part, WeightPart)]
+    biases = [(layer, layer.bias.dtype) for layer in student.modules()
+              if isinstance(layer, Linear) and layer.bias is not None]  # fmt: skip
     use_cache = student.config.use_cache
     student.float()
     try:
         yield
     finally:
         student.config.use_cache = use_cache
+        for part, dtype in stored:
+            if not part._parameters:
+                part.to(dtype)
+        for layer, dtype in biases:
+            layer.bias.data = layer.bias.data.to(dtype)
         for parameter, dtype in parameters:
             parameter.data = parameter.data.to(dtype)
-        for layer, dtype in stored:
-            layer.to(dtype)
 
 
 @contextmanager

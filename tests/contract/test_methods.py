@@ -14,6 +14,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 from contract_rows import CASES, CHEAPEST, EXPECTED, EXPECTED_FAILURES, Row, needs, rtn_bytes
+from packed_layers import holds
 from saboteurs import BROKEN_METHODS
 from safetensors.torch import load_file
 from strategies import gaussian
@@ -24,7 +25,6 @@ import compression
 from compression import LayerError, Recipe, Step
 from compression.architectures.decoder import copy_sharing_tensors
 from compression.engine.plan import check
-from compression.layers.packed import PackedLinear
 from compression.recipes.registry import METHODS, method
 
 pytestmark = pytest.mark.usefixtures("tiny_shapes")
@@ -34,7 +34,7 @@ EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def weight_of(layer):
-    return layer.dequantize() if isinstance(layer, PackedLinear) else layer.weight
+    return layer.dequantize() if holds(layer, "codes") else layer.weight
 
 
 def stored_bytes_of(layer):
@@ -116,7 +116,7 @@ class TestContract:
             if entry.name not in after:
                 assert ("removed", True) == (entry.outcome, bool(entry.detail)), entry
                 continue
-            kept = not isinstance(after[entry.name], PackedLinear) and torch.equal(
+            kept = not holds(after[entry.name], "codes") and torch.equal(
                 after[entry.name].weight, expected[entry.name].weight
             )
             assert ("kept" if kept else "replaced", True) == (entry.outcome, bool(entry.detail)), entry

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from compression.checkpoints.formats.description import Published
-from compression.checkpoints.formats.layer import Shapes, StoredLayer, to_bytes, to_words
+from compression.checkpoints.formats.layer import Shapes, StoredLayer
 from compression.numeric import packing
+from compression.numeric.packing import to_bytes, to_words
 
 OPTIONAL = ()
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the outputs of a word from its lowest bits on

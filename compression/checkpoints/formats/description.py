@@ -1,8 +1,9 @@
 """Published checkpoint formats, and how a folder describes itself.
 
-A folder tells its format in config.json (`quantization_config`), in quantize_config.json as AutoGPTQ wrote it, in
-quant_config.json as llm-awq wrote it, or in several of them, which then have to agree. `gptq` and `awq` translate the
-tensors of one layer, `_model` those of a whole folder. Nothing here needs torch.
+`registry` has the formats by name. A folder tells its format in config.json (`quantization_config`), in
+quantize_config.json as AutoGPTQ wrote it, in quant_config.json as llm-awq wrote it, or in several of them, which then
+have to agree. `gptq` and `awq` translate the tensors of one layer, `_model` those of a whole folder. Nothing here needs
+torch.
 
 Sources: GPTQModel 7.6 (`quantization/config.py`, `utils/model.py`), AutoGPTQ (`nn_modules/qlinear/qlinear_cuda.py`),
 AutoAWQ (`modules/linear/gemm.py`), `GPTQConfig` and `AwqConfig` of transformers 5.23.
@@ -17,7 +18,6 @@ from typing import Any
 from compression.errors import CheckpointError
 from compression.files.strict_json import read_json
 
-FORMATS = ("own", "gptq", "awq")  # that a compressed model can be written in; the first is that of this package
 BITS = {"gptq": (2, 3, 4, 8), "awq": (4,)}
 VERSIONS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 GROUP_SIZES = {"gptq": (-1, 16, 32, 64, 128, 256, 512, 1024), "awq": (-1, 16, 32, 64, 128)}  # that GPTQModel takes

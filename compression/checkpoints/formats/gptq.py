@@ -18,14 +18,13 @@ Sources: GPTQModel 7.6, `nn_modules/qlinear/__init__.py` (`pack_block`, `dequant
 (`convert_gptq_v1_to_v2_format_module`); AutoGPTQ, `nn_modules/qlinear/qlinear_cuda.py`.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from compression.checkpoints.formats.description import Published
-from compression.checkpoints.formats.layer import Shapes, StoredLayer, to_bytes, to_words
+from compression.checkpoints.formats.layer import Shapes, StoredLayer
 from compression.numeric import packing
+from compression.numeric.packing import shift_zeros, to_bytes, to_words
 
 OPTIONAL = ("g_idx",)
 
@@ -87,14 +86,6 @@ def write(layer: StoredLayer, published: Published) -> dict[str, Tensor]:
         "scales": layer.scales.t().contiguous(),
         "g_idx": g_idx.int(),
     }
-
-
-def shift_zeros(qzeros: Tensor, bits: int, by: Literal[1, -1]) -> Tensor:
-    """Packed zero points between version "gptq" (`by` 1 for reading, -1 for writing) and "gptq_v2"."""
-    if bits == 3:
-        zeros = packing.unpack(to_bytes(qzeros), bits, qzeros.shape[1] * 32 // bits)
-        return to_words(packing.pack(zeros + by & 7, bits))
-    return qzeros + by * sum(1 << i for i in range(0, 32, bits))  # of int32: modulo 2**32
 
 
 def _order(g_idx: Tensor, cols: int, groups: int) -> Tensor | None:

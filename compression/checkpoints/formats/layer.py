@@ -1,8 +1,7 @@
-"""One layer between the published formats and PackedLinear."""
+"""One layer between the published formats and `Codes`."""
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
@@ -23,13 +22,3 @@ class StoredLayer:
     scales: Tensor
     zeros: Tensor
     permutation: Tensor | None
-
-
-def to_bytes(words: Tensor) -> Tensor:
-    """int32 (n, m) -> uint8 (n, 4 m), lowest bits first."""
-    return words.reshape(-1).view(torch.uint8).view(len(words), -1)
-
-
-def to_words(packed: Tensor) -> Tensor:
-    """uint8 (n, 4 m) -> int32 (n, m): the inverse of `to_bytes`."""
-    return packed.reshape(-1).view(torch.int32).view(len(packed), -1)

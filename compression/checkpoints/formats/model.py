@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from compression.architectures import decoder
 from compression.checkpoints import base, weights
 from compression.checkpoints.base import BaseSource
-from compression.checkpoints.formats.description import BITS, GROUP_SIZES, VERSIONS, Published
+from compression.checkpoints.formats.description import BITS, GROUP_SIZES, VERSIONS, Published, read_config
 from compression.checkpoints.formats.layer import StoredLayer
+from compression.checkpoints.formats.registry import Format, Written
 from compression.errors import CheckpointError, LayerError, RecipeError
-from compression.layers import embedding as _embedding
-from compression.layers.low_rank import LoraLinear
-from compression.layers.packed import PackedLinear
+from compression.layers import embedding
+from compression.layers.codes import Codes
+from compression.layers.linear import Linear
 from compression.numeric import grids, packing
 from compression.numeric.grids import AffineGrid
 from compression.recipes import registry
@@ -53,7 +55,7 @@ def open_model(source: BaseSource) -> nn.Module:
     if not packed:
         raise CheckpointError(f"{where}: {published.quant_method} is what the configuration names, but no layer of the "
                               "model has a qweight")  # fmt: skip
-    if isinstance(model.get_submodule("lm_head"), PackedLinear) and model.config.tie_word_embeddings:
+    if isinstance(model.get_submodule("lm_head"), Linear) and model.config.tie_word_embeddings:
         raise CheckpointError(f"{where}: lm_head is quantized, and config.json ties it to the embeddings")
     dense = {name: t.to(dtype) if t.dtype in _FLOATS else t for name, t in tensors.items()}
     weights.fill(model, dense | packed, where=where)
@@ -114,27 +116,28 @@ def _take(
 
 def _to_packed(
     stored: dict[str, Tensor], linear: nn.Linear, published: Published, dtype: torch.dtype, where: str
-) -> tuple[PackedLinear, dict[str, Tensor]]:
+) -> tuple[Linear, dict[str, Tensor]]:
     """The layer without its tensors, and those by the name of their buffer, but for the bias."""
     try:
         layer = _format(published).read(stored, published)
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
+    if not torch.isfinite(layer.scales).all():
+        raise CheckpointError(f"{where}.scales holds NaN or infinite values")
     middle = 2 ** (published.bits - 1)
     if published.symmetric and not (layer.zeros == middle).all():
         raise CheckpointError(f"{where}: sym is true, but there are zero points other than {middle}: programs that "
                               "trust sym read other weights than those that read qzeros")  # fmt: skip
     grid = AffineGrid(bits=published.bits, group_size=published.group_size, symmetric=published.symmetric)
-    packed = PackedLinear(
-        grid, linear.in_features, linear.out_features, bias=linear.bias is not None, dtype=dtype, device="meta",
-        permuted=layer.permutation is not None,
-    )  # fmt: skip
+    permuted = layer.permutation is not None
+    part = Codes(grid, linear.out_features, linear.in_features, dtype=dtype, permuted=permuted)
+    bias = None if linear.bias is None else torch.empty(linear.out_features, dtype=dtype, device="meta")
     buffers = {"codes": layer.codes, "scales": layer.scales}
     if not published.symmetric:
         buffers["zero_points"] = packing.pack(layer.zeros, published.bits)
     if layer.permutation is not None:
         buffers["permutation"] = layer.permutation.int()
-    return packed, buffers
+    return Linear(part, bias), {f"weight_part.{name}": tensor for name, tensor in buffers.items()}
 
 
 def recipe_of(published: Published) -> Recipe:
@@ -184,11 +187,11 @@ def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[s
         LayerError: the format cannot hold a layer exactly; the message names it, and why.
     """
     published = describe_shapes(model, quant_method)
-    format, layers = _format(published), decoder.packed_layers(model)
-    state = {name: tensor for name, tensor in model.state_dict().items()
-             if name.rpartition(".")[0] not in layers or name.endswith(".bias")}  # fmt: skip
+    format, layers = _format(published), decoder.stored_layers(model)
+    inside = tuple(f"{name}.weight_part." for name in layers)
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
     for name, layer in layers.items():
-        stored = _to_stored(layer, name)
+        stored = _to_stored(layer.weight_part, name)
         state |= {f"{name}.{key}": tensor for key, tensor in format.write(stored, published).items()}
     return state, _config(published, recipe, "lm_head" in layers)
 
@@ -196,8 +199,8 @@ def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[s
 def check(model: nn.Module, quant_method: str) -> None:
     """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
     describe_shapes(model, quant_method)
-    for name, layer in decoder.packed_layers(model).items():
-        _half_scales(layer, name)
+    for name, layer in decoder.stored_layers(model).items():
+        _half_scales(layer.weight_part, name)
 
 
 def vllm_refusal(model: nn.Module) -> str | None:
@@ -217,25 +220,24 @@ def describe_shapes(model: nn.Module, quant_method: str) -> Published:
     Raises:
         LayerError: there is none.
     """
-    if quant_method not in BITS:
-        raise LayerError(f"format {quant_method!r} cannot be written; it must be one of {', '.join(BITS)}")
-    if _embedding.is_packed(model):
-        raise LayerError(f"format {quant_method} cannot hold {_embedding.EMBEDDINGS}: its readers take embeddings "
+    if embedding.is_packed(model):
+        raise LayerError(f"format {quant_method} cannot hold {embedding.EMBEDDINGS}: its readers take embeddings "
                          "in 16 bits; leave embeddings=8 out")  # fmt: skip
     layers = [pair for block in decoder.decoder_blocks(model) for pair in block.linears()]
-    layers += [("lm_head", head)] if isinstance(head := model.get_submodule("lm_head"), PackedLinear) else []
-    first, of_first = layers[0]
+    layers += [("lm_head", head)] if isinstance(head := model.get_submodule("lm_head"), Linear) else []
+    first, grid = layers[0][0], None
     for name, layer in layers:
         if reason := _obstacle(layer, quant_method):
             raise LayerError(f"format {quant_method} cannot hold {name}: {reason}")
-        if layer.grid != of_first.grid:
-            raise LayerError(f"format {quant_method} has one setting for all layers, but {name} has {layer.grid} and "
-                             f"{first} {of_first.grid}")  # fmt: skip
-    grid = of_first.grid
+        own = layer.weight_part.grid
+        grid = grid or own
+        if own != grid:
+            raise LayerError(f"format {quant_method} has one setting for all layers, but {name} has {own} and "
+                             f"{first} {grid}")  # fmt: skip
     version = "gptq_v2" if quant_method == "gptq" and not grid.symmetric else VERSIONS[quant_method][0]
     published = Published(
         quant_method=quant_method, bits=grid.bits, group_size=grid.group_size, symmetric=grid.symmetric,
-        version=version, desc_act=any(layer.permutation is not None for _, layer in layers),
+        version=version, desc_act=any(layer.weight_part.permutation is not None for _, layer in layers),
     )  # fmt: skip
     for name, layer in layers:
         if reason := _format(published).check_shape(published, layer.out_features, layer.in_features):
@@ -243,41 +245,46 @@ def describe_shapes(model: nn.Module, quant_method: str) -> Published:
     return published
 
 
-def _obstacle(layer: nn.Linear | PackedLinear | LoraLinear, quant_method: str) -> str | None:
+def _obstacle(layer: nn.Linear | Linear, quant_method: str) -> str | None:
     """Why the format has no place for such a layer, or None."""
-    if isinstance(layer, LoraLinear):
-        return "it has an adapter beside its codes; recover with merge=all"
-    if not isinstance(layer, PackedLinear):
+    if not isinstance(layer, Linear):
         return "it is not quantized, and readers take every linear layer of the blocks for quantized"
-    if not isinstance(layer.grid, AffineGrid):
-        return f"it holds evenly spaced levels, not {layer.grid}"
-    if layer.threshold is not None:
-        return "it has no outlier threshold"
-    if layer.grid.bits not in BITS[quant_method]:
-        return f"it has {layer.grid.bits} bits; allowed are {_words(BITS[quant_method])}"
-    if layer.grid.group_size not in GROUP_SIZES[quant_method]:
-        return f"its groups are of {layer.grid.group_size}; readers take {_words(GROUP_SIZES[quant_method])}"
-    if quant_method == "awq" and layer.permutation is not None:
+    first, *beside = layer.weight_part.summands
+    if first.kind != "codes":
+        return f"its weight is of kind {first.kind}, and readers take every linear layer of the blocks for quantized"
+    if beside:
+        return "it has an adapter beside its codes; recover with merge=all"
+    grid = first.grid
+    if not isinstance(grid, AffineGrid):
+        return f"it holds evenly spaced levels, not {grid}"
+    if layer.input_part is not None or layer.output_part is not None:
+        parts = ", ".join(each.kind for each in (layer.input_part, layer.output_part) if each is not None)
+        return f"it has no place for {parts}"
+    if grid.bits not in BITS[quant_method]:
+        return f"it has {grid.bits} bits; allowed are {_words(BITS[quant_method])}"
+    if grid.group_size not in GROUP_SIZES[quant_method]:
+        return f"its groups are of {grid.group_size}; readers take {_words(GROUP_SIZES[quant_method])}"
+    if quant_method == "awq" and first.permutation is not None:
         return "its columns are in activation order, for which there is no g_idx"
     return None
 
 
-def _to_stored(layer: PackedLinear, name: str) -> StoredLayer:
-    _, zeros = layer.grid.expand(layer.stored_parameters(), layer.out_features, layer.in_features)
-    permutation = None if layer.permutation is None else layer.permutation.long()
-    return StoredLayer(layer.state_dict()["codes"], _half_scales(layer, name), zeros.to(torch.uint8), permutation)
+def _to_stored(part: Codes, name: str) -> StoredLayer:
+    _, zeros = part.grid.expand(part.parameters_of_grid(), *part.shape)
+    permutation = None if part.permutation is None else part.permutation.long()
+    return StoredLayer(part.canonical(), _half_scales(part, name), zeros.to(torch.uint8), permutation)
 
 
-def _half_scales(layer: PackedLinear, name: str) -> Tensor:
+def _half_scales(part: Codes, name: str) -> Tensor:
     """The scales in fp16, (rows, groups).
 
     Raises:
         LayerError: fp16 would round one.
     """
-    half = layer.scales.half()
-    if not torch.equal(half.float(), layer.scales.float()):
+    half = part.scales.half()
+    if not torch.equal(half.float(), part.scales.float()):
         raise LayerError(f"the published formats store scales in fp16, which would round those of {name} "
-                         f"({layer.scales.dtype}); compress a checkpoint of fp16 or bf16")  # fmt: skip
+                         f"({part.scales.dtype}); compress a checkpoint of fp16 or bf16")  # fmt: skip
     return half
 
 
@@ -301,6 +308,44 @@ def _config(published: Published, recipe: Recipe, lm_head: bool) -> dict[str, An
 
 def _words(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
+
+
+class PublishedFormat(Format):
+    """The formats that GPTQModel opens; the file of one layer is in the module of its name."""
+
+    runtimes = ("gptqmodel",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def accepts(self, layer: Any) -> str | None:
+        return _obstacle(layer, self.name)
+
+    def check_shapes(self, model: nn.Module) -> None:
+        describe_shapes(model, self.name)
+
+    def check(self, model: nn.Module) -> None:
+        check(model, self.name)
+
+    def write(self, model: nn.Module, recipe: Recipe) -> Written:
+        tensors, said = convert(model, self.name, recipe)
+        return Written(tensors, {"config.json": {"quantization_config": said}, "quantize_config.json": said})
+
+    def reads(self, folder: Path) -> bool:
+        path = folder / "config.json"
+        published = read_config(folder, base._read_json(path)) if path.exists() else None
+        return published is not None and published.quant_method == self.name
+
+    def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
+        assert source.published is not None
+        return open_model(source), recipe_of(source.published)
+
+    def limits(self, model: nn.Module) -> list[str]:
+        refusal = vllm_refusal(model) if self.name == "gptq" else None
+        return [f"written for transformers with gptqmodel: {refusal}"] if refusal else []
+
+
+GPTQ, AWQ = PublishedFormat("gptq"), PublishedFormat("awq")
 
 
 def _format(published: Published) -> Any:

@@ -1,52 +1,72 @@
-"""The matrix products that read packed codes, and which of them a layer gets on a device.
+"""The matrix products that read what is stored, and which of them a layer gets on a device.
+
+A kernel says what it accepts (`Accepts`): kinds of weight, grids, bits, and the parts at inputs and outputs that it
+computes itself. Whatever a layer holds that a kernel does not name, the kernel is refused for.
 
 A kernel keeps the codes in a layout of its own: `pack` makes it from the canonical codes and `unpack` gives exactly
 those back, so that a layer holds its codes once, in the layout that it computes with. Kernels are tried in the order of
 `KERNELS`; the first that takes a layer is used, for up to `max_rows` rows of input. Beyond that, and where none takes
-it, the weight is dequantized and multiplied (`DEQUANTIZE`).
+it, the weight is made dense and multiplied ("dequantize", "densify").
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from compression import devices
+from compression import devices as _devices
 from compression.errors import BackendError, install_command
 from compression.numeric import packing
-from compression.numeric.grids import DOUBLE_QUANT_BLOCK, AffineGrid, Grid, Int8RowGrid, NF4Grid, Params, dynamic_levels
+from compression.numeric.grids import DOUBLE_QUANT_BLOCK, AffineGrid, Int8RowGrid, NF4Grid, Params, dynamic_levels
 
-DEQUANTIZE = "dequantize"
+SEMI_STRUCTURED = "semi_structured"
 INT8_CUDA_ROWS = 8  # of a batch that decodes; where dequantizing wins is not measured yet, a prefill has far more
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPE_WORDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """What a kernel has to know of a layer before it sees the codes.
+    """What a kernel has to know of a layer before it sees the tensors.
 
     Attributes:
+        weight: the kind of the part that it multiplies by.
+        facts: what that part says of itself, such as its `grid` or `pattern`.
         device: with its index on CUDA ("cuda:1"): the devices of a machine may differ.
         dtype: in which the product is taken.
         backend: "auto", or the name of the library whose kernel was asked for.
-        threshold: outlier threshold of LLM.int8(), or None where activations stay as they are.
+        inputs, outputs: the parts there, in order, each as it is described.
     """
 
-    grid: Grid
+    weight: str
     in_features: int
     out_features: int
     device: str
     dtype: torch.dtype
     backend: str = "auto"
-    threshold: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    outputs: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def grid(self) -> Any:
+        """Of codes; None for other kinds."""
+        return self.facts.get("grid")
 
     @property
     def device_type(self) -> str:
         return self.device.partition(":")[0]
+
+    @property
+    def words(self) -> str:
+        """What the weight is stored as."""
+        return getattr(self.grid, "kind", self.weight)
 
     @property
     def group(self) -> int:
@@ -54,15 +74,62 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kernel:
-    """One way to multiply by packed codes.
+class Accepts:
+    """What a layer may hold for a kernel to take it.
 
     Attributes:
-        refuses: why a layer cannot have it, or None.
+        words: what the kernel is for, said where a layer is anything else.
+        weight: kinds of the weight.
+        grids, bits: of codes; None for any.
+        inputs, outputs: kinds of the parts there that the kernel computes itself: these, in this order, and no others.
+        dtypes: in which products are taken.
+        devices: types of device.
+    """
+
+    words: str
+    weight: tuple[str, ...] = ("codes",)
+    grids: tuple[type, ...] | None = None
+    bits: tuple[int, ...] | None = None
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    dtypes: tuple[torch.dtype, ...] = _NARROW
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def refusal(self, spec: LayerSpec) -> str | None:
+        """Why a layer is not of this kind, or None."""
+        fits = (
+            spec.weight in self.weight
+            and (self.grids is None or isinstance(spec.grid, self.grids))
+            and (self.bits is None or spec.grid.bits in self.bits)
+        )
+        if not fits or spec.device_type not in self.devices:
+            return self.words
+        for place, wanted, held in (("input", self.inputs, spec.inputs), ("output", self.outputs, spec.outputs)):
+            kinds = tuple(each["kind"] for each in held)
+            if kinds != wanted:
+                found = "nothing" if not kinds else " and ".join(kinds)
+                return (
+                    f"{self.words}, with {' and '.join(wanted) or 'nothing'} at the {place} of the layer, not {found}"
+                )
+        if spec.dtype not in self.dtypes:
+            *some, last = [_DTYPE_WORDS[dtype] for dtype in self.dtypes]
+            return f"{', '.join(some) + ' or ' if some else ''}{last} only, not {spec.dtype}"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One way to multiply by what is stored.
+
+    Attributes:
+        accepts: what it takes.
+        refuses: why a layer that it accepts cannot have it all the same, by shapes or what is installed; or None.
         pack: canonical packed codes (rows, bytes), stored parameters, spec -> the kernel's layout.
         unpack: layout, spec -> exactly those codes.
         bind: layout, stored parameters, spec -> the product as a function of x (..., in_features) in the spec's dtype,
             to (..., out_features), without bias; what can be prepared is prepared once.
+            Of a part that is not made of codes, the layout is the dense weight and there is nothing to pack.
+        fuses_bias: whether it adds the bias itself; it is then among the parameters, if there is one.
         max_rows: rows of input, as a function of the spec, up to which the kernel is the faster way.
         rowwise: whether some rows of the layout are the layout of these rows of codes.
         graph_safe: whether a CUDA graph can hold it: not if it waits for the device to decide what to do next.
@@ -72,13 +139,19 @@ class Kernel:
 
     name: str
     library: str
+    accepts: Accepts
     refuses: Callable[[LayerSpec], str | None]
-    pack: Callable[[Tensor, Params, LayerSpec], Tensor]
-    unpack: Callable[[Tensor, LayerSpec], Tensor]
     bind: Callable[[Tensor, Params, LayerSpec], Product]
     max_rows: Callable[[LayerSpec], float]
+    pack: Callable[[Tensor, Params, LayerSpec], Tensor] | None = None
+    unpack: Callable[[Tensor, LayerSpec], Tensor] | None = None
     graph_safe: bool = True
     rowwise: bool = False
+    fuses_bias: bool = False
+
+    def refusal(self, spec: LayerSpec) -> str | None:
+        """Why a layer cannot have it, or None."""
+        return self.accepts.refusal(spec) or self.refuses(spec)
 
 
 def choose(spec: LayerSpec) -> tuple[Kernel | None, dict[str, str]]:
@@ -90,16 +163,21 @@ def choose(spec: LayerSpec) -> tuple[Kernel | None, dict[str, str]]:
     refused = {}
     for kernel in KERNELS:
         wanted = spec.backend in ("auto", kernel.library)
-        reason = kernel.refuses(spec) if wanted else f"backend={spec.backend} was asked for"
+        reason = kernel.refusal(spec) if wanted else f"backend={spec.backend} was asked for"
         if reason is None:
             return kernel, refused
         refused[kernel.name] = reason
     if spec.backend not in ("auto", "torch"):
         reasons = "; ".join(f"{k.name}: {refused[k.name]}" for k in KERNELS if k.library == spec.backend)
-        raise BackendError(f"backend={spec.backend!r} cannot take a {spec.grid.kind} layer of {spec.out_features} x "
+        raise BackendError(f"backend={spec.backend!r} cannot take a {spec.words} layer of {spec.out_features} x "
                            f"{spec.in_features} in {spec.dtype} on {spec.device}: {reasons}; backend=auto "
                            "takes the fastest there is")  # fmt: skip
     return None, refused
+
+
+def serves(library: str, kind: str) -> bool:
+    """Whether a library has kernels for weights of a kind, wherever they run."""
+    return library == "auto" or any(each.library == library and kind in each.accepts.weight for each in KERNELS)
 
 
 def warm_up(device: str) -> None:
@@ -144,10 +222,6 @@ def _missing_op(op: str, spec: LayerSpec) -> str | None:
 
 
 def _lut4_refuses(spec: LayerSpec) -> str | None:
-    if spec.device_type != "cpu" or spec.grid.bits > 4 or spec.threshold is not None:
-        return "weights of at most 4 bits on CPU only"
-    if spec.dtype not in _NARROW:
-        return f"fp32, bf16 or fp16 only, not {spec.dtype}"
     from compression.layers.kernels import lut4
 
     if not lut4.available():
@@ -189,12 +263,8 @@ def _lut4_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
 
 
 def _int4_refuses(spec: LayerSpec) -> str | None:
-    if not isinstance(spec.grid, AffineGrid) or spec.grid.bits != 4:
-        return "4-bit affine weights only"
     if spec.group not in (32, 64, 128, 256):
         return f"groups of 32, 64, 128 or 256 only, not {spec.group}"
-    if spec.dtype != torch.bfloat16:
-        return f"bf16 only, not {spec.dtype}"
     if spec.device_type == "cuda":
         capability = torch.cuda.get_device_capability(spec.device)
         if capability < (8, 0):
@@ -202,8 +272,6 @@ def _int4_refuses(spec: LayerSpec) -> str | None:
         if spec.out_features % 8 or spec.in_features % 128:
             return "outputs must be a multiple of 8 and inputs of 128"
         return _missing_op("_weight_int4pack_mm", spec)
-    if spec.device_type != "cpu":
-        return f"no kernel on {spec.device}"
     if spec.out_features % 16:
         return f"outputs must be a multiple of 16, not {spec.out_features}"
     return _missing_op("_weight_int4pack_mm_for_cpu", spec)
@@ -274,12 +342,8 @@ _DIGITS = tuple(128.0**power for power in (2, 1, 0, -1, -2))  # signed digits of
 
 
 def _int8_refuses(spec: LayerSpec) -> str | None:
-    if not isinstance(spec.grid, AffineGrid) or spec.grid.bits != 8:
-        return "8-bit affine weights only"
     if spec.group != spec.in_features:
         return "one scale per output channel only (group_size=-1)"
-    if spec.dtype != torch.bfloat16:
-        return f"bf16 only, not {spec.dtype}"
     return _missing_op("_weight_int8pack_mm", spec)
 
 
@@ -346,10 +410,6 @@ def _bitsandbytes_missing() -> str | None:
 
 
 def _bnb4_refuses(spec: LayerSpec) -> str | None:
-    if not isinstance(spec.grid, NF4Grid):
-        return "NF4 weights only"
-    if spec.dtype not in _NARROW:
-        return f"fp32, bf16 or fp16 only, not {spec.dtype}"
     if spec.device_type == "cpu" and spec.backend == "auto":
         return "on CPU only when asked for by backend=bitsandbytes"
     return _bitsandbytes_missing()
@@ -384,10 +444,6 @@ def _bnb4_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
 
 
 def _bnb8_refuses(spec: LayerSpec) -> str | None:
-    if not isinstance(spec.grid, Int8RowGrid) or spec.threshold is None:
-        return "LLM.int8() only"
-    if spec.dtype not in _NARROW:
-        return f"fp32, bf16 or fp16 only, not {spec.dtype}"
     return _bitsandbytes_missing()
 
 
@@ -402,13 +458,13 @@ def _bnb8_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
 def _bnb8_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
     import bitsandbytes
 
-    state = bitsandbytes.MatmulLtState()
-    state.CB, state.SCB, state.threshold = layout, params["absmax"], spec.threshold
+    state, threshold = bitsandbytes.MatmulLtState(), spec.inputs[0]["threshold"]
+    state.CB, state.SCB, state.threshold = layout, params["absmax"], threshold
     state.has_fp16_weights = state.is_training = False
 
     def product(x: Tensor) -> Tensor:
         # bitsandbytes quantizes activations from fp16, whatever their dtype: the cast is made here, not warned of there
-        return bitsandbytes.matmul(x.to(torch.float16), layout, state=state, threshold=spec.threshold).to(x.dtype)
+        return bitsandbytes.matmul(x.to(torch.float16), layout, state=state, threshold=threshold).to(x.dtype)
 
     return product
 
@@ -438,10 +494,8 @@ def _gptqmodel_kernel(spec: LayerSpec) -> type:
 def _gptqmodel_refuses(spec: LayerSpec) -> str | None:
     if spec.backend != "gptqmodel":
         return "only when asked for by backend=gptqmodel"
-    if not isinstance(spec.grid, AffineGrid) or spec.grid.float_zeros or spec.threshold is not None:
+    if spec.grid.float_zeros:
         return "affine weights with whole zero points only"
-    if spec.dtype not in (torch.float16, torch.bfloat16):
-        return f"fp16 or bf16 only, not {spec.dtype}"
     if spec.in_features * spec.grid.bits % 32 or spec.out_features * spec.grid.bits % 32:
         return f"{spec.out_features} x {spec.in_features} in {spec.grid.bits} bits do not fill whole 32-bit words"
     try:
@@ -454,37 +508,30 @@ def _gptqmodel_refuses(spec: LayerSpec) -> str | None:
 
 
 def _gptqmodel_pack(codes: Tensor, params: Params, spec: LayerSpec) -> Tensor:
-    from compression.checkpoints.formats.layer import to_words
-
-    return to_words(codes).t().contiguous()
+    return packing.to_words(codes).t().contiguous()
 
 
 def _gptqmodel_unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
-    from compression.checkpoints.formats.layer import to_bytes
-
-    return to_bytes(layout.t())
+    return packing.to_bytes(layout.t())
 
 
 def _gptqmodel_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
-    from compression.checkpoints.formats.gptq import shift_zeros
-    from compression.checkpoints.formats.layer import to_words
-
     scales, zeros = spec.grid.expand(params, spec.out_features, spec.in_features)
     kind = _gptqmodel_kernel(spec)
     layer = kind(
         bits=spec.grid.bits, group_size=spec.grid.group_size, desc_act=False, sym=spec.grid.symmetric, bias=False,
         in_features=spec.in_features, out_features=spec.out_features, pack_dtype=torch.int32, register_buffers=True,
     ).eval()  # fmt: skip
-    qzeros = to_words(packing.pack(zeros.to(torch.uint8).t().contiguous(), spec.grid.bits))
+    qzeros = packing.to_words(packing.pack(zeros.to(torch.uint8).t().contiguous(), spec.grid.bits))
     layer.qweight = layout if spec.device_type == "cpu" else layout.clone()  # CUDA kernels may reorder it in place
-    layer.qzeros = (qzeros if kind.REQUIRES_FORMAT_V2 else shift_zeros(qzeros, spec.grid.bits, -1)).contiguous()
+    layer.qzeros = (qzeros if kind.REQUIRES_FORMAT_V2 else packing.shift_zeros(qzeros, spec.grid.bits, -1)).contiguous()
     layer.scales = scales.t().to(spec.dtype).contiguous()
     layer.g_idx = (torch.arange(spec.in_features, device=layout.device) // spec.group).int()
     layer.qzero_format(format=2 if kind.REQUIRES_FORMAT_V2 else 1)
     layer.post_init()
 
     def product(x: Tensor) -> Tensor:
-        with devices.on(x.device):  # Triton launches on the current device
+        with _devices.on(x.device):  # Triton launches on the current device
             return layer(x)
 
     try:
@@ -494,6 +541,36 @@ def _gptqmodel_bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
         raise BackendError(f"{kind.__name__} of gptqmodel fails on {spec.out_features} x {spec.in_features} in groups "
                            f"of {spec.group}: {error}; backend=auto takes the fastest there is") from error  # fmt: skip
     product.held = tuple(t for t in layer.buffers() if t is not layout)  # type: ignore[attr-defined]
+    return product
+
+
+# --- 2:4, of core torch on CUDA ---------------------------------------------------------------------------------------
+
+
+def _semi_structured_refuses(spec: LayerSpec) -> str | None:
+    if not torch.cuda.is_available():
+        return "they are for CUDA"
+    if spec.facts["pattern"] != (2, 4) or spec.facts["stored"] != spec.dtype:
+        return "they multiply 2:4 in 16 bits"
+    if not torch.backends.cusparselt.is_available():
+        return "this torch is built without cuSPARSELt"
+    if torch.cuda.get_device_capability(spec.device) < (8, 0):
+        return "they need compute capability 8.0"
+    if spec.out_features % 32 or spec.in_features % 64:
+        return "they need outputs in multiples of 32 and inputs in multiples of 64"
+    return None
+
+
+def _semi_structured_bind(weight: Tensor, params: Params, spec: LayerSpec) -> Product:
+    """From a copy in the layout of the kernels; torch warns at the first one that its interface may change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
+        copied, bias = torch.sparse.to_sparse_semi_structured(weight), params.get("bias")
+
+    def product(x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, copied, bias)
+
+    product.held = copied  # type: ignore[attr-defined]
     return product
 
 
@@ -507,31 +584,54 @@ def _unlimited(spec: LayerSpec) -> float:
 
 
 _LUT4 = Kernel(
-    name="lut4", library="native", refuses=_lut4_refuses, pack=_lut4_pack, unpack=_lut4_unpack,
+    name="lut4", library="native", refuses=_lut4_refuses,
+    accepts=Accepts(words="weights of at most 4 bits on CPU only", bits=(1, 2, 3, 4), devices=("cpu",)),
+    pack=_lut4_pack, unpack=_lut4_unpack,
     bind=_lut4_bind,
     max_rows=lambda spec: 256,  # beyond, unpacking once and an fp32 product is faster
 )  # fmt: skip
 _INT4 = Kernel(
-    name="int4", library="torch", refuses=_int4_refuses, pack=_int4_pack, unpack=_int4_unpack,
+    name="int4", library="torch", refuses=_int4_refuses,
+    accepts=Accepts(words="4-bit affine weights only", grids=(AffineGrid,), bits=(4,), dtypes=(torch.bfloat16,)),
+    pack=_int4_pack, unpack=_int4_unpack,
     bind=_int4_bind, max_rows=lambda spec: spec.in_features,
 )  # fmt: skip
 _INT8 = Kernel(
-    name="int8", library="torch", refuses=_int8_refuses, pack=_int8_pack, unpack=_int8_unpack,
+    name="int8", library="torch", refuses=_int8_refuses,
+    accepts=Accepts(words="8-bit affine weights only", grids=(AffineGrid,), bits=(8,), dtypes=(torch.bfloat16,)),
+    pack=_int8_pack, unpack=_int8_unpack,
     bind=_int8_bind, max_rows=_int8_rows, rowwise=True,
 )  # fmt: skip
 _BNB4 = Kernel(
-    name="bitsandbytes-nf4", library="bitsandbytes", refuses=_bnb4_refuses, pack=_bnb4_pack, unpack=_bnb4_unpack,
+    name="bitsandbytes-nf4", library="bitsandbytes", refuses=_bnb4_refuses,
+    accepts=Accepts(words="NF4 weights only", grids=(NF4Grid,)),
+    pack=_bnb4_pack, unpack=_bnb4_unpack,
     bind=_bnb4_bind, max_rows=_unlimited,
 )  # fmt: skip
 _BNB8 = Kernel(
-    name="bitsandbytes-int8", library="bitsandbytes", refuses=_bnb8_refuses, pack=_bnb8_pack, unpack=_bnb8_unpack,
+    name="bitsandbytes-int8", library="bitsandbytes", refuses=_bnb8_refuses,
+    accepts=Accepts(words="LLM.int8() only", grids=(Int8RowGrid,), inputs=("outlier_columns",)),
+    pack=_bnb8_pack, unpack=_bnb8_unpack,
     bind=_bnb8_bind, max_rows=_unlimited, graph_safe=False,
 )  # fmt: skip
 
 _GPTQMODEL = Kernel(
-    name="gptqmodel", library="gptqmodel", refuses=_gptqmodel_refuses, pack=_gptqmodel_pack, unpack=_gptqmodel_unpack,
+    name="gptqmodel", library="gptqmodel", refuses=_gptqmodel_refuses,
+    accepts=Accepts(
+        words="affine weights with whole zero points only", grids=(AffineGrid,),
+        dtypes=(torch.float16, torch.bfloat16),
+    ), pack=_gptqmodel_pack, unpack=_gptqmodel_unpack,
     bind=_gptqmodel_bind, max_rows=_unlimited,
 )  # fmt: skip
 
-KERNELS: tuple[Kernel, ...] = (_LUT4, _INT4, _INT8, _BNB4, _BNB8, _GPTQMODEL)
+_SEMI_STRUCTURED = Kernel(
+    name=SEMI_STRUCTURED, library="torch", refuses=_semi_structured_refuses, bind=_semi_structured_bind,
+    accepts=Accepts(
+        words="they multiply 2:4 in 16 bits", weight=("sparse",), devices=("cuda",),
+        dtypes=(torch.bfloat16, torch.float16),
+    ),
+    max_rows=_unlimited, fuses_bias=True,
+)  # fmt: skip
+
+KERNELS: tuple[Kernel, ...] = (_LUT4, _INT4, _INT8, _BNB4, _BNB8, _GPTQMODEL, _SEMI_STRUCTURED)
 BACKENDS = ("auto", *dict.fromkeys(kernel.library for kernel in KERNELS))  # that a layer can ask for

@@ -14,7 +14,7 @@ what works on the embedded reference. The learning rate falls linearly (QLoRA ke
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from compression.errors import LayerError, RecipeError, TrainingError
+from compression.errors import RecipeError, TrainingError
 from compression.recipes.registry import Method, method, spell
 from compression.training.settings import LINEARS, QV, LoraSettings, Objective, Settings
 
@@ -74,19 +74,21 @@ class Recover(Method):
     def reshape(self, model: "nn.Module") -> "nn.Module":
         """Raises LayerError: a packed layer has an adapter already."""
         from compression.architectures import decoder
-        from compression.layers.low_rank import LoraLinear
-        from compression.layers.packed import PackedLinear
+        from compression.layers.linear import Linear
+        from compression.layers.low_rank import LowRank
+        from compression.training import adapters as _lora
 
         settings = self.adapters(seed=0)
         for block in decoder.decoder_blocks(model):
             for name, layer in block.linears():
-                if isinstance(layer, PackedLinear | LoraLinear) and name.rsplit(".", 1)[-1] in settings.targets:
-                    try:
-                        adapted = LoraLinear(layer, self.rank, self.alpha / self.rank, dtype=layer.dtype, device="meta")
-                    except LayerError as error:
-                        raise LayerError(f"{name}: {error}") from error
-                    if self.merge == "exact":
-                        block.replace(name, adapted)
+                if name.rsplit(".", 1)[-1] not in settings.targets:
+                    continue
+                _lora.check_free(name, layer)
+                if isinstance(layer, Linear) and not layer.exact and self.merge == "exact":
+                    rows, cols = layer.weight_part.shape
+                    scale, dtype = self.alpha / self.rank, str(layer.dtype).removeprefix("torch.")
+                    adapter = LowRank.empty(rows, cols, rank=self.rank, scale=scale, dtype=dtype)
+                    block.replace(name, layer.with_weight(*layer.weight_part.summands, adapter))
         return model
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":

@@ -11,7 +11,7 @@ their input go (ShortGPT, arXiv 2403.03853), or those whose removal raises perpl
 of o_proj, measured after the layers are gone, block by block behind blocks that are cut.
 Limits: a model with as many KV heads as query heads has no groups, and the paper's stage 2 does not say which query
 heads would be alike; it is refused, `keep_kv_heads=none` removes layers alone. On a packed model rows keep their bits,
-and so do columns where they fall into groups (`compression.layers.packed.PackedLinear.take_columns`).
+and so do columns where they fall into groups (`compression.layers.codes.Codes.columns`).
 """
 
 from collections.abc import Sequence

@@ -84,7 +84,8 @@ class P(Method):
 
         from compression.architectures import decoder, edits
 
-        if self.trains and (packed := list(decoder.packed_layers(model))):
+        packed = [name for name, layer in decoder.stored_layers(model).items() if not layer.exact]
+        if self.trains and packed:
             raise LayerError(f"p(finetune_samples={self.finetune_samples}) trains all weights, and those of "
                              f"{packed[0]} are packed; put p before the step that packs them")  # fmt: skip
         for block in decoder.decoder_blocks(model):
@@ -158,15 +159,16 @@ class P(Method):
 
 def _same_scales(block: "Block", name: str, before: "nn.Module") -> str:
     """Stores the scales of a layer in 8 bits again where they were before it was cut; what that did, in words."""
-    from compression.layers.packed import PackedLinear
+    from compression.layers.linear import Linear
 
     after = dict(block.linears())[name]
-    if not isinstance(after, PackedLinear) or not isinstance(before, PackedLinear):
+    if not isinstance(after, Linear) or not isinstance(before, Linear):
         return ""
-    if getattr(before.grid, "double_quant", False) == getattr(after.grid, "double_quant", False):
+    first, *others = after.weight_part.summands
+    stored = first.like(before.weight_part.summands[0])
+    if stored is None:
         return ""
-    again = after.with_double_quant()
-    was = after.dequantize()
+    again, was = after.with_weight(stored, *others), after.dequantize()
     moved = float((again.dequantize() - was).norm() / was.norm())
     block.replace(name, again)
     return f", then in 8 bits again, which moved its weights by {moved:.3g} of their norm"

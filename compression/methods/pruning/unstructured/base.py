@@ -92,16 +92,13 @@ class Pruner(LayerwiseMethod):
 
     def layer(self, weight: "torch.Tensor", bias: "torch.Tensor | None") -> "nn.Module":
         """A pruned weight in the dtype of the base, stored as the method says."""
-        from torch import nn
-
-        from compression.layers.sparse import SparseLinear
+        from compression.layers.dense import dense_linear
+        from compression.layers.linear import Linear
+        from compression.layers.sparse import Sparse
 
         if self.store != "dense":
-            return SparseLinear.from_weight(weight, bias, self.kept if self.store == "nm" else None)
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        linear.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        return linear
+            return Linear(Sparse.from_weight(weight, self.kept if self.store == "nm" else None), bias)
+        return dense_linear(weight, None if bias is None else bias.detach())
 
     def describe(self, linear: "nn.Linear", layer: Any) -> str:
         before, after = linear.weight.float(), layer.weight.float()

@@ -5,7 +5,7 @@ taken at run time. Features (columns) in which any token of the batch reaches th
 precision.
 Departures: as in bitsandbytes, the absmax of a token counts its values in outlier features too, where they are below
 the threshold themselves.
-The product is that of bitsandbytes; `layers.kernels.torch_products.llm_int8_multiply` is its slow reference.
+The product is that of bitsandbytes; `compression.layers.activations.OutlierColumns` is its slow reference.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compression.engine.run import Context
-    from compression.layers.packed import PackedLinear
+    from compression.layers.linear import Linear
     from compression.numeric.grids import Int8RowGrid
 
 
@@ -38,9 +38,9 @@ class LLMInt8(Quantizer):
 
         return Int8RowGrid()
 
-    def compress_linear(self, linear: "nn.Linear", context: "Context") -> "PackedLinear":
-        from compression.layers.packed import PackedLinear
+    def compress_linear(self, linear: "nn.Linear", context: "Context") -> "Linear":
+        from compression.layers.activations import OutlierColumns
+        from compression.layers.codes import packed_linear
 
-        return PackedLinear.from_weight(
-            linear.weight, linear.bias, self.grid(), threshold=self.threshold, backend="bitsandbytes"
-        )
+        outliers = OutlierColumns(self.threshold)
+        return packed_linear(linear.weight, linear.bias, self.grid(), input_part=outliers, backend="bitsandbytes")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compression.engine.run import Context
-    from compression.layers.packed import PackedLinear
+    from compression.layers.linear import Linear
     from compression.numeric.grids import AffineGrid
 
 
@@ -62,10 +62,11 @@ class HQQ(Quantizer):
         if self.backend == "hqq":
             _library()
 
-    def compress_linear(self, linear: "nn.Linear", context: "Context") -> "PackedLinear":
+    def compress_linear(self, linear: "nn.Linear", context: "Context") -> "Linear":
         import torch
 
-        from compression.layers.packed import PackedLinear
+        from compression.layers.codes import Codes
+        from compression.layers.linear import Linear
         from compression.numeric import rounding
 
         weight, grid = linear.weight.detach().float(), self.grid()
@@ -81,7 +82,8 @@ class HQQ(Quantizer):
                 dtype=linear.weight.dtype,
             )  # fmt: skip
             codes, params, kernels = rounded.codes, rounded.params, self.backend
-        return PackedLinear.from_codes(codes, params, linear.bias, grid, dtype=linear.weight.dtype, backend=kernels)
+        part = Codes.from_codes(codes, params, grid, dtype=linear.weight.dtype)
+        return Linear(part, linear.bias, backend=kernels)
 
     def _by_library(
         self, weight: "torch.Tensor", dtype: "torch.dtype"

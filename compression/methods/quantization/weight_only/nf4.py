@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compression.engine.run import Context
-    from compression.layers.packed import PackedLinear
+    from compression.layers.linear import Linear
     from compression.numeric.grids import NF4Grid
 
 
@@ -49,11 +49,11 @@ class NF4(Quantizer):
 
         check_group(in_features, self.group_size, allowed=GROUP_SIZES)
 
-    def compress_linear(self, linear: "nn.Linear", context: "Context") -> "PackedLinear":
+    def compress_linear(self, linear: "nn.Linear", context: "Context") -> "Linear":
         import torch
 
-        from compression.layers.packed import PackedLinear
+        from compression.layers.codes import packed_linear
 
         dtype = None if self.compute_dtype == "stored" else getattr(torch, self.compute_dtype)
         options = {"compute_dtype": dtype, "backend": self.backend}
-        return PackedLinear.from_weight(linear.weight, linear.bias, self.grid(), **options)
+        return packed_linear(linear.weight, linear.bias, self.grid(), **options)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compression.engine.run import Context
-    from compression.layers.packed import PackedLinear
+    from compression.layers.linear import Linear
     from compression.numeric.grids import AffineGrid
 
 
@@ -42,7 +42,7 @@ class RTN(Quantizer):
 
         check_group(in_features, self.group_size)
 
-    def compress_linear(self, linear: "nn.Linear", context: "Context") -> "PackedLinear":
-        from compression.layers.packed import PackedLinear
+    def compress_linear(self, linear: "nn.Linear", context: "Context") -> "Linear":
+        from compression.layers.codes import packed_linear
 
-        return PackedLinear.from_weight(linear.weight, linear.bias, self.grid(), backend=self.backend)
+        return packed_linear(linear.weight, linear.bias, self.grid(), backend=self.backend)

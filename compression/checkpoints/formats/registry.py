@@ -1,0 +1,120 @@
+"""The formats that a model is written in and opened from, by name; another package adds one with `register`.
+
+Nothing here needs torch until a format is used.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compression.errors import LayerError, RecipeError
+
+OWN = "own"  # that of this package, which holds every kind of part
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a format makes of a model.
+
+    Attributes:
+        tensors: by name; they go into one safetensors file.
+        described: JSON by the name of its file, merged into that file where there is one (config.json).
+    """
+
+    tensors: Mapping[str, Any]
+    described: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class Format:
+    """One way to write a whole model; subclasses have a `name` and what they can of the rest.
+
+    Attributes:
+        name: how it is asked for.
+        runtimes: the other programs that open what is written.
+    """
+
+    name: str
+    runtimes: tuple[str, ...] = ()
+
+    def accepts(self, layer: Any) -> str | None:
+        """Why the format has no place for a linear layer of the blocks (torch's, or a `layers.Linear`), or None."""
+        raise NotImplementedError
+
+    def check_shapes(self, model: Any) -> None:
+        """Raise LayerError if the format cannot hold the model, as far as shapes and kinds tell."""
+        from compression import architectures
+
+        for block in architectures.decoder.decoder_blocks(model):
+            for name, layer in block.linears():
+                if reason := self.accepts(layer):
+                    raise LayerError(f"format {self.name} cannot hold {name}: {reason}")
+
+    def check(self, model: Any) -> None:
+        """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
+        self.check_shapes(model)
+
+    def write(self, model: Any, recipe: Any) -> Written:
+        """The model in this format. Raises LayerError if that would change a weight."""
+        raise NotImplementedError
+
+    def reads(self, folder: Path) -> bool:
+        """Whether a folder is of this format; only what describes it is looked at."""
+        return False
+
+    def read(self, source: Any) -> tuple[Any, Any]:
+        """The model of a `BaseSource` on the CPU, its layers as they are stored, and the recipe that made it.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        raise NotImplementedError
+
+    def limits(self, model: Any) -> list[str]:
+        """Sentences on programs that do not open what is written, though others do."""
+        return []
+
+
+_FORMATS: dict[str, Format | str] = {
+    "gptq": "compression.checkpoints.formats.model:GPTQ",
+    "awq": "compression.checkpoints.formats.model:AWQ",
+}
+
+
+def register(format: Format) -> Format:
+    """Add a format. Raises RecipeError if its name is taken."""
+    if format.name == OWN or format.name in _FORMATS:
+        raise RecipeError(f"format {format.name!r} is registered already; choose another name")
+    _FORMATS[format.name] = format
+    return format
+
+
+def unregister(name: str) -> None:
+    """Take a format out again; for tests."""
+    del _FORMATS[name]
+
+
+def names() -> tuple[str, ...]:
+    """Every format that a model can be written in, that of this package first."""
+    return (OWN, *_FORMATS)
+
+
+def find(name: str) -> Format:
+    """The format of a name. Raises LayerError if there is none, or it is that of this package."""
+    found = _FORMATS.get(name)
+    if found is None:
+        raise LayerError(f"format {name!r} cannot be written; it must be one of {', '.join(_FORMATS)}")
+    if isinstance(found, str):
+        module, _, attribute = found.partition(":")
+        found = _FORMATS[name] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def of_folder(folder: Path) -> Format | None:
+    """The format that a folder is written in, None if it is none of these; those added last are asked first.
+
+    Raises:
+        CheckpointError: it is described in a way that none of them reads.
+    """
+    return next((each for each in map(find, reversed(list(_FORMATS))) if each.reads(folder)), None)
