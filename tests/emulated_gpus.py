@@ -388,11 +388,11 @@ STAND_INS = {
 @contextlib.contextmanager
 def emulated_host(patch, **options):
     """`EmulatedHost` with torch.cuda patched by a MonkeyPatch."""
-    from compression.layers.kernels import choose
+    from compression.layers.kernels import torch_products
 
     host = EmulatedHost(**options)
     with patch.context() as inner, host:
         host.patch(inner)
-        inner.setattr(choose, "_missing_op", lambda op, spec: None)
+        inner.setattr(torch_products, "missing_op", lambda op, spec: None)
         inner.setattr(torch.__future__, "get_swap_module_params_on_conversion", lambda: True)
         yield host

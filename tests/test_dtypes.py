@@ -11,6 +11,7 @@ from compression import BackendError
 from compression.architectures.random_shapes import SHAPES
 from compression.layers.activations import OutlierColumns
 from compression.layers.kernels import choose
+from compression.layers.kernels.kernel import LayerSpec
 from compression.numeric.checks import FLOATS
 from compression.numeric.grids import Int8RowGrid, NF4Grid
 
@@ -56,7 +57,7 @@ def test_a_packed_layer_multiplies_as_its_dense_weight_in_every_type(name, dtype
 def test_no_kernel_takes_a_type_that_it_cannot_multiply(kernel):
     for grid in GRIDS.values():
         inputs = ({"kind": "outlier_columns", "threshold": 6.0},) if grid.bits == 8 else ()
-        spec = choose.LayerSpec(weight="codes", facts={"grid": grid}, in_features=128, out_features=64, device="cpu",
+        spec = LayerSpec(weight="codes", facts={"grid": grid}, in_features=128, out_features=64, device="cpu",
                                   dtype=torch.float64, backend=kernel.library, inputs=inputs)  # fmt: skip
         assert kernel.refusal(spec)
 

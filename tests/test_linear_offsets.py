@@ -8,6 +8,7 @@ from packed_layers import BF16, FP32, affine, pack_linear
 from strategies import gaussian, seeds
 
 from compression.layers.kernels import choose
+from compression.layers.kernels.kernel import LayerSpec
 from compression.numeric.grids import AffineGrid
 
 COLS, ROWS, INPUTS = 512, 256, 16
@@ -48,7 +49,7 @@ def test_an_8_bit_product_rounds_once_wherever_the_range_of_its_weights_lies(see
 def _library(kernel):
     library = next(each.library for each in choose.KERNELS if each.name == kernel)
     grid = GRIDS[kernel][1]
-    spec = choose.LayerSpec(weight="codes", facts={"grid": grid}, in_features=COLS, out_features=ROWS, device="cpu",
+    spec = LayerSpec(weight="codes", facts={"grid": grid}, in_features=COLS, out_features=ROWS, device="cpu",
                               dtype=BF16, backend=library)  # fmt: skip
     if reason := next(each for each in choose.KERNELS if each.name == kernel).refusal(spec):
         pytest.skip(f"{kernel}: {reason}")

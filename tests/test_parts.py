@@ -17,8 +17,8 @@ from compression.layers.activations import Levels, OutlierColumns, TokenRange
 from compression.layers.codes import Codes, Rounded
 from compression.layers.columns import Columns
 from compression.layers.dense import Dense
-from compression.layers.linear import Chain, OutputChain, Sum
 from compression.layers.low_rank import LowRank
+from compression.layers.several import Chain, OutputChain, Sum
 from compression.layers.sparse import Csr, Sparse
 from compression.layers.transforms import Permutation, Rotation, Scale
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compression.layers import embedding
 from compression.layers.embedding import Embedding
-from compression.layers.kernels.choose import product_dtype
+from compression.layers.kernels.torch_products import product_dtype
 from compression.layers.linear import Linear
 
 Stack = tuple[str, ...]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compression.errors import LayerError
+from compression.layers import positions
 from compression.layers.parts import InputPart, OutputPart, part, straight_through
 from compression.numeric.checks import check_finite, check_shape, check_size
 
@@ -199,9 +200,7 @@ class Levels(OutputPart):
 
     def _first(self, y: Tensor) -> Tensor:
         """Which tokens of y (..., tokens, rows) are among the first of their sequence, (..., tokens, 1)."""
-        from compression.layers.positions import current
-
-        return (current(y) < self.keep_first)[..., None]
+        return (positions.current(y) < self.keep_first)[..., None]
 
 
 def _edge(ordered: Tensor, away: int) -> Tensor:

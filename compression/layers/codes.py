@@ -6,7 +6,6 @@ computes with; saving, moving and dequantizing put the canonical layout back.
 """
 
 import dataclasses
-import math
 from typing import Any, Self
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from compression.errors import LayerError
 from compression.files.strict_json import exact_fields
-from compression.layers.kernels.choose import Kernel, LayerSpec, Product
+from compression.layers.kernels.kernel import Kernel, LayerSpec, Product
 from compression.layers.kernels.torch_products import frozen_product
 from compression.layers.linear import Linear
 from compression.layers.parts import WeightPart, dtype_named, name_of, part
@@ -29,8 +28,7 @@ from compression.numeric.checks import (
     check_size,
 )
 from compression.numeric.grids import GRIDS, Grid, SignedGrid
-
-SMALLEST_GROUP = 32  # that cutting columns may make: the least that kernels take
+from compression.numeric.groups import sizes_that_tile
 
 
 @part("codes", place="weight")
@@ -199,14 +197,14 @@ class Codes(WeightPart):
         permutation = None if order is None else order[stored].to(self.codes.device)
         codes = packing.unpack(self.canonical(), self.grid.bits, cols)
         groups = grids.groups_of(cols, self.grid.group_size)
-        for size in _sizes(self.grid.group_size, len(stored)):
+        for size in sizes_that_tile(self.grid.group_size, len(stored)):
             source = stored.view(-1, len(stored) if size == -1 else size) // (cols // groups)
             if size == -1 or (source == source[:, :1]).all():
                 places = torch.arange(rows)[:, None] * groups + source[:, 0]
                 grid, params = self.grid.take(self.parameters_of_grid(), places, size)
                 return self._with(codes[:, stored], grid, params, permutation)
         weight = grids.decode(self.grid, codes, self.parameters_of_grid(), self.dtype)[:, stored]
-        size = _sizes(self.grid.group_size, len(stored))[0]
+        size = sizes_that_tile(self.grid.group_size, len(stored))[0]
         grid = dataclasses.replace(self.grid, group_size=size)  # type: ignore[type-var]
         codes, params = grids.quantize(grid, weight)
         return self._with(codes, grid, params, permutation)
@@ -349,21 +347,3 @@ def grid_of(description: Any) -> Grid:
         raise LayerError(f"grid={description!r:.80} must be a table whose kind is one of {', '.join(GRIDS)}")
     fields = exact_fields(description, {"kind", *(field.name for field in dataclasses.fields(kind))})
     return kind(**{name: value for name, value in fields.items() if name != "kind"})
-
-
-def _sizes(group_size: int, cols: int) -> list[int]:
-    """Sizes into which groups can be cut so that they tile `cols` inputs, the largest first.
-
-    Raises:
-        LayerError: there are none.
-    """
-    if group_size == -1:
-        return [-1]
-    common = math.gcd(group_size, cols)
-    found = [size for size in range(common, SMALLEST_GROUP - 1, -1) if common % size == 0]
-    if not found:
-        raise LayerError(
-            f"its groups of {group_size} cannot be cut to tile the {cols} inputs that are left: the two have no common "
-            f"divisor of {SMALLEST_GROUP} or more; remove before quantizing, or in other numbers"
-        )
-    return found

@@ -10,7 +10,7 @@ one part (the weight is never empty). A part has
     bytes         of the tensors as they are stored
 
 and is described, saved, restored, cut, counted and moved by these alone. Another package adds a kind by defining it:
-nothing here names one. Several parts in a place are a part too (`linear.Sum`, `linear.Chain`).
+nothing here names one. Several parts in a place are a part too (`several.Sum`, `several.Chain`).
 
     >>> @part("doubled", place="input")
     ... class Doubled(InputPart):
@@ -29,15 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from compression.errors import LayerError
-from compression.layers.kernels.choose import Kernel, LayerSpec, Product, product_dtype
-from compression.layers.kernels.torch_products import frozen_product
+from compression.layers.kernels.kernel import Kernel, LayerSpec, Product
+from compression.layers.kernels.torch_products import frozen_product, product_dtype
 from compression.numeric.checks import FLOATS, check_finite, check_incoming, check_loaded
 
 Place = Literal["input", "weight", "output"]
 
 KINDS: dict[str, "type[Part]"] = {}
 _OWN = (
-    "linear",
+    "several",
     "dense",
     "codes",
     "sparse",
