@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import compression
 from compression import LayerError, Recipe, Step
 from compression.architectures.decoder import copy_sharing_tensors
-from compression.engine.plan import check
+from compression.engine.shapes import outcome
 from compression.recipes.registry import METHODS, method
 
 pytestmark = pytest.mark.usefixtures("tiny_shapes")
@@ -285,7 +285,7 @@ def test_each_kind_of_stored_tensors_is_checked_on_both_shapes():
     base, _ = fresh_base(SECOND)
 
     def kind(row):
-        stored = check(Recipe.parse(row.recipe), base.model)
+        stored = outcome(Recipe.parse(row.recipe), base.model)
         return frozenset((type(module).__name__, name, tensor.dtype) for module in stored.modules()
                          for name, tensor in module.state_dict(keep_vars=True).items() if "." not in name)  # fmt: skip
 
