@@ -5,6 +5,7 @@ import torch
 from packed_layers import BF16, FP32, WAYS, affine, difference, inputs, layer_of, pack_linear, usable
 from strategies import gaussian
 
+from compression.errors import LayerError
 from compression.layers.activations import Levels, OutlierColumns, TokenRange
 from compression.layers.codes import Codes, Rounded
 from compression.layers.kernels import choose
@@ -96,3 +97,17 @@ def test_an_adapter_beside_codes_leaves_them_their_kernel():
     assert kernel == adapted.kernel_name()
     added = 2.0 * (x.to(FP32) @ a.T @ b.T)
     torch.testing.assert_close(alone + added, adapted(x))
+
+
+@pytest.mark.parametrize("threshold", [6, 10**50, 1e300])
+def test_a_threshold_is_a_float_whatever_number_it_was_written_as(threshold):
+    part = OutlierColumns(threshold)
+
+    assert type(part.threshold) is float
+    assert part(torch.randn(2, 8, generator=torch.Generator().manual_seed(0))).shape == (2, 8)
+
+
+@pytest.mark.parametrize("threshold", [10**400, 0, -1, float("nan"), float("inf"), True, "6"])
+def test_a_threshold_that_is_no_finite_number_above_0_is_refused(threshold):
+    with pytest.raises(LayerError, match="threshold"):
+        OutlierColumns(threshold)
