@@ -47,6 +47,8 @@ def of_tests(config: pytest.Config) -> bool:
 def workers(config: pytest.Config) -> int | None:
     """How many processes a command gets that says nothing of them; None: this one is enough, or must be."""
     option = config.option
+    if hasattr(config, "workerinput"):
+        return None  # a worker itself, whose options say nothing of the others
     if getattr(option, "numprocesses", 0) is not None or option.dist != "no" or option.tx:
         return None  # pytest-xdist is not installed, or was told
     if option.keyword or option.collectonly or option.usepdb or not all(path.is_dir() for path in named(config)):

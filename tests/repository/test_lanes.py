@@ -119,3 +119,11 @@ def test_no_test_starts_a_process_that_could_outlive_it():
     assert ["process/test_sandbox.py"] == sorted(
         {each.partition(":")[0] for each in found}
     )  # one, in a jail's own code
+
+
+def test_a_worker_starts_no_workers_of_its_own(two_cores):
+    """Its options are those of a command that says nothing of processes."""
+    worker = config()
+    worker.workerinput = {"workerid": "gw0"}
+
+    assert None is workers(worker)
