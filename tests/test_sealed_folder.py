@@ -326,6 +326,7 @@ def at_once(path):
 WORK = [block_by_block, checkpoint_by_checkpoint, at_once]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
 def test_a_run_that_is_killed_before_any_touch_of_the_disk_ends_as_if_nothing_had_been(tmp_path, work):
     work(tmp_path / "undisturbed")
@@ -345,6 +346,7 @@ def test_a_run_that_is_killed_before_any_touch_of_the_disk_ends_as_if_nothing_ha
     assert half_done > 10 or work is at_once
 
 
+@pytest.mark.process
 @settings(max_examples=20)
 @given(numbers=st.lists(st.integers(1, 40), min_size=2, max_size=4))
 @pytest.mark.parametrize("work", [block_by_block, checkpoint_by_checkpoint], ids=lambda work: work.__name__)
@@ -360,6 +362,7 @@ def test_so_does_one_that_is_killed_again_and_again(fresh, work, numbers):
     assert contents(undisturbed) == contents(path)
 
 
+@pytest.mark.process
 def test_a_kill_that_is_not_resumed_from_would_be_seen(tmp_path):
     """Negative control: a seal that comes before its member promises what is not there."""
 
@@ -383,6 +386,7 @@ def test_a_kill_that_is_not_resumed_from_would_be_seen(tmp_path):
     assert {"opened", "missing"} == outcomes
 
 
+@pytest.mark.process
 def test_the_claim_of_a_killed_process_is_free(tmp_path):
     def hold():
         with SealedFolder.claim(tmp_path / "folder", SEAL, IDENTITY, BUSY):
