@@ -1,11 +1,11 @@
 """Texts that packages ship: found by entry points, in a clone that is not installed too."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from checkpoints import says
+from processes import completed
 
 import compression
 from compression import CompressionError
@@ -95,6 +95,6 @@ def test_in_a_clone_that_is_not_installed_the_reference_has_its_text():
         "print(len(shipped('CALIBRATION')['embedded']()) > 1000, 'arithmetic' in shipped('DOWNSTREAM'))\n"
         "print('torch' in sys.modules)\n"
     )
-    said = subprocess.run([sys.executable, "-c", code, ROOT], capture_output=True, text=True, check=True, cwd="/")
+    said = completed([sys.executable, "-c", code, str(ROOT)], check=True, cwd="/")
 
     assert "True True\nFalse\n" == said.stdout
