@@ -16,9 +16,8 @@ from compression.checkpoints.artefact import stored_bytes
 from compression.layers.linear import Linear
 from compression.layers.low_rank import LowRank
 from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid
-from compression.numeric.losses import Objective
 from compression.training.adapters import adapted_layers, adapter_of, attach, detach, merge, without_adapter
-from compression.training.settings import LINEARS, LoraSettings
+from compression.training.settings import LINEARS, LoraSettings, Objective
 from compression.training.trainer import Settings, train
 
 ROWS, COLS = 64, 128
