@@ -59,8 +59,6 @@ def answers(workbench, recipe):
     options = workbench.options
 
     def of(model):
-        if getattr(model, "cache_factory", None) is not None:
-            raise NotAvailable("the recipe has its own KV cache, which answering does not use yet")
         return answers_of(
             model.model, workbench.base.tokenizer, workbench.asked, form=workbench.collection.form,
             decoding=options.judge.decoding, new_tokens=options.judge.new_tokens, seed=options.seed,

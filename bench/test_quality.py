@@ -71,8 +71,6 @@ def test_task(workbench, recipe, task):
     options = workbench.options
 
     def of(model):
-        if getattr(model, "cache_factory", None) is not None:
-            raise NotAvailable("the recipe has its own KV cache, which scoring does not use yet")
         prepared = workbench.task(task)
         return score(prepared, model.model, _tokenizer(workbench), limit=options.limit, rows=options.task_rows,
                      chat=options.chat_template, template=options.template)  # fmt: skip
@@ -114,7 +112,5 @@ def _template(options):
 
 def _tokenizer(workbench):
     if workbench.base.tokenizer is None:
-        raise DataError(
-            f"base {workbench.source.text} has no tokenizer: quality needs tokenizer.json beside the weights"
-        )
+        raise DataError(f"base {workbench.source.text} has no tokenizer: quality needs tokenizer.json beside it")
     return workbench.base.tokenizer

@@ -20,16 +20,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import compression
-from compression.architectures import decoder
 from compression.architectures.random_shapes import SHAPES
-from compression.numeric import channel_scales, rounding
+from compression.calibration import capture, observers
+from compression.numeric import channel_scales
 from compression.numeric.grids import AffineGrid, decode, quantize
 
 PHASES = {
-    "Hessians": (rounding.Hessian, "add"),
-    "forward": (decoder.Inputs, "observe"),
-    "forward (compressed)": (decoder.Inputs, "advance"),
-    "search of scales": (channel_scales.Scaling, "search"),
+    "Hessians": (observers.Hessian, "add"),
+    "forward": (capture.Inputs, "observe"),
+    "forward (compressed)": (capture.Inputs, "advance"),
+    "search of scales": (channel_scales.AwqScales, "search"),
     "search of clipping": (channel_scales, "clipped"),
 }
 
@@ -104,7 +104,7 @@ def main():
     hessian = 2 * x.t() @ x / len(x)
     producer = channel_scales.Producer(torch.arange(cols), None)
     (_, ours), seconds = timed(
-        lambda: channel_scales.Scaling(20, False).search(readers, hessian, producer, torch.float32)
+        lambda: channel_scales.AwqScales(20, False).search(readers, hessian, producer, torch.float32)
     )
     candidates = list(channel_scales.candidates(hessian.diagonal().sqrt(), 20))
     theirs, longer = timed(lambda: obvious(readers, x, candidates))

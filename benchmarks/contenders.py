@@ -126,8 +126,9 @@ class ours(Library):
     static = False  # groups' scales from the weights as they are when the group begins
 
     def layer(self) -> None:
+        from compression.calibration.observers import Hessian
         from compression.numeric.grids import AffineGrid
-        from compression.numeric.rounding import Hessian, gptq
+        from compression.numeric.rounding import gptq
 
         weight, inputs = weight_and_inputs(self.options)
         grid = AffineGrid(bits=BITS, group_size=GROUP, symmetric=True)
@@ -142,7 +143,7 @@ class ours(Library):
         self.answer("layer", hessian=hessian, quantized=rounded.decode(grid))
 
     def sparsegpt(self) -> None:
-        from compression.numeric.rounding import Hessian
+        from compression.calibration.observers import Hessian
         from compression.numeric.sparsity import sparsegpt
 
         weight, inputs = weight_and_inputs(self.options)

@@ -19,7 +19,8 @@ from compression import CompressionError, Recipe, checkpoints, devices, engine
 from compression.checkpoints.formats import registry as formats
 from compression.files.strict_json import path_option
 from compression.files.terminal import terminal
-from compression.recipes.registry import LayerwiseMethod, describe_parameters
+from compression.methods.base import LayerMethod
+from compression.recipes.registry import describe_parameters
 
 OWN = formats.OWN
 
@@ -179,7 +180,7 @@ def _kernels(name: str, method: type, device: str) -> list[str]:
     found = []
     for text in [f"{name}(bits={bits})" for bits in widths] or [name]:
         instance = Recipe.parse(text).steps[0].method
-        if not isinstance(instance, LayerwiseMethod):
+        if not isinstance(instance, LayerMethod):
             return ["of the layers as they are"]
         try:
             layer = instance.compress_linear(linear, None)

@@ -9,7 +9,6 @@ from checkpoints import transformers_model
 
 import compression
 from compression.architectures.decoder import decoder_blocks
-from compression.architectures.edits import count_heads
 from compression.architectures.random_shapes import SHAPES
 from compression.checkpoints.base import build, byte_tokenizer
 
@@ -73,7 +72,7 @@ def without(model, layers=(), heads=(), neurons=()):
     model = copy.deepcopy(model)
     for i, block in enumerate(decoder_blocks(model)):
         attention, mlp = block.module.self_attn, block.module.mlp
-        queries, kv_heads = count_heads(block)
+        queries, kv_heads = block.heads
         for head in range(kv_heads) if i in layers else heads:
             width = queries // kv_heads * attention.head_dim
             attention.o_proj.weight.data[:, head * width : (head + 1) * width] = 0

@@ -8,8 +8,8 @@ from packed_layers import pack_linear
 
 from bench.results.items import Items, hashes_of
 from bench.results.row import Row
-from compression.checkpoints.artefact import LayerReport
 from compression.layers.linear import Linear
+from compression.layers.report import LayerReport
 from compression.methods.quantization.weight_only.rtn import RTN
 from compression.numeric.sparsity import choose, removed
 
@@ -238,7 +238,7 @@ class ReturnsItsInput(RTN):
 class SkipsALayerInSilence(RTN):
     """The last linear of every block stays as it is, and no word of it."""
 
-    def compress_block(self, block, inputs, context):
+    def apply_block(self, block, seen, context):
         *linears, _ = block.linears()
         for name, linear in linears:
             block.replace(name, self.compress_linear(linear, context))
@@ -249,7 +249,7 @@ class SkipsALayerInSilence(RTN):
 class ReportsALayerThatItSkips(RTN):
     """The last linear of every block stays as it is, and is reported as replaced."""
 
-    def compress_block(self, block, inputs, context):
+    def apply_block(self, block, seen, context):
         *linears, last = block.linears()
         for name, linear in linears:
             block.replace(name, self.compress_linear(linear, context))

@@ -135,8 +135,7 @@ def steps(draw):
     """A method, and layers on which it has other parameters or does nothing."""
     same = instances(draw(st.sampled_from(tuple(list_methods().values()))))
     method = draw(same)
-    block = method.info.kind == "block"  # others have no settings per layer
-    layers = draw(st.dictionaries(patterns, st.none() | same, max_size=2)) if block else {}
+    layers = draw(st.dictionaries(patterns, st.none() | same, max_size=2)) if method.per_layer else {}
     return Step(method, tuple(layers.items()))
 
 

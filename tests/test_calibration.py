@@ -10,8 +10,9 @@ from checkpoints import transformers_model
 
 import compression
 from compression import CalibrationError, RecipeError
-from compression.architectures.decoder import STACKS, Inputs, decoder_blocks
+from compression.architectures.decoder import decoder_blocks
 from compression.architectures.random_shapes import SHAPES
+from compression.calibration.capture import Inputs
 from compression.calibration.text import open_calibration
 from compression.checkpoints.base import BaseSource, byte_tokenizer, locate
 
@@ -152,7 +153,7 @@ def test_captured_inputs_are_those_of_a_plain_forward(base):
         block.module.get_submodule(reader).register_forward_pre_hook(
             lambda module, x, key=(block.name, reader): expected.setdefault(key, []).append(x[0])
         )
-        for block in blocks for stack in STACKS for reader in stack
+        for block in blocks for site in block.sites for reader in site.row.readers
     ]  # fmt: skip
     with torch.no_grad():
         for sample in ids:
@@ -162,7 +163,7 @@ def test_captured_inputs_are_those_of_a_plain_forward(base):
 
     inputs = Inputs.of_first_block(base.model, ids)
     for block in blocks:
-        inputs.observe(block, lambda stack, x, block=block: actual.setdefault((block.name, stack), []).append(x))
+        inputs.observe(block, lambda site, x, block=block: actual.setdefault((block.name, site.readers), []).append(x))
         inputs.advance(block)
 
     for (block, stack), captured in actual.items():
@@ -176,7 +177,7 @@ def test_capturing_leaves_the_model_as_it_was(base):
     before = base.model(ids).logits
 
     inputs = Inputs.of_first_block(base.model, ids)
-    inputs.observe(decoder_blocks(base.model)[0], lambda stack, x: None)
+    inputs.observe(decoder_blocks(base.model)[0], lambda site, x: None)
 
     assert torch.equal(before, base.model(ids).logits)
     assert not any(module._forward_pre_hooks for module in base.model.modules())

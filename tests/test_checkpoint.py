@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import compression
 from compression import CheckpointError
 from compression.architectures.random_shapes import SHAPES
+from compression.architectures.table import ARCHITECTURES
 from compression.checkpoints.base import NAMED, build, byte_tokenizer, locate, open_base
-from compression.checkpoints.config import ARCHITECTURES
 
 # --- What opens -------------------------------------------------------------------------------------------------------
 

@@ -22,8 +22,9 @@ from compression.checkpoints.formats import registry as formats
 from compression.layers import describe, parts, restore
 from compression.layers.linear import Linear
 from compression.layers.parts import OutputPart, WeightPart, part
+from compression.methods.base import Quantizer
 from compression.numeric import packing
-from compression.recipes.registry import METHODS, Quantizer, method
+from compression.recipes.registry import METHODS, method
 
 
 class Signs(WeightPart):

@@ -4,7 +4,7 @@ import pytest
 
 import compression
 from bench.results import layers
-from compression.checkpoints.artefact import LayerReport
+from compression.layers.report import LayerReport
 
 DEEP = "model.layers.1.mlp.down_proj"
 

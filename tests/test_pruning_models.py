@@ -10,9 +10,11 @@ from strategies import gaussian
 
 import compression
 from compression import LayerError, Recipe, RecipeError
-from compression.architectures.decoder import Inputs, decoder_blocks
+from compression.architectures.decoder import decoder_blocks
+from compression.calibration import observers
+from compression.calibration.capture import Inputs
+from compression.calibration.observers import Hessian
 from compression.numeric import sparsity
-from compression.numeric.rounding import Hessian
 
 
 @pytest.fixture
@@ -87,7 +89,8 @@ def test_the_report_tells_the_sparsity_reached_and_the_error_of_outputs_on_calib
     ids = torch.randint(256, (4, 24), generator=torch.Generator().manual_seed(5))
     seen = []
     Inputs.of_first_block(base.model, ids).observe(
-        decoder_blocks(base.model)[0], lambda stack, x: seen.append(x[0].float()) if "mlp.up_proj" in stack else None
+        decoder_blocks(base.model)[0],
+        lambda site, x: seen.append(x[0].float()) if "mlp.up_proj" in site.readers else None,
     )
     name = "model.layers.0.mlp.up_proj"
 
@@ -113,11 +116,11 @@ def test_wanda_sums_up_no_hessian(base, monkeypatch):
 
 
 def test_wanda_keeps_some_of_the_inputs_spread_over_all():
-    seen = sparsity.Norms(8, tokens=3 * sparsity.ERROR_TOKENS)
-    for part in gaussian(3 * sparsity.ERROR_TOKENS, 8, std=1).split(512):
+    seen = observers.Norms(8, tokens=3 * observers.ERROR_TOKENS)
+    for part in gaussian(3 * observers.ERROR_TOKENS, 8, std=1).split(512):
         seen.add(part[None])
 
-    assert sparsity.ERROR_TOKENS <= sum(map(len, seen._some)) <= 1.1 * sparsity.ERROR_TOKENS
+    assert observers.ERROR_TOKENS <= sum(map(len, seen._sample._some)) <= 1.1 * observers.ERROR_TOKENS
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------

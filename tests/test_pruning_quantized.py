@@ -14,6 +14,7 @@ from strategies import gaussian, seeds, weights
 import compression
 from compression import Recipe, RecipeError
 from compression.engine.schedule import make_schedule
+from compression.methods.base import ModelMethod
 from compression.methods.quantization.weight_activation.llm_int8 import LLMInt8
 from compression.methods.quantization.weight_only.awq import AWQ
 from compression.methods.quantization.weight_only.gptq import GPTQ
@@ -22,7 +23,7 @@ from compression.methods.quantization.weight_only.nf4 import NF4
 from compression.methods.quantization.weight_only.rtn import RTN
 from compression.numeric import sparsity
 from compression.numeric.rounding import relative_error
-from compression.recipes.registry import METHODS, Method, method
+from compression.recipes.registry import METHODS, method
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_without_exact_zeros_or_their_level_the_zeros_are_lost():
     assert not (quantized(GPTQ(group_size=32), nearly, hessian)[mask] == 0).all()
     few = torch.arange(64).repeat(8, 1) % 16 == 0
     assert not (quantized(HQQ(group_size=32), gaussian(8, 64).masked_fill(few, 0), hessian)[few] == 0).all()
-    assert {"hqq"} == {name for name, cls in compression.list_methods().items() if not cls.info.keeps_zeros}
+    assert {"hqq", "slicegpt"} == {name for name, cls in compression.list_methods().items() if not cls.info.keeps_zeros}
 
 
 def test_gptq_of_a_pruned_weight_is_nearer_than_rounding_it_to_nearest():
@@ -142,7 +143,9 @@ def registered():
 )
 def test_pruned_weights_are_quantized_again_and_made_dense_for_a_step_on_the_whole_model(registered, text, expected):
     method("edit", leaves="dense")(
-        dataclass(frozen=True, kw_only=True)(type("Edit", (Method,), {"apply": lambda self, model, context: model}))
+        dataclass(frozen=True, kw_only=True)(
+            type("Edit", (ModelMethod,), {"apply": lambda self, model, context: model})
+        )
     )
 
     assert expected == [what for _, what in make_schedule(Recipe.parse(text).steps)]

@@ -1,5 +1,6 @@
 """Recipes: what can be written, what it means, how it prints, and what is refused in which words."""
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from strategies import recipe_texts, recipes
 
 from compression import Recipe, RecipeError, Step, list_methods, split_recipes
 from compression.engine.schedule import make_schedule
+from compression.methods.base import BlockMethod, LayerMethod, ModelMethod
 from compression.methods.quantization.weight_activation.llm_int8 import LLMInt8
 from compression.methods.quantization.weight_only.nf4 import NF4
 from compression.methods.quantization.weight_only.rtn import RTN
 from compression.recipes.recipe import slug
-from compression.recipes.registry import _ALIASES, METHODS, LayerwiseMethod, Method, method
+from compression.recipes.registry import _ALIASES, METHODS, Method, method
 
 
 def one(text):
@@ -249,11 +251,12 @@ def registry():
     _ALIASES.update(aliases)
 
 
-def declare(name, module="elsewhere.methods", kind="block", **facts):
+def declare(name, module="elsewhere.methods", kind="layer", **facts):
     """Register a method of that name as if `module` declared it."""
     body = {"__module__": module, "__doc__": f"Fake {name}."}
-    body["compress_block" if kind == "block" else "apply"] = lambda self, *arguments: None
-    return method(name, **facts)(dataclass(frozen=True, kw_only=True)(type("Fake", (Method,), body)))
+    work, base = ("compress_linear", LayerMethod) if kind == "layer" else ("apply", ModelMethod)
+    body[work] = lambda self, *arguments: None
+    return method(name, **facts)(dataclass(frozen=True, kw_only=True)(type("Fake", (base,), body)))
 
 
 @pytest.mark.parametrize("spelling", ["nf4", "q"])
@@ -276,11 +279,23 @@ def test_a_name_that_no_recipe_could_spell_is_refused(registry, name):
 
 def test_a_class_that_is_no_frozen_dataclass_or_does_nothing_is_refused(registry):
     with pytest.raises(RecipeError, match="must be a frozen, keyword-only dataclass"):
-        method("fake")(type("Fake", (Method,), {}))
+        method("fake")(type("Fake", (), {}))
     with pytest.raises(RecipeError, match="must be a frozen, keyword-only dataclass"):
-        method("fake")(dataclass(kw_only=True)(type("Fake", (LayerwiseMethod,), {})))
-    with pytest.raises(RecipeError, match="neither compress_block nor apply"):
+        method("fake")(dataclass(kw_only=True)(type("Fake", (ModelMethod,), {})))
+    with pytest.raises(RecipeError, match="no unit of work"):
         method("fake")(dataclass(frozen=True, kw_only=True)(type("Fake", (Method,), {})))
+    with pytest.raises(RecipeError, match="lacks compress_linear"):
+        method("fake")(type("Fake", (LayerMethod,), {}))
+    with pytest.raises(RecipeError, match="lacks compress_block"):
+        method("fake")(type("Fake", (BlockMethod,), {}))
+
+
+def test_a_class_that_is_no_dataclass_is_made_one(registry):
+    fake = method("fake")(type("Fake", (ModelMethod,), {"__annotations__": {"share": float}, "share": 0.25}))
+
+    assert "fake(share=0.5)" == Recipe.parse("fake(share=0.5)").text
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fake().share = 1.0
 
 
 def test_a_method_on_the_whole_model_has_no_settings_per_layer(registry):

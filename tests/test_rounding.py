@@ -10,16 +10,9 @@ from hypothesis import strategies as st
 from strategies import gaussian, seeds, weights
 
 from compression import LayerError
+from compression.calibration.observers import Hessian
 from compression.numeric.grids import AffineGrid, decode, quantize
-from compression.numeric.rounding import (
-    Hessian,
-    Rounded,
-    gptq,
-    half_quadratic,
-    output_error,
-    relative_error,
-    upper_factor,
-)
+from compression.numeric.rounding import Rounded, gptq, half_quadratic, output_error, relative_error, upper_factor
 
 GRIDS = st.builds(
     AffineGrid,

@@ -13,13 +13,15 @@ from strategies import affine_grids, gaussian, seeds, weights
 
 import compression
 from compression import LayerError, RecipeError
-from compression.architectures.decoder import STACKS, Block, decoder_blocks
+from compression.architectures import table
+from compression.architectures.decoder import Site, decoder_blocks
 from compression.calibration.blockwise import Layer, _scale
 from compression.methods.quantization.weight_only.awq import AWQ
-from compression.numeric.channel_scales import SHRINKS, Producer, Scaling, candidates, clipped, nearest
+from compression.numeric.channel_scales import SHRINKS, AwqScales, Producer, candidates, clipped, nearest
 from compression.numeric.grids import AffineGrid, decode, quantize
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+ARCHITECTURES = tuple(table.ARCHITECTURES)
+STACKS = {site.readers: site.producer for site in table.ARCHITECTURES["LlamaForCausalLM"].sites}
 SMALL = "samples=4,sequence_length=24"
 IDS = torch.arange(96).view(4, 24) * 5 % 48
 
@@ -83,10 +85,10 @@ def scaled(model, how):
     method = ScaledAtRandom(how=how)
     for block in decoder_blocks(model):
         layers = {name: Layer(name, linear, method, linear.bias) for name, linear in block.linears()}
-        for stack in reversed(STACKS):
-            readers = [layers[f"{block.name}.{reader}"] for reader in stack]
-            before = layers.get(f"{block.name}.{STACKS[stack]}")
-            _scale(block, stack, readers, before, torch.eye(readers[0].linear.in_features))
+        for site in reversed(block.sites):
+            readers = [layers[name] for name in site.names]
+            before = layers.get(block.full(site.row.producer))
+            _scale(site, readers, before, torch.eye(readers[0].linear.in_features))
         for layer in layers.values():
             layer.linear.weight = torch.nn.Parameter(layer.scaled(), requires_grad=False)
             if layer.bias is not None:
@@ -116,22 +118,22 @@ def test_scaling_leaves_the_function_in_fp32_as_it_was(architecture, dtype, seed
     check_that_scaling_leaves_the_function_alone(architecture, dtype, seed, spread)
 
 
-CHANNELS = Block.producer_channels
+CHANNELS = Site.channels.fget
 
 
-def of_another_head(block, stack):
+def of_another_head(site):
     """Heads of values are dealt out in turn, not to neighbours."""
-    channels = CHANNELS(block, stack)
-    if STACKS[stack] != "self_attn.v_proj":
+    channels = CHANNELS(site)
+    if site.row.producer != "self_attn.v_proj":
         return channels
-    return channels.view(2, -1, block.module.self_attn.head_dim).transpose(0, 1).flatten()
+    return channels.view(2, -1, site.block.head_size).transpose(0, 1).flatten()
 
 
 BROKEN = {
     "norms are rounded and nothing makes up for it": (Producer, "divisible", lambda self, scales: scales),
     "the producer is not divided": (Producer, "divided", lambda self, scales: self.stored),
     "the rows before are not divided": (Layer, "scaled", lambda self: self.weight() * self.columns),
-    "scales go to the heads of others": (Block, "producer_channels", of_another_head),
+    "scales go to the heads of others": (Site, "channels", property(of_another_head)),
 }
 
 
@@ -182,7 +184,7 @@ def test_the_search_finds_what_a_loop_of_forward_passes_finds(seed, grid, ratios
     x = inputs(64, seed=seed)
     readers = [(gaussian(rows, 64, seed=seed + rows), grid) for rows in (5, 3)]
 
-    _, scales = Scaling(ratios, False).search(readers, hessian_of(x), identity(64), torch.float32)
+    _, scales = AwqScales(ratios, False).search(readers, hessian_of(x), identity(64), torch.float32)
 
     tried = [wanted for _, wanted in candidates(hessian_of(x).diagonal().sqrt(), ratios)]
     torch.testing.assert_close(torch.stack(tried), torch.stack([*powers(x, ratios)]), rtol=1e-4, atol=0)
@@ -192,7 +194,7 @@ def test_the_search_finds_what_a_loop_of_forward_passes_finds(seed, grid, ratios
 
 def never_worse_than_no_scaling(seed, weight, grid, duo_scaling):
     x, weight = inputs(64, seed=seed), weight.float()
-    _, scales = Scaling(20, duo_scaling).search([(weight, grid)], hessian_of(x), identity(64), torch.float32)
+    _, scales = AwqScales(20, duo_scaling).search([(weight, grid)], hessian_of(x), identity(64), torch.float32)
 
     return loss(x, [(weight, grid)], scales) <= loss(x, [(weight, grid)], torch.ones(64)) * (1 + 1e-3) + 1e-9
 
@@ -204,7 +206,7 @@ def test_scaling_is_never_worse_than_none_on_the_error_that_it_minimises(seed, w
 
 def test_the_law_catches_a_search_that_takes_its_last_candidate(monkeypatch):
     monkeypatch.setattr(
-        Scaling, "search", lambda self, readers, hessian, *_: [*candidates(hessian.diag().sqrt(), 20)][-1]
+        AwqScales, "search", lambda self, readers, hessian, *_: [*candidates(hessian.diag().sqrt(), 20)][-1]
     )
     grid = AffineGrid(bits=3, group_size=32, symmetric=False)
 
@@ -341,7 +343,7 @@ def test_a_stack_with_a_layer_that_stays_is_not_scaled_and_says_so(folder):
 
 
 def test_layers_that_read_the_same_input_cannot_be_scaled_in_different_ways(folder):
-    with pytest.raises(LayerError, match=r"scaled together.*v_proj is set to Scaling\(ratios=5.*give both the same"):
+    with pytest.raises(LayerError, match=r"scaled together.*v_proj is set to AwqScales\(ratios=5.*give both the same"):
         compression.compress(
             str(folder), f'awq(group_size=32,{SMALL},layers={{"*.v_proj":{{"n_grid":5}}}})', calibration=IDS
         )

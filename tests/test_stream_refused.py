@@ -151,13 +151,14 @@ def whole_model_method(monkeypatch):
     """A registered method that takes the model as a whole."""
     from dataclasses import dataclass
 
+    from compression.methods.base import ModelMethod
     from compression.recipes import registry
 
     monkeypatch.setattr(registry, "METHODS", dict(registry.discover()))
 
     @registry.method("whole_test", leaves="dense")
     @dataclass(frozen=True, kw_only=True)
-    class Whole(registry.Method):
+    class Whole(ModelMethod):
         """Halves the last norm."""
 
         def apply(self, model, context):

@@ -9,8 +9,8 @@ from checkpoints import logits, transformers_model
 from safetensors import safe_open
 
 import compression
-from compression.architectures.decoder import Inputs
 from compression.architectures.random_shapes import SHAPES
+from compression.calibration.capture import Inputs
 from compression.checkpoints.artefact import outline
 from compression.checkpoints.base import build, locate
 from compression.checkpoints.weights import open_weights

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from cut_models import IDS, LAYERS, compressed, folders, logits, opened  # noqa: F401
 
-from compression.architectures.decoder import Inputs, decoder_blocks
-from compression.methods.pruning.structured import importance
+from compression.architectures.decoder import decoder_blocks
+from compression.calibration import importance
+from compression.calibration.capture import Inputs
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ import torch
 from cut_models import FAMILIES, HEADS, IDS, LAYERS, NF4, assert_close, compressed, folders, logits, opened, without  # noqa: F401
 
 import compression
+from compression.architectures.cuts import keep_heads
 from compression.architectures.decoder import decoder_blocks
-from compression.architectures.edits import keep_heads
 
 
 @pytest.mark.parametrize("family", FAMILIES)

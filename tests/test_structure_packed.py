@@ -12,8 +12,8 @@ from strategies import gaussian, seeds
 
 import compression
 from compression import LayerError
+from compression.architectures.cuts import _tell
 from compression.architectures.decoder import decoder_blocks
-from compression.architectures.edits import _tell
 from compression.layers.codes import Codes
 from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid, quantize
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.measure import rope
-
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+from compression.architectures.decoder import Block, Decoder
+from compression.architectures.table import ARCHITECTURES
+from compression.layers import positions
 
 
 def lean_step(model: Any, length: int) -> Callable[[Tensor, int, Any], Tensor] | None:
@@ -26,27 +27,34 @@ def lean_step(model: Any, length: int) -> Callable[[Tensor, int, Any], Tensor] |
     """
     if type(model).__name__ not in ARCHITECTURES:
         return None
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+    hooks = [hook for module in model.modules()
+             for each in (module._forward_hooks, module._forward_pre_hooks) for hook in each.values()]  # fmt: skip
+    if not all(map(positions.is_watching, hooks)):
         return None
     if (limit := rope.limit(model.config)) is not None and length > limit:
         return None  # each position has the frequencies of its own pass
-    body = model.model
-    device = body.norm.weight.device
-    probe = torch.empty(0, dtype=body.norm.weight.dtype, device=device)
-    cos, sin = (t[0] for t in body.rotary_emb(probe, torch.arange(length, device=device)[None]))
+    decoder = Decoder(model)
+    device = decoder.norm.weight.device
+    probe = torch.empty(0, dtype=decoder.norm.weight.dtype, device=device)
+    rotary = model.get_submodule(decoder.row.rotary)
+    cos, sin = (t[0] for t in rotary(probe, torch.arange(length, device=device)[None]))
     half = cos.shape[-1] // 2
     sin = torch.cat([-sin[:, :half], sin[:, half:]], -1)  # with the sign of the rotated half
-    last = _norm(body.norm)
-    blocks = [_block(layer, half) for layer in body.layers]
+    embeddings, last, head = decoder.embeddings, _norm(decoder.norm), decoder.head
+    blocks = [_block(block, half) for block in decoder.blocks]
 
     def step(token: Tensor, position: int, cache: Any) -> Tensor:
-        h = body.embed_tokens(token)
+        h = embeddings(token)
         at, signed = cos[position], sin[position]
         for block, cached in zip(blocks, cache.layers, strict=True):
             h = block(h, at, signed, position, cached.keys, cached.values)
-        return model.lm_head(last(h))
+        return head(last(h))
 
-    return step
+    def step_at(token: Tensor, position: int, cache: Any) -> Tensor:
+        with positions.beginning(position):
+            return step(token, position, cache)
+
+    return step_at if hooks else step
 
 
 def fits(cache: Any, length: int) -> bool:
@@ -62,35 +70,42 @@ def _norm(norm: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: F.rms_norm(x.float(), shape, weight, epsilon).to(x.dtype)
 
 
-def _block(layer: Any, half: int) -> Callable[[Tensor, Tensor, Tensor, int, Tensor, Tensor], Tensor]:
+def _block(layer: Block, half: int) -> Callable[[Tensor, Tensor, Tensor, int, Tensor, Tensor], Tensor]:
     """One decoder layer over its keys and values: x + attention(norm(x)), then x + mlp(norm(x)).
 
     The query heads of a group attend to one head of keys as if they were that many positions, (batch, KV heads, group,
     head size): the same sums, without a copy of the keys for each of them.
     """
-    attention, mlp = layer.self_attn, layer.mlp
-    before, after = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
-    kv_heads = attention.k_proj.out_features // attention.head_dim
-    q_norm = _norm(attention.q_norm) if hasattr(attention, "q_norm") else None
-    k_norm = _norm(attention.k_norm) if hasattr(attention, "k_norm") else None
-    scale = attention.scaling
+    row, size, (_, kv_heads) = layer.row, layer.head_size, layer.heads
+    before, after = (_norm(layer.layer(part.norm)) for part in row.halves)
+    q_norm, k_norm = (None if path is None else _norm(layer.layer(path)) for path in (row.query_norm, row.key_norm))
+    query, key, value = (layer.layer(path) for path in (row.queries, row.keys, row.values))
+    attended, gate, up, down = (
+        layer.layer(path) for path in (row.attention.writer, row.gate, row.mlp.producer, row.mlp.writer)
+    )
+    scale, activation = layer.layer(row.attention.module).scaling, layer.layer(row.mlp.module).act_fn
+    beside_attention, beside_mlp = (layer.residual(number) or _same for number in range(2))
 
     def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return torch.addcmul(x * cos, x.roll(half, -1), sin)
 
     def block(h: Tensor, cos: Tensor, sin: Tensor, position: int, keys: Tensor, values: Tensor) -> Tensor:
-        shape = (h.shape[0], kv_heads, -1, attention.head_dim)
+        shape = (h.shape[0], kv_heads, -1, size)
         x = before(h)
-        q, k = attention.q_proj(x).view(shape), attention.k_proj(x).view(shape)
+        q, k = query(x).view(shape), key(x).view(shape)
         if q_norm is not None and k_norm is not None:
             q, k = q_norm(q), k_norm(k)
         keys[:, :, position : position + 1] = rotate(k, cos, sin)
-        values[:, :, position : position + 1] = attention.v_proj(x).view(shape)
+        values[:, :, position : position + 1] = value(x).view(shape)
         o = F.scaled_dot_product_attention(
             rotate(q, cos, sin), keys[:, :, : position + 1], values[:, :, : position + 1], scale=scale
         )
-        h = h + attention.o_proj(o.reshape(h.shape[0], 1, -1))
+        h = beside_attention(h) + attended(o.reshape(h.shape[0], 1, -1))
         x = after(h)
-        return h + mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
+        return beside_mlp(h) + down(activation(gate(x)) * up(x))
 
     return block
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

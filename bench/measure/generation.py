@@ -92,7 +92,6 @@ class Decoder:
         load: what is asked of it.
         mode: "eager" or, on CUDA, "graph".
         seed: of the prompts, uniform over the vocabulary: no weight-only method is faster or slower for what they say.
-        cache_factory: (config, batch, length) -> cache, for methods that bring their own; transformers' StaticCache.
 
     Raises:
         OptionError: the load does not fit the model's positions, or graphs are asked for without CUDA.
@@ -106,7 +105,6 @@ class Decoder:
         *,
         mode: str = "eager",
         seed: int = 0,
-        cache_factory: Callable[..., Any] | None = None,
     ):
         import torch
 
@@ -123,7 +121,6 @@ class Decoder:
             raise OptionError(f"mode must be eager, or graph on cuda, not {mode!r} on {self.device.type}")
         if mode == "graph" and (why := graph_refusal(model)):
             raise NotAvailable(f"mode graph: {why}; mode eager measures it")
-        self._cache_factory = cache_factory or _static_cache
         self._length = length
         if mode == "graph" and (why := _window_refusal(self._new_cache(), length)):
             raise NotAvailable(f"mode graph: {why}; mode eager measures it")
@@ -185,7 +182,7 @@ class Decoder:
         return self._round(begin, ready, stamps, cache)
 
     def _new_cache(self) -> Any:
-        return self._cache_factory(self.model.config, self.load.batch_size, self._length)
+        return _static_cache(self.model.config, self.load.batch_size, self._length)
 
     def _step(self, cache: Any) -> Callable[[Any, int], Any]:
         """(token, position) -> next token, over a cache that holds the prompt."""

@@ -129,13 +129,11 @@ def _warm_up() -> None:
         Decoder(tiny, Load(prompt_tokens=4, new_tokens=2)).run()
 
 
-def _open(spec: ChildSpec) -> tuple[Any, Callable[..., Any] | None]:
-    """The model and the maker of its cache, if it brings one."""
-
+def _open(spec: ChildSpec) -> Any:
+    """The model that is measured."""
     if spec.kind == "base":
-        return compression.open_base(spec.target, device="cpu", dequantize=True).model, None
-    opened = compression.load(spec.target, device="cpu")
-    return opened.model, opened.cache_factory
+        return compression.open_base(spec.target, device="cpu", dequantize=True).model
+    return compression.load(spec.target, device="cpu").model
 
 
 def main() -> None:
@@ -147,11 +145,10 @@ def main() -> None:
     torch.set_num_threads(spec.threads)
     _warm_up()
 
-    def generate(opened: tuple[Any, Callable[..., Any] | None]) -> None:
-        model, cache_factory = opened
-        Decoder(model, spec.load, cache_factory=cache_factory).run()
+    def generate(model: Any) -> None:
+        Decoder(model, spec.load).run()
 
-    (model, _), peaks, source = measure(lambda: _open(spec), generate, loads=spec.loads)
+    model, peaks, source = measure(lambda: _open(spec), generate, loads=spec.loads)
     print(json.dumps({"peaks": peaks, "model_bytes": bytes_of(model), "source": source}))
 
 

@@ -155,8 +155,7 @@ class Models:
             torch.cuda.empty_cache()
 
     def decoder(self, model: "Compressed | Base", load: Load, mode: str = "eager") -> Decoder:
-        cache_factory = getattr(model, "cache_factory", None)
-        return Decoder(model.model, load, mode=mode, seed=self.options.seed, cache_factory=cache_factory)
+        return Decoder(model.model, load, mode=mode, seed=self.options.seed)
 
     def interleaved(self, recipe: Recipe, load: Load, mode: str) -> Interleaved:
         """The base and the compressed model, ready to generate in turn; for fp16 the base alone."""

@@ -1,173 +1,348 @@
-"""Cutting a decoder smaller: whole layers, heads of keys and values with their query heads, neurons of the MLP.
+"""What methods do to the shape and the basis of a decoder, as data: each edit applies itself, and says what it is.
 
-What is kept keeps its values: rows and columns are taken out of dense weights, codes and scales, never computed anew
-(but for columns of codes that do not fall into groups, see `layers.codes.Codes.columns`). The shape of every
-block stays that of all the others, as the configuration of transformers wants it: `conform` writes it there.
-Shapes: q_proj (query heads x head size, hidden), k_proj and v_proj (KV heads x head size, hidden), o_proj (hidden,
-query heads x head size); query head h attends to KV head h // group, group = query heads / KV heads. gate_proj and
-up_proj (neurons, hidden), down_proj (hidden, neurons). Indices that are kept are ascending.
+    FoldNorm        the weight of a norm into the layers that read it
+    Divide          the channels of a producer by numbers, which its readers make up for
+    Shift           the values of attention by numbers, which the output's bias makes up for
+    Permute         neurons of the MLP, or channels within the heads of values
+    Rotate          the channels within each head of values by an orthogonal matrix
+    Turn            the residual stream, where it is read, into another basis; of fewer columns: a slice of it
+    Untie           the head from the embeddings
+    KeepLayers, KeepHeads, KeepNeurons      cuts (`compression.architectures.cuts`)
+    InBlock         an edit of a block, in a decoder
+
+All but `Turn` to fewer columns and the cuts leave what the model computes as it was. Arithmetic is in fp64, rounded
+once to the dtype of what is stored. Edits replace parameters and modules, they never write into a tensor.
+
+`to_json` has everything but the values of weights, of which it has the shapes: what `architectures.description` makes
+of it makes the same shapes of a model without weights.
+
+Shapes: W (rows, cols); R of a residual stream, x -> x R, is stored as R^T (width after it, width before it).
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from compression.architectures import decoder
-from compression.architectures.decoder import Block
-from compression.checkpoints import base
+from compression.architectures import cuts
+from compression.architectures.decoder import Block, Decoder, Place, Site, TurnedBlock
+from compression.architectures.rewriting import added, by_head, is_order, parameter, put
 from compression.errors import LayerError
-from compression.layers.dense import dense_linear
-from compression.layers.linear import Linear
+
+EDITS: dict[str, type["Edit"]] = {}
 
 
-def share_of(share: float, count: int) -> int:
-    """So many of `count`, rounded down as the papers' code does; a product that is whole but for its last bit is whole.
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A change of a block or of a decoder; subclasses are frozen dataclasses of whole numbers, tuples and tensors."""
 
-    >>> share_of(0.625, 32), share_of(0.75, 2), share_of(0.29, 100)
-    (20, 1, 29)
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, kind: str) -> None:
+        cls.kind = kind
+        EDITS[kind] = cls
+
+    def apply(self, target: Any) -> None:
+        """Change a `Block`, or a `Decoder` for edits of the whole.
+
+        Raises:
+            LayerError: the target is not one that can be changed so; the message names the layer and the reason.
+        """
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"edit": self.kind, **fields}
+
+
+@dataclass(frozen=True, eq=False)
+class FoldNorm(Edit, kind="fold_norm"):
+    """The weight of the norm at a place of the residual stream into its readers; what is left of it is ones."""
+
+    place: int
+
+    def apply(self, target: Decoder) -> None:
+        place = _place(target, self.place)
+        if place.block is None and target.tied:
+            raise LayerError(f"{target.row.head} is the embeddings, which cannot take the weight of {place.name}; "
+                             "untie them first")  # fmt: skip
+        offset = target.row.norm_offset
+        gain = place.norm.weight.double() + offset
+        for name in place.readers:
+            put(target.model, name, lambda weight, bias: (weight * gain, bias))
+        place.norm.weight = parameter(torch.ones_like(place.norm.weight) - offset)
+
+
+@dataclass(frozen=True, eq=False)
+class Divide(Edit, kind="divide"):
+    """The producer of a site by `scales` (channels,), and the columns of its readers times them.
+
+    A norm in a short dtype is rounded first, n' = round(n / s), and its readers take n / n', so that nothing but their
+    own rounding changes the function.
     """
-    return int(share * count + 1e-9)
 
+    site: int
+    scales: Tensor
 
-def count_heads(block: Block) -> tuple[int, int]:
-    """Number of query heads and of heads of keys and values."""
-    attention = block.module.self_attn
-    return tuple(layer.out_features // attention.head_dim for layer in (attention.q_proj, attention.k_proj))
-
-
-def check_weights(model: nn.Module) -> None:
-    """Raise LayerError, naming the layer, if a dense weight of a block is not finite."""
-    for block in decoder.decoder_blocks(model):
-        for name, linear in block.linears():
-            if isinstance(linear, nn.Linear) and not torch.isfinite(linear.weight).all():
-                raise LayerError(
-                    f"{name}: the weight has NaN or infinite values: the checkpoint is damaged, or was saved in too "
-                    "narrow a dtype"
-                )
-
-
-def weight_of(linear: nn.Linear | Linear) -> Tensor:
-    """fp32 (rows, cols), dequantized where it is packed, with its adapter where it has one."""
-    weight = linear.dequantize(torch.float32) if isinstance(linear, Linear) else linear.weight
-    return weight.detach().float()
-
-
-def keep_layers(model: nn.Module, kept: Sequence[int]) -> None:
-    """Leave the blocks of these numbers; they are numbered anew, as the cache counts them."""
-    body, config = model.model, model.config
-    body.layers = nn.ModuleList([body.layers[i] for i in kept])
-    for number, layer in enumerate(body.layers):
-        layer.self_attn.layer_idx = number
-    config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[i] for i in kept]
-
-
-def keep_heads(block: Block, kept: Tensor) -> dict[str, str]:
-    """Leave these KV heads, int64 (kept,), and the query heads of their groups; returns and raises as `_cut`."""
-    query_heads, kv_heads = count_heads(block)
-    size = block.module.self_attn.head_dim
-    query = _spread(_spread(kept, query_heads // kv_heads), size)
-    rows = {"q_proj": query, "k_proj": _spread(kept, size), "v_proj": _spread(kept, size)}
-    return _cut(block, "self_attn", rows, "o_proj", query)
-
-
-def keep_neurons(block: Block, kept: Tensor) -> dict[str, str]:
-    """Leave these neurons of the MLP, int64 (kept,); returns and raises as `_cut`."""
-    return _cut(block, "mlp", {"gate_proj": kept, "up_proj": kept}, "down_proj", kept)
-
-
-def _spread(indices: Tensor, size: int) -> Tensor:
-    """The members of blocks of `size`: 2 and 0 of size 3 are 6, 7, 8, 0, 1, 2."""
-    return (indices[:, None] * size + torch.arange(size)).flatten()
-
-
-def _cut(block: Block, part: str, rows: dict[str, Tensor], reader: str, columns: Tensor) -> dict[str, str]:
-    """Takes rows out of the layers of a part and columns out of the one that reads them.
-
-    Returns:
-        The full name of each of these layers, with words on how a packed one is stored now, for reports.
-
-    Raises:
-        LayerError: the groups of a packed layer cannot be cut so; the message names it.
-    """
-    told = {}
-    for path, kept in (*rows.items(), (reader, columns)):
-        name, before = f"{block.name}.{part}.{path}", block.module.get_submodule(f"{part}.{path}")
-        try:
-            after = _cut_layer(before, kept, "columns" if path == reader else "rows")
-        except LayerError as error:
-            raise LayerError(f"{name}: {error}") from error
-        block.replace(name, after)
-        told[name] = _tell(before, after, kept if path == reader else None)
-    return told
-
-
-def _cut_layer(layer: nn.Linear | Linear, kept: Tensor, way: str) -> nn.Linear | Linear:
-    """The layer with these outputs alone (`way` "rows"), or these inputs ("columns")."""
-    if isinstance(layer, Linear):
-        return layer.rows(kept) if way == "rows" else layer.columns(kept)
-    bias = None if layer.bias is None else layer.bias.detach()
-    if way == "rows":
-        return dense_linear(layer.weight.detach()[kept], None if bias is None else bias[kept])
-    return dense_linear(layer.weight.detach()[:, kept], bias)
-
-
-def _tell(before: nn.Linear | Linear, after: nn.Linear | Linear, columns: Tensor | None) -> str:
-    """How a stored layer is stored now, and how far what is left of its weight moved where it was rounded again."""
-    if not isinstance(before, Linear) or not isinstance(after, Linear) or after.is_meta:
-        return ""
-    pairs = list(zip(before.weight_part.summands, after.weight_part.summands, strict=True))
-    words = f", kernel {after.kernel_name()}" + "".join(now.changed(was) for was, now in pairs)
-    if columns is None or after.input_part is not None:
-        return words
-    was = before.dequantize()[:, columns]
-    if torch.equal(was, after.dequantize()):
-        return words
-    change = float(((after.dequantize(torch.float32) - was.float()).norm() / was.float().norm()).nan_to_num())
-    return words + (f", rounded again, which moved its weights by {change:.3g} of their norm" if change else "")
-
-
-def conform(model: nn.Module) -> nn.Module:
-    """The model with the shapes of its blocks in its configuration; of another class where its own refuses them.
-
-    transformers' Llama wants a hidden size that is a multiple of the number of heads, though nothing it computes needs
-    that. Mistral without a sliding window is the same function and does not, so such a Llama becomes a Mistral.
-
-    Raises:
-        LayerError: there is no such class, because the Llama has biases.
-    """
-    config, block = model.config, decoder.decoder_blocks(model)[0]
-    config.head_dim = block.module.self_attn.head_dim
-    config.num_attention_heads, config.num_key_value_heads = count_heads(block)
-    config.intermediate_size = block.module.mlp.gate_proj.out_features
-    if config.model_type != "llama" or config.hidden_size % config.num_attention_heads == 0:
-        return model
-    for name, linear in block.linears():
-        if linear.bias is not None:
-            raise LayerError(
-                f"{name} has a bias, and transformers has no class for {config.num_attention_heads} heads of a Llama "
-                f"of width {config.hidden_size} with biases; keep a number of heads that divides the width, or all of "
-                "them"
+    def apply(self, target: Block) -> None:
+        site = _site(target, self.site)
+        scales, channels = _vector(site, self.scales, "scales"), site.channels.to(self.scales.device)
+        if not scales.is_meta and not (scales.isfinite() & (scales > 0)).all():
+            raise LayerError(f"{site.names[0]}: scales of its inputs must be finite and above 0")
+        if site.row.of == "norm":
+            offset = target.row.norm_offset
+            weight, dtype = site.producer.weight.double() + offset, site.producer.weight.dtype
+            exact = weight / ((weight / scales - offset).to(dtype).double() + offset)
+            exact = torch.where(exact.isfinite() & (exact > 0), exact, 1)  # 1 where n' would vanish or overflow
+            scales = torch.where(weight == 0, scales, exact)
+            site.producer.weight = parameter((weight / scales - offset).to(dtype))
+        else:
+            put(
+                target,
+                site.row.producer,
+                lambda w, b: (w / scales[:, None], None if b is None else b / scales),
+                produces=True,
             )
-    return _as_mistral(model)
+        for path in site.row.readers:
+            put(target, path, lambda weight, bias: (weight * scales[channels], bias))
 
 
-def _as_mistral(model: nn.Module) -> nn.Module:
-    from transformers import MistralConfig
+@dataclass(frozen=True, eq=False)
+class Shift(Edit, kind="shift"):
+    """`values` (channels,) off the values of attention, and their product with the reader's weight onto its bias.
 
-    fields = {field.name for field in dataclasses.fields(MistralConfig)}
-    config: dict[str, Any] = {key: value for key, value in model.config.to_dict().items() if key in fields}
-    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
-    weight = model.get_submodule("model.embed_tokens").weight
-    renamed = base.build(config, weight.dtype, device="meta")
-    stored = decoder.stored_layers(model)
-    inside = tuple(f"{name}." for name in stored)
-    for name, module in model.named_modules():
-        whole = name in stored or (module._parameters and not any(module.children()))
-        if whole and not name.startswith(inside):
-            renamed.set_submodule(name, module)
-    return base.finish(renamed, weight.device, model.generation_config)
+    Attention weights add up to 1, so that a constant in all values is a constant in what attention puts out.
+    """
+
+    site: int
+    values: Tensor
+
+    def apply(self, target: Block) -> None:
+        site = _site(target, self.site)
+        if site.row.of != "values":
+            why = "norms have no bias" if site.row.of == "norm" else "they are a product with the activated gate"
+            raise LayerError(f"{site.names[0]}: its inputs cannot be shifted, because {why}; shift them where the "
+                             "reader takes them in")  # fmt: skip
+        values, channels = _vector(site, self.values, "values"), site.channels.to(self.values.device)
+        put(target, site.row.producer, lambda weight, bias: (weight, added(bias, -values)), produces=True)
+        for path in site.row.readers:
+            put(target, path, lambda weight, bias: (weight, added(bias, weight @ values[channels])))
+
+
+@dataclass(frozen=True, eq=False)
+class Permute(Edit, kind="permute"):
+    """Channels of a producer in another order: `order` (neurons,), or (KV heads, head size) within heads of values."""
+
+    site: int
+    order: Tensor
+
+    def apply(self, target: Block) -> None:
+        site = _site(target, self.site)
+        if site.row.of == "norm":
+            raise LayerError(f"{site.names[0]}: its inputs are the residual stream, whose order all layers share; turn "
+                             "the stream instead")  # fmt: skip
+        rows, columns = self.order, self.order
+        if site.row.of == "values":
+            rows = by_head(self.order, target.head_size)
+            shared = target.heads[0] // target.heads[1]
+            columns = by_head(self.order.repeat_interleave(shared, 0), target.head_size)
+        if rows.numel() != len(site.channels.unique()) or not is_order(rows):
+            raise LayerError(f"{site.names[0]}: the order of its channels must name each of them once")
+        producers = [site.row.producer, *([target.row.gate] if site.row.of == "neurons" else [])]
+        for path in producers:
+            put(target, path, lambda weight, bias: (weight[rows], None if bias is None else bias[rows]), produces=True)
+        for path in site.row.readers:
+            put(target, path, lambda weight, bias: (weight[:, columns], bias))
+
+
+@dataclass(frozen=True, eq=False)
+class Rotate(Edit, kind="rotate"):
+    """Each head of values times `matrix`, orthogonal (KV heads, head size, head size), undone by what reads them."""
+
+    site: int
+    matrix: Tensor
+
+    def apply(self, target: Block) -> None:
+        site, (queries, heads), size = _site(target, self.site), target.heads, target.head_size
+        if site.row.of != "values":
+            raise LayerError(f"{site.names[0]}: its inputs cannot be rotated, because what makes them works on each "
+                             "channel by itself")  # fmt: skip
+        if self.matrix.shape != (heads, size, size):
+            raise LayerError(f"{site.names[0]}: the rotation must be {(heads, size, size)}, not "
+                             f"{tuple(self.matrix.shape)}")  # fmt: skip
+        matrix = self.matrix.double()
+
+        def produce(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            turned = matrix.mT @ weight.unflatten(0, (heads, size))
+            if bias is not None:
+                bias = (matrix.mT @ bias.view(heads, size, 1)).flatten()
+            return turned.flatten(0, 1), bias
+
+        def read(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            every = matrix.repeat_interleave(queries // heads, 0)
+            return torch.einsum("rhi,hij->rhj", weight.unflatten(1, (queries, size)), every).flatten(1), bias
+
+        put(target, site.row.producer, produce, produces=True)
+        for path in site.row.readers:
+            put(target, path, read)
+
+
+@dataclass(frozen=True, eq=False)
+class Turn(Edit, kind="turn"):
+    """The residual stream at one place, x -> x B with orthonormal columns, B (width, new width).
+
+    RMS norms of folded weights do not see a rotation, so that the layers that read the place and those that write to it
+    are turned, and the stream passes between this basis and that of its neighbours through a matrix beside each half.
+    Where B has fewer columns the rest of the stream is cut off; norms still divide by the mean over the whole width,
+    as SliceGPT's do (arXiv:2401.15024, section 3.3).
+    """
+
+    place: int
+    basis: Tensor
+
+    def apply(self, target: Decoder) -> None:
+        place = _place(target, self.place)
+        norm, row = place.norm, target.row
+        old, new = len(norm.weight), self.basis.shape[-1]
+        if self.basis.shape != (old, new) or not 1 <= new <= old:
+            raise LayerError(f"{place.name}: the basis must be ({old}, 1 to {old}), not {tuple(self.basis.shape)}")
+        if not norm.weight.is_meta and not (norm.weight + row.norm_offset == 1).all():
+            raise LayerError(f"{place.name} has a weight that a turn would mix; fold it into its readers first")
+        basis = self.basis.double()
+        whole = basis * (old / new) ** 0.5  # the norm takes the mean over fewer channels than there were
+        for name in place.readers:
+            put(target.model, name, lambda weight, bias: (weight @ whole, bias))
+        norm.weight = parameter(norm.weight.new_ones(new) - row.norm_offset)
+        setattr(norm, row.epsilon, getattr(target.model.config, row.config_epsilon) * (target.width / new))
+        self._write(target, basis)
+        if place.block is not None:
+            self._beside(target, self.place, lambda residual: residual @ basis, basis)
+
+    def _write(self, target: Decoder, basis: Tensor) -> None:
+        """Turn what writes the stream: the half before the place, or the embeddings."""
+        if self.place == 0:
+            embeddings = target.embeddings
+            if not isinstance(embeddings, nn.Embedding) or target.tied:
+                raise LayerError(f"{target.row.embeddings} is packed, or is the head too; untie it before it is turned")
+            embeddings.weight = parameter((embeddings.weight.double() @ basis).to(embeddings.weight.dtype))
+            embeddings.embedding_dim = basis.shape[1]
+            return
+        before = _place(target, self.place - 1)
+        assert before.block is not None
+        path = before.block.full(before.half.writer)
+        put(target.model, path, lambda w, b: (basis.mT @ w, None if b is None else basis.mT @ b), produces=True)
+        self._beside(target, self.place - 1, lambda residual: basis.mT @ residual, basis.mT)
+
+    @staticmethod
+    def _beside(target: Decoder, number: int, change: Any, identity: Tensor) -> None:
+        """Change R^T beside a half; `identity` is what becomes of none."""
+        place = _place(target, number)
+        block, half = place.block, number % len(target.row.halves)
+        assert block is not None
+        module = block.module
+        if not isinstance(module, TurnedBlock):
+            module = TurnedBlock(block)
+            target.model.set_submodule(block.name, module)
+        residual, dtype = block.residual(half), block.layer(place.half.writer).weight.dtype
+        module.turn(half, (identity if residual is None else change(residual.weight.double())).to(dtype).contiguous())
+
+
+@dataclass(frozen=True, eq=False)
+class Untie(Edit, kind="untie"):
+    """Give the head a weight of its own where it is that of the embeddings; the configuration says so too."""
+
+    def apply(self, target: Decoder) -> None:
+        if not target.tied:
+            return
+        if not isinstance(target.head, nn.Linear):
+            raise LayerError(f"{target.row.head} is packed with the embeddings; make it dense before it is untied")
+        target.head.weight = parameter(target.head.weight.clone())
+        target.model.config.tie_word_embeddings = False
+
+
+@dataclass(frozen=True, eq=False)
+class KeepLayers(Edit, kind="keep_layers"):
+    """Leave the blocks of these numbers."""
+
+    kept: tuple[int, ...]
+
+    def apply(self, target: Decoder) -> None:
+        cuts.keep_layers(target.model, self.kept)
+
+
+@dataclass(frozen=True, eq=False)
+class KeepHeads(Edit, kind="keep_heads"):
+    """Leave these heads of keys and values, and the query heads of their groups."""
+
+    kept: tuple[int, ...]
+
+    def apply(self, target: Block) -> None:
+        cuts.keep_heads(target, torch.tensor(self.kept))
+
+
+@dataclass(frozen=True, eq=False)
+class KeepNeurons(Edit, kind="keep_neurons"):
+    """Leave these neurons of the MLP."""
+
+    kept: tuple[int, ...]
+
+    def apply(self, target: Block) -> None:
+        cuts.keep_neurons(target, torch.tensor(self.kept))
+
+
+@dataclass(frozen=True, eq=False)
+class InBlock(Edit, kind="in_block"):
+    """An edit of block number `block`."""
+
+    block: int
+    what: Edit
+
+    def apply(self, target: Decoder) -> None:
+        blocks = target.blocks
+        if not 0 <= self.block < len(blocks):
+            raise LayerError(f"block={self.block!r:.80} must be 0 to {len(blocks) - 1}")
+        self.what.apply(blocks[self.block])
+
+
+def fold_norms(model: nn.Module) -> Decoder:
+    """Fold the weights of all norms that read the residual stream, the head untied before; the decoder."""
+    decoder = Decoder(model)
+    Untie().apply(decoder)
+    for place in decoder.places():
+        FoldNorm(place.number).apply(decoder)
+    return decoder
+
+
+# --- What the edits are made of ---------------------------------------------------------------------------------------
+
+
+def _place(decoder: Decoder, number: int) -> Place:
+    places = decoder.places()
+    if type(number) is not int or not 0 <= number < len(places):
+        raise LayerError(f"place={number!r:.80} of the residual stream must be 0 to {len(places) - 1}")
+    return places[number]
+
+
+def _site(block: Block, number: int) -> Site:
+    sites = block.sites
+    if type(number) is not int or not 0 <= number < len(sites):
+        raise LayerError(f"{block.name}: site={number!r:.80} must be 0 to {len(sites) - 1}")
+    return sites[number]
+
+
+def _vector(site: Site, values: Tensor, name: str) -> Tensor:
+    channels = len(site.producer.weight)
+    if values.shape != (channels,):
+        raise LayerError(f"{site.names[0]}: {name} must be ({channels},), one for each channel of what it reads, not "
+                         f"{tuple(values.shape)}")  # fmt: skip
+    return values.double()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "whole": not value.is_floating_point()}
+    if isinstance(value, Edit):
+        return value.to_json()
+    return list(value) if isinstance(value, tuple) else value

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression.architectures.decoder import STACKS, Block, Inputs, Stack, as_linear
-from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
+from compression.architectures.decoder import Block, Site, as_linear
+from compression.calibration.capture import Inputs
 from compression.errors import LayerError
 from compression.layers.codes import Codes
 from compression.layers.linear import Linear
-from compression.methods.pruning.unstructured.base import CalibratedPruner
+from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.numeric.channel_scales import Producer
 from compression.numeric.grids import decode, quantize
-from compression.recipes.registry import CalibratedMethod, CalibratedQuantizer, spell
+from compression.recipes.registry import spell
 
 
 @dataclass
@@ -28,20 +28,22 @@ class Layer:
     """A linear before it is changed.
 
     Attributes:
-        method: its settings, None if it stays as it is.
+        method: the `CalibratedMethod` with its settings, None if it stays as it is.
         detail: for the report.
         columns: what its weight's columns are multiplied by, (cols,), or None.
         rows: what its outputs are divided by, (rows,), or None.
         bias: divided already.
+        quantized: whether its outputs are quantized behind it, for which they keep their scales.
     """
 
     name: str
     linear: nn.Linear
-    method: CalibratedMethod | None
+    method: Any | None
     bias: Tensor | None
     detail: str = LEFT_ALONE
     columns: Tensor | None = None
     rows: Tensor | None = None
+    quantized: bool = False
 
     def weight(self) -> Tensor:
         return self.linear.weight.detach().float()
@@ -67,29 +69,30 @@ def compress(block: Block, inputs: Inputs, context: Any) -> None:
     layers = {}
     for name, stored in block.linears():
         linear = as_linear(stored)
-        layers[name] = Layer(name, linear, context.step.for_layer(name), linear.bias)
+        quantized = getattr(stored, "output_part", None) is not None
+        layers[name] = Layer(name, linear, context.step.for_layer(name), linear.bias, quantized=quantized)
     for name, layer in layers.items():
         if layer.method is not None and not torch.isfinite(layer.linear.weight).all():
             raise LayerError(
                 f"{name}: the weight has NaN or infinite values: the checkpoint is damaged, or was saved in too "
                 "narrow a dtype"
             )
-    readers = {stack: [layers[f"{block.name}.{reader}"] for reader in stack] for stack in STACKS}
-    for stack in STACKS:
-        _transform(readers[stack])
-    device = inputs.hidden[0].device
-    observers = {stack: context.step.method.observer(readers[stack][0].linear.in_features, device) for stack in STACKS}
-    inputs.observe(block, lambda stack, x: observers[stack].add(x))
-    for stack in reversed(STACKS):
-        seen = observers.pop(stack).value()
+    sites, device = block.sites, inputs.hidden[0].device
+    readers = {site.row: [layers[name] for name in site.names] for site in sites}
+    for site in sites:
+        _transform(readers[site.row])
+    observers = {site.row: context.step.method.observer(site.readers[0].in_features, device) for site in sites}
+    inputs.observe(block, lambda row, x: observers[row].add(x))
+    for site in reversed(sites):
+        seen, same_input = observers.pop(site.row).value(), readers[site.row]
         try:
-            note = _scale(block, stack, readers[stack], layers.get(f"{block.name}.{STACKS[stack]}"), seen)
-            for method in dict.fromkeys(layer.method for layer in readers[stack]):
+            note = _scale(site, same_input, layers.get(block.full(site.row.producer)), seen)
+            for method in dict.fromkeys(layer.method for layer in same_input):
                 if method is not None:
-                    same = [layer for layer in readers[stack] if layer.method == method]
+                    same = [layer for layer in same_input if layer.method == method]
                     method.compress_stack(block, same, seen, note)
         except LayerError as error:
-            raise LayerError(f"{', '.join(layer.name for layer in readers[stack])}: {error}") from error
+            raise LayerError(f"{', '.join(site.names)}: {error}") from error
     for name, layer in layers.items():
         context.report.append(LayerReport(name, "kept" if layer.method is None else "replaced", layer.detail))
     divided = LayerReport("norms", "replaced", "divided by the scales of the layers that read them")
@@ -110,8 +113,8 @@ def _transform(readers: list[Layer]) -> Any:
     return next(iter(found), None)
 
 
-def _scale(block: Block, stack: Stack, readers: list[Layer], before: Layer | None, hessian: Tensor) -> str:
-    """Find the scales of a stack and divide its producer, a norm or the linear `before`, by them; words for the report.
+def _scale(site: Site, readers: list[Layer], before: Layer | None, hessian: Tensor) -> str:
+    """Find the scales of a site and divide its producer, a norm or the linear `before`, by them; words for the report.
 
     There are none where a reader, or the linear before, stays as it is: its weight is stored densely, and the scales
     would round it.
@@ -122,8 +125,10 @@ def _scale(block: Block, stack: Stack, readers: list[Layer], before: Layer | Non
     for layer in [*readers, *([before] if before else [])]:
         if layer.method is None:
             return f", not scaled because {layer.name} stays as it is"
-    norm = None if before else block.module.get_submodule(STACKS[stack])
-    producer = Producer(block.producer_channels(stack).to(hessian.device), before.bias if before else norm.weight)
+    if before and before.quantized:
+        return f", not scaled because what {before.name} puts out is quantized"
+    norm = None if before else site.producer
+    producer = Producer(site.channels.to(hessian.device), before.bias if before else norm.weight)
     weights = [(layer.weight(), layer.method.grid()) for layer in readers]
     ratio, scales = transform.search(weights, hessian, producer, readers[0].linear.weight.dtype)
     for layer in readers:
@@ -135,7 +140,7 @@ def _scale(block: Block, stack: Stack, readers: list[Layer], before: Layer | Non
     return f", scales of ratio {ratio:g}"
 
 
-def round_to_grid(block: Block, method: CalibratedQuantizer, layers: list[Layer], hessian: Tensor, note: str) -> None:
+def round_to_grid(block: Block, method: Any, layers: list[Layer], hessian: Tensor, note: str) -> None:
     """Round layers that read the same input as one matrix, and put them into the block."""
     grid, begin, columns = method.grid(), 0, layers[0].columns
     dtype = layers[0].linear.weight.dtype
@@ -158,7 +163,7 @@ def round_to_grid(block: Block, method: CalibratedQuantizer, layers: list[Layer]
             layer.detail += f", damping raised to {rounded.damping:g}"
 
 
-def prune(block: Block, method: CalibratedPruner, layers: list[Layer], seen: Any) -> None:
+def prune(block: Block, method: Any, layers: list[Layer], seen: Any) -> None:
     """Prune layers that read the same input, and put them into the block."""
     pruned = method.prune([layer.weight() for layer in layers], seen)
     for layer, weight in zip(layers, pruned.weights, strict=True):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression.architectures import decoder
+from compression.architectures import decoder, description, skeleton
 from compression.checkpoints import base as _checkpoint
 from compression.checkpoints import side_files, weights
 from compression.checkpoints.base import MANIFEST, PACKED_TYPE, BaseSource
@@ -30,11 +30,12 @@ from compression.checkpoints.weight_files import INDEX, WEIGHTS
 from compression.cost import Cost
 from compression.errors import CheckpointError, LayerError
 from compression.files.atomic import filling
-from compression.files.strict_json import check_signature, exact_fields, expanded, finite, signed
+from compression.files.strict_json import check_signature, expanded, finite, signed
 from compression.layers import embedding, legacy, positions
 from compression.layers.embedding import Embedding
 from compression.layers.kernels import choose
 from compression.layers.parts import Part
+from compression.layers.report import LayerReport
 from compression.layers.stored import describe, put_all
 from compression.recipes.recipe import Recipe
 
@@ -43,24 +44,6 @@ from compression.recipes.recipe import Recipe
 SCHEMA = 3
 STATE = "compression.state.json"  # in a folder that is not finished
 _PACKED = "compressed.safetensors"
-LEFT_ALONE = "the recipe leaves this layer alone"  # in reports
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What became of one layer: `outcome` is "replaced" or "kept", and `detail` says by what or why."""
-
-    name: str
-    outcome: str
-    detail: str
-
-    @classmethod
-    def from_json(cls, entry: Any) -> "LayerReport":
-        """The inverse of `dataclasses.asdict`; raises ValueError."""
-        fields = exact_fields(entry, {"name", "outcome", "detail"})
-        if not all(isinstance(value, str) for value in fields.values()):
-            raise ValueError(f"a report {entry!r:.200} must be of texts")
-        return cls(**fields)
 
 
 @dataclass
@@ -74,7 +57,6 @@ class Compressed:
         report: one entry for every layer that could have been replaced, and for the tables that stay.
         notes: sentences that a reader of the result has to know, such as of too little calibration text.
         seconds: that each of the steps in `executed` took; empty where they took each block together.
-        cache_factory: makes the KV cache for methods that bring their own; None for the model's usual one.
         folder: the checkpoint whose tokenizer and generation settings go with the model; None for random bases.
         bytes_in_files: of the tensors in the files of a published checkpoint; None for others.
     """
@@ -87,7 +69,6 @@ class Compressed:
     seconds: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     cost: Cost | None = None
-    cache_factory: Callable[..., Any] | None = None
     tokenizer_source: Callable[[], Any] = field(default=lambda: None, repr=False)
     folder: Path | None = None
     bytes_in_files: int | None = None
@@ -115,7 +96,7 @@ class Compressed:
     @property
     def portable(self) -> tuple[str, ...]:
         """The other runtimes that open what `save` writes, in the formats that `published_formats` names."""
-        if not decoder.stored_layers(self.model):
+        if not decoder.stored_layers(self.model) and not description.describe(self.model):
             return ("transformers",)
         return tuple(dict.fromkeys(each for name in self.published_formats for each in formats.find(name).runtimes))
 
@@ -137,7 +118,7 @@ class Compressed:
             written = formats.find(format).write(self.model, self.recipe)
             return WEIGHTS, dict(written.tensors), dict(written.described)
         layers = {name: describe(layer) for name, layer in decoder.stored_layers(self.model).items()}
-        file = _PACKED if layers else WEIGHTS
+        file = _PACKED if layers or description.describe(self.model) else WEIGHTS
         return file, self.model.state_dict(), {MANIFEST: self.manifest(layers, [file])}
 
     def manifest(self, layers: dict[str, dict[str, Any]], files: list[str]) -> dict[str, Any]:
@@ -157,6 +138,7 @@ class Compressed:
             "report": [dataclasses.asdict(entry) for entry in self.report],
             "notes": list(self.notes),
             "layers": layers,
+            **({"edits": changed} if (changed := description.describe(self.model)) else {}),
         })  # fmt: skip
 
     def kernels(self, device: str | None = None) -> dict[str, int]:
@@ -322,6 +304,7 @@ def outline(path: Path) -> Compressed:
     config = BaseSource(str(path), "folder", path).config
     model = _checkpoint.build(config, torch.float32, device="meta")  # each tensor comes in the dtype it is stored in
     try:
+        description.restore(model, manifest.get("edits", []))
         put_all(model, manifest["layers"])
         report = tuple(LayerReport.from_json(entry) for entry in manifest["report"])
         cost = None if manifest["cost"] is None else Cost.from_json(manifest["cost"])
@@ -336,7 +319,7 @@ def outline(path: Path) -> Compressed:
     headers = _renamed(weights.index(_files(path, manifest))[1], manifest)
     weights.fit(model, headers, where=str(path))
     weights.assign(model, headers, where=str(path))
-    _checkpoint.tie(model)
+    skeleton.tie(model)
     return Compressed(
         model=model, recipe=recipe, base=base, executed=executed, report=report, seconds=seconds, notes=notes,
         cost=cost, tokenizer_source=lambda: _checkpoint.read_tokenizer(path, config), folder=path,

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression.architectures.random_shapes import SHAPES
+from compression.architectures.skeleton import build, finish, model_values
 from compression.checkpoints import identity
-from compression.checkpoints.config import architecture_of, model_values
+from compression.checkpoints.config import architecture_of
 from compression.checkpoints.libraries import check_hub_cache, failures_as
 from compression.checkpoints.side_files import COPIED, read_generation_config
 from compression.checkpoints.weight_files import download, weight_files
@@ -240,7 +241,8 @@ def refuse_compressed(source: BaseSource, *, published: bool = False) -> None:
             "give the uncompressed one as the base"
         )
     manifest = None if source.folder is None else source.folder / MANIFEST
-    if manifest is not None and manifest.exists() and _read_json(manifest).get("layers"):
+    described = _read_json(manifest) if manifest is not None and manifest.exists() else {}
+    if described.get("layers") or described.get("edits"):
         raise CheckpointError(f"{source.folder} is compressed already: compression.load opens it; "
                               "give the uncompressed checkpoint as the base")  # fmt: skip
 
@@ -253,50 +255,6 @@ def _dequantized(source: BaseSource, device: str) -> Any:
     for name, layer in decoder.stored_layers(model).items():
         model.set_submodule(name, layer.to_linear())
     return finish(model, device, read_generation_config(source.folder))
-
-
-def build(config: Mapping[str, Any], dtype: Any, device: str) -> Any:
-    """The transformers model of a configuration with unset weights.
-
-    Raises:
-        CheckpointError: there is no such model, or it is not of the architecture that the configuration names.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    values = model_values(config)
-    with failures_as(lambda why: CheckpointError(f"config.json does not describe a model: {why}")):
-        known = AutoConfig.for_model(values.pop("model_type"), **values)
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(
-                known, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
-            )
-    if type(model).__name__ != config["architectures"][0]:
-        raise CheckpointError(f"config.json names the architecture {config['architectures'][0]}, but its model_type "
-                              f"{config['model_type']!r} is that of {type(model).__name__}")  # fmt: skip
-    return model
-
-
-def finish(model: Any, device: str, generation_config: Any) -> Any:
-    """Ties what the configuration ties, makes the tables that no checkpoint stores, freezes.
-
-    How texts are generated is in no configuration of the model: `generation_config` is transformers', or None.
-    """
-    tie(model)
-    with failures_as(lambda why: CheckpointError(f"config.json does not describe positions: {why}")):
-        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
-        if not model.model.rotary_emb.inv_freq.isfinite().all():
-            raise ValueError("their frequencies are not finite")
-    model.generation_config = generation_config
-    return model.to(device).eval().requires_grad_(False)
-
-
-def tie(model: Any) -> None:
-    """Ties what the configuration ties; packed embeddings are on their head already."""
-    from torch import nn
-
-    if isinstance(model.get_submodule("model.embed_tokens"), nn.Embedding):
-        model.tie_weights()
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any] | None = None) -> Any:

@@ -1,62 +1,18 @@
 """The steps of a plan on their way through the blocks of a model, for both runners: in memory and into a folder."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from compression.architectures import decoder
-from compression.checkpoints import base
-from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
+from compression.calibration import capture
 from compression.engine.plan import Plan
 from compression.engine.shapes import thin_calibration
 from compression.layers import embedding
+from compression.layers.report import LEFT_ALONE, LayerReport
+from compression.methods.base import Context, Progress
 from compression.recipes.recipe import Step
-from compression.training.downstream import Downstream
-
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass
-class Context:
-    """What a method may use while it runs.
-
-    Attributes:
-        step: the step that runs, with its settings per layer; None where stored layers are made dense.
-        device: where the model is.
-        seed: for everything random; methods make generators of their own from it.
-        progress: called with (done, total, what).
-        report: methods add one entry per layer.
-        ids: token ids of calibration text, int64 (samples, length), on the device; None for a step that reads none.
-        tokenizer: of the base; None if it has none.
-        teacher: the base that a step learns from; None for a step that needs none.
-        open_teacher: gives the model of that base after a recipe that reads no data, by its text.
-        folder: where training keeps what later runs and those that go on after a kill can use.
-        downstream: the task whose examples a step trains on; None for a step that trains on none.
-        pruned: whether a step before made zeros, which are to stay.
-        trained: runs of training that the step took; what they left in the folder is of no use once its result is kept.
-    """
-
-    step: Step | None
-    device: str
-    seed: int
-    progress: Progress
-    report: list[LayerReport] = field(default_factory=list)
-    ids: Tensor | None = None
-    tokenizer: Any = None
-    teacher: base.BaseSource | None = None
-    open_teacher: Callable[[str], nn.Module] | None = None
-    folder: Path | None = None
-    downstream: Downstream | None = None
-    pruned: bool = False
-    trained: list[Any] = field(default_factory=list)
-
-    @property
-    def calibration_tokens(self) -> int:
-        """Tokens of calibration text that were read."""
-        return 0 if self.ids is None else self.ids.numel()
 
 
 @dataclass
@@ -76,7 +32,7 @@ class Pass:
     step: Step | None
     context: Context
     last: int
-    inputs: decoder.Inputs | None = None
+    inputs: capture.Inputs | None = None
 
     @property
     def ids(self) -> Tensor | None:
@@ -87,9 +43,9 @@ class Pass:
         """Stand before block `at`, with the hidden states that reached it; at the first, they come from the text."""
         if self.ids is not None and at <= self.last:
             self.inputs = (
-                decoder.Inputs.of_first_block(model, self.ids)
+                capture.Inputs.of_first_block(model, self.ids)
                 if hidden is None
-                else decoder.Inputs.of_block(at, hidden, model, self.ids)
+                else capture.Inputs.of_block(at, hidden, model, self.ids)
             )
 
     def take(self, index: int, block: decoder.Block) -> None:
@@ -97,7 +53,8 @@ class Pass:
         if self.step is None:
             decoder.make_dense(block.module)
         elif _changes(self.step, block):
-            self.step.method.compress_block(block, self.inputs, self.context)  # type: ignore[attr-defined]
+            seen = None if self.inputs is None else capture.Seen(block, self.inputs)
+            self.step.method.apply_block(block, seen, self.context)  # type: ignore[attr-defined]
         else:
             self.context.report += [LayerReport(name, "kept", LEFT_ALONE) for name, _ in block.linears()]
         if index >= self.last:

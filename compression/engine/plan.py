@@ -23,8 +23,8 @@ from compression.checkpoints.formats import registry as formats
 from compression.engine import shapes
 from compression.engine.schedule import Schedule, is_whole, make_schedule
 from compression.errors import CalibrationError, CompressionError, RecipeError, TeacherError, TrainingError
+from compression.methods.base import Quantizer
 from compression.recipes.recipe import Recipe
-from compression.recipes.registry import Quantizer
 from compression.training import downstream as _downstream
 from compression.training.downstream import Downstream, open_downstream
 from compression.training.vocabulary import shared_vocabulary

@@ -40,4 +40,4 @@ def _stores(step: Step | None) -> bool:
 
 def is_whole(step: Step | None) -> bool:
     """Whether a step needs the whole model at once."""
-    return step is not None and step.method.whole
+    return step is not None and step.method.unit in ("model", "training")

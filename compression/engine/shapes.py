@@ -9,9 +9,10 @@ from compression.errors import LayerError, RecipeError
 from compression.layers import embedding
 from compression.layers.linear import Linear
 from compression.layers.stored import describe, restore
+from compression.methods.base import BlockMethod, LayerMethod, Quantizer
+from compression.methods.calibrated import CalibratedMethod
 from compression.recipes import registry
 from compression.recipes.recipe import Recipe, Step
-from compression.recipes.registry import CalibratedMethod, LayerwiseMethod, Quantizer
 
 TOKENS_PER_INPUT = 10  # of calibration text, for every input of a layer whose weights are fitted to it
 
@@ -92,7 +93,7 @@ def _check_settings(step: Step) -> None:
 
 
 def _check_layers(step: Step, model: nn.Module) -> None:
-    if not isinstance(step.method, LayerwiseMethod):
+    if not isinstance(step.method, LayerMethod):
         return
     names = []
     for block in decoder.decoder_blocks(model):
@@ -113,6 +114,10 @@ def _store(step: Step, model: nn.Module) -> None:
     """Put what a step stores, without weights, where its shapes are known beforehand."""
     if getattr(step.method, "embeddings", 16) == 8:
         embedding.shaped(model)
+    if isinstance(step.method, BlockMethod):
+        for block in decoder.decoder_blocks(model):
+            step.method.shape_block(block)
+        return
     made: dict[tuple, Linear | None] = {}  # a layer of one row, by what it is made from
     for block in decoder.decoder_blocks(model):
         for name, linear in block.linears():

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression.checkpoints.artefact import STATE, LayerReport
+from compression.checkpoints.artefact import STATE
 from compression.cost import Cost
 from compression.errors import CheckpointError
 from compression.files.sealed_folder import Seal, SealedFolder
 from compression.files.strict_json import check_signature, exact_fields, whole_field
+from compression.layers.report import LayerReport
 from compression.layers.stored import check_all
 
 

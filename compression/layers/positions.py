@@ -4,7 +4,8 @@ A layer sees tokens and not their places: with a cache, a pass holds the next on
 where its pass begins; without it, every pass begins at the start of its sequences.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,21 @@ def current(y: Tensor) -> Tensor:
     if isinstance(begin, Tensor) and begin.shape[-1] == tokens:
         return begin.to(y.device)
     return torch.arange(tokens, device=y.device) + (begin if isinstance(begin, int) else 0)
+
+
+@contextmanager
+def beginning(at: int) -> Iterator[None]:
+    """Within it, passes begin at this place of their sequences: for who runs layers without their decoder."""
+    _now.append(at)
+    try:
+        yield
+    finally:
+        _now.pop()
+
+
+def is_watching(hook: Any) -> bool:
+    """Whether a hook of a module is one of `watch`."""
+    return hook is _enter or hook is _leave
 
 
 def watch(model: nn.Module) -> None:

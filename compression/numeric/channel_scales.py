@@ -62,7 +62,7 @@ class Producer:
 
 
 @dataclass(frozen=True)
-class Scaling:
+class AwqScales:
     """How scales are sought.
 
     Attributes:

@@ -26,40 +26,10 @@ from compression.numeric import grids
 from compression.numeric.grids import AffineGrid, Grid, Params
 
 LEAF = 16  # columns that are rounded one by one before their error is passed on in a matrix product
-TILE = 256  # columns of a diagonal block of H that is summed whole
 MOST_DAMPING = 1e3
 ERROR_ROWS = 256
 BLOCK = 2**18  # weights whose zero points are sought at once: what that takes stays in the processor's cache
 NO_ERROR = -1e6  # for its logarithm: any power of it is 0, 1 or infinite
-
-
-class Hessian:
-    """H = 2/n sum x x^T of the inputs of a linear layer, summed up in fp32; the inputs themselves are not kept."""
-
-    def __init__(self, cols: int, device: torch.device | str = "cpu"):
-        self._upper, self._count = torch.zeros(cols, cols, device=device), 0
-
-    def add(self, x: Tensor) -> None:
-        """Count inputs (..., cols) in. H is symmetric: only what lies on and above its diagonal blocks is summed."""
-        x = x.detach().reshape(-1, x.shape[-1]).float()
-        self._count += len(x)
-        self._add(x, 0, x.shape[1])
-
-    def _add(self, x: Tensor, begin: int, end: int) -> None:
-        """Columns begin .. end: those of each half, then, in one large product, the rectangle between the halves."""
-        left = right = slice(begin, end)
-        if end - begin > TILE:
-            middle = (begin + end) // 2
-            self._add(x, begin, middle)
-            self._add(x, middle, end)
-            left, right = slice(begin, middle), slice(middle, end)
-        self._upper[left, right].addmm_(x[:, left].t(), x[:, right])
-
-    def value(self) -> Tensor:
-        """H (cols, cols), zero as long as nothing was added."""
-        upper = self._upper.triu()
-        upper += upper.triu(1).t()
-        return upper.mul_(2 / max(1, self._count))
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compression.errors import LayerError
-from compression.numeric.rounding import ERROR_ROWS, Columns, upper_factor
+from compression.numeric.rounding import Columns, upper_factor
 
 BLOCK = 128  # columns whose mask SparseGPT chooses at once, B_s of the paper,
 BLOCKS = 8  # but of narrow layers fewer, so that there are at least so many blocks
-ERROR_TOKENS = 1024
 
 Pattern = tuple[int, int]  # n weights of every m neighbouring ones stay
 
@@ -177,44 +175,3 @@ class _Zeros(Columns):
     def _settle(self, j: int) -> None:
         self.wanted[j].masked_fill_(self.mask[j], 0)
         torch.sub(self.weight[j], self.wanted[j], out=self.difference[j])
-
-
-class Norms:
-    """||x_j||_2 of the inputs of a linear layer, each over all tokens; and some of the inputs, evenly spread, by which
-    output errors are judged.
-
-    Args:
-        tokens: how many are to come.
-    """
-
-    def __init__(self, cols: int, tokens: int, device: torch.device | str = "cpu"):
-        self._squares = torch.zeros(cols, dtype=torch.float64, device=device)
-        self._every, self._some = max(1, tokens // ERROR_TOKENS), []
-
-    def add(self, x: Tensor) -> None:
-        """Count inputs (..., cols) in."""
-        x = x.detach().reshape(-1, x.shape[-1]).float()
-        self._squares += x.square().sum(0)
-        self._some.append(x[:: self._every].clone())
-
-    def value(self) -> "Norms":
-        """Itself; what `Hessian` calls its value is the sums here."""
-        return self
-
-    @property
-    def norms(self) -> Tensor:
-        """fp32 (cols,).
-
-        Raises:
-            LayerError: an input is not finite.
-        """
-        if not self._squares.isfinite().all():
-            raise LayerError("the inputs of the calibration text to this layer are not finite; check the base")
-        return self._squares.sqrt().float()
-
-    def relative_error(self, weight: Tensor, changed: Tensor) -> float:
-        """||x D^T||^2 / ||x W^T||^2 over the inputs that were kept and at most ERROR_ROWS rows of D = W - changed,
-        evenly spread; 0 where the outputs are all zero."""
-        rows, x = slice(0, None, -(-len(weight) // ERROR_ROWS)), torch.cat(self._some)
-        whole = float((x @ weight[rows].t()).square().sum())
-        return float((x @ (weight - changed)[rows].t()).square().sum()) / whole if whole > 0 else 0.0

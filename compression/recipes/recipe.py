@@ -220,8 +220,9 @@ def _step(name: str, parameters: Mapping[str, Any]) -> Step:
     if not isinstance(layers, Mapping):
         raise RecipeError(f'{name}(layers=...) must map patterns to parameters, e.g. {{"*.down_proj":{{"bits":8}}}}, '
                           f"got {layers!r}")  # fmt: skip
-    if layers and method.info.kind != "block":
-        raise RecipeError(f"{name} works on the whole model: it takes no settings per layer")
+    if layers and not method.per_layer:
+        whole = "a whole block" if method.unit == "block" else "the whole model"
+        raise RecipeError(f"{name} works on {whole}: it takes no settings per layer")
     overrides: list[tuple[str, Method | None]] = []
     for pattern, changed in layers.items():
         if changed is not None and not isinstance(changed, Mapping):

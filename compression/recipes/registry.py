@@ -7,70 +7,74 @@ Nothing is listed twice: the families are searched on first use. Declarations im
 import dataclasses
 import difflib
 import importlib
+import importlib.metadata
 import json
 import pkgutil
 import re
 import sys
 import types
 import typing
+from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from compression.errors import LayerError, RecipeError
+from compression.errors import RecipeError
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./+]*|[0-9]+:[0-9]+")  # the latter: patterns n:m
 CONSTANTS = {"true": True, "false": False, "none": None}
 
+GROUP = "compression.methods"  # of entry points by which other packages announce methods
+
 State = Literal["dense", "packed", "sparse"]
+Unit = Literal["layer", "block", "model", "training"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodInfo:
-    """What the runner must know about a method before it runs.
+    """What is known of a method before it runs.
 
     Attributes:
         name: how recipes spell it.
         aliases: the other spellings; the canonical text never holds one.
-        family: the package that it lives in.
-        kind: "block" methods see one decoder block at a time, "model" methods the whole model.
+        family: the folder that it lives in, or what a method from outside says.
         needs: any of "calibration", "teacher", "training", "bitsandbytes"; what only some settings need is not among
             them.
         takes: the states of a model that the method accepts; a packed model is dequantized before any other.
         leaves: the state in which the method leaves the model, "sparse" after pruning, however that is stored; None:
             the one in which it took it.
         keeps_zeros: whether a weight that is exactly zero stays zero; else no pruning may come before.
+        paper: where it comes from, e.g. "arXiv:2211.10438".
         summary: the first line of the class's docstring.
     """
 
     name: str
     aliases: tuple[str, ...]
     family: str
-    kind: Literal["block", "model"]
     needs: tuple[str, ...]
     takes: tuple[State, ...]
     leaves: State | None
     keeps_zeros: bool
+    paper: str | None
     summary: str
 
 
-class Method:
-    """Base of all methods; `info` is set by `@method`.
+class Method(ABC):
+    """What the registry holds; methods are subclasses of the units in `compression.methods.base`.
 
-    A block method defines `compress_block(block, inputs, context)`, a model method `apply(model, context)`, which
-    returns the model.
+    Attributes:
+        info: set by `@method`.
+        unit: what the engine hands it at a time; by parameters, for a method that can be of several.
+        per_layer: whether recipes may give layers settings of their own.
     """
 
     info: ClassVar[MethodInfo]
+    unit: Unit | None = None
+    per_layer: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: B027 - most have nothing to check
         """Raise RecipeError if parameters are out of their range or contradict each other."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is `apply` that is called, on the whole model at once; by parameters, for a method with both."""
-        return self.info.kind == "model"
 
     @property
     def calibration(self) -> tuple[int, int] | None:
@@ -80,7 +84,7 @@ class Method:
     @property
     def trains(self) -> bool:
         """Whether the method, as it is set, trains on that text; documents then end as models are trained to see it."""
-        return "training" in self.info.needs
+        return False
 
     @property
     def teacher(self) -> bool:
@@ -91,155 +95,6 @@ class Method:
     def downstream(self) -> bool:
         """Whether the method, as it is set, trains on the examples of a downstream task."""
         return False
-
-    def reshape(self, model: Any) -> Any:
-        """For model methods: a model without weights in the shape in which `apply` leaves one of its shape.
-
-        Raises:
-            LayerError: its shapes forbid the method; called before any work.
-        """
-        return model
-
-
-class LayerwiseMethod(Method):
-    """A block method that treats every linear layer by itself: subclasses define `compress_linear`."""
-
-    def check_layer(self, in_features: int, out_features: int) -> None:
-        """Raise LayerError if a layer of this shape cannot be taken; called for all layers before any work."""
-
-    def compress_linear(self, linear: Any, context: Any) -> Any:
-        """The layer that takes the place of `linear` (a torch.nn.Linear), which itself stays as it is."""
-        raise NotImplementedError
-
-    def compress_block(self, block: Any, inputs: Any, context: Any) -> None:
-        """Replace every linear of a `compression.architectures.decoder.Block`; one report entry for each."""
-        from compression.architectures.decoder import as_linear
-        from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
-
-        for name, stored in block.linears():
-            method = context.step.for_layer(name)
-            if method is None:
-                context.report.append(LayerReport(name, "kept", LEFT_ALONE))
-                continue
-            linear = as_linear(stored)
-            try:
-                layer = method.compress_linear(linear, context)
-            except LayerError as error:
-                raise LayerError(f"{name}: {error}") from error
-            block.replace(name, layer)
-            context.report.append(LayerReport(name, "replaced", method.describe(linear, layer)))
-
-    def describe(self, linear: Any, layer: Any) -> str:
-        """What became of a linear layer, for the report."""
-        stored = getattr(layer, "weight_part", None)
-        return spell(self) + ("" if stored is None else f", {stored.words}, kernel {layer.kernel_name()}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantizer(LayerwiseMethod):
-    """A layerwise method that packs weights: the linears of the blocks, with `embeddings=8` also those around them."""
-
-    embeddings: Literal[16, 8] = 16  # bits of embeddings and head; 16: as the base stores them
-
-
-class CalibratedMethod(LayerwiseMethod):
-    """A block method that reads the inputs of each linear.
-
-    Linears that read the same input share what is measured of it. Subclasses are dataclasses with the fields below.
-    """
-
-    samples: int  # of calibration text
-    sequence_length: int  # tokens of each
-    damp: float = 0.0  # share of the mean of the Hessian's diagonal that is added to it, where there is a Hessian
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.damp <= 1:
-            raise RecipeError(f"{self.info.name}(damp={self.damp}): allowed are 0 to 1; the paper takes 0.01")
-        check_samples(self)
-
-    @property
-    def calibration(self) -> tuple[int, int]:
-        """(samples, tokens of each): one run over the text serves all layers."""
-        return self.samples, self.sequence_length
-
-    @property
-    def fits_hessian(self) -> bool:
-        """Whether weights are fitted to the inputs by their whole Hessian, which needs many more tokens than inputs."""
-        return False
-
-    def observer(self, cols: int, device: Any) -> Any:
-        """What sums up inputs (..., cols) by `add`, and has the sum as its `value()`; their Hessian."""
-        from compression.numeric.rounding import Hessian
-
-        return Hessian(cols, device)
-
-    def output_error(self, weight: Any, changed: Any, seen: Any) -> float:
-        """The relative squared error of the outputs on what the observer has seen; weights fp32 (rows, cols)."""
-        from compression.numeric.rounding import relative_error
-
-        return relative_error(weight, changed, seen)
-
-    def transform(self) -> Any:
-        """The `numeric.channel_scales.Scaling` of the inputs beforehand, or None to leave them as they are."""
-        return None
-
-    def compress_stack(self, block: Any, layers: Any, seen: Any, note: str) -> None:
-        """Replace `calibration.blockwise.Layer`s of a block, which read the same input and have these settings."""
-        raise NotImplementedError
-
-    def compress_block(self, block: Any, inputs: Any, context: Any) -> None:
-        from compression.calibration import blockwise
-
-        blockwise.compress(block, inputs, context)
-
-
-class CalibratedQuantizer(Quantizer, CalibratedMethod):
-    """Rounding to an affine grid by the inputs' Hessian.
-
-    Linears that read the same input and have the same settings are rounded as one matrix. Subclasses define a `grid`, a
-    rounding (`round`) and, if there is one, the `transform` before it.
-    """
-
-    group_size: int  # inputs that share a scale; -1: one scale per output channel
-    backend: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.group_size != -1 and self.group_size < 8:
-            raise RecipeError(f"{self.info.name}(group_size={self.group_size}): allowed are -1 (per channel) and 8 or "
-                              "more")  # fmt: skip
-
-    def grid(self) -> Any:
-        """The `compression.numeric.grids.AffineGrid` of the stored weights."""
-        raise NotImplementedError
-
-    def check_layer(self, in_features: int, out_features: int) -> None:
-        from compression.numeric.grids import check_group
-
-        check_group(in_features, self.grid().group_size)
-
-    def compress_linear(self, linear: Any, context: Any) -> Any:
-        """What a linear of which no input is known becomes: rounded to nearest. Tells the kernel that it will get."""
-        from compression.layers.codes import packed_linear
-
-        return packed_linear(linear.weight, linear.bias, self.grid(), backend=self.backend)
-
-    def round(self, weight: Any, hessian: Any, dtype: Any) -> Any:
-        """A `compression.numeric.rounding.Rounded` of a weight, fp32 (rows, cols); `dtype` is that of stored scales."""
-        raise NotImplementedError
-
-    def compress_stack(self, block: Any, layers: Any, seen: Any, note: str) -> None:
-        from compression.calibration import blockwise
-
-        blockwise.round_to_grid(block, self, layers, seen, note)
-
-
-def check_samples(instance: Any) -> None:
-    """Raise RecipeError unless a method's `samples` and `sequence_length` can be counts of text."""
-    for name in ("samples", "sequence_length"):
-        if getattr(instance, name) < 1:
-            raise RecipeError(f"{instance.info.name}({name}={getattr(instance, name)}): must be at least 1")
 
 
 METHODS: dict[str, type[Method]] = {}
@@ -255,21 +110,27 @@ def method(
     takes: Iterable[State] = ("dense",),
     leaves: State | None = "packed",
     keeps_zeros: bool = True,
+    paper: str | None = None,
+    family: str | None = None,
 ) -> Callable[[type], type]:
-    """Register a frozen dataclass as the method `name`.
+    """Register a class as the method `name`; one that is no dataclass yet is made a frozen, keyword-only one.
 
     Raises:
         RecipeError: the name or an alias is taken (both modules are named), or the class is not of the right form.
     """
 
     def register(cls: type) -> type:
+        if "__dataclass_params__" not in vars(cls) and issubclass(cls, Method):
+            cls = dataclass(frozen=True, kw_only=True)(cls)
         parameters = getattr(cls, "__dataclass_params__", None)
         keyword_only = parameters is not None and all(field.kw_only for field in dataclasses.fields(cls))
         if not (issubclass(cls, Method) and keyword_only and parameters.frozen):
             raise RecipeError(f"{cls.__module__}.{cls.__name__} must be a frozen, keyword-only dataclass on Method")
-        kind = "block" if hasattr(cls, "compress_block") else "model" if hasattr(cls, "apply") else None
-        if kind is None:
-            raise RecipeError(f"method {name!r} has neither compress_block nor apply; it needs one of them")
+        if cls.unit is None:
+            raise RecipeError(f"method {name!r} is no unit of work: make it a LayerMethod, BlockMethod, ModelMethod or "
+                              "TrainingMethod")  # fmt: skip
+        if cls.__abstractmethods__:
+            raise RecipeError(f"method {name!r} lacks {', '.join(sorted(cls.__abstractmethods__))}")
         for spelling in (name, *aliases):
             if not NAME.fullmatch(spelling) or spelling == "fp16":
                 raise RecipeError(f"method name {spelling!r} must be lower case letters, digits and _, and not fp16")
@@ -278,16 +139,15 @@ def method(
                 raise RecipeError(
                     f"method name {spelling!r} is declared twice: in {owner.__module__} and in {cls.__module__}"
                 )
-        module = cls.__module__.split(".")
         cls.info = MethodInfo(
             name=name,
             aliases=tuple(aliases),
-            family=module[2] if module[:2] == ["compression", "methods"] else module[0],
-            kind=kind,
+            family=family or _family_of(cls.__module__),
             needs=tuple(needs),
             takes=tuple(takes),
             leaves=leaves,
             keeps_zeros=keeps_zeros,
+            paper=paper,
             summary=(cls.__doc__ or "").strip().split("\n")[0],
         )
         METHODS[name] = cls
@@ -297,13 +157,31 @@ def method(
     return register
 
 
+def _family_of(module: str) -> str:
+    """quantization of compression.methods.quantization.weight_only.nf4; of others the package that they are in."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["compression", "methods"] else parts[0]
+
+
 def discover() -> dict[str, type[Method]]:
-    """All methods by name: imports every module of `compression.methods` once."""
+    """All methods by name: once, imports every module of `compression.methods`, and what other packages announce as
+    entry points of that group.
+
+    Raises:
+        RecipeError: what a package announces cannot be imported; the message names it.
+    """
     global _discovered
     if not _discovered:
-        package = importlib.import_module("compression.methods")
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        package = importlib.import_module(GROUP)
+        for module in pkgutil.walk_packages(package.__path__, f"{GROUP}."):
             importlib.import_module(module.name)
+        for point in importlib.metadata.entry_points(group=GROUP):
+            try:
+                point.load()
+            except Exception as error:
+                owner = point.dist.name if point.dist is not None else "a package"
+                what = f"{owner} announces the method {point.name} = {point.value}, which cannot be imported"
+                raise RecipeError(f"{what}: {type(error).__name__}: {error}; mend or uninstall {owner}") from error
         _discovered = True
     return dict(sorted(METHODS.items()))
 

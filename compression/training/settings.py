@@ -4,12 +4,18 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from compression.architectures.table import ARCHITECTURES
 from compression.errors import RecipeError, TeacherError
 from compression.numeric.bounds import check_beta, check_temperature
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}  # by transformers' name
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-QV = ("q_proj", "v_proj")
+LINEARS = tuple(dict.fromkeys(
+    path.rpartition(".")[2] for row in ARCHITECTURES.values() for half in row.halves
+    for path in (*half.readers, half.writer)
+))  # fmt: skip
+QV = tuple(
+    dict.fromkeys(path.rpartition(".")[2] for row in ARCHITECTURES.values() for path in (row.queries, row.values))
+)
 DTYPES = ("float32", "bfloat16", "float16")  # in which outputs of a teacher can be kept
 UNCOMPRESSED = "fp16"  # the recipe of a teacher that is asked as it is
 

@@ -116,14 +116,20 @@ class TestContract:
             if entry.name not in after:
                 assert ("removed", True) == (entry.outcome, bool(entry.detail)), entry
                 continue
-            kept = not holds(after[entry.name], "codes") and torch.equal(
-                after[entry.name].weight, expected[entry.name].weight
+            stored = (
+                not isinstance(after[entry.name], torch.nn.Linear)
+                if case.row.whole
+                else holds(after[entry.name], "codes")
             )
+            kept = not stored and torch.equal(after[entry.name].weight, expected[entry.name].weight)
             assert ("kept" if kept else "replaced", True) == (entry.outcome, bool(entry.detail)), entry
         assert {"model.embed_tokens", "lm_head", "norms"} == {e.name for e in case.result.report} - expected.keys()
 
     def test_outputs_and_weights_are_as_near_as_the_row_says(self, case):
         dense = linears(case.base.model)
+        if case.row.whole:
+            assert 0 < difference(logits(case.result.model), logits(case.base.model)) <= case.row.error
+            return
         for name, layer in case.taken(case.result).items():
             if case.row.cuts:
                 assert torch.isin(layer.weight.float(), dense[name].weight.float()).all(), name
@@ -141,7 +147,8 @@ class TestContract:
         assert (before.shape, before.dtype) == (after.shape, after.dtype)
         assert torch.isfinite(after).all()
         whole = sum(p.numel() for p in case.base.model.parameters())
-        assert case.result.parameters < whole if case.row.cuts else case.result.parameters == whole
+        fewer = case.row.cuts or case.row.kept is not None
+        assert case.result.parameters < whole if fewer else case.result.parameters == whole
 
     def test_the_same_seed_gives_the_same_bytes(self, case):
         first, second = (r.model.state_dict() for r in (case.result, case.compress(case.base)))
@@ -173,7 +180,11 @@ class TestContract:
         name = f"{case.last}.mlp.down_proj"
         base = case.edited(name, lambda w: torch.full_like(w, -0.03))
 
-        weight = weight_of(case.taken(case.compress(base))[name])
+        result = case.compress(base)
+        if case.row.whole:
+            assert difference(logits(result.model), logits(base.model)) <= case.row.error
+            return
+        weight = weight_of(case.taken(result)[name])
 
         pruned = 0 if case.row.zeros is None else case.row.zeros(*weight.shape) / weight.numel()
         assert difference(weight, torch.full_like(weight, -0.03)) <= case.row.error + pruned**0.5
@@ -187,7 +198,11 @@ class TestContract:
             return weight
 
         base = case.edited(name, edit)
-        weight = weight_of(case.taken(case.compress(base))[name])
+        result = case.compress(base)
+        if case.row.whole:
+            assert difference(logits(result.model), logits(base.model)) <= 2 * case.row.error
+            return
+        weight = weight_of(case.taken(result)[name])
 
         if case.row.cuts:
             large = weight.abs() > outlier / 2
@@ -224,6 +239,8 @@ class TestContract:
         rest = {p.data_ptr(): p.numel() + itemsize * len(p) if n in packed else p.numel() * itemsize
                 for n, p in case.base.model.named_parameters()
                 if n.rsplit(".", 1)[0] not in dense and not n.startswith(gone)}  # fmt: skip
+        if case.row.kept is not None:
+            rest = {None: case.row.kept(case.base.model.config, itemsize)}
         assert sum(rest.values()) + sum(map(stored_bytes_of, taken.values())) == case.result.stored_bytes
 
     def test_what_is_saved_and_opened_again_computes_the_same_bits(self, case):

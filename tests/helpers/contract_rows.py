@@ -51,6 +51,27 @@ def dense_bytes(rows, cols, itemsize):
     return rows * cols * itemsize
 
 
+def int8_bytes(rows, cols, itemsize):
+    """A byte to a weight, one fp32 scale to a row."""
+    return rows * cols + 4 * rows
+
+
+def level_bytes(bits):
+    """Dense layers, those of keys and values with fp32 levels and two thresholds to a channel behind them."""
+    heads = 64  # outputs of keys and of values in the tiny shapes
+    return lambda rows, cols, itemsize: rows * cols * itemsize + (rows == heads) * 4 * rows * (2**bits + 2)
+
+
+def sliced_bytes(share):
+    """Untied embeddings and head, norms, and a square matrix beside each half of a block."""
+
+    def count(config, itemsize):
+        width, halves = int(config.hidden_size * (1 - share)) // 8 * 8, 2 * config.num_hidden_layers
+        return itemsize * (2 * config.vocab_size * width + (halves + 1) * width + halves * width**2)
+
+    return count
+
+
 def half(rows, cols):
     return rows * cols // 2
 
@@ -82,6 +103,9 @@ class Row:
         settings: parameters as recipes write them; those of CHEAPEST are added.
         zeros: how many weights of a layer are zero, from (rows, cols); None where nothing is promised of one layer.
         cuts: whether layers, or rows and columns of them, are taken out; what is left keeps its bits.
+        whole: whether a layer is changed together with what is before it or behind it, so that `error` is that of the
+            logits of the model.
+        kept: the bytes of the model beside its linear layers, where they change too, from its configuration.
         second: whether the contract runs on the second shape too: one row for each kind of stored tensors.
     """
 
@@ -91,6 +115,8 @@ class Row:
     zeros: Callable[[int, int], int] | None = None
     cuts: bool = False
     second: bool = False
+    whole: bool = False
+    kept: Callable[..., int] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +141,11 @@ CHEAPEST = {
     "distilled": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2,warmup=0",
     "gptq": FEW,
     "kd": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2",
+    "kvquant": FEW,
     "p": FEW,
     "recover": "rank=4,warmup=0",
+    "slicegpt": FEW,
+    "smoothquant": FEW,
     "sparsegpt": FEW,
     "structured": "samples=4",
     "wanda": FEW,
@@ -181,6 +210,18 @@ EXPECTED = {
         Row(0.0, dense_bytes, "keep_layers=none,keep_kv_heads=1,heads=importance", cuts=True),
     ),
     "p": (Row(0.0, dense_bytes, cuts=True),),
+    "slicegpt": (Row(1.0, dense_bytes, second=True, whole=True, kept=sliced_bytes(0.25)),),
+    "smoothquant": (
+        Row(0.05, int8_bytes, second=True, whole=True),
+        Row(
+            0.1,
+            lambda rows, cols, itemsize: int8_bytes(rows, cols, itemsize) + 4,
+            "alpha=0.8,activations=static,smooth=norms",
+            second=True,
+            whole=True,
+        ),
+    ),
+    "kvquant": (Row(0.2, level_bytes(3), second=True, whole=True),),
     "kd": (Row(0.06, dense_bytes, "learning_rate=0.001"),),
     "distilled": (Row(0.06, dense_bytes, "targets=all,learning_rate=0.005"),),
     "recover": (Row(0.3, dense_bytes, "learning_rate=0.003"),),

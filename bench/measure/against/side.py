@@ -39,8 +39,7 @@ def decoder_of(given: dict[str, Any]) -> Any:
 
         torch.cuda.set_device(given["device"])
     model = opened(given)
-    factory = getattr(model, "cache_factory", None)
-    decoder = Decoder(model.model, Load(**given["load"]), mode=given["mode"], seed=given["seed"], cache_factory=factory)
+    decoder = Decoder(model.model, Load(**given["load"]), mode=given["mode"], seed=given["seed"])
     for number in range(given["warmup"]):
         decoder.run(number)
     return decoder

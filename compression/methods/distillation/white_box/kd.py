@@ -23,20 +23,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from compression.errors import RecipeError
-from compression.recipes.registry import Method, check_samples, method, spell
+from compression.methods.base import TrainingMethod, check_samples, method
+from compression.recipes.registry import spell
 from compression.training.settings import LINEARS, QV, Divergence, LoraSettings, Objective, OutputSettings, Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
     from compression.checkpoints.base import BaseSource
-    from compression.engine.passes import Context
+    from compression.methods.base import Context
     from compression.training.teacher import TeacherOutputs
 
 
 @method("kd", takes=("dense",), leaves=None, needs=("calibration", "teacher", "training"))
 @dataclass(frozen=True, kw_only=True)
-class KD(Method):
+class KD(TrainingMethod):
     """Train all weights on labels and on a teacher's softened outputs."""
 
     alpha: float = 0.3  # share of the teacher; 0 is the same training without one
@@ -102,11 +103,11 @@ class KD(Method):
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """Raises LayerError: a weight is not finite; TeacherError, TrainingError: teacher or training cannot go on."""
-        from compression.architectures import edits
+        from compression.architectures import cuts
         from compression.training import adapters as _lora
         from compression.training.trainer import train
 
-        edits.check_weights(model)
+        cuts.check_weights(model)
         assert context.ids is not None and context.folder is not None
         student, source = self.student(model, context), context.teacher
         outputs = None if not self.alpha or source is None else self._outputs(student, source, context)
@@ -141,7 +142,7 @@ class KD(Method):
     ) -> None:
         """What became of each layer: those with an adapter if there are some, else all, embeddings and norms too."""
         from compression.architectures import decoder
-        from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
+        from compression.layers.report import LEFT_ALONE, LayerReport
 
         for block in decoder.decoder_blocks(student):
             for name, layer in block.linears():

@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compression.errors import RecipeError, TrainingError
-from compression.recipes.registry import Method, method, spell
+from compression.methods.base import TrainingMethod, method
+from compression.recipes.registry import spell
 from compression.training.settings import LINEARS, QV, LoraSettings, Objective, Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from compression.engine.passes import Context
+    from compression.methods.base import Context
 
 
 @method("recover", takes=("dense", "packed", "sparse"), leaves=None, needs=("training",))
 @dataclass(frozen=True, kw_only=True)
-class Recover(Method):
+class Recover(TrainingMethod):
     """Train low-rank adapters on a downstream task, the compressed weights frozen (LoRA, QLoRA)."""
 
     rank: int = 16  # of the adapters
@@ -93,13 +94,13 @@ class Recover(Method):
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """Raises TrainingError: there are too few examples for a step, one is too long, or the loss is not finite."""
-        from compression.architectures import decoder, edits
-        from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
+        from compression.architectures import cuts, decoder
+        from compression.layers.report import LEFT_ALONE, LayerReport
         from compression.training import adapters as _lora
         from compression.training.trainer import train
 
         assert context.downstream is not None and context.folder is not None
-        edits.check_weights(model)
+        cuts.check_weights(model)
         texts = context.downstream.texts(
             context.tokenizer, samples=self.samples, length=self.sequence_length, seed=context.seed
         )

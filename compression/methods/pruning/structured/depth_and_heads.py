@@ -19,17 +19,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compression.errors import LayerError, RecipeError
-from compression.recipes.registry import Method, check_samples, method, spell
+from compression.methods.base import ModelMethod, check_samples, method
+from compression.recipes.registry import spell
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from compression.engine.run import Context
+    from compression.methods.base import Context
 
 
 @method("structured", takes=("dense", "packed"), leaves=None)
 @dataclass(frozen=True, kw_only=True)
-class Structured(Method):
+class Structured(ModelMethod):
     """Remove whole layers, then heads of keys and values with their query heads, the same number in every layer."""
 
     keep_layers: int | float | None = 0.625  # how many, or a share below 1; none: all
@@ -61,38 +62,38 @@ class Structured(Method):
     def reshape(self, model: "nn.Module") -> "nn.Module":
         import torch
 
-        from compression.architectures import decoder, edits
+        from compression.architectures import cuts, decoder
 
         layers, heads = self._counts(model)
-        edits.keep_layers(model, layers_by_position(layers, len(model.model.layers)))
+        cuts.keep_layers(model, layers_by_position(layers, len(decoder.decoder_blocks(model))))
         for block in decoder.decoder_blocks(model):
-            if heads < edits.count_heads(block)[1]:
-                edits.keep_heads(block, torch.arange(heads))
-        return edits.conform(model)
+            if heads < block.heads[1]:
+                cuts.keep_heads(block, torch.arange(heads))
+        return cuts.conform(model)
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """Raises LayerError: a weight is not finite, or groups of a packed layer cannot be cut."""
-        from compression.architectures import decoder, edits
-        from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
+        from compression.architectures import cuts, decoder
+        from compression.layers.report import LEFT_ALONE, LayerReport
 
-        edits.check_weights(model)
+        cuts.check_weights(model)
         count, heads = self._counts(model)
         before = decoder.decoder_blocks(model)
         kept, scores = self._choose_layers(model, count, context)
-        edits.keep_layers(model, kept)
+        cuts.keep_layers(model, kept)
         cut = self._cut_heads(model, heads, context)
-        place = {old: new for new, old in enumerate(kept)}
+        place, names = {old: new for new, old in enumerate(kept)}, [block.name for block in before]
         for i, block in enumerate(before):
             for name, _ in block.linears():
                 if i not in place:
                     what = f"{spell(self)}: layer {i} of {len(before)} is none of the {count} that stay{scores[i]}"
                     context.report.append(LayerReport(name, "removed", what))
                     continue
-                now = name.replace(block.name, f"model.layers.{place[i]}", 1)
+                now = name.replace(block.name, names[place[i]], 1)
                 words = cut.get(now, LEFT_ALONE)
                 moved = "" if now == name else f"; now {now}"
                 context.report.append(LayerReport(name, "replaced" if now in cut else "kept", words + moved))
-        conformed = edits.conform(model)
+        conformed = cuts.conform(model)
         if conformed is not model:
             was, now = type(model).__name__, type(conformed).__name__
             words = f"a {now}, the same function: a {was} wants a width that its number of heads divides"
@@ -105,7 +106,7 @@ class Structured(Method):
         Raises:
             LayerError: there are fewer of them, or no groups of heads.
         """
-        from compression.architectures import decoder, edits
+        from compression.architectures import decoder
 
         blocks = decoder.decoder_blocks(model)
         layers = _count(self.keep_layers, len(blocks))
@@ -114,25 +115,27 @@ class Structured(Method):
                 f"structured(keep_layers={layers}): the model has {len(blocks)} layers, {blocks[0].name} to "
                 f"{blocks[-1].name}; allowed are 1 to {len(blocks)}, a share, or none for all"
             )
-        queries, there = edits.count_heads(blocks[0])
+        queries, there = blocks[0].heads
+        attention = blocks[0].full(blocks[0].row.attention.module)
         heads = _count(self.keep_kv_heads, there)
         if heads > there:
             raise LayerError(
-                f"structured(keep_kv_heads={heads}): {blocks[0].name}.self_attn has {there} heads of keys and values; "
+                f"structured(keep_kv_heads={heads}): {attention} has {there} heads of keys and values; "
                 f"allowed are 1 to {there}, a share, or none for all"
             )
         if heads < there == queries:
             raise LayerError(
-                f"structured(keep_kv_heads={self.keep_kv_heads}): {blocks[0].name}.self_attn has no grouped heads, "
+                f"structured(keep_kv_heads={self.keep_kv_heads}): {attention} has no grouped heads, "
                 f"{there} of keys and values for {queries} of queries; keep_kv_heads=none removes layers alone"
             )
         return layers, heads
 
     def _choose_layers(self, model: "nn.Module", count: int, context: "Context") -> tuple[list[int], list[str]]:
         """Numbers of the layers that stay, and for each layer what was measured of it, in words."""
-        from compression.methods.pruning.structured import importance as _importance
+        from compression.architectures import decoder
+        from compression.calibration import importance as _importance
 
-        total = len(model.model.layers)
+        total = len(decoder.decoder_blocks(model))
         if self.choose == "position" or count == total:
             return layers_by_position(count, total), [""] * total
         if self.choose == "similarity":
@@ -147,20 +150,21 @@ class Structured(Method):
         """Removes the heads of every block; what to say of each layer that changed, by name."""
         import torch
 
-        from compression.architectures import decoder, edits
-        from compression.methods.pruning.structured import importance as _importance
+        from compression.architectures import cuts, decoder
+        from compression.calibration import capture
+        from compression.calibration import importance as _importance
 
         blocks, words = decoder.decoder_blocks(model), {}
-        queries, there = edits.count_heads(blocks[0])
+        queries, there = blocks[0].heads
         if count == there:
             return {}
         measured = self.heads == "importance"
-        inputs = decoder.Inputs.of_first_block(model, context.ids) if measured else None
+        inputs = capture.Inputs.of_first_block(model, context.ids) if measured else None
         for i, block in enumerate(blocks):
             kept = list(range(count))
             if inputs is not None:
                 kept = most(_importance.head_contribution(block, inputs).tolist(), count)
-            changes = edits.keep_heads(block, torch.tensor(kept))
+            changes = cuts.keep_heads(block, torch.tensor(kept))
             if inputs is not None:
                 inputs.advance(block)
             group = queries // there
@@ -191,6 +195,6 @@ def most(importance: Sequence[float], count: int) -> list[int]:
 
 
 def _count(keep: int | float | None, total: int) -> int:
-    from compression.architectures.edits import share_of
+    from compression.architectures.cuts import share_of
 
     return total if keep is None else keep if isinstance(keep, int) else max(1, share_of(keep, total))

@@ -19,21 +19,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compression.errors import LayerError, RecipeError
-from compression.recipes.registry import Method, check_samples, method, spell
+from compression.methods.base import ModelMethod, check_samples, method
+from compression.recipes.registry import spell
 from compression.training.settings import Objective, Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
     from compression.architectures.decoder import Block
-    from compression.engine.run import Context
+    from compression.methods.base import Context
 
 _FINETUNING = Settings(epochs=2, learning_rate=5e-5, batch=2, accumulation=4, clip=1.0)  # of the authors' code
 
 
 @method("p", takes=("dense", "packed"), leaves=None, needs=("calibration",))
 @dataclass(frozen=True, kw_only=True)
-class P(Method):
+class P(ModelMethod):
     """Remove the neurons of every MLP that score lowest, by the size of their weights and of their activations."""
 
     ratio: float = 0.3  # share of the neurons that go
@@ -68,7 +69,7 @@ class P(Method):
         Raises:
             LayerError: that is none.
         """
-        from compression.architectures.edits import share_of
+        from compression.architectures.cuts import share_of
 
         exact = neurons - share_of(self.ratio, neurons)
         if exact == neurons:
@@ -82,7 +83,7 @@ class P(Method):
     def reshape(self, model: "nn.Module") -> "nn.Module":
         import torch
 
-        from compression.architectures import decoder, edits
+        from compression.architectures import cuts, decoder
 
         packed = [name for name, layer in decoder.stored_layers(model).items() if not layer.exact]
         if self.trains and packed:
@@ -90,40 +91,42 @@ class P(Method):
                              f"{packed[0]} are packed; put p before the step that packs them")  # fmt: skip
         for block in decoder.decoder_blocks(model):
             kept = self._kept_of(block)
-            if kept < block.module.mlp.gate_proj.out_features:
-                edits.keep_neurons(block, torch.arange(kept))
-        return edits.conform(model)
+            if kept < block.neurons:
+                cuts.keep_neurons(block, torch.arange(kept))
+        return cuts.conform(model)
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """Raises LayerError: a weight is not finite, or groups of a packed layer cannot be cut."""
         import torch
 
-        from compression.architectures import decoder, edits
-        from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
-        from compression.methods.pruning.structured import importance
+        from compression.architectures import cuts, decoder
+        from compression.calibration import capture, importance
+        from compression.calibration.observers import Mean
+        from compression.layers.report import LEFT_ALONE, LayerReport
 
-        edits.check_weights(model)
+        cuts.check_weights(model)
         blocks = decoder.decoder_blocks(model)
         ids = context.ids if self.ratio else None
-        inputs = None if ids is None else decoder.Inputs.of_first_block(model, ids[: self.samples])
+        inputs = None if ids is None else capture.Inputs.of_first_block(model, ids[: self.samples])
         for i, block in enumerate(blocks):
-            there, count = block.module.mlp.gate_proj.out_features, self._kept_of(block)
+            there, count = block.neurons, self._kept_of(block)
             what, changes = f"{spell(self)}: {count} of {there} neurons stay", {}
             if inputs is not None:
-                seen = importance.Activations(block)
-                inputs.advance(block, seen.see)
+                seen = Mean(there)
+                inputs.advance(block, lambda site, x, seen=seen: seen.add(x) if site.of == "neurons" else None)
                 if count < there:
-                    kept = importance.neuron_score(block, seen.mean()).argsort(descending=True, stable=True)[:count]
+                    kept = importance.neuron_score(block, seen.value()).argsort(descending=True, stable=True)[:count]
                     before = dict(block.linears())
-                    changes = edits.keep_neurons(block, torch.sort(kept).values)
+                    changes = cuts.keep_neurons(block, torch.sort(kept).values)
                     changes = {name: words + _same_scales(block, name, before[name]) for name, words in changes.items()}
+            mlp = f"{block.full(block.row.mlp.module)}."
             for name, _ in block.linears():
                 if name in changes:
                     context.report.append(LayerReport(name, "replaced", what + changes[name]))
                 else:
-                    context.report.append(LayerReport(name, "kept", what if ".mlp." in name else LEFT_ALONE))
+                    context.report.append(LayerReport(name, "kept", what if name.startswith(mlp) else LEFT_ALONE))
             context.progress(i + 1, len(blocks), spell(self))
-        model = edits.conform(model)
+        model = cuts.conform(model)
         return self._finetuned(model, context) if self.trains else model
 
     def settings(self, *, seed: int) -> Settings:
@@ -133,7 +136,7 @@ class P(Method):
     def _finetuned(self, model: "nn.Module", context: "Context") -> "nn.Module":
         import copy
 
-        from compression.checkpoints.artefact import LayerReport
+        from compression.layers.report import LayerReport
         from compression.training.trainer import train
 
         assert context.ids is not None and context.folder is not None
@@ -152,9 +155,9 @@ class P(Method):
 
     def _kept_of(self, block: "Block") -> int:
         try:
-            return self.keep(block.module.mlp.gate_proj.out_features)
+            return self.keep(block.neurons)
         except LayerError as error:
-            raise LayerError(f"{block.name}.mlp: {error}") from error
+            raise LayerError(f"{block.full(block.row.mlp.module)}: {error}") from error
 
 
 def _same_scales(block: "Block", name: str, before: "nn.Module") -> str:

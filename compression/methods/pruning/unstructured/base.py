@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from compression.errors import LayerError, RecipeError
-from compression.recipes.registry import CalibratedMethod, LayerwiseMethod, spell
+from compression.methods.base import LayerMethod
+from compression.methods.calibrated import CalibratedMethod
+from compression.recipes.registry import spell
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from compression.engine.run import Context
+    from compression.methods.base import Context
     from compression.numeric.sparsity import Pruned
 
 MOST_NEIGHBOURS = 32  # m of a pattern
@@ -19,7 +21,7 @@ DEFAULT_SPARSITY = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruner(LayerwiseMethod):
+class Pruner(LayerMethod):
     """A method that sets weights to zero.
 
     A `pattern` n:m leaves n of every m neighbouring inputs of a row, as NVIDIA and Wanda count; SparseGPT's n are the

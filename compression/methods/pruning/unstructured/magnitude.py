@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from compression.errors import LayerError, RecipeError
+from compression.methods.base import ModelMethod, method
 from compression.methods.pruning.unstructured.base import Pruner
-from compression.recipes.registry import method
+from compression.recipes.registry import Unit
 
 if TYPE_CHECKING:
     import torch
 
-    from compression.engine.run import Context
+    from compression.methods.base import Context
 
 
 @method("magnitude", takes=("dense", "sparse"), leaves="sparse")
 @dataclass(frozen=True, kw_only=True)
-class Magnitude(Pruner):
+class Magnitude(Pruner, ModelMethod):
     """Set the weights nearest to zero to zero, without data."""
 
     scope: Literal["row", "layer", "global"] = "layer"  # among which weights the smallest are sought
@@ -35,8 +36,8 @@ class Magnitude(Pruner):
                               "neighbours; leave one of the two out")  # fmt: skip
 
     @property
-    def whole(self) -> bool:
-        return self.scope == "global"
+    def unit(self) -> Unit:  # type: ignore[override]
+        return "model" if self.scope == "global" else "layer"
 
     def magnitude_mask(self, weight: "torch.Tensor") -> "torch.Tensor":
         from compression.numeric import sparsity
@@ -53,7 +54,7 @@ class Magnitude(Pruner):
         import torch
 
         from compression.architectures import decoder
-        from compression.checkpoints.artefact import LEFT_ALONE, LayerReport
+        from compression.layers.report import LEFT_ALONE, LayerReport
         from compression.numeric import sparsity
 
         layers = {}

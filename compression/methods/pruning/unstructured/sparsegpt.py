@@ -16,8 +16,8 @@ Limits: all layers of a block are pruned for the inputs that they have before an
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compression.methods.base import method
 from compression.methods.pruning.unstructured.base import CalibratedPruner
-from compression.recipes.registry import method
 
 if TYPE_CHECKING:
     import torch

@@ -9,13 +9,14 @@ over about 1,024 of the tokens, evenly spread.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from compression.methods.base import method
 from compression.methods.pruning.unstructured.base import CalibratedPruner
-from compression.recipes.registry import method
 
 if TYPE_CHECKING:
     import torch
 
-    from compression.numeric.sparsity import Norms, Pruned
+    from compression.calibration.observers import Norms
+    from compression.numeric.sparsity import Pruned
 
 
 @method("wanda", needs=("calibration",), takes=("dense", "sparse"), leaves="sparse")
@@ -24,7 +25,7 @@ class Wanda(CalibratedPruner):
     """Set weights to zero by their size times the norm of their input, row by row (Wanda)."""
 
     def observer(self, cols: int, device: Any) -> "Norms":
-        from compression.numeric.sparsity import Norms
+        from compression.calibration.observers import Norms
 
         return Norms(cols, self.samples * self.sequence_length, device)
 

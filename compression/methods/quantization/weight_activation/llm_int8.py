@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compression.errors import RecipeError
-from compression.recipes.registry import Quantizer, method
+from compression.methods.base import Quantizer, method
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from compression.engine.run import Context
     from compression.layers.linear import Linear
+    from compression.methods.base import Context
     from compression.numeric.grids import Int8RowGrid
 
 

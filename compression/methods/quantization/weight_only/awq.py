@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compression.errors import RecipeError
-from compression.recipes.registry import CalibratedQuantizer, method
+from compression.methods.base import method
+from compression.methods.calibrated import CalibratedQuantizer
 
 if TYPE_CHECKING:
     import torch
 
-    from compression.numeric.channel_scales import Scaling
+    from compression.numeric.channel_scales import AwqScales
     from compression.numeric.grids import AffineGrid
     from compression.numeric.rounding import Rounded
 
@@ -60,10 +61,10 @@ class AWQ(CalibratedQuantizer):
 
         return AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
 
-    def transform(self) -> "Scaling":
-        from compression.numeric.channel_scales import Scaling
+    def transform(self) -> "AwqScales":
+        from compression.numeric.channel_scales import AwqScales
 
-        return Scaling(ratios=self.n_grid, duo_scaling=self.duo_scaling)
+        return AwqScales(ratios=self.n_grid, duo_scaling=self.duo_scaling)
 
     def round(self, weight: "torch.Tensor", hessian: "torch.Tensor", dtype: "torch.dtype") -> "Rounded":
         from compression.numeric import channel_scales

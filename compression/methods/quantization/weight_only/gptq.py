@@ -15,7 +15,8 @@ sequential" is not done).
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from compression.recipes.registry import CalibratedQuantizer, method
+from compression.methods.base import method
+from compression.methods.calibrated import CalibratedQuantizer
 
 if TYPE_CHECKING:
     import torch

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from compression.errors import BackendError, LayerError, RecipeError, install_command
-from compression.recipes.registry import Quantizer, method
+from compression.methods.base import Quantizer, method
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from compression.engine.run import Context
     from compression.layers.linear import Linear
+    from compression.methods.base import Context
     from compression.numeric.grids import AffineGrid
 
 

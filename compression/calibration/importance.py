@@ -1,26 +1,25 @@
 """How much the layers, heads and neurons of a decoder matter to what it computes on calibration text.
 
-Hidden states are in the dtype of the model, or in fp32 on a CPU without bf16 (`architectures.decoder.Inputs`).
+Hidden states are in the dtype of the model, or in fp32 on a CPU without bf16 (`calibration.capture.Inputs`).
 """
 
 import copy
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compression.architectures.decoder import Block, Inputs, Stack, decoder_blocks
-from compression.architectures.edits import count_heads, weight_of
-
-ATTENDED, HIDDEN = ("self_attn.o_proj",), ("mlp.down_proj",)  # the stacks that read heads, and neurons
+from compression.architectures.cuts import weight_of
+from compression.architectures.decoder import Block, Decoder
+from compression.architectures.table import SiteRow
+from compression.calibration.capture import Inputs
 
 
 def layer_similarity(model: nn.Module, ids: Tensor) -> list[float]:
     """Of each block, the cosine of the hidden state before it and behind it, mean over the tokens of ids (samples,
     length): 1 less the Block Influence of ShortGPT, arXiv 2403.03853, eq. 1."""
     inputs, found = Inputs.of_first_block(model, ids), []
-    for block in decoder_blocks(model):
+    for block in Decoder(model).blocks:
         before = list(inputs.hidden)
         inputs.advance(block)
         cosines = [
@@ -38,12 +37,12 @@ def perplexity_without(model: nn.Module, ids: Tensor) -> list[float]:
     The samples go through every block once for each block before it that was left out, and once as they are; in memory
     are their hidden states, blocks + 1 times.
     """
-    inputs, samples, blocks = Inputs.of_first_block(model, ids), len(ids), decoder_blocks(model)
-    for block in blocks:
+    inputs, samples, decoder = Inputs.of_first_block(model, ids), len(ids), Decoder(model)
+    for block in decoder.blocks:
         without = inputs.hidden[:samples]
         inputs.advance(block)
         inputs.hidden += without
-    head = copy.deepcopy(nn.Sequential(model.model.norm, model.lm_head)).to(inputs.hidden[0].dtype)  # type: ignore[union-attr, arg-type]
+    head = copy.deepcopy(nn.Sequential(decoder.norm, decoder.head)).to(inputs.hidden[0].dtype)
     losses = [
         F.cross_entropy(head(states)[0, :-1].float(), ids[i % samples, 1:]) for i, states in enumerate(inputs.hidden)
     ]
@@ -55,13 +54,13 @@ def head_contribution(block: Block, inputs: Inputs) -> Tensor:
 
     That is |W[:, C] X[:, C]'| (Frobenius), X the input of o_proj and C the columns of these query heads.
     """
-    _, heads = count_heads(block)
-    weight = weight_of(block.module.self_attn.o_proj)
+    _, heads = block.heads
+    weight = weight_of(block.layer(block.row.attention.writer))
     weight = weight.view(len(weight), heads, -1).permute(1, 2, 0)  # (KV heads, columns of each, hidden)
     squares = torch.zeros(heads, device=weight.device)
 
-    def see(stack: Stack, x: Tensor) -> None:
-        if stack == ATTENDED:
+    def see(site: SiteRow, x: Tensor) -> None:
+        if site.of == "values":
             parts = x.float().view(-1, heads, weight.shape[1]).transpose(0, 1) @ weight
             squares.add_(parts.square().sum((1, 2)))
 
@@ -74,27 +73,7 @@ def neuron_score(block: Block, activation: Tensor) -> Tensor:
 
     w is the sum of |W_gate| and |W_up| over the neuron's row (eq. 2), a its `activation`.
     """
-    rows = [
-        weight_of(layer).abs().double().sum(1).cpu() for layer in (block.module.mlp.gate_proj, block.module.mlp.up_proj)
-    ]
+    rows = [weight_of(block.layer(path)).abs().double().sum(1).cpu() for path in block.row.mlp.readers]
     return sum(
         0.5 * part / part.max().clamp(min=torch.finfo(part.dtype).tiny) for part in (rows[0] + rows[1], activation)
     )
-
-
-class Activations:
-    """Mean of |h| of each neuron of a block's MLP, h = act(gate(x)) * up(x): `see` as `Inputs.advance` wants it."""
-
-    def __init__(self, block: Block):
-        weight = block.module.mlp.down_proj
-        self.sum = torch.zeros(weight.in_features, dtype=torch.float64)
-        self.tokens = 0
-        self.see: Callable[[Stack, Tensor], None] = self._see
-
-    def _see(self, stack: Stack, x: Tensor) -> None:
-        if stack == HIDDEN:
-            self.sum += x.abs().double().sum((0, 1)).cpu()
-            self.tokens += x.shape[1]
-
-    def mean(self) -> Tensor:
-        return self.sum / self.tokens

@@ -1,0 +1,169 @@
+"""What calibration text makes reach the layers: the hidden states in front of a block, and from there what observers of
+its layers, or of places in the residual stream, see."""
+
+import copy
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression.architectures.decoder import Block, Decoder, Place, decoder_blocks, make_dense
+from compression.architectures.edits import Turn
+from compression.architectures.table import SiteRow
+from compression.calibration.observers import Observer, Sample
+from compression.layers.kernels.torch_products import product_dtype
+
+MakeObserver = Callable[[int, torch.device], Observer]
+
+
+class Inputs:
+    """What reaches one decoder block for each calibration sample; `advance` takes it to the next block.
+
+    Attributes:
+        hidden: the hidden states of each sample, (1, length, hidden size), in the dtype of the model, or in fp32 on a
+            CPU that does not multiply bf16 in hardware.
+        arguments: for each block what transformers passes beside them (positions, mask), the same for all samples.
+    """
+
+    def __init__(self, hidden: list[Tensor], arguments: list[dict[str, Any]], at: int = 0):
+        self.hidden, self.arguments = hidden, arguments
+        self._at = at
+
+    @classmethod
+    @torch.no_grad()
+    def of_first_block(cls, model: nn.Module, ids: Tensor) -> "Inputs":
+        """Run token ids (samples, length) through the model with every block left out; blocks need no weights."""
+        blocks = decoder_blocks(model)
+        hidden: list[Tensor] = []
+        arguments: list[dict[str, Any]] = [{} for _ in blocks]
+
+        def note(i: int, states: Tensor, **others: Any) -> Tensor:
+            if i == 0:
+                hidden.append(states.to(product_dtype(states.dtype, states.device)))
+            arguments[i] = others
+            return states
+
+        try:
+            for i, block in enumerate(blocks):
+                block.module.forward = partial(note, i)  # type: ignore[method-assign]
+            for sample in ids.split(1):
+                model.get_decoder()(input_ids=sample, use_cache=False)  # type: ignore[operator, union-attr]
+        finally:
+            for block in blocks:
+                block.module.__dict__.pop("forward", None)
+        return cls(hidden, arguments)
+
+    @classmethod
+    def of_block(cls, at: int, hidden: list[Tensor], model: nn.Module, ids: Tensor) -> "Inputs":
+        """What reached block `at` before, as it was put away; `model` and token ids as in `of_first_block`."""
+        return cls(hidden, cls.of_first_block(model, ids[:1]).arguments, at)
+
+    @torch.no_grad()
+    def observe(self, block: Block, see: Callable[[SiteRow, Tensor], None]) -> None:
+        """Run the samples through a block; `see` gets the input of every site's readers, (1, length, cols)."""
+
+        module = self._computing(block, see)
+        for states in self.hidden:
+            module(states, **self.arguments[self._at])
+
+    @torch.no_grad()
+    def advance(self, block: Block, see: Callable[[SiteRow, Tensor], None] | None = None) -> None:
+        """Put the outputs of a block in the place of its inputs; `see` as in `observe`."""
+        module = self._computing(block, see)
+        for i, states in enumerate(self.hidden):
+            self.hidden[i] = module(states, **self.arguments[self._at])
+        self._at += 1
+
+    @torch.no_grad()
+    def listen(
+        self,
+        block: Block,
+        outputs: dict[str, Callable[[Tensor], None]],
+        inputs: dict[str, Callable[[Tensor], None]] | None = None,
+    ) -> None:
+        """Run the samples through a block; functions get the outputs, and the inputs, of modules by their path."""
+        module = self._computing(block)
+        for path, see in outputs.items():
+            module.get_submodule(path).register_forward_hook(lambda _, x, y, see=see: see(y))
+        for path, see in (inputs or {}).items():
+            module.get_submodule(path).register_forward_pre_hook(lambda _, x, see=see: see(x[0]))
+        for states in self.hidden:
+            module(states, **self.arguments[self._at])
+
+    def _computing(self, block: Block, see: Callable[[SiteRow, Tensor], None] | None = None) -> nn.Module:
+        """A copy of the block in the dtype of the hidden states, its stored layers unpacked once for all samples."""
+
+        def hook(site: SiteRow, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            see(site, arguments[0])  # type: ignore[misc]
+
+        module = copy.deepcopy(block.module)
+        make_dense(module, activations=True)
+        for site in block.row.sites if see else ():
+            module.get_submodule(site.readers[0]).register_forward_pre_hook(partial(hook, site))
+        return module.to(self.hidden[0].dtype)
+
+
+class Seen:
+    """What the layers of one block see while calibration text runs through it; each call is one such run.
+
+    Layers are as they are at the time of the call; what reaches the block comes from those before it as they are
+    compressed.
+    """
+
+    def __init__(self, block: Block, inputs: Inputs):
+        self.block, self.states = block, inputs
+
+    @property
+    def device(self) -> torch.device:
+        return self.states.hidden[0].device
+
+    def inputs(self, make: MakeObserver) -> dict[str, Any]:
+        """By full name of every linear layer, the value of an observer of its inputs; readers of a site share one."""
+        observers = {site.row: make(site.readers[0].in_features, self.device) for site in self.block.sites}
+        self.states.observe(self.block, lambda row, x: observers[row].add(x))
+        values = {row: observer.value() for row, observer in observers.items()}
+        return {name: values[site.row] for site in self.block.sites for name in site.names}
+
+    def outputs(self, make: MakeObserver, paths: Iterable[str]) -> dict[str, Any]:
+        """By full name of the linear layers at these paths of the block, the value of an observer of their outputs."""
+        observers = {path: make(self.block.layer(path).out_features, self.device) for path in paths}
+        self.states.listen(self.block, {path: observer.add for path, observer in observers.items()})
+        return {self.block.full(path): observer.value() for path, observer in observers.items()}
+
+
+class Stream:
+    """The residual stream of a whole model on calibration text, read place by place, in order, while it is changed."""
+
+    def __init__(self, model: nn.Module, ids: Tensor):
+        self._decoder, self._ids, self._states = Decoder(model), ids, None  # type: ignore[var-annotated]
+        self._at = 0
+
+    def at(self, place: Place, make: MakeObserver = Sample) -> Any:
+        """The value of an observer of what reaches the norm of a place, from layers as they are by now.
+
+        Raises:
+            ValueError: a block in front of it was left behind already.
+        """
+        halves = len(self._decoder.row.halves)
+        if place.number // halves < self._at:
+            raise ValueError(f"{place.name} was read already: places are read in order")
+        if self._states is None:
+            self._states = Inputs.of_first_block(self._decoder.model, self._ids)
+        while self._at < place.number // halves:
+            self._states.advance(self._decoder.blocks[self._at])
+            self._at += 1
+        observer = make(len(place.norm.weight), self._states.hidden[0].device)
+        if place.block is None or place.number % halves == 0:
+            for states in self._states.hidden:
+                observer.add(states)
+        else:
+            self._states.listen(place.block, {}, {place.half.norm: observer.add})
+        return observer.value()
+
+    def turn(self, place: Place, basis: Tensor) -> None:
+        """Turn the stream at a place that was just read into a basis (width, new width), and go on from there."""
+        Turn(place.number, basis).apply(self._decoder)
+        if self._states is not None and place.number % len(self._decoder.row.halves) == 0:
+            self._states.hidden = [states @ basis.to(states.dtype) for states in self._states.hidden]

@@ -1,0 +1,61 @@
+"""SmoothQuant: 8-bit weights and activations, once weights carry part of the activations' outliers.
+
+Paper: arXiv 2211.10438. Channel j of what layers read is divided by s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), eq. 4,
+the maximum of |W_j| taken over all layers that read it, and their columns are multiplied by s_j; what comes before
+takes the division in. Weights have one scale per output row, activations one per token, found at run time (O1), or one
+per layer, found on the calibration text (O3).
+Departures: the authors' code divides what norms put out (`smooth=norms`). Here the inputs of the output and down
+projections are divided too, in the rows of the value and up projections, heads that share values by their largest:
+without, one step per layer loses three times as much on the reference. A channel that no calibration token reaches is
+not scaled; a norm in a short dtype is rounded first, and its readers make up for that (`architectures.edits.Divide`).
+Limits: products are computed in floating point on the rounded numbers unless a kernel takes them.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from compression import architectures, calibration, layers
+from compression.errors import RecipeError
+from compression.methods.base import BlockMethod, Context, method
+
+if TYPE_CHECKING:
+    from compression.architectures.decoder import Block
+    from compression.calibration.capture import Seen
+
+
+@method("smoothquant", needs=("calibration",), paper="arXiv:2211.10438")
+class SmoothQuant(BlockMethod):
+    """8-bit weights and activations, part of the activations' outliers moved into the weights (SmoothQuant)."""
+
+    alpha: float = 0.5  # share of an outlier that moves from the activation into the weight, 0 to 1
+    activations: Literal["token", "static"] = "token"  # one step per token, or one per layer found on calibration text
+    smooth: Literal["all", "norms"] = "all"  # the inputs of all layers, or, as the authors, those that norms put out
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise RecipeError(f"smoothquant(alpha={self.alpha}): must be from 0 to 1; the paper takes 0.5")
+
+    def compress_block(self, block: "Block", seen: "Seen", context: Context) -> None:
+        import torch
+
+        largest = seen.inputs(calibration.observers.Largest)
+        for site in reversed(block.sites):
+            if self.smooth == "all" or site.row.of == "norm":
+                x = site.largest(largest[site.names[0]])
+                columns = torch.stack([reader.weight.abs().amax(0).float() for reader in site.readers]).amax(0)
+                scales = x.pow(self.alpha) / site.largest(columns).clamp(min=1e-5).pow(1 - self.alpha)
+                scales = torch.where(x > 0, scales.clamp(min=1e-5), 1)
+                architectures.edits.Divide(site.number, scales).apply(block)
+                largest |= {name: largest[name] / scales[site.channels] for name in site.names}
+        for name, linear in list(block.linears()):
+            step = None if self.activations == "token" else max(float(largest[name].amax()), 1e-5) / 127
+            block.replace(name, self._layer(linear, step))
+
+    def shape_block(self, block: "Block") -> None:
+        for name, linear in list(block.linears()):
+            block.replace(name, self._layer(linear, None if self.activations == "token" else 1.0))
+
+    @staticmethod
+    def _layer(linear: Any, step: float | None) -> Any:
+        inputs = layers.activations.TokenRange(8, step)
+        return layers.Linear(layers.codes.Rounded(linear.weight), linear.bias, input_part=inputs)
