@@ -25,7 +25,7 @@ from typing import Any
 
 from bench.errors import DataError, OptionError
 from bench.results.row import Input
-from compression.checkpoints.libraries import check_hub_cache
+from compression.files.libraries import check_hub_cache
 from compression.files.strict_json import expanded
 from compression.files.text import check_texts, digest_of_texts, lines_of_json, loads, read_text, whole_text
 

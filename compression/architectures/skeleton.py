@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from compression.architectures.table import architecture_of
-from compression.checkpoints.libraries import failures_as
 from compression.errors import CheckpointError
+from compression.files.libraries import failures_as
 
 _NOT_OF_THE_MODEL = ("architectures", "auto_map", "attn_implementation", "trust_remote_code")
 

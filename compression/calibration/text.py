@@ -27,9 +27,9 @@ from torch import Tensor
 from compression.calibration.shipped import shipped
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.identity import of_texts
-from compression.checkpoints.libraries import check_hub_cache
 from compression.errors import CalibrationError
 from compression.files.atomic import digest_of
+from compression.files.libraries import check_hub_cache
 from compression.files.strict_json import expanded
 from compression.files.text import json_lines, read_text, whole_text
 

@@ -27,10 +27,10 @@ from compression.architectures.random_shapes import SHAPES
 from compression.architectures.skeleton import build, finish, model_values
 from compression.checkpoints import identity
 from compression.checkpoints.config import architecture_of
-from compression.checkpoints.libraries import check_hub_cache, failures_as
 from compression.checkpoints.side_files import COPIED, read_generation_config
 from compression.checkpoints.weight_files import download, weight_files
 from compression.errors import CheckpointError
+from compression.files.libraries import check_hub_cache, failures_as
 from compression.files.strict_json import check_regular, expanded, read_json
 
 if TYPE_CHECKING:

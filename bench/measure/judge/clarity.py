@@ -25,7 +25,7 @@ from bench.measure import scoring
 from bench.measure.judge.answers import Answered
 from bench.measure.rag.encoders import Encoder
 from bench.measure.reference_scores import load
-from compression.checkpoints.libraries import failures_as, local_or_hub
+from compression.files.libraries import failures_as, local_or_hub
 
 DEFAULT_LM = "reference-teacher"
 DEFAULT_VECTORS = "tf-idf"

@@ -14,9 +14,9 @@ from bench.errors import OptionError
 from bench.files import replacing
 from bench.results.row import Input
 from compression.checkpoints.base import NAMED, locate
-from compression.checkpoints.libraries import failures_as, local_or_hub, no_code_from_outside
 from compression.errors import install_command
 from compression.files.atomic import digest_of_file
+from compression.files.libraries import failures_as, local_or_hub, no_code_from_outside
 from compression.files.strict_json import expanded, read_json
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from bench.measure.rag.records import (
     SpeedReading,
     Timed,
 )
-from compression.checkpoints.libraries import failures_as, local_or_hub, no_code_from_outside
 from compression.errors import install_command
+from compression.files.libraries import failures_as, local_or_hub, no_code_from_outside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
