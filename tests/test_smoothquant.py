@@ -109,5 +109,5 @@ def test_it_is_streamed_saved_and_opened_with_the_same_bits(folder, tmp_path, ac
 def test_what_cannot_be_is_refused(folder):
     with pytest.raises(RecipeError, match="must be from 0 to 1"):
         compression.Recipe.parse("smoothquant(alpha=1.5)")
-    with pytest.raises(RecipeError, match="works on a whole block: it has no settings per layer"):
+    with pytest.raises(RecipeError, match="works on a whole block: it takes no settings per layer"):
         compression.Recipe.parse('smoothquant(layers={"*":null})')
