@@ -22,6 +22,7 @@ from compression.errors import (
     TeacherError,
     TrainingError,
 )
+from compression.recipes import registry
 from compression.recipes.recipe import UNCOMPRESSED, Recipe, Step, parse_setting, slug, split_recipes
 
 __all__ = [
@@ -82,8 +83,6 @@ _LATE = {
 
 def list_methods() -> dict[str, type]:
     """Every registered method by name."""
-    from compression.recipes import registry
-
     return registry.discover()
 
 

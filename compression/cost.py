@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
+from compression import devices
 from compression.files.strict_json import exact_fields, finite_field, whole_field
 
 _STATUS = "/proc/self/status"
@@ -93,8 +94,6 @@ class CostMeter:
         give_back()
         if self._cuda:
             import torch
-
-            from compression import devices
 
             devices.settle(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)

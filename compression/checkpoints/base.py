@@ -23,10 +23,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compression import architectures, checkpoints
 from compression.architectures.random_shapes import SHAPES
 from compression.architectures.skeleton import build, finish, model_values
-from compression.checkpoints import identity
+from compression.checkpoints import formats, identity
 from compression.checkpoints.config import architecture_of
+from compression.checkpoints.formats.description import read_config
 from compression.checkpoints.side_files import COPIED, read_generation_config
 from compression.checkpoints.weight_files import download, weight_files
 from compression.errors import CheckpointError
@@ -114,7 +116,6 @@ class BaseSource:
         """
         if self.folder is None:
             return None
-        from compression.checkpoints.formats.description import read_config
 
         return read_config(self.folder, _read_json(self.folder / "config.json"))
 
@@ -218,17 +219,15 @@ def open_base(text: str | BaseSource, device: str = "cpu", *, seed: int = 0, deq
         CheckpointError: see `BaseSource`; and a missing, extra, wrong-shaped or non-finite tensor, a truncated file; a
             quantized checkpoint without `dequantize`.
     """
-    from compression.checkpoints import weights as _weights
-
     source = text if isinstance(text, BaseSource) else locate(text).fetch()
     refuse_compressed(source, published=dequantize)
     generation_config = read_generation_config(source.folder)
     if source.published is not None:
         return Base(source, _dequantized(source, device), device, seed)
-    weights = _weights.open_weights(source, device, seed)
+    weights = checkpoints.weights.open_weights(source, device, seed)
     model = build(source.config, weights.dtype, device="meta")
-    _weights.fit(model, weights.headers, where=weights.where)
-    _weights.assign(model, weights.read(weights.headers), where=weights.where)
+    checkpoints.weights.fit(model, weights.headers, where=weights.where)
+    checkpoints.weights.assign(model, weights.read(weights.headers), where=weights.where)
     return Base(source, finish(model, device, generation_config), device, seed)
 
 
@@ -248,11 +247,8 @@ def refuse_compressed(source: BaseSource, *, published: bool = False) -> None:
 
 
 def _dequantized(source: BaseSource, device: str) -> Any:
-    from compression.architectures import decoder
-    from compression.checkpoints.formats.model import open_model
-
-    model = open_model(source)
-    for name, layer in decoder.stored_layers(model).items():
+    model = formats.model.open_model(source)
+    for name, layer in architectures.decoder.stored_layers(model).items():
         model.set_submodule(name, layer.to_linear())
     return finish(model, device, read_generation_config(source.folder))
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from compression import checkpoints
 from compression.errors import CheckpointError
 
 GENERATION = "generation_config.json"
@@ -36,9 +37,7 @@ def read_generation_config(folder: Path | None) -> Any:
         return None
     from transformers import GenerationConfig
 
-    from compression.checkpoints.base import _read_json
-
-    values = _read_json(path)
+    values = checkpoints.base._read_json(path)
     ends = values.get("eos_token_id")
     if not all(type(each) is int and each >= 0 for each in (ends if isinstance(ends, list) else [ends or 0])):
         raise CheckpointError(f"{path}: eos_token_id {ends!r} must be a token id or a list of them")

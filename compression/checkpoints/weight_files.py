@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compression import checkpoints
 from compression.checkpoints.side_files import COPIED
 from compression.errors import CheckpointError
 from compression.files.strict_json import expanded
@@ -66,19 +67,15 @@ def download(text: str) -> Path:
     """The folder of a hub's model, with the weights that transformers would open and no others."""
     from huggingface_hub import snapshot_download
 
-    from compression.checkpoints.base import _read_json
-
     folder = Path(snapshot_download(text, allow_patterns=["*.json", WEIGHTS, *COPIED]))
-    config = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    config = checkpoints.base._read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if missing := [name for name in names_of(folder, config) if not (folder / name).exists()]:
         snapshot_download(text, allow_patterns=missing, revision=folder.name)  # the folder of a commit has its name
     return folder
 
 
 def _shards(index: Path) -> list[str]:
-    from compression.checkpoints.base import _read_json
-
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = checkpoints.base._read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{index} must map the names of tensors to files under weight_map")
     names = sorted(set(weight_map.values()))
@@ -102,9 +99,8 @@ def _refuse_two_sets(folder: Path) -> None:
     files = [folder / name for name in shards]
     if not files or WEIGHTS in shards or not all(path.is_file() for path in files):
         return
-    from compression.checkpoints import weights
 
-    if name := weights.first_difference([folder / WEIGHTS], files):
+    if name := checkpoints.weights.first_difference([folder / WEIGHTS], files):
         raise CheckpointError(
             f"{folder} holds two sets of weights, which differ in {name}: {WEIGHTS}, which transformers opens, and the "
             f"files that {INDEX} names; delete the set that is not meant, the index with its files"

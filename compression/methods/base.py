@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from compression import architectures, calibration
 from compression.errors import LayerError, RecipeError
 from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.recipes.registry import Method, method, spell
@@ -102,18 +103,16 @@ class LayerMethod(Method):
 
     def apply_block(self, block: "Block", seen: "Seen | None", context: Context) -> None:
         """Replace every linear of a block; one report entry for each."""
-        from compression.architectures.decoder import as_linear, with_output
-
         assert context.step is not None
         for name, stored in block.linears():
             each: Any = context.step.for_layer(name)
             if each is None:
                 context.kept(name)
                 continue
-            linear = as_linear(stored)  # type: ignore[arg-type]
+            linear = architectures.decoder.as_linear(stored)  # type: ignore[arg-type]
             with _naming(name):
                 layer = each.compress_linear(linear, context)
-            block.replace(name, with_output(layer, getattr(stored, "output_part", None)))
+            block.replace(name, architectures.decoder.with_output(layer, getattr(stored, "output_part", None)))
             context.replaced(name, each.describe(linear, layer))
 
     def describe(self, linear: "nn.Linear", layer: Any) -> str:
@@ -155,13 +154,11 @@ class BlockMethod(Method):
 
     def apply_block(self, block: "Block", seen: "Seen", context: Context) -> None:
         """As `compress_block`; checks weights before, reports each layer behind. Quantizers of keys and values stay."""
-        from compression.architectures.decoder import keeping_outputs
-
         before = {name: (layer, _parts_of(layer)) for name, layer in block.linears()}
         norms = [block.layer(half.norm).weight for half in block.row.halves]
         for name, (layer, _) in before.items():
             _check_finite(name, layer)
-        with _naming(block.name), keeping_outputs(block):
+        with _naming(block.name), architectures.decoder.keeping_outputs(block):
             self.compress_block(block, seen, context)
         for name, layer in block.linears():
             if before[name][0] is layer and before[name][1] == _parts_of(layer):
@@ -198,16 +195,15 @@ class ModelMethod(Method):
         Raises:
             LayerError: a weight is not finite, or a layer cannot be changed so.
         """
-        from compression.architectures.decoder import Decoder
-        from compression.calibration.capture import Stream
-
-        decoder = Decoder(model)
+        decoder = architectures.decoder.Decoder(model)
         before = {name: layer for block in decoder.blocks for name, layer in block.linears()}
         for name, layer in before.items():
             _check_finite(name, layer)
         outside = {"norms": decoder.norm.weight, **{name: decoder.model.get_submodule(name).weight
                    for name in (decoder.row.embeddings, decoder.row.head)}}  # fmt: skip
-        self.compress_model(decoder, None if context.ids is None else Stream(model, context.ids), context)
+        self.compress_model(
+            decoder, None if context.ids is None else calibration.capture.Stream(model, context.ids), context
+        )
         for block in decoder.blocks:
             for name, layer in block.linears():
                 if before[name] is layer:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from compression import architectures, calibration, layers, numeric
 from compression.errors import RecipeError
 from compression.methods.base import Context, LayerMethod, Quantizer, check_samples
 
@@ -38,15 +39,11 @@ class CalibratedMethod(LayerMethod):
 
     def observer(self, cols: int, device: Any) -> Any:
         """What sums up inputs (..., cols) by `add`, and has the sum as its `value()`; their Hessian."""
-        from compression.calibration.observers import Hessian
-
-        return Hessian(cols, device)
+        return calibration.observers.Hessian(cols, device)
 
     def output_error(self, weight: Any, changed: Any, seen: Any) -> float:
         """The relative squared error of the outputs on what the observer has seen; weights fp32 (rows, cols)."""
-        from compression.numeric.rounding import relative_error
-
-        return relative_error(weight, changed, seen)
+        return numeric.rounding.relative_error(weight, changed, seen)
 
     def transform(self) -> Any:
         """The `numeric.channel_scales.AwqScales` of the inputs beforehand, or None to leave them as they are."""
@@ -57,12 +54,9 @@ class CalibratedMethod(LayerMethod):
         raise NotImplementedError
 
     def apply_block(self, block: "Block", seen: "Seen | None", context: Context) -> None:
-        from compression.architectures.decoder import keeping_outputs
-        from compression.calibration import blockwise
-
         assert seen is not None
-        with keeping_outputs(block):
-            blockwise.compress(block, seen.states, context)
+        with architectures.decoder.keeping_outputs(block):
+            calibration.blockwise.compress(block, seen.states, context)
 
 
 class CalibratedQuantizer(Quantizer, CalibratedMethod):
@@ -86,21 +80,15 @@ class CalibratedQuantizer(Quantizer, CalibratedMethod):
         raise NotImplementedError
 
     def check_layer(self, in_features: int, out_features: int) -> None:
-        from compression.numeric.grids import check_group
-
-        check_group(in_features, self.grid().group_size)
+        numeric.grids.check_group(in_features, self.grid().group_size)
 
     def compress_linear(self, linear: Any, context: Context) -> Any:
         """What a linear of which no input is known becomes: rounded to nearest. Tells the kernel that it will get."""
-        from compression.layers.codes import packed_linear
-
-        return packed_linear(linear.weight, linear.bias, self.grid(), backend=self.backend)
+        return layers.codes.packed_linear(linear.weight, linear.bias, self.grid(), backend=self.backend)
 
     def round(self, weight: Any, hessian: Any, dtype: Any) -> Any:
         """A `compression.numeric.rounding.Rounded` of a weight, fp32 (rows, cols); `dtype` is that of stored scales."""
         raise NotImplementedError
 
     def compress_stack(self, block: Any, layers: Any, seen: Any, note: str) -> None:
-        from compression.calibration import blockwise
-
-        blockwise.round_to_grid(block, self, layers, seen, note)
+        calibration.blockwise.round_to_grid(block, self, layers, seen, note)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compression import architectures
 from compression.errors import LayerError, RecipeError
 
 OWN = "own"  # that of this package, which holds every kind of part
@@ -44,8 +45,6 @@ class Format:
 
     def check_shapes(self, model: Any) -> None:
         """Raise LayerError if the format cannot hold the model, as far as shapes and kinds tell."""
-        from compression import architectures
-
         for block in architectures.decoder.decoder_blocks(model):
             for name, layer in block.linears():
                 if reason := self.accepts(layer):

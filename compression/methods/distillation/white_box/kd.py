@@ -22,8 +22,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from compression import architectures, training
 from compression.errors import RecipeError
+from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.methods.base import TrainingMethod, check_samples, method
+from compression.recipes.recipe import Recipe
 from compression.recipes.registry import spell
 from compression.training.settings import LINEARS, QV, Divergence, LoraSettings, Objective, OutputSettings, Settings
 
@@ -62,8 +65,6 @@ class KD(TrainingMethod):
 
     def __post_init__(self) -> None:
         """Raises RecipeError: a value is not allowed, or a step takes more texts than there are."""
-        from compression.recipes.recipe import Recipe
-
         check_samples(self)
         self.objective()  # which checks its values
         settings = self.settings(seed=0)
@@ -103,36 +104,30 @@ class KD(TrainingMethod):
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """Raises LayerError: a weight is not finite; TeacherError, TrainingError: teacher or training cannot go on."""
-        from compression.architectures import cuts
-        from compression.training import adapters as _lora
-        from compression.training.trainer import train
-
-        cuts.check_weights(model)
+        architectures.cuts.check_weights(model)
         assert context.ids is not None and context.folder is not None
         student, source = self.student(model, context), context.teacher
         outputs = None if not self.alpha or source is None else self._outputs(student, source, context)
-        trained = train(
+        trained = training.trainer.train(
             student, context.ids.cpu(), self.objective(), self.settings(seed=context.seed),
             context.folder / "training", teacher=outputs, keep_zeros=context.pruned, progress=context.progress,
         )  # fmt: skip
         context.trained.append(trained)
         taught = "labels alone" if outputs is None else f"labels and {source.label} after {self.teacher_recipe}"  # type: ignore[union-attr]
         words = f"{spell(self)}: {len(trained.losses)} steps over {trained.tokens} tokens by {taught}"
-        adapted, lost = _lora.adapted_layers(student), _lora.merge(student)
+        adapted, lost = training.adapters.adapted_layers(student), training.adapters.merge(student)
         self._report(student, context, words, adapted, lost)
         return student
 
     def _outputs(self, student: Any, source: "BaseSource", context: "Context") -> "TeacherOutputs":
         """What the teacher says of the texts."""
-        from compression.training.teacher import Teacher, teacher_outputs
-
         assert context.ids is not None and context.folder is not None and context.open_teacher is not None
-        teacher = Teacher(
+        teacher = training.teacher.Teacher(
             source=source, open=partial(context.open_teacher, self.teacher_recipe), recipe=self.teacher_recipe,
             device=context.device, seed=context.seed,
         )  # fmt: skip
         shared = min(student.config.vocab_size, source.config["vocab_size"])
-        return teacher_outputs(
+        return training.teacher.teacher_outputs(
             context.folder / "teachers", teacher, context.ids.cpu(), progress=context.progress,
             settings=OutputSettings(k=self.top_k, vocabulary=shared),
         )  # fmt: skip
@@ -141,10 +136,7 @@ class KD(TrainingMethod):
         self, student: "nn.Module", context: "Context", words: str, adapted: dict[str, Any], lost: dict[str, float]
     ) -> None:
         """What became of each layer: those with an adapter if there are some, else all, embeddings and norms too."""
-        from compression.architectures import decoder
-        from compression.layers.report import LEFT_ALONE, LayerReport
-
-        for block in decoder.decoder_blocks(student):
+        for block in architectures.decoder.decoder_blocks(student):
             for name, layer in block.linears():
                 if adapted and name not in adapted:
                     context.report.append(LayerReport(name, "kept", LEFT_ALONE))
@@ -188,7 +180,5 @@ class Distilled(KD):
         )  # fmt: skip
 
     def student(self, model: "nn.Module", context: "Context") -> "nn.Module":
-        from compression.training import adapters as _lora
-
-        _lora.attach(model, self.adapters(seed=context.seed), keep_zeros=context.pruned)
+        training.adapters.attach(model, self.adapters(seed=context.seed), keep_zeros=context.pruned)
         return model

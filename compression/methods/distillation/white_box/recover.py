@@ -14,7 +14,9 @@ what works on the embedded reference. The learning rate falls linearly (QLoRA ke
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from compression import architectures, layers, training
 from compression.errors import RecipeError, TrainingError
+from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.methods.base import TrainingMethod, method
 from compression.recipes.registry import spell
 from compression.training.settings import LINEARS, QV, LoraSettings, Objective, Settings
@@ -74,50 +76,40 @@ class Recover(TrainingMethod):
 
     def reshape(self, model: "nn.Module") -> "nn.Module":
         """Raises LayerError: a packed layer has an adapter already."""
-        from compression.architectures import decoder
-        from compression.layers.linear import Linear
-        from compression.layers.low_rank import LowRank
-        from compression.training import adapters as _lora
-
         settings = self.adapters(seed=0)
-        for block in decoder.decoder_blocks(model):
+        for block in architectures.decoder.decoder_blocks(model):
             for name, layer in block.linears():
                 if name.rsplit(".", 1)[-1] not in settings.targets:
                     continue
-                _lora.check_free(name, layer)
-                if isinstance(layer, Linear) and not layer.exact and self.merge == "exact":
+                training.adapters.check_free(name, layer)
+                if isinstance(layer, layers.linear.Linear) and not layer.exact and self.merge == "exact":
                     rows, cols = layer.weight_part.shape
                     scale, dtype = self.alpha / self.rank, str(layer.dtype).removeprefix("torch.")
-                    adapter = LowRank.empty(rows, cols, rank=self.rank, scale=scale, dtype=dtype)
+                    adapter = layers.low_rank.LowRank.empty(rows, cols, rank=self.rank, scale=scale, dtype=dtype)
                     block.replace(name, layer.with_weight(*layer.weight_part.summands, adapter))
         return model
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """Raises TrainingError: there are too few examples for a step, one is too long, or the loss is not finite."""
-        from compression.architectures import cuts, decoder
-        from compression.layers.report import LEFT_ALONE, LayerReport
-        from compression.training import adapters as _lora
-        from compression.training.trainer import train
-
         assert context.downstream is not None and context.folder is not None
-        cuts.check_weights(model)
+        architectures.cuts.check_weights(model)
         texts = context.downstream.texts(
             context.tokenizer, samples=self.samples, length=self.sequence_length, seed=context.seed
         )
         if (highest := int(texts.ids.max())) >= model.config.vocab_size:  # type: ignore[union-attr, operator]
             raise TrainingError(f"the downstream task {context.downstream.name} holds token id {highest}; the base has "
                                 f"a vocabulary of {model.config.vocab_size}")  # fmt: skip
-        adapters = _lora.attach(model, self.adapters(seed=context.seed), keep_zeros=context.pruned)
-        trained = train(
+        adapters = training.adapters.attach(model, self.adapters(seed=context.seed), keep_zeros=context.pruned)
+        trained = training.trainer.train(
             model, texts, Objective(alpha=0, temperature=1), self.settings(seed=context.seed),
             context.folder / "training", progress=context.progress,
         )  # fmt: skip
         context.trained.append(trained)
-        lost = _lora.merge(model, packed=self.merge == "all")
+        lost = training.adapters.merge(model, packed=self.merge == "all")
         first, last = trained.losses[0], trained.losses[-1]
         learnt = (f"{spell(self)}: {len(trained.losses)} steps on {texts.examples} examples of "
                   f"the task {context.downstream.name}, loss {first:.3g} to {last:.3g} nat")  # fmt: skip
-        for block in decoder.decoder_blocks(model):
+        for block in architectures.decoder.decoder_blocks(model):
             for name, layer in block.linears():
                 if name not in adapters:
                     context.report.append(LayerReport(name, "kept", LEFT_ALONE))

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from compression import architectures, calibration
 from compression.errors import LayerError, RecipeError
+from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.methods.base import ModelMethod, check_samples, method
 from compression.recipes.registry import spell
 
@@ -62,25 +64,22 @@ class Structured(ModelMethod):
     def reshape(self, model: "nn.Module") -> "nn.Module":
         import torch
 
-        from compression.architectures import cuts, decoder
-
         layers, heads = self._counts(model)
-        cuts.keep_layers(model, layers_by_position(layers, len(decoder.decoder_blocks(model))))
-        for block in decoder.decoder_blocks(model):
+        architectures.cuts.keep_layers(
+            model, layers_by_position(layers, len(architectures.decoder.decoder_blocks(model)))
+        )
+        for block in architectures.decoder.decoder_blocks(model):
             if heads < block.heads[1]:
-                cuts.keep_heads(block, torch.arange(heads))
-        return cuts.conform(model)
+                architectures.cuts.keep_heads(block, torch.arange(heads))
+        return architectures.cuts.conform(model)
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """Raises LayerError: a weight is not finite, or groups of a packed layer cannot be cut."""
-        from compression.architectures import cuts, decoder
-        from compression.layers.report import LEFT_ALONE, LayerReport
-
-        cuts.check_weights(model)
+        architectures.cuts.check_weights(model)
         count, heads = self._counts(model)
-        before = decoder.decoder_blocks(model)
+        before = architectures.decoder.decoder_blocks(model)
         kept, scores = self._choose_layers(model, count, context)
-        cuts.keep_layers(model, kept)
+        architectures.cuts.keep_layers(model, kept)
         cut = self._cut_heads(model, heads, context)
         place, names = {old: new for new, old in enumerate(kept)}, [block.name for block in before]
         for i, block in enumerate(before):
@@ -93,7 +92,7 @@ class Structured(ModelMethod):
                 words = cut.get(now, LEFT_ALONE)
                 moved = "" if now == name else f"; now {now}"
                 context.report.append(LayerReport(name, "replaced" if now in cut else "kept", words + moved))
-        conformed = cuts.conform(model)
+        conformed = architectures.cuts.conform(model)
         if conformed is not model:
             was, now = type(model).__name__, type(conformed).__name__
             words = f"a {now}, the same function: a {was} wants a width that its number of heads divides"
@@ -106,9 +105,7 @@ class Structured(ModelMethod):
         Raises:
             LayerError: there are fewer of them, or no groups of heads.
         """
-        from compression.architectures import decoder
-
-        blocks = decoder.decoder_blocks(model)
+        blocks = architectures.decoder.decoder_blocks(model)
         layers = _count(self.keep_layers, len(blocks))
         if layers > len(blocks):
             raise LayerError(
@@ -132,17 +129,14 @@ class Structured(ModelMethod):
 
     def _choose_layers(self, model: "nn.Module", count: int, context: "Context") -> tuple[list[int], list[str]]:
         """Numbers of the layers that stay, and for each layer what was measured of it, in words."""
-        from compression.architectures import decoder
-        from compression.calibration import importance as _importance
-
-        total = len(decoder.decoder_blocks(model))
+        total = len(architectures.decoder.decoder_blocks(model))
         if self.choose == "position" or count == total:
             return layers_by_position(count, total), [""] * total
         if self.choose == "similarity":
-            found = _importance.layer_similarity(model, context.ids)
+            found = calibration.importance.layer_similarity(model, context.ids)
             importance, words = [-x for x in found], [f", similarity {x:.4f}" for x in found]
         else:
-            importance = _importance.perplexity_without(model, context.ids)
+            importance = calibration.importance.perplexity_without(model, context.ids)
             words = [f", perplexity without it {x:.4g}" for x in importance]
         return most(importance, count), words
 
@@ -150,21 +144,17 @@ class Structured(ModelMethod):
         """Removes the heads of every block; what to say of each layer that changed, by name."""
         import torch
 
-        from compression.architectures import cuts, decoder
-        from compression.calibration import capture
-        from compression.calibration import importance as _importance
-
-        blocks, words = decoder.decoder_blocks(model), {}
+        blocks, words = architectures.decoder.decoder_blocks(model), {}
         queries, there = blocks[0].heads
         if count == there:
             return {}
         measured = self.heads == "importance"
-        inputs = capture.Inputs.of_first_block(model, context.ids) if measured else None
+        inputs = calibration.capture.Inputs.of_first_block(model, context.ids) if measured else None
         for i, block in enumerate(blocks):
             kept = list(range(count))
             if inputs is not None:
-                kept = most(_importance.head_contribution(block, inputs).tolist(), count)
-            changes = cuts.keep_heads(block, torch.tensor(kept))
+                kept = most(calibration.importance.head_contribution(block, inputs).tolist(), count)
+            changes = architectures.cuts.keep_heads(block, torch.tensor(kept))
             if inputs is not None:
                 inputs.advance(block)
             group = queries // there
@@ -195,6 +185,6 @@ def most(importance: Sequence[float], count: int) -> list[int]:
 
 
 def _count(keep: int | float | None, total: int) -> int:
-    from compression.architectures.cuts import share_of
-
-    return total if keep is None else keep if isinstance(keep, int) else max(1, share_of(keep, total))
+    return (
+        total if keep is None else keep if isinstance(keep, int) else max(1, architectures.cuts.share_of(keep, total))
+    )

@@ -18,7 +18,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compression import architectures, calibration, layers, training
 from compression.errors import LayerError, RecipeError
+from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.methods.base import ModelMethod, check_samples, method
 from compression.recipes.registry import spell
 from compression.training.settings import Objective, Settings
@@ -69,9 +71,7 @@ class P(ModelMethod):
         Raises:
             LayerError: that is none.
         """
-        from compression.architectures.cuts import share_of
-
-        exact = neurons - share_of(self.ratio, neurons)
+        exact = neurons - architectures.cuts.share_of(self.ratio, neurons)
         if exact == neurons:
             return neurons
         kept = min((2 * exact + self.round_to) // (2 * self.round_to), neurons // self.round_to) * self.round_to
@@ -83,41 +83,36 @@ class P(ModelMethod):
     def reshape(self, model: "nn.Module") -> "nn.Module":
         import torch
 
-        from compression.architectures import cuts, decoder
-
-        packed = [name for name, layer in decoder.stored_layers(model).items() if not layer.exact]
+        packed = [name for name, layer in architectures.decoder.stored_layers(model).items() if not layer.exact]
         if self.trains and packed:
             raise LayerError(f"p(finetune_samples={self.finetune_samples}) trains all weights, and those of "
                              f"{packed[0]} are packed; put p before the step that packs them")  # fmt: skip
-        for block in decoder.decoder_blocks(model):
+        for block in architectures.decoder.decoder_blocks(model):
             kept = self._kept_of(block)
             if kept < block.neurons:
-                cuts.keep_neurons(block, torch.arange(kept))
-        return cuts.conform(model)
+                architectures.cuts.keep_neurons(block, torch.arange(kept))
+        return architectures.cuts.conform(model)
 
     def apply(self, model: "nn.Module", context: "Context") -> "nn.Module":
         """Raises LayerError: a weight is not finite, or groups of a packed layer cannot be cut."""
         import torch
 
-        from compression.architectures import cuts, decoder
-        from compression.calibration import capture, importance
-        from compression.calibration.observers import Mean
-        from compression.layers.report import LEFT_ALONE, LayerReport
-
-        cuts.check_weights(model)
-        blocks = decoder.decoder_blocks(model)
+        architectures.cuts.check_weights(model)
+        blocks = architectures.decoder.decoder_blocks(model)
         ids = context.ids if self.ratio else None
-        inputs = None if ids is None else capture.Inputs.of_first_block(model, ids[: self.samples])
+        inputs = None if ids is None else calibration.capture.Inputs.of_first_block(model, ids[: self.samples])
         for i, block in enumerate(blocks):
             there, count = block.neurons, self._kept_of(block)
             what, changes = f"{spell(self)}: {count} of {there} neurons stay", {}
             if inputs is not None:
-                seen = Mean(there)
+                seen = calibration.observers.Mean(there)
                 inputs.advance(block, lambda site, x, seen=seen: seen.add(x) if site.of == "neurons" else None)
                 if count < there:
-                    kept = importance.neuron_score(block, seen.value()).argsort(descending=True, stable=True)[:count]
+                    kept = calibration.importance.neuron_score(block, seen.value()).argsort(
+                        descending=True, stable=True
+                    )[:count]
                     before = dict(block.linears())
-                    changes = cuts.keep_neurons(block, torch.sort(kept).values)
+                    changes = architectures.cuts.keep_neurons(block, torch.sort(kept).values)
                     changes = {name: words + _same_scales(block, name, before[name]) for name, words in changes.items()}
             mlp = f"{block.full(block.row.mlp.module)}."
             for name, _ in block.linears():
@@ -126,7 +121,7 @@ class P(ModelMethod):
                 else:
                     context.report.append(LayerReport(name, "kept", what if name.startswith(mlp) else LEFT_ALONE))
             context.progress(i + 1, len(blocks), spell(self))
-        model = cuts.conform(model)
+        model = architectures.cuts.conform(model)
         return self._finetuned(model, context) if self.trains else model
 
     def settings(self, *, seed: int) -> Settings:
@@ -136,13 +131,10 @@ class P(ModelMethod):
     def _finetuned(self, model: "nn.Module", context: "Context") -> "nn.Module":
         import copy
 
-        from compression.layers.report import LayerReport
-        from compression.training.trainer import train
-
         assert context.ids is not None and context.folder is not None
         student, texts = copy.deepcopy(model), context.ids[: self.finetune_samples].cpu()
         settings = self.settings(seed=context.seed)
-        trained = train(
+        trained = training.trainer.train(
             student, texts, Objective(alpha=0, temperature=1), settings, context.folder / "training",
             keep_zeros=context.pruned, progress=context.progress,
         )  # fmt: skip
@@ -162,10 +154,8 @@ class P(ModelMethod):
 
 def _same_scales(block: "Block", name: str, before: "nn.Module") -> str:
     """Stores the scales of a layer in 8 bits again where they were before it was cut; what that did, in words."""
-    from compression.layers.linear import Linear
-
     after = dict(block.linears())[name]
-    if not isinstance(after, Linear) or not isinstance(before, Linear):
+    if not isinstance(after, layers.linear.Linear) or not isinstance(before, layers.linear.Linear):
         return ""
     first, *others = after.weight_part.summands
     stored = first.like(before.weight_part.summands[0])

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from compression import calibration, layers, numeric
 from compression.errors import LayerError, RecipeError
 from compression.methods.base import LayerMethod
 from compression.methods.calibrated import CalibratedMethod
@@ -77,9 +78,7 @@ class Pruner(LayerMethod):
 
     def magnitude_mask(self, weight: "torch.Tensor") -> "torch.Tensor":
         """Where the smallest weights of fp32 (rows, cols) are, in as many places as the method takes."""
-        from compression.numeric import sparsity as _sparsity
-
-        return _sparsity.choose(weight.abs(), self.share, self.kept, by_row=False)
+        return numeric.sparsity.choose(weight.abs(), self.share, self.kept, by_row=False)
 
     def compress_linear(self, linear: "nn.Linear", context: "Context") -> "nn.Module":
         """What a linear of which no input is known becomes: the smallest weights go."""
@@ -94,13 +93,11 @@ class Pruner(LayerMethod):
 
     def layer(self, weight: "torch.Tensor", bias: "torch.Tensor | None") -> "nn.Module":
         """A pruned weight in the dtype of the base, stored as the method says."""
-        from compression.layers.dense import dense_linear
-        from compression.layers.linear import Linear
-        from compression.layers.sparse import Sparse
-
         if self.store != "dense":
-            return Linear(Sparse.from_weight(weight, self.kept if self.store == "nm" else None), bias)
-        return dense_linear(weight, None if bias is None else bias.detach())
+            return layers.linear.Linear(
+                layers.sparse.Sparse.from_weight(weight, self.kept if self.store == "nm" else None), bias
+            )
+        return layers.dense.dense_linear(weight, None if bias is None else bias.detach())
 
     def describe(self, linear: "nn.Linear", layer: Any) -> str:
         before, after = linear.weight.float(), layer.weight.float()
@@ -131,6 +128,4 @@ class CalibratedPruner(Pruner, CalibratedMethod):
         raise NotImplementedError
 
     def compress_stack(self, block: Any, layers: Any, seen: Any, note: str) -> None:
-        from compression.calibration import blockwise
-
-        blockwise.prune(block, self, layers, seen)
+        calibration.blockwise.prune(block, self, layers, seen)

@@ -11,7 +11,9 @@ Layers that the recipe leaves alone are not counted.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from compression import architectures, numeric
 from compression.errors import LayerError, RecipeError
+from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.methods.base import ModelMethod, method
 from compression.methods.pruning.unstructured.base import Pruner
 from compression.recipes.registry import Unit
@@ -40,9 +42,7 @@ class Magnitude(Pruner, ModelMethod):
         return "model" if self.scope == "global" else "layer"
 
     def magnitude_mask(self, weight: "torch.Tensor") -> "torch.Tensor":
-        from compression.numeric import sparsity
-
-        return sparsity.choose(weight.abs(), self.share, self.kept, by_row=self.scope == "row")
+        return numeric.sparsity.choose(weight.abs(), self.share, self.kept, by_row=self.scope == "row")
 
     def apply(self, model: Any, context: "Context") -> Any:
         """Prune with one threshold for all layers of the blocks.
@@ -53,12 +53,8 @@ class Magnitude(Pruner, ModelMethod):
         """
         import torch
 
-        from compression.architectures import decoder
-        from compression.layers.report import LEFT_ALONE, LayerReport
-        from compression.numeric import sparsity
-
         layers = {}
-        for block in decoder.decoder_blocks(model):
+        for block in architectures.decoder.decoder_blocks(model):
             for name, layer in block.linears():
                 own = context.step.for_layer(name)
                 if own is None:
@@ -67,14 +63,14 @@ class Magnitude(Pruner, ModelMethod):
                 if own != self:
                     raise RecipeError(f"{context.step}: {name} has settings of its own, but scope=global seeks one "
                                       "threshold for all; leave it alone with none, or take scope=layer")  # fmt: skip
-                linear = decoder.as_linear(layer)
+                linear = architectures.decoder.as_linear(layer)
                 if not torch.isfinite(linear.weight).all():
                     raise LayerError(
                         f"{name}: the weight has NaN or infinite values: the checkpoint is damaged, or was saved in "
                         "too narrow a dtype"
                     )
                 layers[name] = block, linear
-        masks = sparsity.smallest_overall([linear.weight.detach() for _, linear in layers.values()], self.share)
+        masks = numeric.sparsity.smallest_overall([linear.weight.detach() for _, linear in layers.values()], self.share)
         for (name, (block, linear)), mask in zip(layers.items(), masks, strict=True):
             layer = self.layer(linear.weight.detach().masked_fill(mask, 0), linear.bias)
             block.replace(name, layer)

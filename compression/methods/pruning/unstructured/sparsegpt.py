@@ -16,6 +16,7 @@ Limits: all layers of a block are pruned for the inputs that they have before an
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compression import numeric
 from compression.methods.base import method
 from compression.methods.pruning.unstructured.base import CalibratedPruner
 
@@ -37,6 +38,4 @@ class SparseGPT(CalibratedPruner):
         return True
 
     def prune(self, weights: "list[torch.Tensor]", seen: "torch.Tensor") -> "Pruned":
-        from compression.numeric import sparsity
-
-        return sparsity.sparsegpt(weights, seen, self.share, self.kept, damp=self.damp)
+        return numeric.sparsity.sparsegpt(weights, seen, self.share, self.kept, damp=self.damp)

@@ -9,6 +9,7 @@ over about 1,024 of the tokens, evenly spread.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from compression import calibration, numeric
 from compression.methods.base import method
 from compression.methods.pruning.unstructured.base import CalibratedPruner
 
@@ -25,18 +26,14 @@ class Wanda(CalibratedPruner):
     """Set weights to zero by their size times the norm of their input, row by row (Wanda)."""
 
     def observer(self, cols: int, device: Any) -> "Norms":
-        from compression.calibration.observers import Norms
-
-        return Norms(cols, self.samples * self.sequence_length, device)
+        return calibration.observers.Norms(cols, self.samples * self.sequence_length, device)
 
     def output_error(self, weight: "torch.Tensor", changed: "torch.Tensor", seen: "Norms") -> float:
         return seen.relative_error(weight, changed)
 
     def prune(self, weights: "list[torch.Tensor]", seen: "Norms") -> "Pruned":
-        from compression.numeric import sparsity
-
         pruned = []
         for weight in weights:
-            mask = sparsity.choose(weight.abs() * seen.norms, self.share, self.kept, by_row=True)
+            mask = numeric.sparsity.choose(weight.abs() * seen.norms, self.share, self.kept, by_row=True)
             pruned.append(weight.masked_fill(mask, 0))
-        return sparsity.Pruned(pruned)
+        return numeric.sparsity.Pruned(pruned)

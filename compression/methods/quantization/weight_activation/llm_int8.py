@@ -11,6 +11,7 @@ The product is that of bitsandbytes; `compression.layers.activations.OutlierColu
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compression import layers, numeric
 from compression.errors import RecipeError
 from compression.methods.base import Quantizer, method
 
@@ -34,13 +35,10 @@ class LLMInt8(Quantizer):
             raise RecipeError(f"llm_int8(threshold={self.threshold}): must be above 0 and finite; the paper takes 6.0")
 
     def grid(self) -> "Int8RowGrid":
-        from compression.numeric.grids import Int8RowGrid
-
-        return Int8RowGrid()
+        return numeric.grids.Int8RowGrid()
 
     def compress_linear(self, linear: "nn.Linear", context: "Context") -> "Linear":
-        from compression.layers.activations import OutlierColumns
-        from compression.layers.codes import packed_linear
-
-        outliers = OutlierColumns(self.threshold)
-        return packed_linear(linear.weight, linear.bias, self.grid(), input_part=outliers, backend="bitsandbytes")
+        outliers = layers.activations.OutlierColumns(self.threshold)
+        return layers.codes.packed_linear(
+            linear.weight, linear.bias, self.grid(), input_part=outliers, backend="bitsandbytes"
+        )

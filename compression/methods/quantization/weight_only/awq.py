@@ -18,6 +18,7 @@ Limits: scales are one power for all channels of a stack; clipping looks at one 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from compression import numeric
 from compression.errors import RecipeError
 from compression.methods.base import method
 from compression.methods.calibrated import CalibratedQuantizer
@@ -57,21 +58,14 @@ class AWQ(CalibratedQuantizer):
         return self.rounding == "gptq"
 
     def grid(self) -> "AffineGrid":
-        from compression.numeric.grids import AffineGrid
-
-        return AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+        return numeric.grids.AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
 
     def transform(self) -> "AwqScales":
-        from compression.numeric.channel_scales import AwqScales
-
-        return AwqScales(ratios=self.n_grid, duo_scaling=self.duo_scaling)
+        return numeric.channel_scales.AwqScales(ratios=self.n_grid, duo_scaling=self.duo_scaling)
 
     def round(self, weight: "torch.Tensor", hessian: "torch.Tensor", dtype: "torch.dtype") -> "Rounded":
-        from compression.numeric import channel_scales
-        from compression.numeric import rounding as _rounding
-
         grid = self.grid()
-        params = channel_scales.clipped(weight, hessian, grid, dtype) if self.clip else grid.fit(weight, dtype)
+        params = numeric.channel_scales.clipped(weight, hessian, grid, dtype) if self.clip else grid.fit(weight, dtype)
         if self.rounding == "gptq":
-            return _rounding.gptq(weight, hessian, grid, damp=self.damp, params=params, dtype=dtype)
-        return _rounding.Rounded(grid.encode(weight, params), params)
+            return numeric.rounding.gptq(weight, hessian, grid, damp=self.damp, params=params, dtype=dtype)
+        return numeric.rounding.Rounded(grid.encode(weight, params), params)

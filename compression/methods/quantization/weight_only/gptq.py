@@ -15,6 +15,7 @@ sequential" is not done).
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from compression import numeric
 from compression.methods.base import method
 from compression.methods.calibrated import CalibratedQuantizer
 
@@ -45,14 +46,10 @@ class GPTQ(CalibratedQuantizer):
         return True
 
     def grid(self) -> "AffineGrid":
-        from compression.numeric.grids import AffineGrid
-
-        return AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+        return numeric.grids.AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
 
     def round(self, weight: "torch.Tensor", hessian: "torch.Tensor", dtype: "torch.dtype") -> "Rounded":
-        from compression.numeric import rounding
-
         grid = self.grid()
         params = grid.fit(weight, dtype) if self.static_groups else None
         order = self.act_order
-        return rounding.gptq(weight, hessian, grid, damp=self.damp, act_order=order, params=params, dtype=dtype)
+        return numeric.rounding.gptq(weight, hessian, grid, damp=self.damp, act_order=order, params=params, dtype=dtype)

@@ -13,6 +13,7 @@ multiplied, stay the same.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from compression import layers, numeric
 from compression.errors import BackendError, LayerError, RecipeError, install_command
 from compression.methods.base import Quantizer, method
 
@@ -51,23 +52,15 @@ class HQQ(Quantizer):
                                   "leave backend=hqq or the parameter out")  # fmt: skip
 
     def grid(self) -> "AffineGrid":
-        from compression.numeric.grids import AffineGrid
-
-        return AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=False, float_zeros=True)
+        return numeric.grids.AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=False, float_zeros=True)
 
     def check_layer(self, in_features: int, out_features: int) -> None:
-        from compression.numeric.grids import check_group
-
-        check_group(in_features, self.group_size)
+        numeric.grids.check_group(in_features, self.group_size)
         if self.backend == "hqq":
             _library()
 
     def compress_linear(self, linear: "nn.Linear", context: "Context") -> "Linear":
         import torch
-
-        from compression.layers.codes import Codes
-        from compression.layers.linear import Linear
-        from compression.numeric import rounding
 
         weight, grid = linear.weight.detach().float(), self.grid()
         if not torch.isfinite(weight).all():
@@ -77,13 +70,13 @@ class HQQ(Quantizer):
         if self.backend == "hqq":
             codes, params, kernels = *self._by_library(weight, linear.weight.dtype), "auto"
         else:
-            rounded = rounding.half_quadratic(
+            rounded = numeric.rounding.half_quadratic(
                 weight, grid, norm=self.norm, beta=self.beta, kappa=self.kappa, iterations=self.iterations,
                 dtype=linear.weight.dtype,
             )  # fmt: skip
             codes, params, kernels = rounded.codes, rounded.params, self.backend
-        part = Codes.from_codes(codes, params, grid, dtype=linear.weight.dtype)
-        return Linear(part, linear.bias, backend=kernels)
+        part = layers.codes.Codes.from_codes(codes, params, grid, dtype=linear.weight.dtype)
+        return layers.linear.Linear(part, linear.bias, backend=kernels)
 
     def _by_library(
         self, weight: "torch.Tensor", dtype: "torch.dtype"

@@ -11,6 +11,7 @@ checkpoint, so that a bfloat16 model is not squeezed into the range of float16 u
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from compression import layers, numeric
 from compression.errors import RecipeError
 from compression.methods.base import Quantizer, method
 
@@ -40,20 +41,14 @@ class NF4(Quantizer):
             raise RecipeError(f"nf4(group_size={self.group_size}): allowed are {', '.join(map(str, GROUP_SIZES))}")
 
     def grid(self) -> "NF4Grid":
-        from compression.numeric.grids import NF4Grid
-
-        return NF4Grid(group_size=self.group_size, double_quant=self.double_quant)
+        return numeric.grids.NF4Grid(group_size=self.group_size, double_quant=self.double_quant)
 
     def check_layer(self, in_features: int, out_features: int) -> None:
-        from compression.numeric.grids import check_group
-
-        check_group(in_features, self.group_size, allowed=GROUP_SIZES)
+        numeric.grids.check_group(in_features, self.group_size, allowed=GROUP_SIZES)
 
     def compress_linear(self, linear: "nn.Linear", context: "Context") -> "Linear":
         import torch
 
-        from compression.layers.codes import packed_linear
-
         dtype = None if self.compute_dtype == "stored" else getattr(torch, self.compute_dtype)
         options = {"compute_dtype": dtype, "backend": self.backend}
-        return packed_linear(linear.weight, linear.bias, self.grid(), **options)
+        return layers.codes.packed_linear(linear.weight, linear.bias, self.grid(), **options)

@@ -7,6 +7,7 @@ Departures: scales are rounded up to the dtype of the weight, so that storing th
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from compression import layers, numeric
 from compression.errors import RecipeError
 from compression.methods.base import Quantizer, method
 
@@ -33,16 +34,10 @@ class RTN(Quantizer):
             raise RecipeError(f"rtn(group_size={self.group_size}): allowed are -1 (per channel) and 8 or more")
 
     def grid(self) -> "AffineGrid":
-        from compression.numeric.grids import AffineGrid
-
-        return AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+        return numeric.grids.AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
 
     def check_layer(self, in_features: int, out_features: int) -> None:
-        from compression.numeric.grids import check_group
-
-        check_group(in_features, self.group_size)
+        numeric.grids.check_group(in_features, self.group_size)
 
     def compress_linear(self, linear: "nn.Linear", context: "Context") -> "Linear":
-        from compression.layers.codes import packed_linear
-
-        return packed_linear(linear.weight, linear.bias, self.grid(), backend=self.backend)
+        return layers.codes.packed_linear(linear.weight, linear.bias, self.grid(), backend=self.backend)
