@@ -49,7 +49,7 @@ def test_a_compressed_folder_is_no_base(artefact):
 
 
 def test_a_base_is_no_compressed_folder(folder):
-    with pytest.raises(CheckpointError, match=says("holds no compression.json", "as a base")):
+    with pytest.raises(CheckpointError, match=says("has no compression.json", "as a base")):
         compression.load(folder)
 
 
@@ -111,7 +111,7 @@ def test_a_manifest_whose_layers_cannot_be_is_refused(artefact, change, words):
         (lambda t: t.update({f"{LAYER}.more": torch.ones(1)}), [f"unknown {LAYER}.more"]),
         (lambda t: t.update({CODES: t[CODES][:, 1:].contiguous()}), [f"{CODES} has shape"]),
         (lambda t: t.update({CODES: t[CODES].float()}), [f"{CODES} is stored as"]),
-        (lambda t: t[f"{LAYER}.weight_part.scales"].fill_(math.nan), [f"{LAYER}.weight_part.scales holds NaN"]),
+        (lambda t: t[f"{LAYER}.weight_part.scales"].fill_(math.nan), [f"{LAYER}.weight_part.scales has NaN"]),
     ],
 )
 def test_an_artefact_whose_tensors_do_not_fit_is_refused(artefact, change, words):
@@ -157,7 +157,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_as_it_is(folder):
 
 
 def test_a_file_in_the_place_of_the_output_is_refused(folder):
-    with pytest.raises(CheckpointError, match="is there already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         check_writable(folder / "config.json")
 
 

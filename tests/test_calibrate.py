@@ -98,7 +98,7 @@ def test_the_report_counts_alarms_and_says_of_what():
 
 
 def test_two_reruns_are_too_few():
-    with pytest.raises(OptionError, match=says("2 reruns")):
+    with pytest.raises(OptionError, match=says("at least 3 reruns", "not 2")):
         noise(reruns(2), [decode()], runs=10, rows=100)
 
 

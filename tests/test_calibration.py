@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_serve_is_refused(tmp_path, write, words):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("embeded", "is no folder; give calibration"),
+        ("embeded", "is not a folder; give calibration"),
         (7, "must be texts or token ids, not int"),
         ([1, 2], "must be texts or token ids"),
         (torch.ones(3, 4), "integers"),

@@ -245,10 +245,13 @@ def test_no_reader_waits_for_a_pipe_or_reads_what_has_no_end(tmp_path):
     with open(tmp_path / "huge.json", "wb") as file:
         file.truncate(2**40)  # a hole, which takes no room
 
-    for path, words in ((tmp_path / "pipe.json", "no regular file"), (tmp_path / "huge.json", "1099511627776 bytes")):
+    for path, words in (
+        (tmp_path / "pipe.json", "not a regular file"),
+        (tmp_path / "huge.json", "1099511627776 bytes"),
+    ):
         with pytest.raises(ValueError, match=words):
             read_json(path)
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         read_json(Path("/dev/zero"))
 
 

@@ -121,7 +121,7 @@ def test_a_local_judge_is_asked_by_its_log_probabilities(run, pytester, small_ju
         (("--judge-url", f"http://u:{KEY}@h/v1", "--judge-model", "m"), "put the key into BENCH_JUDGE_KEY"),
         (("--judge", "nowhere"), "nowhere"),
         (("--num-questions", "0"), "--num-questions must be from 1 to"),
-        (("--judge-timeout", "0"), "--judge-timeout 0"),
+        (("--judge-timeout", "0"), "--judge-timeout must be at least 0.001, not 0"),
     ],
     ids=["model", "password", "spec", "questions", "timeout"],
 )

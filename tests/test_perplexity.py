@@ -86,7 +86,7 @@ def test_the_law_of_windows_catches_a_broken_cut(broken):
 
 @pytest.mark.parametrize("stride", [0, -1, 5])
 def test_a_stride_that_would_leave_tokens_out_is_refused(stride):
-    with pytest.raises(OptionError, match="between 1 and the length"):
+    with pytest.raises(OptionError, match="from 1 to the window length"):
         windows(10, 4, stride)
 
 
@@ -254,7 +254,7 @@ def test_data_too_short_says_how_much_there_is_and_what_is_needed(model, tokeniz
 def test_the_tokenizer_of_a_larger_vocabulary_is_refused(model, tokenizer, data, monkeypatch):
     monkeypatch.setattr(model.config, "vocab_size", 20)
 
-    with pytest.raises(DataError, match="the model knows 20"):
+    with pytest.raises(DataError, match="the model has a vocabulary of 20"):
         read(model, tokenizer, data)
 
 

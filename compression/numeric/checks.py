@@ -42,7 +42,7 @@ def check_shape(layer: nn.Module, name: str, shape: tuple[int, ...], kinds: set[
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raise LayerError if a number is NaN or infinite."""
     if not tensor.is_meta and tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        raise LayerError(f"{name} holds NaN or infinite values")
+        raise LayerError(f"{name} has NaN or infinite values")
 
 
 def check_padding(name: str, packed: Tensor, count: int, bits: int) -> None:
