@@ -178,12 +178,12 @@ def test_the_embedded_questions_are_each_there_once_and_answered_by_their_manual
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"retriever": "bm52"}, ["--retriever bm52", "bm25, dense, hybrid"]),
+        ({"retriever": "bm52"}, ["--retriever must be one of bm25, dense, hybrid, not bm52"]),
         ({"retriever": "dense"}, ["needs --encoder"]),
         ({"encoder": "x"}, ["not used by --retriever bm25"]),
-        ({"retriever": "dense", "encoder": "x", "index": "qdrant"}, ["--index qdrant", "qdrant:FOLDER"]),
-        ({"top_k": 0}, ["--top-k 0"]),
-        ({"seeds": -1}, ["--rag-seeds -1"]),
+        ({"retriever": "dense", "encoder": "x", "index": "qdrant"}, ["--index must be", "qdrant:FOLDER", "not qdrant"]),
+        ({"top_k": 0}, ["--top-k must be at least 1, not 0"]),
+        ({"seeds": -1}, ["--rag-seeds must be at least 0, not -1"]),
     ],
     ids=["retriever", "no-encoder", "encoder", "index", "top-k", "seeds"],
 )
@@ -194,7 +194,10 @@ def test_a_setup_that_cannot_be_is_refused(given, words):
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [({"top_k": 3}, ["--top-k 3", "2 chunks", "1 to 2"]), ({"questions": 4}, ["--num-questions 4", "has 3"])],
+    [
+        ({"top_k": 3}, ["--top-k must be from 1 to 2", "not 3"]),
+        ({"questions": 4}, ["--num-questions must be from 1 to 3", "not 4"]),
+    ],
     ids=["top-k", "questions"],
 )
 def test_more_than_there_is_cannot_be_asked_for(tmp_path, given, words):
@@ -395,7 +398,7 @@ def test_a_distractor_costs_the_reference_answers(base, found):
 def test_bertscore_is_computed_with_a_local_encoder_and_said_to_be_missing_without(base, found, tmp_path):
     few = replace(found, setup=Setup(bertscore=str(tmp_path / "bert")), asked=found.asked[:3])
     said = readings.replies(few, reader(base), "greedy", {})
-    with pytest.raises(NotAvailable, match=says("no encoder was given", "--bertscore-encoder")):
+    with pytest.raises(NotAvailable, match=says("no encoder is set", "--bertscore-encoder")):
         readings.similarities(found, said, "cpu")
     pytest.importorskip("bert_score", reason=f"bert-score is not installed: {install_command('rag')}")
     from transformers import BertConfig, BertModel
@@ -443,7 +446,7 @@ def test_the_command_fills_the_tables_and_saves_every_answer(run, pytester):
     result.assert_outcomes(passed=8, deselected=6)
     for number in range(26, 31):
         assert f"Table E{number}" in output
-    assert "no encoder was given" in output
+    assert "no encoder is set" in output
     assert 2 * 2 * 4 == len(saved)  # recipes, ways of decoding, questions
     assert {"recipe", "question", "answers", "chunks", "rag", "no_rag", "decoding"} <= saved[0].keys()
     assert [1, 2] == sorted({len(line["rag"]) for line in saved})
