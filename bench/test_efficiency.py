@@ -122,7 +122,7 @@ def test_energy(workbench, recipe, batch_size):
 
 
 def _peak(workbench, model, load, spec, times, **target):
-    stored = checkpoints.artefact.stored_bytes(model.model)
+    stored = checkpoints.size.stored_bytes(model.model)
     if workbench.options.device != "cpu":
         return memory.peak_on_cuda(
             lambda: workbench.decoder(model, load).run(),

@@ -23,7 +23,8 @@ import compression
 from compression.architectures.random_shapes import SHAPES
 from compression.calibration import capture, observers
 from compression.numeric import channel_scales
-from compression.numeric.grids import AffineGrid, decode, quantize
+from compression.numeric.grids import AffineGrid
+from compression.numeric.grouping import decode, quantize
 
 PHASES = {
     "Hessians": (observers.Hessian, "add"),

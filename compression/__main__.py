@@ -108,7 +108,7 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
     )  # fmt: skip
     streams = not any(step.method.whole for step in recipe.steps)
     if options.format != OWN or not streams:
-        checkpoints.artefact.check_writable(options.out)
+        checkpoints.output.check_writable(options.out)
     if streams:
         return _stream(planned, options, device)
     settled = planned()
@@ -131,7 +131,7 @@ def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: 
     if (done := engine.stream_state.unfinished(folder)) is not None:
         print(terminal(f"{folder} is not finished: {done} blocks are done; resuming after them"), file=sys.stderr)
     else:
-        checkpoints.artefact.check_writable(folder)
+        checkpoints.output.check_writable(folder)
     settled = planned()
     if options.format != OWN:
         settled.check_format(options.format)

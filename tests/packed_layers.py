@@ -11,7 +11,9 @@ from compression.layers.codes import Codes, packed_linear
 from compression.layers.kernels import choose
 from compression.layers.linear import Linear
 from compression.layers.sparse import Sparse
-from compression.numeric.grids import AffineGrid, Grid, Int8RowGrid, NF4Grid
+from compression.numeric.grids import AffineGrid, Int8RowGrid
+from compression.numeric.grouping import Grid
+from compression.numeric.normal_float import NF4Grid
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from compression import Recipe, list_methods
 from compression.errors import RecipeError
-from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid
+from compression.numeric.grids import AffineGrid, Int8RowGrid
+from compression.numeric.normal_float import NF4Grid
 from compression.recipes.recipe import Step
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -12,8 +12,8 @@ from checkpoints import change_tensors, logits, rewrite, says
 
 import compression
 from compression import CheckpointError
-from compression.checkpoints.artefact import check_writable
 from compression.checkpoints.base import open_base
+from compression.checkpoints.output import check_writable
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from compression.layers.activations import OutlierColumns
 from compression.layers.kernels import choose
 from compression.layers.kernels.kernel import LayerSpec
 from compression.numeric.checks import FLOATS
-from compression.numeric.grids import Int8RowGrid, NF4Grid
+from compression.numeric.grids import Int8RowGrid
+from compression.numeric.normal_float import NF4Grid
 
 DTYPES = sorted(FLOATS, key=str)
 ERRORS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of rounding

@@ -16,9 +16,10 @@ import compression
 from bench.metrics import size
 from compression import LayerError, Recipe, RecipeError
 from compression.architectures.decoder import decoder_blocks, stored_layers
-from compression.checkpoints.artefact import Compressed, stored_bytes
+from compression.checkpoints.artefact import Compressed
 from compression.checkpoints.base import build
 from compression.checkpoints.formats import registry as formats
+from compression.checkpoints.size import stored_bytes
 from compression.layers import describe, parts, restore
 from compression.layers.linear import Linear
 from compression.layers.parts import OutputPart, WeightPart, part

@@ -13,7 +13,7 @@ from published import publish
 
 import compression
 from compression import CheckpointError
-from compression.checkpoints.formats.model import check_recipe
+from compression.checkpoints.formats.recipes import check_recipe
 
 # --- What a folder says of itself -------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from compression.checkpoints.formats import awq, gptq
 from compression.checkpoints.formats.description import Published
 from compression.errors import install_command
 from compression.numeric import packing
-from compression.numeric.grids import AffineGrid, quantize
+from compression.numeric.grids import AffineGrid
+from compression.numeric.grouping import quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -177,7 +177,8 @@ def test_graphs_are_refused_without_cuda():
 def test_a_kernel_that_waits_for_the_device_is_refused_a_graph(threshold, refused):
     """Asked for CUDA, where bitsandbytes takes the layer; nothing runs there."""
     pytest.importorskip("bitsandbytes")
-    from compression.numeric.grids import Int8RowGrid, NF4Grid
+    from compression.numeric.grids import Int8RowGrid
+    from compression.numeric.normal_float import NF4Grid
 
     grid = Int8RowGrid() if refused else NF4Grid()
     layer = pack_linear(torch.randn(64, 64).bfloat16(), None, grid, threshold=threshold)

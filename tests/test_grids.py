@@ -10,19 +10,9 @@ from hypothesis import given
 from strategies import BITS, DTYPES, affine_grids, gaussian, grids, nf4_grids, seeds, weights
 
 from compression import LayerError, RecipeError
-from compression.numeric.grids import (
-    DOUBLE_QUANT_BLOCK,
-    NF4_LEVELS,
-    SMALLEST_ABSMAX,
-    AffineGrid,
-    Int8RowGrid,
-    NF4Grid,
-    check_group,
-    decode,
-    dynamic_levels,
-    groups_of,
-    quantize,
-)
+from compression.numeric.grids import AffineGrid, Int8RowGrid
+from compression.numeric.grouping import check_group, decode, groups_of, quantize
+from compression.numeric.normal_float import DOUBLE_QUANT_BLOCK, NF4_LEVELS, SMALLEST_ABSMAX, NF4Grid, dynamic_levels
 from compression.numeric.packing import unpack
 
 EPS = torch.finfo(torch.float32).eps

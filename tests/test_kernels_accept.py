@@ -11,7 +11,7 @@ from compression.layers.codes import Codes, Rounded
 from compression.layers.kernels import choose
 from compression.layers.linear import Linear
 from compression.layers.transforms import Scale
-from compression.numeric.grids import NF4Grid
+from compression.numeric.normal_float import NF4Grid
 
 
 def test_the_int8_kernel_does_not_take_a_layer_with_an_outlier_threshold():

@@ -26,7 +26,9 @@ from compression.layers.embedding import EMBEDDINGS, HEAD, Embedding
 from compression.layers.low_rank import LowRank
 from compression.layers.sparse import Sparse
 from compression.layers.stored import describe, restore
-from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid, quantize
+from compression.numeric.grids import AffineGrid, Int8RowGrid
+from compression.numeric.grouping import quantize
+from compression.numeric.normal_float import NF4Grid
 
 ORDER = torch.arange(32).roll(5)
 

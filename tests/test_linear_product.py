@@ -23,7 +23,8 @@ from strategies import gaussian, seeds
 
 from compression.layers.activations import OutlierColumns
 from compression.numeric import packing
-from compression.numeric.grids import NF4Grid, decode
+from compression.numeric.grouping import decode
+from compression.numeric.normal_float import NF4Grid
 
 
 @pytest.fixture(params=WAYS, ids=str)

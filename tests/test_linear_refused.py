@@ -10,7 +10,8 @@ from strategies import gaussian
 from compression import BackendError, LayerError
 from compression.layers.codes import Codes
 from compression.layers.kernels import choose
-from compression.numeric.grids import Int8RowGrid, NF4Grid
+from compression.numeric.grids import Int8RowGrid
+from compression.numeric.normal_float import NF4Grid
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

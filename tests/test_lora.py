@@ -12,10 +12,11 @@ from torch import nn
 import compression
 from compression import LayerError, RecipeError
 from compression.architectures import decoder
-from compression.checkpoints.artefact import stored_bytes
+from compression.checkpoints.size import stored_bytes
 from compression.layers.linear import Linear
 from compression.layers.low_rank import LowRank
-from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid
+from compression.numeric.grids import AffineGrid, Int8RowGrid
+from compression.numeric.normal_float import NF4Grid
 from compression.training.adapters import adapted_layers, adapter_of, attach, detach, merge, without_adapter
 from compression.training.settings import LINEARS, LoraSettings, Objective
 from compression.training.trainer import Settings, train

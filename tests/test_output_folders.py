@@ -11,7 +11,7 @@ from processes import completed
 import compression
 from compression import CheckpointError
 from compression.__main__ import main
-from compression.checkpoints.artefact import check_writable
+from compression.checkpoints.output import check_writable
 
 RECIPE = "rtn(group_size=8)"
 

@@ -12,7 +12,7 @@ import compression
 from compression import LayerError, Recipe, RecipeError
 from compression.architectures import decoder
 from compression.checkpoints import base as _checkpoint
-from compression.checkpoints.artefact import stored_bytes
+from compression.checkpoints.size import stored_bytes
 from compression.engine.shapes import outcome
 from compression.errors import TrainingError
 from compression.training import adapters as _lora

@@ -11,7 +11,8 @@ from strategies import gaussian, seeds, weights
 
 from compression import LayerError
 from compression.calibration.observers import Hessian
-from compression.numeric.grids import AffineGrid, decode, quantize
+from compression.numeric.grids import AffineGrid
+from compression.numeric.grouping import decode, quantize
 from compression.numeric.rounding import Rounded, gptq, half_quadratic, output_error, relative_error, upper_factor
 
 GRIDS = st.builds(

@@ -18,7 +18,8 @@ from compression.architectures.decoder import Site, decoder_blocks
 from compression.calibration.blockwise import Layer, _scale
 from compression.methods.quantization.weight_only.awq import AWQ
 from compression.numeric.channel_scales import SHRINKS, AwqScales, Producer, candidates, clipped, nearest
-from compression.numeric.grids import AffineGrid, decode, quantize
+from compression.numeric.grids import AffineGrid
+from compression.numeric.grouping import decode, quantize
 
 ARCHITECTURES = tuple(table.ARCHITECTURES)
 STACKS = {site.readers: site.producer for site in table.ARCHITECTURES["LlamaForCausalLM"].sites}

@@ -15,7 +15,9 @@ from compression import LayerError
 from compression.architectures.cuts import _tell
 from compression.architectures.decoder import decoder_blocks
 from compression.layers.codes import Codes
-from compression.numeric.grids import AffineGrid, Int8RowGrid, NF4Grid, quantize
+from compression.numeric.grids import AffineGrid, Int8RowGrid
+from compression.numeric.grouping import quantize
+from compression.numeric.normal_float import NF4Grid
 
 GRIDS = (
     NF4Grid(group_size=32), NF4Grid(group_size=64), NF4Grid(group_size=64, double_quant=False), Int8RowGrid(),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from compression import LayerError, Recipe
 from compression.architectures.decoder import decoder_blocks
-from compression.checkpoints.artefact import stored_bytes
+from compression.checkpoints.size import stored_bytes
 from compression.engine.shapes import outcome
 from compression.methods.pruning.structured.depth_and_heads import layers_by_position
 from compression.methods.pruning.structured.mlp_neurons import P

@@ -25,7 +25,7 @@ def stored(model: Any) -> int:
                     f"{name} reports {layer.stored_bytes} stored bytes, but {written} are written: a size "
                     "is what is stored, never nominal bits"
                 )
-    return checkpoints.artefact.stored_bytes(model)
+    return checkpoints.size.stored_bytes(model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,9 @@ def reading(model: "nn.Module", base: "nn.Module", in_files: int | None = None) 
     """
     written = stored(model)
     return ArtefactReading(
-        stored_bytes=written if in_files is None else in_files, parameters=checkpoints.artefact.count_parameters(model),
+        stored_bytes=written if in_files is None else in_files, parameters=checkpoints.size.count_parameters(model),
         zeros=zeros(model),
-        base_stored_bytes=stored(base), base_parameters=checkpoints.artefact.count_parameters(base),
+        base_stored_bytes=stored(base), base_parameters=checkpoints.size.count_parameters(base),
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def _error(detail: str) -> tuple[float | None, str | None]:
 def _bits(layer: Any, old: Any) -> float | None:
     weight = getattr(old, "weight", None)
     layer = getattr(layer, "table", layer)  # of packed embeddings, which are the head where the two are tied
-    return None if layer is None or weight is None else 8 * checkpoints.artefact.stored_bytes(layer) / weight.numel()
+    return None if layer is None or weight is None else 8 * checkpoints.size.stored_bytes(layer) / weight.numel()
 
 
 def _change(layer: Any, old: Any) -> float | None:

@@ -74,7 +74,7 @@ class Models:
         found = {}
         for recipe in self.options.recipes:
             try:
-                formats.model.check_recipe(self.source.published, recipe)
+                formats.recipes.check_recipe(self.source.published, recipe)
             except CompressionError as error:
                 if not self.options.named:
                     raise

@@ -19,7 +19,7 @@ from compression.layers.codes import Codes
 from compression.layers.linear import Linear
 from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.numeric.channel_scales import Producer
-from compression.numeric.grids import decode, quantize
+from compression.numeric.grouping import decode, quantize
 from compression.recipes.registry import spell
 
 

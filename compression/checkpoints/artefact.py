@@ -13,8 +13,6 @@ compression.json, which names the files of the weights and says how each packed 
 
 import contextlib
 import dataclasses
-import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +21,11 @@ from typing import Any
 from compression.architectures import decoder, description, skeleton
 from compression.checkpoints import base as _checkpoint
 from compression.checkpoints import side_files, weights
-from compression.checkpoints.base import MANIFEST, PACKED_TYPE, BaseSource
+from compression.checkpoints.base import MANIFEST, BaseSource
 from compression.checkpoints.formats import registry as formats
 from compression.checkpoints.formats.registry import OWN, Format
+from compression.checkpoints.output import check_writable, write_beside
+from compression.checkpoints.size import count_parameters, stored_bytes
 from compression.checkpoints.weight_files import INDEX, WEIGHTS
 from compression.cost import Cost
 from compression.errors import CheckpointError, LayerError
@@ -34,7 +34,6 @@ from compression.files.strict_json import check_signature, expanded, finite, sig
 from compression.layers import embedding, legacy, positions
 from compression.layers.embedding import Embedding
 from compression.layers.kernels import choose
-from compression.layers.parts import Part
 from compression.layers.report import LayerReport
 from compression.layers.stored import describe, put_all
 from compression.recipes.recipe import Recipe
@@ -175,31 +174,6 @@ class Compressed:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder} cannot be written: {error}") from error
         return Path(folder)
-
-
-def write_beside(
-    folder: Path, result: Compressed, dtype: Any, tokenizer: Any, described: dict[str, dict[str, Any]], *, packed: bool
-) -> None:
-    """Everything but the tensors: the configuration, what goes with the base, then JSON files by name, merged.
-
-    The model may be without weights, of which `dtype` is the one.
-    """
-    config = result.model.config
-    config.architectures = [type(result.model).__name__]
-    config.dtype = dtype
-    config.save_pretrained(folder)
-    if packed:
-        known = json.loads((folder / "config.json").read_text())
-        uncompressed = {key: known[key] for key in ("model_type", "architectures")}
-        said = {"model_type": PACKED_TYPE, "architectures": ["Compressed"], "uncompressed": uncompressed}
-        described = {"config.json": said} | described
-    if result.folder is not None:
-        side_files.copy_beside(result.folder, folder)
-    elif tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    for name, value in described.items():
-        merged = (json.loads((folder / name).read_text()) if (folder / name).exists() else {}) | value
-        (folder / name).write_text(json.dumps(merged, indent=1, allow_nan=False) + "\n")
 
 
 def load(folder: str | Path, device: str = "cpu", *, backend: str | None = None) -> Compressed:
@@ -343,49 +317,3 @@ def _load_published(source: BaseSource, format: Format, device: str, backend: st
         base=(source.label, source.digest), executed=(recipe.text,), report=tuple(report), folder=source.folder,
         tokenizer_source=lambda: source.tokenizer, bytes_in_files=weights.bytes_in(source.files),
     )  # fmt: skip
-
-
-def check_writable(folder: Path) -> Path:
-    """The place behind all links at which a new folder can be made, or an empty one filled.
-
-    Raises:
-        CheckpointError: now rather than after hours, if it cannot.
-    """
-    try:
-        target = folder.resolve()
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise CheckpointError(f"output folder {folder} already exists; give a new or an empty one")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target if target.exists() else target.parent):
-            pass
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise CheckpointError(f"output folder {folder} cannot be written: {error}") from error
-    return target
-
-
-def stored_bytes(model: Any) -> int:
-    """Bytes of parameters and persistent buffers as `Compressed.save` stores them, shared ones once."""
-    total, seen = 0, set()
-    for module in model.modules():
-        if id(module) in seen:
-            continue
-        if isinstance(module, Part):  # it may hold its tensors otherwise than they are stored
-            own = module.tensors().values()
-            total += module.bytes - sum(tensor.nbytes for tensor in own if id(tensor) in seen)
-            seen |= {id(each) for each in (*own, *module.modules())}
-            continue
-        transient = module._non_persistent_buffers_set
-        tensors = [*module._parameters.values(), *(b for n, b in module._buffers.items() if n not in transient)]
-        for tensor in tensors:
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                total += tensor.numel() * tensor.element_size()
-    return total
-
-
-def count_parameters(model: Any) -> int:
-    """Weights of the model as mathematics: a packed or sparse layer has as many as the dense one that it replaced."""
-    layers = decoder.stored_layers(model).values()
-    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    outside = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside)
-    return sum(layer.weights for layer in layers) + outside

@@ -17,9 +17,9 @@ from compression.architectures import decoder
 from compression.calibration.text import WAYS_OUT, Calibration, open_calibration
 from compression.checkpoints import base as _checkpoint
 from compression.checkpoints import weights
-from compression.checkpoints.artefact import stored_bytes
 from compression.checkpoints.base import Base, BaseSource
 from compression.checkpoints.formats import registry as formats
+from compression.checkpoints.size import stored_bytes
 from compression.engine import shapes
 from compression.engine.schedule import Schedule, is_whole, make_schedule
 from compression.errors import CalibrationError, CompressionError, RecipeError, TeacherError, TrainingError

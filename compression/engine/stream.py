@@ -31,8 +31,9 @@ from compression import devices
 from compression.architectures import decoder
 from compression.checkpoints import base
 from compression.checkpoints import weights as _weights
-from compression.checkpoints.artefact import STATE, Compressed, check_writable, outline, write_beside
+from compression.checkpoints.artefact import STATE, Compressed, outline
 from compression.checkpoints.base import MANIFEST
+from compression.checkpoints.output import check_writable, write_beside
 from compression.checkpoints.side_files import read_generation_config
 from compression.checkpoints.weight_files import INDEX
 from compression.checkpoints.weights import Weights

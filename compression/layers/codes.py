@@ -27,7 +27,8 @@ from compression.numeric.checks import (
     check_shape,
     check_size,
 )
-from compression.numeric.grids import GRIDS, Grid, SignedGrid
+from compression.numeric.grids import GRIDS, SignedGrid
+from compression.numeric.grouping import Grid
 from compression.numeric.groups import sizes_that_tile
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from compression.errors import LayerError
-from compression.numeric.grids import AffineGrid, Params
+from compression.numeric.grids import AffineGrid
+from compression.numeric.grouping import Params
 from compression.numeric.rounding import output_error
 
 SEARCH_ROWS = 512  # of each weight, by which its scales are judged

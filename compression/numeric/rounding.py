@@ -23,7 +23,8 @@ from torch import Tensor
 
 from compression.errors import LayerError
 from compression.numeric import grids
-from compression.numeric.grids import AffineGrid, Grid, Params
+from compression.numeric.grids import AffineGrid
+from compression.numeric.grouping import Grid, Params
 
 LEAF = 16  # columns that are rounded one by one before their error is passed on in a matrix product
 MOST_DAMPING = 1e3

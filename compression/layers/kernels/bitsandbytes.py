@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from compression.layers.kernels.kernel import Accepts, Kernel, LayerSpec, Product, unlimited
-from compression.numeric.grids import DOUBLE_QUANT_BLOCK, Int8RowGrid, NF4Grid, Params, dynamic_levels
+from compression.numeric.grids import Int8RowGrid
+from compression.numeric.grouping import Params
+from compression.numeric.normal_float import DOUBLE_QUANT_BLOCK, NF4Grid, dynamic_levels
 
 
 def _bitsandbytes_missing() -> str | None:

@@ -7,7 +7,8 @@ from compression import devices
 from compression.errors import BackendError, install_command
 from compression.layers.kernels.kernel import Accepts, Kernel, LayerSpec, Product, unlimited
 from compression.numeric import packing
-from compression.numeric.grids import AffineGrid, Params
+from compression.numeric.grids import AffineGrid
+from compression.numeric.grouping import Params
 
 
 def _gptqmodel_kernel(spec: LayerSpec) -> type:

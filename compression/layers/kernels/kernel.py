@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compression.numeric import packing
-from compression.numeric.grids import Params
+from compression.numeric.grouping import Params
 
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 DTYPE_WORDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

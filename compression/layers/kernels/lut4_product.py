@@ -6,7 +6,7 @@ from torch import Tensor
 from compression.layers.kernels import lut4
 from compression.layers.kernels.kernel import Accepts, Kernel, LayerSpec, Product, canonical
 from compression.numeric import packing
-from compression.numeric.grids import Params
+from compression.numeric.grouping import Params
 
 
 def _lut4_refuses(spec: LayerSpec) -> str | None:

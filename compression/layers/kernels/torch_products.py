@@ -10,7 +10,8 @@ from torch import Tensor
 
 from compression.layers.kernels.kernel import Accepts, Kernel, LayerSpec, Product, canonical, unlimited
 from compression.numeric import packing
-from compression.numeric.grids import AffineGrid, Params
+from compression.numeric.grids import AffineGrid
+from compression.numeric.grouping import Params
 
 INT8_CUDA_ROWS = 8  # of a batch that decodes; where dequantizing wins is not measured yet, a prefill has far more
 

@@ -1,6 +1,6 @@
 """4-bit NormalFloat, as bitsandbytes has it.
 
-Paper: QLoRA, arXiv 2305.14314, section 3 (NF4, double quantization); the grid is `compression.numeric.grids.NF4Grid`.
+Paper: QLoRA, arXiv 2305.14314, section 3 (NF4, double quantization); the grid is `numeric.normal_float.NF4Grid`.
 Departures: none in what is stored: codes and scales equal those of bitsandbytes. (On CPU it rounds an absmax to 8 bits
 through a table of 2**16 cells; ours is the nearest level.) On CPU the product is taken by the project's own kernel by
 default, on CUDA by that of bitsandbytes.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from compression.layers.linear import Linear
     from compression.methods.base import Context
-    from compression.numeric.grids import NF4Grid
+    from compression.numeric.normal_float import NF4Grid
 
 
 GROUP_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
