@@ -142,20 +142,20 @@ def test_ci_run_lints_tests_and_measures_in_this_order(ci):
     end, notes = ci()
 
     assert (0, "") == (end.returncode, end.stderr)
-    assert ["ruff", "ruff", "mkdocs", "pytest", "pytest", "pytest"] == [line[0] for line in notes]
-    assert ["mkdocs", "build", "--strict"] == notes[2][:3]
+    assert ["ruff", "ruff", "lint-imports", "mkdocs", "pytest", "pytest", "pytest"] == [line[0] for line in notes]
+    assert ["mkdocs", "build", "--strict"] == notes[3][:3]
     dearest = ["--durations", "20"]
-    assert [["pytest", *dearest], ["pytest", "-m", "process", *dearest]] == notes[3:5]
-    assert ["pytest", "bench"] == notes[5][:2]
+    assert [["pytest", *dearest], ["pytest", "-m", "process", *dearest]] == notes[4:6]
+    assert ["pytest", "bench"] == notes[6][:2]
 
 
 @pytest.mark.parametrize(
     ("parts", "tools"),
     [
-        (("lint",), ["ruff", "ruff", "mkdocs"]),
+        (("lint",), ["ruff", "ruff", "lint-imports", "mkdocs"]),
         (("tests",), ["pytest", "pytest"]),
-        (("tests", "lint"), ["pytest", "pytest", "ruff", "ruff", "mkdocs"]),
-        (("quick",), ["ruff", "ruff", "mkdocs", "python", "pytest"]),
+        (("tests", "lint"), ["pytest", "pytest", "ruff", "ruff", "lint-imports", "mkdocs"]),
+        (("quick",), ["ruff", "ruff", "lint-imports", "mkdocs", "python", "pytest"]),
     ],
 )
 def test_ci_run_runs_the_parts_that_it_is_told(ci, parts, tools):

@@ -17,7 +17,7 @@ from compression.layers.kernels.kernel import Kernel, LayerSpec, Product
 from compression.layers.kernels.torch_products import frozen_product
 from compression.layers.linear import Linear
 from compression.layers.parts import WeightPart, dtype_named, name_of, part
-from compression.numeric import grids, packing
+from compression.numeric import grids, grouping, packing
 from compression.numeric.checks import (
     FLOATS,
     check_finite,
@@ -53,7 +53,7 @@ class Codes(WeightPart):
         super().__init__()
         check_size("in_features", cols)
         check_size("out_features", rows)
-        grids.check_group(cols, grid.group_size)
+        grouping.check_group(cols, grid.group_size)
         check_one_of("dtype", dtype, FLOATS)
         self.grid, self._shape, self._dtype = grid, (rows, cols), dtype
         width = packing.packed_width(cols, grid.bits)
@@ -72,7 +72,7 @@ class Codes(WeightPart):
             LayerError: a weight is not finite, or the grid cannot take its shape or range.
         """
         check_sound("weight", weight)
-        codes, params = grids.quantize(grid, weight)
+        codes, params = grouping.quantize(grid, weight)
         return cls.from_codes(codes, params, grid, dtype=weight.dtype)
 
     @classmethod
@@ -143,7 +143,7 @@ class Codes(WeightPart):
 
     def value(self, dtype: torch.dtype | None = None) -> Tensor:
         codes = packing.unpack(self.canonical(), self.grid.bits, self.shape[1])
-        weight = grids.decode(self.grid, codes, self.parameters_of_grid(), dtype or self.dtype)
+        weight = grouping.decode(self.grid, codes, self.parameters_of_grid(), dtype or self.dtype)
         return weight if self.permutation is None else weight[:, self.permutation.argsort()]
 
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -162,19 +162,19 @@ class Codes(WeightPart):
             codes = self.bound.kernel.unpack(self.codes[flat], self.bound.spec)
         else:
             codes = self.canonical()[flat]
-        groups = grids.groups_of(cols, self.grid.group_size)
+        groups = grouping.groups_of(cols, self.grid.group_size)
         grid, params = self.grid.take(
             self.parameters_of_grid(), flat[:, None] * groups + torch.arange(groups, device=flat.device),
             self.grid.group_size,
         )  # fmt: skip
-        weight = grids.decode(grid, packing.unpack(codes, self.grid.bits, cols), params, self.dtype)
+        weight = grouping.decode(grid, packing.unpack(codes, self.grid.bits, cols), params, self.dtype)
         if self.permutation is not None:
             weight = weight[:, self.permutation.argsort()]
         return weight.view(*places.shape, cols)
 
     def rows(self, kept: Tensor) -> "Codes":
         """The same bits."""
-        groups = grids.groups_of(self.shape[1], self.grid.group_size)
+        groups = grouping.groups_of(self.shape[1], self.grid.group_size)
         places = kept[:, None] * groups + torch.arange(groups)
         grid, params = self.grid.take(self.parameters_of_grid(), places, self.grid.group_size)
         codes = packing.unpack(self.canonical()[kept], self.grid.bits, self.shape[1])
@@ -197,23 +197,23 @@ class Codes(WeightPart):
         stored = kept if order is None else torch.nonzero(order >= 0).flatten()
         permutation = None if order is None else order[stored].to(self.codes.device)
         codes = packing.unpack(self.canonical(), self.grid.bits, cols)
-        groups = grids.groups_of(cols, self.grid.group_size)
+        groups = grouping.groups_of(cols, self.grid.group_size)
         for size in sizes_that_tile(self.grid.group_size, len(stored)):
             source = stored.view(-1, len(stored) if size == -1 else size) // (cols // groups)
             if size == -1 or (source == source[:, :1]).all():
                 places = torch.arange(rows)[:, None] * groups + source[:, 0]
                 grid, params = self.grid.take(self.parameters_of_grid(), places, size)
                 return self._with(codes[:, stored], grid, params, permutation)
-        weight = grids.decode(self.grid, codes, self.parameters_of_grid(), self.dtype)[:, stored]
+        weight = grouping.decode(self.grid, codes, self.parameters_of_grid(), self.dtype)[:, stored]
         size = sizes_that_tile(self.grid.group_size, len(stored))[0]
         grid = dataclasses.replace(self.grid, group_size=size)  # type: ignore[type-var]
-        codes, params = grids.quantize(grid, weight)
+        codes, params = grouping.quantize(grid, weight)
         return self._with(codes, grid, params, permutation)
 
     def again(self, weight: Tensor) -> "Codes":
         """Rounded to nearest, scales fitted anew, in the same order of columns."""
         order = None if self.permutation is None else self.permutation.long()
-        codes, params = grids.quantize(self.grid, (weight if order is None else weight[:, order]).to(self.dtype))
+        codes, params = grouping.quantize(self.grid, (weight if order is None else weight[:, order]).to(self.dtype))
         return self._with(codes, self.grid, params, self.permutation)
 
     def like(self, other: WeightPart) -> "Codes | None":
@@ -293,7 +293,7 @@ class Rounded(Codes):
         super().__init__(SignedGrid(bits=bits), *weight.shape, dtype=weight.dtype)
         if not weight.is_meta:
             check_sound("weight", weight)
-            codes, params = grids.quantize(self.grid, weight.detach())
+            codes, params = grouping.quantize(self.grid, weight.detach())
             self.codes = packing.pack(codes, bits)
             for name, value in params.items():
                 setattr(self, name, value)

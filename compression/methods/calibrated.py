@@ -80,7 +80,7 @@ class CalibratedQuantizer(Quantizer, CalibratedMethod):
         raise NotImplementedError
 
     def check_layer(self, in_features: int, out_features: int) -> None:
-        numeric.grids.check_group(in_features, self.grid().group_size)
+        numeric.grouping.check_group(in_features, self.grid().group_size)
 
     def compress_linear(self, linear: Any, context: Context) -> Any:
         """What a linear of which no input is known becomes: rounded to nearest. Tells the kernel that it will get."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from compression.errors import LayerError
-from compression.numeric import grids
+from compression.numeric import grouping
 from compression.numeric.grids import AffineGrid
 from compression.numeric.grouping import Grid, Params
 
@@ -53,7 +53,7 @@ class Rounded:
 
     def decode(self, grid: Grid) -> Tensor:
         """fp32 (rows, cols), in the order of the inputs."""
-        weight = grids.decode(grid, self.codes, self.params)
+        weight = grouping.decode(grid, self.codes, self.params)
         return weight if self.permutation is None else weight[:, self.permutation.argsort()]
 
 

@@ -19,7 +19,7 @@ from compression.errors import CheckpointError, LayerError
 from compression.layers import embedding
 from compression.layers.codes import Codes
 from compression.layers.linear import Linear
-from compression.numeric import grids, packing
+from compression.numeric import grouping, packing
 from compression.numeric.grids import AffineGrid
 from compression.recipes.recipe import Recipe
 
@@ -78,7 +78,7 @@ def _take(
 ) -> dict[str, Tensor]:
     """Removes the tensors of a quantized layer from `tensors` and returns them, checked; empty for a dense layer."""
     format = _format(published)
-    groups = grids.groups_of(linear.in_features, published.group_size)
+    groups = grouping.groups_of(linear.in_features, published.group_size)
     shapes = format.shapes(published, linear.out_features, linear.in_features, groups)
     stored = {key: tensors.pop(f"{name}.{key}") for key in shapes if f"{name}.{key}" in tensors}
     if not stored:
@@ -90,7 +90,7 @@ def _take(
         raise CheckpointError(f"{where}: missing {', '.join(missing)}; the layer cannot be read without it; "
                               "download the checkpoint again")  # fmt: skip
     try:
-        grids.check_group(linear.in_features, published.group_size, name)
+        grouping.check_group(linear.in_features, published.group_size, name)
     except LayerError as error:
         raise CheckpointError(f"{where}: {error}") from error
     if reason := format.check_shape(published, linear.out_features, linear.in_features):

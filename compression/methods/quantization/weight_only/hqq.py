@@ -55,7 +55,7 @@ class HQQ(Quantizer):
         return numeric.grids.AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=False, float_zeros=True)
 
     def check_layer(self, in_features: int, out_features: int) -> None:
-        numeric.grids.check_group(in_features, self.group_size)
+        numeric.grouping.check_group(in_features, self.group_size)
         if self.backend == "hqq":
             _library()
 

@@ -44,7 +44,7 @@ class NF4(Quantizer):
         return numeric.grids.NF4Grid(group_size=self.group_size, double_quant=self.double_quant)
 
     def check_layer(self, in_features: int, out_features: int) -> None:
-        numeric.grids.check_group(in_features, self.group_size, allowed=GROUP_SIZES)
+        numeric.grouping.check_group(in_features, self.group_size, allowed=GROUP_SIZES)
 
     def compress_linear(self, linear: "nn.Linear", context: "Context") -> "Linear":
         import torch

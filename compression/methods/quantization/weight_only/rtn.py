@@ -37,7 +37,7 @@ class RTN(Quantizer):
         return numeric.grids.AffineGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
 
     def check_layer(self, in_features: int, out_features: int) -> None:
-        numeric.grids.check_group(in_features, self.group_size)
+        numeric.grouping.check_group(in_features, self.group_size)
 
     def compress_linear(self, linear: "nn.Linear", context: "Context") -> "Linear":
         return layers.codes.packed_linear(linear.weight, linear.bias, self.grid(), backend=self.backend)
