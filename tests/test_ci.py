@@ -108,7 +108,7 @@ def test_every_part_of_ci_run_that_a_workflow_asks_for_is_there():
 PYTHON = """#!/bin/bash
 if [ "$1" = --version ]; then echo Python 3; exit; fi
 mkdir -p "$3/bin"
-for tool in pip ruff mkdocs pytest python; do cp "$TOOL" "$3/bin/$tool"; done
+for tool in pip ruff lint-imports mkdocs pytest python; do cp "$TOOL" "$3/bin/$tool"; done
 """
 TOOL = """#!/bin/bash
 printf '%q ' "$(basename "$0")" "$@" >>"$NOTES"
