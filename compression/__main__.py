@@ -106,7 +106,7 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
         compression.plan, options.base, recipe, calibration=options.calibration, teacher=options.teacher,
         downstream=options.downstream,
     )  # fmt: skip
-    streams = not any(step.method.whole for step in recipe.steps)
+    streams = not any(step.method.unit in ("model", "training") for step in recipe.steps)
     if options.format != OWN or not streams:
         checkpoints.output.check_writable(options.out)
     if streams:
