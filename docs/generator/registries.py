@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from bench.metrics import Metric, all_metrics
 from compression import list_methods
-from compression.recipes.registry import spell_value
+from compression.recipes.registry import build, spell_value
 from generator.markdown import joined, page, plain, prose, table
 
 ROOT = Path(__file__).parents[2]
@@ -79,16 +79,25 @@ def _perplexity(recipe: str) -> str | None:
     return None if row is None else f"{row['value']:.3f}"
 
 
+_UNITS = {
+    "layer": "one linear layer at a time, block by block",
+    "block": "one decoder block at a time",
+    "model": "the whole model",
+    "training": "the whole model, which it trains",
+}
+
+
 def _method(cls: type) -> str:
     info = cls.info
     names = ", ".join(f"`{alias}`" for alias in info.aliases)
     facts = [
-        f"Works on {'one decoder block at a time' if info.kind == 'block' else 'the whole model'}.",
+        f"Works on {_UNITS[build(info.name, {}).unit]}.",
         f"Needs: {', '.join(info.needs) or 'nothing besides the checkpoint'}.",
         f"Takes {' or '.join(info.takes)} weights; leaves "
         f"{'them as they were' if info.leaves is None else f'{info.leaves} weights'}.",
         "" if info.keeps_zeros else "Does not keep zeros, so it is refused after pruning.",
         f"Also spelled {names}." if names else "",
+        f"Paper: {info.paper}." if info.paper else "",
     ]
     fields = parameters(cls)
     listed = table(("Parameter", "Type", "Default", "Meaning"), fields) if fields else "It has no parameters."

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from compression.calibration.capture import Seen
 
 
-@method("kvquant", needs=("calibration",), leaves=None, paper="arXiv:2401.18079")
+@method("kvquant", needs=("calibration",), takes=("dense", "packed", "sparse"), leaves=None, paper="arXiv:2401.18079")
 class KVQuant(BlockMethod):
     """Keys and values on a few levels per channel, outliers and the first tokens as they are (KVQuant)."""
 
