@@ -486,7 +486,7 @@ def test_a_question_that_fails_is_counted_and_the_run_goes_on(run, pytester):
     saved = {line["id"]: line for line in map(json.loads, (pytester.path / "said.jsonl").read_text().splitlines())}
 
     result.assert_outcomes(passed=1, deselected=13)
-    result.stdout.fnmatch_lines(["rag.failed_questions*questions) * 1"])
+    result.stdout.fnmatch_lines(["*failed_questions*questions) * 1"])
     assert "positions" in saved["long"]["rag"][0]["error"]
     assert saved["short"]["rag"][0]["error"] is None
 

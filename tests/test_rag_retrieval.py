@@ -81,9 +81,9 @@ def test_headings_begin_sections_and_a_long_section_is_cut():
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"by": "pages"}, ["--chunking pages", "tokens, sentences"]),
-        ({"size": 0}, ["--chunk-size 0"]),
-        ({"size": 8, "overlap": 8}, ["--chunk-overlap 8", "0 to 7"]),
+        ({"by": "pages"}, ["--chunking must be one of tokens, sentences", "not pages"]),
+        ({"size": 0}, ["--chunk-size must be at least 1, not 0"]),
+        ({"size": 8, "overlap": 8}, ["--chunk-overlap must be from 0 to 7", "not 8"]),
     ],
     ids=["by", "size", "overlap"],
 )
