@@ -4,13 +4,14 @@ They are computed in floating point on the plain way (`simulated`); kernels that
 themselves. Gradients pass through rounding as if there were none.
 """
 
+import math
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from compression.errors import LayerError
-from compression.files.strict_json import finite_field
+from compression.files.strict_json import finite
 from compression.layers import positions
 from compression.layers.parts import InputPart, OutputPart, part, straight_through
 from compression.numeric.checks import check_finite, check_shape, check_size
@@ -91,10 +92,10 @@ class OutlierColumns(InputPart):
     def __init__(self, threshold: float):
         super().__init__()
         try:
-            self.threshold = finite_field("threshold", threshold)  # torch compares with no int beyond 64 bits
-        except ValueError as error:
-            raise LayerError(str(error)) from None
-        if self.threshold <= 0:
+            self.threshold = finite(threshold)  # torch compares with no int beyond 64 bits
+        except ValueError:
+            self.threshold = math.nan
+        if not self.threshold > 0:
             raise LayerError(f"threshold={threshold!r:.80} must be above 0 and finite")
 
     @property
