@@ -189,7 +189,7 @@ def test_what_was_measured_beside_a_commit_is_no_baseline(here, monkeypatch):
 
 
 def test_a_recipe_that_a_side_does_not_know_is_said_to_be_no_recipe_of_it(here, commit, tmp_path):
-    (commit.folder / "compression" / "quantization" / "rtn.py").unlink()
+    (commit.folder / "compression" / "methods" / "quantization" / "weight_only" / "rtn.py").unlink()
     folders = (tmp_path / "own", tmp_path / "theirs")
 
     with pytest.raises(NotAvailable, match=says(f"the code of {commit.name} cannot make it", "rtn")):
@@ -210,7 +210,7 @@ def test_a_process_that_is_killed_is_told_with_its_ending(here):
     process = Process(here, job(here).given(0)).ready()
     process._process.send_signal(signal.SIGKILL)
 
-    with pytest.raises(BenchError, match=says("ended with -9")):
+    with pytest.raises(BenchError, match=says("ended with status -9")):
         process.round(0)
     process.close()
 

@@ -114,7 +114,7 @@ def test_a_time_without_a_ratio_is_shown_as_measured_and_is_neither_marked_nor_o
 
     assert (0.1, False) == (cell.value, cell.best)
     assert cells(table)[FAST]["Latency (ms/tok)"].best
-    assert any("Latency (ms/tok): without a ratio" in each for each in table.remarks)
+    assert any("Latency (ms/tok): measured without a ratio" in each for each in table.remarks)
     assert "hqq" not in Overview(rows).values(COSTS[1])
     assert "hqq" not in {each.recipe for each in recommend(points_of(rows, "perplexity")[0], Limits(), "latency").taken}
 
