@@ -289,4 +289,4 @@ def test_a_saved_model_with_activation_order_opens_with_the_same_logits(base, tm
 
     assert torch.equal(result.model(ids).logits, compression.load(tmp_path / "out").model(ids).logits)
     manifest = json.loads((tmp_path / "out" / "compression.json").read_text())
-    assert all(layer["permuted"] for layer in manifest["layers"].values())
+    assert all(layer["weight"]["permuted"] for layer in manifest["layers"].values())

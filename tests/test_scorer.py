@@ -222,8 +222,8 @@ class TestAnswers:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"top_k": 5}, "generation settings top_k are not known"),
-            ({"max_gen_toks": 4096}, "asks for 4096 new tokens"),
+            ({"top_k": 5}, "generation settings top_k are unknown"),
+            ({"max_gen_toks": 4096}, "generates 4096 new tokens"),
         ],
     )
     def test_settings_that_cannot_be_kept_are_refused(self, student, settings, message):
