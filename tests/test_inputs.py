@@ -37,7 +37,7 @@ def test_a_changed_text_is_said_to_have_changed_and_is_no_regression(kind, then,
 
     assert ("not_comparable", True) == (verdict.outcome, verdict.fails)
     assert f"{WORDS[kind]} changed: notes had the digest 0{then[1:12]}, notes has 1{now[1:12]}" in verdict.words
-    assert "record it anew with `" in verdict.words
+    assert "record it again with `" in verdict.words
 
 
 def test_what_a_base_brings_by_default_is_compared_by_its_content_though_no_key_has_it():
