@@ -93,9 +93,9 @@ def test_a_method_that_is_sabotaged_fails_its_run(root, monkeypatch, saboteur):
 
 @pytest.mark.parametrize("saboteur", IN_THE_RESULT, ids=lambda each: each.__name__)
 def test_a_result_that_is_sabotaged_fails_its_run(root, monkeypatch, saboteur):
-    def compress(base, recipe, **given):
-        result = COMPRESS(base, recipe, **given)
-        if recipe.steps:
+    def compress(base, plan, **given):
+        result = COMPRESS(base, plan, **given)
+        if plan.recipe.steps:
             saboteur(result)
         return result
 
@@ -103,7 +103,7 @@ def test_a_result_that_is_sabotaged_fails_its_run(root, monkeypatch, saboteur):
 
     failing = one_run(root, RECIPE).failing
 
-    assert any(IN_THE_RESULT[saboteur] in words for words in failing)
+    assert any(IN_THE_RESULT[saboteur] in words for words in failing), failing
 
 
 def test_another_seed_is_not_compared_but_fails(root):
