@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from checkpoints import logits, rewrite, transformers_model
+from earlier_schemas import of_schema_1, tensors_of_schema_1
 
 import compression
 from compression.__main__ import main
@@ -60,8 +61,12 @@ def as_it_was_before(folder):
     """The folder as the first schema had it: a configuration that engines know, and their names of files."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | config.pop("uncompressed", {})))
-    rewrite(folder / "compression.json", schema=1, files=...)
+    layers = json.loads((folder / "compression.json").read_text())["layers"]
+    layers = {name: of_schema_1(layer) for name, layer in layers.items()}
+    rewrite(folder / "compression.json", schema=1, files=..., layers=layers)
     files = sorted(folder.glob("*.safetensors"))
+    for path in files:
+        tensors_of_schema_1(path, path)
     if len(files) == 1:
         files[0].rename(folder / "model.safetensors")
         return

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-import safetensors.torch
 import small_runs
 import torch
 from block_by_block import deep_checkpoint, write
 from checkpoints import transformers_model
+from earlier_schemas import of_schema_1, tensors_of_schema_1
 
 import compression
 from bench.session import summary
@@ -60,13 +60,6 @@ def test_what_has_to_be_known_is_stored_whether_written_whole_or_block_by_block(
     assert whole.notes == compression.load(tmp_path / "whole").notes == compression.load(tmp_path / "blocks").notes
 
 
-def of_schema_1(layer):
-    """The description of a layer of codes as it was before layers had parts."""
-    codes = {name: layer["weight"][name] for name in ("grid", "dtype", "permuted")}
-    common = {name: layer[name] for name in ("in_features", "out_features", "compute_dtype", "backend")}
-    return codes | common | {"bias": layer["bias"] is not None, "threshold": None}
-
-
 def test_a_folder_of_an_earlier_version_has_no_notes_and_keeps_what_its_recipe_meant(base, tmp_path):
     recipe = f"gptq(group_size=16,symmetric=true,act_order=false,static_groups=false,{FEW})"
     out = compression.compress(base, recipe, calibration="random").save(tmp_path / "out")
@@ -77,10 +70,7 @@ def test_a_folder_of_an_earlier_version_has_no_notes_and_keeps_what_its_recipe_m
     manifest |= {"schema": 1, "recipe": {"schema": 1, "steps": [step]}}  # as written when these were the defaults
     manifest["layers"] = {name: of_schema_1(layer) for name, layer in manifest["layers"].items()}
     (out / "compression.json").write_text(json.dumps(manifest))
-    tensors = safetensors.torch.load_file(out / "compressed.safetensors")
-    (out / "compressed.safetensors").unlink()
-    safetensors.torch.save_file({name.replace("weight_part.", ""): t for name, t in tensors.items()},
-                                out / "model.safetensors", {"format": "pt"})  # fmt: skip
+    tensors_of_schema_1(out / "compressed.safetensors", out / "model.safetensors")
 
     again = compression.load(out)
 
