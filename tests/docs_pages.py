@@ -19,8 +19,6 @@ from compression.recipes.registry import METHODS, discover
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-sys.path[:0] = [str(DOCS), str(ROOT / "benchmarks")]  # the scripts there are tested, too
-
 PAGES = [ROOT / "README.md", *(path for path in sorted(DOCS.rglob("*.md")) if "report" not in path.parts)]
 PROGRAMS = ("pytest", "python", "tox", ".ci/run", "pip", "pytest-benchmark", "mkdocs")
 _FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -93,7 +91,8 @@ def declared(path):
         for table in (METHODS, METRICS, SUITE, folder._READERS):
             held.enter_context(mock.patch.dict(table))
         space = vars(folder) | {"Task": Task, "__name__": f"example_of_{path.stem.replace('-', '_')}"}
-        held.enter_context(mock.patch.dict(sys.modules, {space["__name__"]: types.ModuleType(space["__name__"])}))
+        sys.modules[space["__name__"]] = types.ModuleType(space["__name__"])
+        held.callback(sys.modules.pop, space["__name__"])  # and nothing that the example was the first to import
         for code in blocks(path, "python"):
             exec(compile(code, str(path), "exec"), space)
         if code := next((code for code in blocks(path, "python") if code.startswith("Task(")), ""):

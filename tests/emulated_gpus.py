@@ -78,6 +78,10 @@ class OnCuda(torch.Tensor):
         return True
 
     @property
+    def is_meta(self):
+        return False
+
+    @property
     def data(self):
         return self.detach()
 

@@ -229,3 +229,16 @@ def test_a_recipe_that_needs_the_whole_model_says_so(bases):
     assert "magnitude(scope=global) works on the whole model at once" == compression.plan(
         bases[0], "rtn(group_size=8)-magnitude(scope=global)").whole_model  # fmt: skip
     assert None is compression.plan(bases[0], "rtn(group_size=8)-magnitude").whole_model
+
+
+def test_what_the_code_of_a_method_raises_without_weights_is_told_with_its_place(bases, monkeypatch):
+    def explode(self, linear, context):
+        raise ZeroDivisionError("no groups")
+
+    monkeypatch.setattr(RTN, "compress_linear", explode)
+    with pytest.raises(
+        RecipeError,
+        match=r"rtn\(group_size=8\) cannot be planned: RTN raised ZeroDivisionError: no groups \(.*test_plan",
+    ) as told:
+        compression.plan(bases[0], "rtn(group_size=8)")
+    assert isinstance(told.value.__cause__, ZeroDivisionError)

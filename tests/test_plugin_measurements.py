@@ -117,7 +117,9 @@ def test_speed_is_measured_with_pytest_benchmark_switched_off(run):
 def test_a_recipe_that_runs_out_of_memory_leaves_rows_that_say_so_and_the_rest_completes(run, pytester, monkeypatch):
     from compression.methods.quantization.weight_only.rtn import RTN as Method
 
-    def explode(self, linear, context):
+    def explode(self, linear, context, sound=Method.compress_linear):
+        if context is None:  # it is asked what it stores
+            return sound(self, linear, context)
         raise MemoryError("no room")
 
     monkeypatch.setattr(Method, "compress_linear", explode)

@@ -24,7 +24,7 @@ def test_perplexity_of_a_foreign_checkpoint_on_a_folder_touches_nothing_of_the_r
         f"code = pytest.main([*{QUIETLY}, {PERPLEXITY!r}, '--model', 'fp16', '--length', '32',"
         f" '--base', {str(checkpoint)!r}, '--data', {str(text_folder)!r}, '--rootdir', {str(tmp_path)!r}])\n"
         "assert code == 0, code\n"
-        "assert not [name for name in sys.modules if name.startswith('bench.reference')]\n"
+        "assert not [name for name in sys.modules if name.startswith('bench.reference.')]\n"
     )
     done = _python(code, cwd=tmp_path)
 

@@ -516,5 +516,5 @@ def test_chunking_can_be_asked_for(run):
     result = run("--model", "fp16", *QUICK, "--chunking", "documents", "-k", "judged")
 
     result.assert_outcomes(passed=1, deselected=13)
-    assert "bm25-top3-documents" in result.stdout.str()
+    assert "bm25-top3-documents" in result.stdout.str().replace("\n", "")
     assert Chunking(by="documents").text == "documents"

@@ -60,5 +60,5 @@ def test_nobody_is_named_and_no_markup_comes_through_a_verdict():
 
 
 def test_a_journal_without_results_has_no_digest():
-    with pytest.raises(JournalError, match="holds no results of run r9"):
+    with pytest.raises(JournalError, match="has no results of run r9"):
         digest(contents_of([row(SIZE, 1.0)]), "r9")

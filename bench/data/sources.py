@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import reference
 from bench.errors import DataError, OptionError
 from bench.results.row import Input
 from compression.files.libraries import check_hub_cache
@@ -123,10 +124,9 @@ class Embedded(Data):
     def _read(self, split: str, what: str) -> Source:
         if what != LANGUAGE:
             raise DataError(f"the embedded data has no {what}; give --data hub, or a folder with {split}.jsonl of them")
-        from bench.reference import world  # a folder with another base needs no reference
 
-        rows = world.texts(split)
-        digest = world.digest() if split == "test" else _digest(row.encode() for row in rows)
+        rows = reference.world.texts(split)
+        digest = reference.world.digest() if split == "test" else _digest(row.encode() for row in rows)
         return Source(name="embedded", rows=rows, digest=digest, origin="bench.reference.world", named=True)
 
 

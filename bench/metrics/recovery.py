@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bench import measure, reference
 from bench.errors import DataError, NotAvailable, OptionError
-from bench.measure import reference_scores
 from bench.metrics.registry import metric
-from bench.reference import tasks
 from bench.results.item_pairs import compare
 from bench.results.items import Items, hashes_of
 from compression import training
@@ -128,13 +127,13 @@ def points(model: Any, tokenizer: Any, task: str) -> Items:
     """
     if tokenizer is None:
         raise DataError(f"the base has no tokenizer: the task {task} needs tokenizer.json beside the weights")
-    asked = tasks.items(task, "test")
+    asked = reference.tasks.items(task, "test")
     kind = "real" if task in ("rag", "no_rag") else "binary"
-    return Items(hashes_of(map(_asks, asked)), tuple(reference_scores.points(model, tokenizer, asked)), kind)
+    return Items(hashes_of(map(_asks, asked)), tuple(measure.reference_scores.points(model, tokenizer, asked)), kind)
 
 
 def _asks(item: Mapping[str, Any]) -> list[Any]:
-    return [tasks.prompt(item), *(item.get(key) for key in ("choices", "answer", "tests"))]  # type: ignore[arg-type]
+    return [reference.tasks.prompt(item), *(item.get(key) for key in ("choices", "answer", "tests"))]  # type: ignore[arg-type]
 
 
 def check_task(task: str | None, source: "BaseSource") -> str:
@@ -142,7 +141,7 @@ def check_task(task: str | None, source: "BaseSource") -> str:
 
     Raises OptionError where none is given, or one without a held-out split that is scored.
     """
-    scored = [name for name in reference_scores.SCORED if name != "perplexity"]
+    scored = [name for name in measure.reference_scores.SCORED if name != "perplexity"]
     found = task or (training.downstream.DEFAULT if source.kind == "named" else None)
     if found not in scored:
         raise OptionError(f"--downstream {found or 'was not given'}: -m recovery measures tasks of the embedded "

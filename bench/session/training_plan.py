@@ -4,8 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import compression
-from compression.architectures import decoder
-from compression.checkpoints.weights import open_weights
+from compression import architectures, checkpoints
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,7 +74,7 @@ def _of_step(method: Any, plan: "Plan") -> TrainingPlan:
     flops = float(tokens) * (6 * trained + 4 * frozen)
     if method.teacher and teacher is not None:
         vocabulary = min(config.vocab_size, teacher.config["vocab_size"])
-        logits = vocabulary * open_weights(teacher).dtype.itemsize
+        logits = vocabulary * checkpoints.weights.open_weights(teacher).dtype.itemsize
         of_position = logits if method.top_k is None else 8 * method.top_k + 4
         disk = texts * length * of_position
         flops += 2.0 * texts * length * _weights_of(teacher)
@@ -87,7 +86,7 @@ def _adapted(adapters: Any, model: "nn.Module") -> int:
     """Weights of the adapters of a model's linear layers."""
     return sum(
         adapters.rank * (linear.in_features + linear.out_features)
-        for block in decoder.decoder_blocks(model)
+        for block in architectures.decoder.decoder_blocks(model)
         for name, linear in block.linears()
         if name.rpartition(".")[2] in adapters.targets
     )

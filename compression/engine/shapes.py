@@ -1,11 +1,15 @@
 """What shapes tell of a recipe before any weight is read: what it would store, and what it cannot take."""
 
+import contextlib
+import traceback
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
 from compression.architectures import decoder
 from compression.engine.schedule import Schedule, is_whole, make_schedule
-from compression.errors import LayerError, RecipeError
+from compression.errors import CompressionError, LayerError, RecipeError
 from compression.layers import embedding
 from compression.layers.linear import Linear
 from compression.layers.stored import describe, restore
@@ -25,7 +29,8 @@ def outcome(recipe: Recipe, model: nn.Module, schedule: Schedule | None = None) 
         schedule: of the recipe, if it was made.
 
     Raises:
-        RecipeError: zeros would be lost, or settings of a layer contradict those of the step.
+        RecipeError: zeros would be lost, settings of a layer contradict those of the step, or the code of a method
+            failed on a layer without weights.
         LayerError: a step cannot take the shape of a layer, or what the steps before it leave.
     """
     schedule = make_schedule(recipe.steps) if schedule is None else schedule
@@ -35,12 +40,26 @@ def outcome(recipe: Recipe, model: nn.Module, schedule: Schedule | None = None) 
         if step is None:
             decoder.make_dense(model)
         else:
-            if is_whole(step):
-                model = step.method.reshape(model)
-            _check_settings(step)
-            _check_layers(step, model)
-            _store(step, model)
+            with _told_of(step):
+                if is_whole(step):
+                    model = step.method.reshape(model)
+                _check_settings(step)
+                _check_layers(step, model)
+                _store(step, model)
     return model
+
+
+@contextlib.contextmanager
+def _told_of(step: Step) -> Iterator[None]:
+    """Any error in the code of a method as a RecipeError with its place: the run itself would meet it too."""
+    try:
+        yield
+    except CompressionError:
+        raise
+    except Exception as error:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        raise RecipeError(f"{step} cannot be planned: {type(step.method).__name__} raised {type(error).__name__}: "
+                          f"{error} ({last.filename}:{last.lineno})") from error  # fmt: skip
 
 
 def thin_calibration(step: Step, model: nn.Module, tokens: int) -> str | None:

@@ -218,7 +218,8 @@ def _lloyd(ordered: Tensor, count: int) -> Tensor:
     """`count` ascending levels (rows, count) that are means of the values nearest to them, of ascending fp32 values
     (rows, n); they start at the middles of as many equal shares of the values."""
     n = ordered.shape[1]
-    sums = torch.nn.functional.pad(ordered.double().cumsum(-1), (1, 0))
+    sums = ordered.double().cpu().cumsum(-1).to(ordered.device)  # CUDA adds in another order every time
+    sums = torch.nn.functional.pad(sums, (1, 0))
     places = ((torch.arange(count, device=ordered.device) * 2 + 1) * n // (2 * count)).clamp(max=n - 1)
     levels = ordered[:, places].double()
     for _ in range(LLOYD_STEPS):

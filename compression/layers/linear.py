@@ -92,13 +92,22 @@ class Linear(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in PLACES:
-            value = gathered(value, name.removesuffix("_part"))
+            value = self._where_the_weight_is(gathered(value, name.removesuffix("_part")))
         if (name in PLACES or name == "bias") and "weight_part" in self._modules:
             self._modules["weight_part"].unbind()  # type: ignore[union-attr, operator]
         if name in PLACES:
             self._modules[name] = value
         else:
             super().__setattr__(name, value)
+
+    def _where_the_weight_is(self, part: Part | None) -> Part | None:
+        """The part itself, moved if it has been made elsewhere, as of numbers that a method found."""
+        weight = self._modules.get("weight_part")
+        if weight is None or part is None:
+            return part
+        device = next(iter(weight.tensors().values())).device  # type: ignore[operator, union-attr]
+        others = {tensor.device for tensor in part.tensors().values()} - {device}
+        return part.to(device) if others and torch.device("meta") not in {device, *others} else part
 
     # --- what it computes ---------------------------------------------------------------------------------------------
 

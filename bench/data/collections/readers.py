@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bench import reference
 from bench.data.collections.chunking import Chunking
 from bench.data.collections.collection import Collection, Document, Question
 from bench.errors import DataError, OptionError
@@ -60,10 +61,9 @@ def embedded(split: str = "test") -> Collection:
     state the same attribute, and the reference takes one for the other (token F1 0.64 of the validation questions, 0.90
     with half manuals, 1.00 with pairs of sentences).
     """
-    from bench.reference import tasks  # documents of one's own need no reference
 
-    documents = [Document(id=each["id"], text=each["text"]) for each in tasks.documents(split)]
-    asked = {(item["question"], item["gold"]): item for item in reversed(tasks.items("rag", split))}
+    documents = [Document(id=each["id"], text=each["text"]) for each in reference.tasks.documents(split)]
+    asked = {(item["question"], item["gold"]): item for item in reversed(reference.tasks.items("rag", split))}
     questions = [
         Question(id=item["id"], text=_bare(item["question"]), answers=(item["answer"],), gains={item["gold"]: 1})
         for item in reversed(asked.values())

@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench import measure
 from bench.data.scripts import has_english_letters, joined_words
 from bench.errors import OptionError
 from bench.measure import scoring
 from bench.measure.judge.answers import Answered
 from bench.measure.rag.encoders import Encoder
-from bench.measure.reference_scores import load
 from compression.files.libraries import failures_as, local_or_hub
 
 DEFAULT_LM = "reference-teacher"
@@ -186,7 +186,7 @@ class SmallModel:
 
 def _opened(name: str, device: str) -> tuple[Any, Any]:
     if name == DEFAULT_LM:
-        return load("teacher", device=device)
+        return measure.reference_scores.load("teacher", device=device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = local_or_hub(name, OptionError)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bench import reference
 from bench.data.sources import Data, Embedded, Folder
 from bench.data.tasks import bundled, folder
 from bench.data.tasks.table import Task
 from bench.errors import DataError, NotAvailable
 from bench.measure.scoring import programs, quac, stand_ins
-from bench.reference import tasks as reference
 
 Configuration = dict[str, Any]
 
@@ -68,7 +68,7 @@ def _embedded(task: Task, data: Data) -> tuple[list[Configuration], str]:
         raise NotAvailable(f"{task.title}: the embedded reference has no stand-in for it; "
                            "give --data hub or a folder")  # fmt: skip
 
-    text = json.dumps(reference.items(task.stand_in, "test"), sort_keys=True)
+    text = json.dumps(reference.tasks.items(task.stand_in, "test"), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return stand_ins.configurations(task.stand_in), f"{task.stand_in}@{digest[:8]}"
 

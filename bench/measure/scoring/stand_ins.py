@@ -1,19 +1,19 @@
 """The tasks of the embedded reference as lm-eval tasks, with the shots, metrics and splits of the originals."""
 
+import functools
 from collections import defaultdict
 from typing import Any
 
-from bench.measure import reference_scores
+from bench import measure, reference
 from bench.measure.scoring import programs
-from bench.reference import tasks
 
 
 def configurations(name: str) -> list[dict[str, Any]]:
     """Of one task of the reference: one for each category where it has some, as MMLU has for each subject."""
     parts: dict[str | None, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    shots = tasks.SHOTS.get(name, 0)
+    shots = reference.tasks.SHOTS.get(name, 0)
     for split in ("train", "test") if shots else ("test",):
-        for item in tasks.items(name, split):
+        for item in reference.tasks.items(name, split):
             parts[item.get("category")][split].append(item)
     return [
         {
@@ -26,7 +26,7 @@ def configurations(name: str) -> list[dict[str, Any]]:
             "doc_to_text": "{{question}}",
             "target_delimiter": "",
             "metadata": {"version": 1.0},
-            **_SHAPES.get(name, _CHOICE),
+            **_written().get(name, _CHOICE),
         }
         for category, of in parts.items()
     ]
@@ -42,7 +42,7 @@ def _maker(splits: dict[str, list[dict[str, Any]]]) -> Any:
 
 
 def _greedy(task: str, stop: str) -> dict[str, Any]:
-    return {"until": [stop], "max_gen_toks": reference_scores.NEW_TOKENS[task], "do_sample": False}
+    return {"until": [stop], "max_gen_toks": measure.reference_scores.NEW_TOKENS[task], "do_sample": False}
 
 
 _CHOICE = {
@@ -54,22 +54,27 @@ _CHOICE = {
         {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
     ],
 }
-_SHAPES: dict[str, dict[str, Any]] = {
-    "arithmetic": {
-        "output_type": "generate_until",
-        "doc_to_target": "{{answer}}",
-        "fewshot_delimiter": "",
-        "generation_kwargs": _greedy("arithmetic", "\n"),
-        "filter_list": [{"name": "strict-match", "filter": [
-            {"function": "regex", "regex_pattern": r"#### (\-?[0-9\.\,]+)"}, {"function": "take_first"}]}],
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True,
-                         "regexes_to_ignore": [r"(?s).*#### ", "\n"]}],
-    },
-    "code": {
-        "output_type": "generate_until",
-        "doc_to_target": "{{answer}}",
-        "generation_kwargs": _greedy("code", "\n\n"),
-        "process_results": lambda doc, said: {"pass@1": programs.program(doc["question"] + said[0], doc["tests"])},
-        "metric_list": programs.PASS,
-    },
-}  # fmt: skip
+
+
+@functools.cache
+def _written() -> dict[str, dict[str, Any]]:
+    """The tasks whose answers are written, not chosen."""
+    return {
+        "arithmetic": {
+            "output_type": "generate_until",
+            "doc_to_target": "{{answer}}",
+            "fewshot_delimiter": "",
+            "generation_kwargs": _greedy("arithmetic", "\n"),
+            "filter_list": [{"name": "strict-match", "filter": [
+                {"function": "regex", "regex_pattern": r"#### (\-?[0-9\.\,]+)"}, {"function": "take_first"}]}],
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True,
+                             "regexes_to_ignore": [r"(?s).*#### ", "\n"]}],
+        },
+        "code": {
+            "output_type": "generate_until",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": _greedy("code", "\n\n"),
+            "process_results": lambda doc, said: {"pass@1": programs.program(doc["question"] + said[0], doc["tests"])},
+            "metric_list": programs.PASS,
+        },
+    }  # fmt: skip

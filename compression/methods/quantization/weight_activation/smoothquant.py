@@ -5,9 +5,10 @@ the maximum of |W_j| taken over all layers that read it, and their columns are m
 takes the division in. Weights have one scale per output row, activations one per token, found at run time (O1), or one
 per layer, found on the calibration text (O3).
 Departures: the authors' code divides what norms put out (`smooth=norms`). Here the inputs of the output and down
-projections are divided too, in the rows of the value and up projections, heads that share values by their largest:
-without, one step per layer loses three times as much on the reference. A channel that no calibration token reaches is
-not scaled; a norm in a short dtype is rounded first, and its readers make up for that (`architectures.edits.Divide`).
+projections are divided too, in the rows of the value and up projections, heads that share values by their largest: on
+the reference, with one step per layer, `smooth=norms` adds 0.7 % to the perplexity and `smooth=all` nothing. A channel
+that no calibration token reaches is not scaled; a norm in a short dtype is rounded first, and its readers make up for
+that (`architectures.edits.Divide`).
 Limits: products are computed in floating point on the rounded numbers unless a kernel takes them.
 """
 
