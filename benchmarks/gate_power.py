@@ -6,7 +6,7 @@ Noise is resampled from rounds that were recorded on a shared machine (`gate_noi
 ten neighbouring pairs, so that what follows on each other stays together. Further noise is added on the clock that both
 models share: drift over a run, bursts, a clock of two speeds. Each row has noise of its own, the machine of a run is up
 to a tenth faster or slower than that of its baseline, and rows of a run that share their rounds would alarm together,
-that is less often. The rule is the gate's own code; `tests/test_gate_power.py` holds the two together.
+that is less often. The rule is the gate's own code; `tests/bench/gate/test_gate_power.py` holds the two together.
 
 Conditions that begin with "beside" are of `--against`: rounds of two copies of one model, and no recorded times. Every
 process that takes part is off by a share of its own (PROCESSES). "beside crowded" is the noise of a machine on which

@@ -55,7 +55,7 @@ class Guard:
 
 def environment(**more: object) -> dict[str, str]:
     """Variables for a Python that can import this repository and the helpers of the tests; `more` are added."""
-    folders = [str(REPOSITORY), str(HELPERS), str(HELPERS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    folders = [str(REPOSITORY), str(HELPERS), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(folders)} | {name: str(value) for name, value in more.items()}
 
 

@@ -11,13 +11,17 @@ from typing import NamedTuple
 from unittest import mock
 
 import yaml
+from processes import REPOSITORY
 
 from bench.data.tasks import folder
 from bench.data.tasks.table import SUITE, Task
 from bench.metrics.registry import METRICS
+from compression.architectures.table import ARCHITECTURES
+from compression.checkpoints.formats import registry
+from compression.layers.parts import KINDS, part_kinds
 from compression.recipes.registry import METHODS, discover
 
-ROOT = Path(__file__).parents[1]
+ROOT = REPOSITORY
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *(path for path in sorted(DOCS.rglob("*.md")) if "report" not in path.parts)]
 PROGRAMS = ("pytest", "python", "tox", ".ci/run", "pip", "pytest-benchmark", "mkdocs")
@@ -87,8 +91,9 @@ def parts(line):
 def declared(path):
     """The examples of a page in force: its Python is run, and what it declares is gone afterwards."""
     discover()
+    part_kinds()
     with contextlib.ExitStack() as held:
-        for table in (METHODS, METRICS, SUITE, folder._READERS):
+        for table in (METHODS, METRICS, SUITE, folder._READERS, KINDS, registry._FORMATS, ARCHITECTURES):
             held.enter_context(mock.patch.dict(table))
         space = vars(folder) | {"Task": Task, "__name__": f"example_of_{path.stem.replace('-', '_')}"}
         sys.modules[space["__name__"]] = types.ModuleType(space["__name__"])

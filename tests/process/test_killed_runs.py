@@ -20,7 +20,7 @@ RECIPE = "rtn(group_size=32)"
 
 
 def test_of_a_run_that_is_killed_again_and_again_nothing_is_lost_or_counted_twice_and_it_completes():
-    """`python tests/kills.py 100` kills a hundred; each look at the journal is an assertion there."""
+    """`python tests/helpers/kills.py 100` kills a hundred; each look at the journal is an assertion there."""
     done = completed(
         [sys.executable, HELPERS / "kills.py", "24", str(os.environ.get("KILLS_SEED", 0))],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -1,4 +1,4 @@
-"""Runs that are really killed, at random moments: `python tests/kills.py COUNT [SEED]` prints a line of JSON.
+"""Runs that are really killed, at random moments: `python tests/helpers/kills.py COUNT [SEED]` prints a line of JSON.
 
 One process imports everything and forks a child for each try, so that a kill costs what the child measured. A child
 tells by a pipe what it has finished. After every kill, and once nothing is left, the journal is looked at.

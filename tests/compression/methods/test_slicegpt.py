@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_edits import TOKENS, model_of, norms_in_fp64, orthogonal  # noqa: F401
+from exact_models import TOKENS, model_of, norms_in_fp64, orthogonal  # noqa: F401
 
 import compression
 from bench.measure.decode_step import lean_step
