@@ -7,6 +7,8 @@ longer text has to be read by itself to get what it gets alone.
 
 from typing import Any
 
+from compression import architectures
+
 
 def limit(config: Any) -> int | None:
     """The positions of a pass up to which none of them changes another; None where none ever does."""
@@ -24,5 +26,4 @@ def limit(config: Any) -> int | None:
 def forget(model: Any) -> None:
     """Back to the frequencies of a model that has read nothing; dynamic scaling keeps those of its longest pass."""
     if limit(model.config) is not None:
-        decoder = model.get_decoder()
-        decoder.rotary_emb = type(decoder.rotary_emb)(model.config).to(model.device)
+        architectures.skeleton.renew_positions(model).to(model.device)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bench.errors import MetricError, OptionError
+from compression import architectures
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -84,16 +85,15 @@ def _is_linear(module: "Module") -> bool:
 def _attentions(model: "Module") -> Iterator[tuple[int, int]]:
     """Width of the queries and length of the window of every attention."""
     default = getattr(model.config, "sliding_window", None)
-    for name, module in model.named_modules():
-        if not hasattr(module, "q_proj"):
-            continue
-        if not _is_linear(module.q_proj):
+    for block in architectures.decoder.decoder_blocks(model):
+        queries = block.layer(block.row.queries)
+        if not _is_linear(queries):
             raise MetricError(
-                f"{name}.q_proj is a {type(module.q_proj).__name__} without in_features and out_features, so the width "
-                "of its queries is not known; give the layer these two integers"
+                f"{block.full(block.row.queries)} is a {type(queries).__name__} without in_features and out_features, "
+                "so the width of its queries is not known; give the layer these two integers"
             )
-        window = getattr(module, "sliding_window", default)
-        yield module.q_proj.out_features, window or sys.maxsize
+        window = getattr(block.layer(block.row.attention.module), "sliding_window", default)
+        yield queries.out_features, window or sys.maxsize
 
 
 def _keys_seen(tokens: int, window: int) -> int:

@@ -130,12 +130,24 @@ def apart(draw: Draw, pool: Sequence[str], count: int) -> list[str]:
     return chosen
 
 
+@functools.cache
+def _with_word(pool: tuple[str, ...]) -> dict[str, list[int]]:
+    """The places of the names of a pool that have a word."""
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(pool):
+        for word in set(name.split()):
+            found.setdefault(word, []).append(place)
+    return found
+
+
 def namesakes(draw: Draw, pool: Sequence[str], count: int) -> list[str]:
     """Names out of a pool, each but the first with a word of the first; those are as few as the pool has."""
     chosen: list[str] = []
     while len(chosen) < count:
         first = draw.one(pool)
-        alike = [name for name in pool if len(set(name.split()) & set(first.split())) == 1]
+        words = set(first.split())
+        places = sorted({place for word in words for place in _with_word(tuple(pool))[word]})
+        alike = [pool[place] for place in places if len(set(pool[place].split()) & words) == 1]
         chosen = [first, *draw.some(alike, min(count - 1, len(alike)))]
     return chosen
 

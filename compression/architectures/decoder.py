@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compression.architectures import embeddings
 from compression.architectures.table import Architecture, Half, SiteRow, architecture_of
-from compression.layers import embedding
 from compression.layers.embedding import Embedding
 from compression.layers.linear import Linear
 
@@ -140,7 +140,7 @@ class Decoder:
     @property
     def tied(self) -> bool:
         """Whether the head is the embeddings."""
-        return bool(getattr(self.model.config, "tie_word_embeddings", False))
+        return embeddings.tied(self.model)
 
     @property
     def width(self) -> int:
@@ -270,7 +270,7 @@ def make_dense(module: nn.Module, *, activations: bool = False) -> None:
     What its parts do to keys and values stays; with `activations`, what they do to inputs too.
     """
     if any(isinstance(each, Embedding) for each in module.modules()):
-        embedding.unpack(module)
+        embeddings.unpack(module)
     for name, layer in stored_layers(module).items():
         dense = layer.densified() if activations else layer.to_linear()  # type: ignore[union-attr]
         module.set_submodule(name, with_output(dense, getattr(layer, "output_part", None)))

@@ -1,7 +1,7 @@
 """One row per decoder architecture: where its blocks, norms and linear layers are, and what reads and writes what.
 
-Nothing else spells the name of a module. A row is data: capture, edits, methods, streaming and the decode step of the
-benchmarks all read it, and a new architecture of the same anatomy is a new row. Imports no torch.
+Nothing else in the package spells the name of a module. A row is data: capture, edits, methods, streaming and the
+decode step of the benchmarks all read it, and a new architecture of the same anatomy is a new row. Imports no torch.
 
 The anatomy: token embeddings write the residual stream; each block reads it twice, in two *halves*
 
@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from compression.errors import CheckpointError
+
+NORMS = "norms"  # all of them, where reports name parts of a model
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,23 @@ class Architecture:
     def block(self, number: int) -> str:
         """The path of a block in the model."""
         return f"{self.blocks}.{number}"
+
+    def inside(self, name: str) -> bool:
+        """Whether a module or a tensor of that full name is in a block."""
+        return name.startswith(f"{self.blocks}.")
+
+    @property
+    def embeddings_weight(self) -> str:
+        return f"{self.embeddings}.weight"
+
+    @property
+    def head_weight(self) -> str:
+        return f"{self.head}.weight"
+
+    @property
+    def around(self) -> tuple[str, str, str]:
+        """What reports call the parts of the model outside its blocks, and the norms."""
+        return self.embeddings, self.head, NORMS
 
 
 _PLAIN = Architecture(name="MistralForCausalLM", model_type="mistral")

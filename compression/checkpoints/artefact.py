@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression.architectures import decoder, description, skeleton
+from compression.architectures import decoder, description, embeddings, skeleton, stored
+from compression.architectures.table import NORMS, architecture_of
 from compression.checkpoints import base as _checkpoint
 from compression.checkpoints import side_files, weights
 from compression.checkpoints.base import MANIFEST, BaseSource
@@ -31,11 +32,11 @@ from compression.cost import Cost
 from compression.errors import CheckpointError, LayerError
 from compression.files.atomic import filling
 from compression.files.strict_json import check_signature, expanded, finite, signed
-from compression.layers import embedding, legacy, positions
+from compression.layers import legacy, positions
 from compression.layers.embedding import Embedding
 from compression.layers.kernels import choose
 from compression.layers.report import LayerReport
-from compression.layers.stored import describe, put_all
+from compression.layers.stored import describe
 from compression.recipes.recipe import Recipe
 
 # 1: has no digest, does not name the files of the weights; a packed model has the names of a transformers checkpoint
@@ -166,8 +167,8 @@ class Compressed:
         file, state, described = self._stored(format)
         try:
             with filling(target, MANIFEST if format == OWN else "config.json") as work:
-                if getattr(self.model.config, "tie_word_embeddings", False):
-                    state.pop("lm_head.weight", None)
+                if embeddings.tied(self.model):
+                    state.pop(architecture_of(self.model).head_weight, None)
                 save_file({k: v.contiguous() for k, v in state.items()}, work / file, metadata={"format": "pt"})
                 dtype = next(self.model.parameters()).dtype
                 write_beside(work, self, dtype, self.tokenizer, described, packed=file == _PACKED)
@@ -212,8 +213,9 @@ def _take_backend(model: Any, backend: str | None, device: str) -> None:
     Raises:
         BackendError: one of these layers cannot have one.
     """
+    row = architecture_of(model)
     for name, layer in decoder.stored_layers(model).items() if backend else ():
-        around = isinstance(layer, Embedding) or (not name.startswith("model.layers.") and embedding.is_packed(model))
+        around = isinstance(layer, Embedding) or (not row.inside(name) and embeddings.is_packed(model))
         if not around and choose.serves(backend, layer.weight_part.summands[0].kind):
             layer.backend = backend
             layer.kernel_name(device)
@@ -279,7 +281,7 @@ def outline(path: Path) -> Compressed:
     model = _checkpoint.build(config, torch.float32, device="meta")  # each tensor comes in the dtype it is stored in
     try:
         description.restore(model, manifest.get("edits", []))
-        put_all(model, manifest["layers"])
+        stored.put_all(model, manifest["layers"])
         report = tuple(LayerReport.from_json(entry) for entry in manifest["report"])
         cost = None if manifest["cost"] is None else Cost.from_json(manifest["cost"])
         recipe, base = Recipe.from_json(manifest["recipe"]), (manifest["base"]["text"], manifest["base"]["digest"])
@@ -303,15 +305,15 @@ def outline(path: Path) -> Compressed:
 def _load_published(source: BaseSource, format: Format, device: str, backend: str | None) -> Compressed:
     model, recipe = format.read(source)
     _take_backend(model, backend, device)
-    packed = decoder.stored_layers(model)
+    packed, row = decoder.stored_layers(model), architecture_of(model)
     linears = [name for block in decoder.decoder_blocks(model) for name, _ in block.linears()]
     report = [
         LayerReport(name, "replaced", f"{format.name}, kernel {packed[name].kernel_name(device)}")
         if name in packed
         else LayerReport(name, "kept", "the checkpoint stores it uncompressed")
-        for name in [*linears, "lm_head"]
+        for name in [*linears, row.head]
     ]
-    report += [LayerReport(name, "kept", "the formats leave it as it is") for name in ("model.embed_tokens", "norms")]
+    report += [LayerReport(name, "kept", "the formats leave it as it is") for name in (row.embeddings, NORMS)]
     return Compressed(
         model=_checkpoint.finish(model, device, side_files.read_generation_config(source.folder)), recipe=recipe,
         base=(source.label, source.digest), executed=(recipe.text,), report=tuple(report), folder=source.folder,

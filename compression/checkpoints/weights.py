@@ -11,11 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from compression.architectures import embeddings
+from compression.architectures.table import architecture_of, named
 from compression.checkpoints.base import BaseSource, build
 from compression.errors import CheckpointError, LayerError
 from compression.numeric.checks import FLOATS
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _STALE = re.compile(r".*\.rotary_emb\.inv_freq")  # older exports store this table; it follows from the configuration
 
 
@@ -51,12 +52,13 @@ def open_weights(source: BaseSource, device: str = "cpu", seed: int = 0) -> Weig
     Raises:
         CheckpointError: a file is damaged or truncated, or two files hold one name.
     """
+    row = named(source.config["architectures"][0], str(source.folder))
     if source.kind == "random":
         dtype = getattr(torch, source.config["dtype"])
         model = build(source.config, dtype, device="meta")
         headers = model.state_dict()
         if model.config.tie_word_embeddings:
-            del headers[_HEAD]
+            del headers[row.head_weight]
         std = model.config.initializer_range
 
         def make(names: list[str]) -> dict[str, Tensor]:
@@ -65,7 +67,7 @@ def open_weights(source: BaseSource, device: str = "cpu", seed: int = 0) -> Weig
         return Weights(source.text, headers, dtype, make)
     places, headers = index(source.files)
     headers = not_stale(headers)
-    embedding = headers.get(_EMBEDDING)
+    embedding = headers.get(row.embeddings_weight)
     dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fit` refuses
 
     def read(names: list[str]) -> dict[str, Tensor]:
@@ -110,7 +112,7 @@ def not_stale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fit(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
     """Raise CheckpointError unless the names, shapes and kinds of number are those of the model; values may be meta."""
     expected = model.state_dict()
-    optional = {_HEAD} if _tied(model) else set()
+    optional = {architecture_of(model).head_weight} if embeddings.tied(model) else set()
     missing, extra = sorted(expected.keys() - tensors.keys() - optional), sorted(tensors.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(
@@ -134,21 +136,19 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> No
         CheckpointError: there are two heads where the configuration ties the head to the embeddings, or a stored layer
             is not what it is described as (`compression.numeric.checks`).
     """
-    if _tied(model) and isinstance(model.get_submodule("lm_head"), nn.Linear):
-        embedding = tensors[_EMBEDDING]
-        head = tensors.get(_HEAD, embedding)
+    row = architecture_of(model)
+    if embeddings.tied(model) and isinstance(model.get_submodule(row.head), nn.Linear):
+        first, second = row.embeddings_weight, row.head_weight
+        embedding = tensors[first]
+        head = tensors.get(second, embedding)
         if not (head.is_meta or torch.equal(head, embedding)):
-            raise CheckpointError(f"{where}: {_HEAD} differs from {_EMBEDDING}, and config.json ties them; set "
+            raise CheckpointError(f"{where}: {second} differs from {first}, and config.json ties them; set "
                                   "tie_word_embeddings to false there if both are meant")  # fmt: skip
-        tensors = {**tensors, _HEAD: embedding}
+        tensors = {**tensors, second: embedding}
     try:
         model.load_state_dict(tensors, assign=True, strict=False)
     except LayerError as error:
         raise CheckpointError(f"{where}: {error}; it was written wrongly, or damaged later") from error
-
-
-def _tied(model: nn.Module) -> bool:
-    return bool(getattr(model.config, "tie_word_embeddings", False))
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from compression.architectures import decoder
+from compression.architectures import decoder, embeddings
+from compression.architectures.table import NORMS, architecture_of
 from compression.calibration import capture
 from compression.engine.plan import Plan
 from compression.engine.shapes import thin_calibration
-from compression.layers import embedding
 from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.methods.base import Context, Progress
 from compression.recipes.recipe import Step
@@ -98,12 +98,12 @@ def make_passes(contexts: Iterable[Context], model: nn.Module) -> list[Pass]:
     return passes
 
 
-def full_report(report: Iterable[LayerReport]) -> tuple[LayerReport, ...]:
+def full_report(report: Iterable[LayerReport], model: nn.Module) -> tuple[LayerReport, ...]:
     """What the steps reported, and the parts of the model that none of them took."""
     report = list(report)
     if report:
         reported = {entry.name for entry in report}
-        parts = {"model.embed_tokens": "embeddings", "lm_head": "output head", "norms": "norms"}
+        parts = dict(zip(architecture_of(model).around, ("embeddings", "output head", "norms"), strict=True))
         kept = {name: words for name, words in parts.items() if name not in reported}
         said = "embeddings, output head and norms" if len(kept) == len(parts) else " and ".join(kept.values())
         report += [LayerReport(name, "kept", f"{said} stay as they are") for name in kept]
@@ -120,12 +120,12 @@ def notes_of(context: Context, model: nn.Module) -> list[str]:
 def around_blocks(step: Step | None, model: nn.Module) -> list[LayerReport]:
     """Take a step to embeddings and head, behind what it reads of them; the report of that."""
     if step is None:
-        embedding.unpack(model)
+        embeddings.unpack(model)
     elif getattr(step.method, "embeddings", 16) == 8:
-        embedding.pack(model)
-        layers = {name: model.get_submodule(name) for name in (embedding.EMBEDDINGS, embedding.HEAD)}
+        embeddings.pack(model)
+        layers = {name: model.get_submodule(name) for name in architecture_of(model).around if name != NORMS}
         return [
-            LayerReport(name, "replaced", f"{step}, {embedding.GRID.words}, kernel {layer.kernel_name()}")  # type: ignore[operator]
+            LayerReport(name, "replaced", f"{step}, {embeddings.GRID.words}, kernel {layer.kernel_name()}")  # type: ignore[operator]
             for name, layer in layers.items()
         ]
     return []

@@ -120,7 +120,7 @@ def _run(plan: Plan, base: Base, store: StepCache, seed: int, progress: Progress
                 store.put(identity, run.result(done + 1, meter))
                 for trained in contexts[done].trained:
                     shutil.rmtree(trained.folder, ignore_errors=True)
-    run.report = list(full_report(run.report))
+    run.report = list(full_report(run.report, run.model))
     return run.result(len(contexts), meter)
 
 

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from compression.architectures import decoder
+from compression.architectures import decoder, embeddings
 from compression.engine.schedule import Schedule, is_whole, make_schedule
 from compression.errors import CompressionError, LayerError, RecipeError
-from compression.layers import embedding
 from compression.layers.linear import Linear
 from compression.layers.stored import describe, restore
 from compression.methods.base import BlockMethod, LayerMethod, Quantizer
@@ -132,7 +131,7 @@ def _check_layers(step: Step, model: nn.Module) -> None:
 def _store(step: Step, model: nn.Module) -> None:
     """Put what a step stores, without weights, where its shapes are known beforehand."""
     if getattr(step.method, "embeddings", 16) == 8:
-        embedding.shaped(model)
+        embeddings.shaped(model)
     if isinstance(step.method, BlockMethod):
         for block in decoder.decoder_blocks(model):
             step.method.shape_block(block)

@@ -28,7 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compression import devices
-from compression.architectures import decoder
+from compression.architectures import decoder, embeddings
+from compression.architectures.skeleton import renew_positions
+from compression.architectures.table import Architecture, architecture_of
 from compression.checkpoints import base
 from compression.checkpoints import weights as _weights
 from compression.checkpoints.artefact import STATE, Compressed, outline
@@ -54,8 +56,6 @@ from compression.files.atomic import code_digest, digest_of, sync, write_json
 from compression.files.sealed_folder import SealedFolder
 from compression.layers.kernels import choose
 from compression.layers.stored import describe
-
-_BLOCKS = "model.layers."
 
 
 def stream(
@@ -104,7 +104,7 @@ def stream(
         result = Compressed(
             model=skeleton, recipe=plan.recipe, base=(plan.source.label, plan.source.digest), cost=output.state.cost,
             executed=plan.executed, folder=plan.source.folder,
-            report=full_report(entry for each in passes for entry in each.context.report),
+            report=full_report((entry for each in passes for entry in each.context.report), skeleton),
             notes=tuple(note for each in passes for note in notes_of(each.context, skeleton)),
         )  # fmt: skip
         output.finish(result, weights.dtype, plan.source.tokenizer)
@@ -173,11 +173,12 @@ class _Output:
             around = around_blocks(each.step, model)
             each.context.report += around if fresh else []
         if fresh:
-            tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()  # type: ignore[union-attr]
+            row = architecture_of(model)
+            tied = {row.head_weight} if embeddings.tied(model) else set()
             self._write(name, {key: tensor for key, tensor in model.state_dict().items()
-                               if key not in tied and not key.startswith(_BLOCKS)})  # fmt: skip
+                               if key not in tied and not row.inside(key)})  # fmt: skip
             stored = decoder.stored_layers(model)
-            self.state.layers |= {key: describe(stored[key]) for key in stored if not key.startswith(_BLOCKS)}
+            self.state.layers |= {key: describe(stored[key]) for key in stored if not row.inside(key)}
             self.state.reports = [each.context.report for each in passes]
             self.commit()
 
@@ -265,16 +266,16 @@ def _inputs(at: int, number: int) -> str:
     return f"inputs-{at}-{number}.safetensors"
 
 
-def _outer(weights: Weights) -> list[str]:
-    return [name for name in weights.headers if not name.startswith(_BLOCKS)]
+def _outer(weights: Weights, row: Architecture) -> list[str]:
+    return [name for name in weights.headers if not row.inside(name)]
 
 
 def _outside(skeleton: nn.Module, weights: Weights) -> nn.Module:
     """The model with blocks that have no weights."""
     model = copy.deepcopy(skeleton)
-    _weights.assign(model, weights.read(_outer(weights)), where=weights.where)
+    _weights.assign(model, weights.read(_outer(weights, architecture_of(model))), where=weights.where)
     model.tie_weights()
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(model.device)  # type: ignore[union-attr, operator]
+    renew_positions(model).to(model.device)
     return model.eval().requires_grad_(False)
 
 

@@ -1,21 +1,10 @@
-"""Embeddings and head in 8 bits: one scale to a token, read by row where tokens come in, multiplied where they go out.
-
-What quantizers do with `embeddings=8`. The head is a `Linear` with the 8-bit product kernel; the embeddings are rows of
-such a layer: of the head itself where the model ties the two, so that they are stored once, and of one of their
-own where it does not.
-"""
-
-from typing import Any
+"""Embeddings that are rows of a linear layer, such as the head that a model ties to them."""
 
 import torch
 from torch import Tensor, nn
 
-from compression.layers.codes import Codes
 from compression.layers.linear import Linear
-from compression.numeric.grids import AffineGrid
 
-EMBEDDINGS, HEAD = "model.embed_tokens", "lm_head"
-GRID = AffineGrid(bits=8, group_size=-1, symmetric=True)
 LOOKUP = "lookup"  # where kernels are named
 
 
@@ -65,56 +54,3 @@ class Embedding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_embeddings={self.num_embeddings}, tied={self.tied}"
-
-
-def pack(model: nn.Module) -> None:
-    """Put embeddings and head of a model into 8 bits, where they are not.
-
-    Raises:
-        LayerError: a weight is not finite.
-    """
-    head = model.get_submodule(HEAD)
-    if isinstance(head, nn.Linear):
-        packed = _packed(head)
-        _put(model, packed, packed if _tied(model) else _packed(model.get_submodule(EMBEDDINGS)))
-
-
-def shaped(model: nn.Module) -> None:
-    """The same for a model without weights."""
-    head, embeddings = model.get_submodule(HEAD), model.get_submodule(EMBEDDINGS)
-    if isinstance(head, nn.Linear):
-        _put(model, *(_empty(*layer.weight.shape, dtype=layer.weight.dtype) for layer in (head, embeddings)))  # type: ignore[union-attr, operator]
-
-
-def unpack(model: nn.Module) -> None:
-    """Dense embeddings and head again, tied if they were."""
-    embeddings, head = model.get_submodule(EMBEDDINGS), model.get_submodule(HEAD)
-    if isinstance(embeddings, Embedding):
-        dense = embeddings.to_dense()
-        linear = head.to_linear()  # type: ignore[operator]
-        if embeddings.tied:
-            linear.weight = dense.weight
-        model.set_submodule(EMBEDDINGS, dense)
-        model.set_submodule(HEAD, linear)
-
-
-def is_packed(model: nn.Module) -> bool:
-    return isinstance(model.get_submodule(EMBEDDINGS), Embedding)
-
-
-def _put(model: nn.Module, head: Linear, embeddings: Linear) -> None:
-    tied = _tied(model)
-    model.set_submodule(HEAD, head)
-    model.set_submodule(EMBEDDINGS, Embedding(head if tied else embeddings, tied=tied))
-
-
-def _tied(model: nn.Module) -> bool:
-    return bool(getattr(model.config, "tie_word_embeddings", False))
-
-
-def _packed(layer: Any) -> Linear:
-    return Linear(Codes.from_weight(layer.weight.detach(), GRID), getattr(layer, "bias", None))
-
-
-def _empty(rows: int, cols: int, *, dtype: torch.dtype) -> Linear:
-    return Linear(Codes(GRID, rows, cols, dtype=dtype))

@@ -7,11 +7,10 @@ come: an artefact is opened, a run is resumed and a method builds by the same ru
 from typing import Any
 
 import torch
-from torch import nn
 
 from compression.errors import CompressionError, LayerError
 from compression.files.strict_json import exact_fields
-from compression.layers.embedding import EMBEDDINGS, HEAD, Embedding
+from compression.layers.embedding import Embedding
 from compression.layers.linear import Linear
 from compression.layers.parts import build, described, dtype_named, name_of
 from compression.numeric.checks import check_size
@@ -61,7 +60,7 @@ def restore(description: Any) -> Linear:
 
 
 def check_all(descriptions: dict[str, Any]) -> None:
-    """Raise LayerError unless each describes what can be stored; of which model, `put_all` looks at."""
+    """Raise LayerError unless each describes a layer; `architectures.stored.put_all` looks whether the model has it."""
     for name, description in descriptions.items():
         stored = description.get("embedding") if isinstance(description, dict) else None
         if stored == "tied":  # to the head, which has a description of its own
@@ -70,59 +69,3 @@ def check_all(descriptions: dict[str, Any]) -> None:
             restore(description if stored is None else stored)
         except LayerError as error:
             raise LayerError(f"{name}: {error}") from None
-
-
-def put_all(model: nn.Module, descriptions: dict[str, Any]) -> None:
-    """Restore layers by name, each in the place of the dense one.
-
-    Raises:
-        LayerError: one of them describes no layer that can be, or another one than the dense one.
-    """
-    embeddings = [name for name, each in descriptions.items() if isinstance(each, dict) and "embedding" in each]
-    for name, description in descriptions.items():
-        if name not in embeddings:
-            _put(model, name, description)
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    if tied and HEAD in descriptions and not embeddings:
-        raise LayerError(f"{HEAD} is stored as a layer of its own, and config.json ties it to the embeddings")
-    if embeddings:
-        _put_embeddings(model, embeddings, descriptions[embeddings[0]], tied)
-
-
-def _put_embeddings(model: nn.Module, names: list[str], description: dict[str, Any], tied: bool) -> None:
-    """Stored embeddings, on a head that is stored already where the model ties the two."""
-    stored = exact_fields(description, {"embedding"})["embedding"]
-    dense, head = model.get_submodule(EMBEDDINGS), model.get_submodule(HEAD)
-    if names != [EMBEDDINGS] or (stored == "tied") != tied or not isinstance(head, Linear):
-        raise LayerError(
-            f"{names[0]}: packed embeddings are those of {EMBEDDINGS}, on the head where config.json ties them"
-        )
-    try:
-        table = head if tied else restore(stored)
-    except LayerError as error:
-        raise LayerError(f"{EMBEDDINGS}: {error}") from None
-    if (table.out_features, table.in_features) != (dense.num_embeddings, dense.embedding_dim):
-        raise LayerError(f"{EMBEDDINGS} is stored with {table.extra_repr()}, and by the configuration it is {dense}")
-    model.set_submodule(EMBEDDINGS, Embedding(table, tied=tied))
-
-
-def _put(model: nn.Module, name: str, description: Any) -> None:
-    """Restore a layer in the place of the dense one of that name.
-
-    Raises:
-        LayerError: it describes no layer that can be, or another one than the dense one.
-    """
-    try:
-        dense = model.get_submodule(name)
-    except AttributeError:
-        dense = None
-    if type(dense) is not nn.Linear:
-        raise LayerError(f"{name} is no linear layer of the model")
-    try:
-        layer = restore(description)
-    except LayerError as error:
-        raise LayerError(f"{name}: {error}") from None
-    wanted, got = ((each.in_features, each.out_features, each.bias is not None) for each in (dense, layer))
-    if wanted != got:
-        raise LayerError(f"{name} is stored with {layer.extra_repr()}, and by the configuration it is {dense}")
-    model.set_submodule(name, layer)

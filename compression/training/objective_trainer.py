@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
+from compression.architectures.decoder import decoder_blocks
 from compression.errors import TrainingError
 from compression.files.sealed_folder import SealedFolder
 from compression.layers.linear import Linear
@@ -135,10 +136,10 @@ class ObjectiveTrainer(Trainer):
     ) -> Tensor:  # fmt: skip
         outputs = None if not self.objective.alpha else self.teacher.batch(inputs["sample"])  # type: ignore[union-attr]
         with self.accelerator.autocast():  # which accelerate puts around forward, and this is beside it
-            found = model.model(
+            found = model.get_decoder()(
                 input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
             )
-            head = model.lm_head
+            head = model.get_output_embeddings()
             weight = head.dequantize(torch.float32) if isinstance(head, Linear) else head.weight
             student = Projected(found.last_hidden_state, weight, head.bias)
             loss = distillation(
@@ -205,7 +206,7 @@ class _Guard(TrainerCallback):
 
 def _zeros(student: Any) -> list[tuple[Tensor, Tensor]]:
     """Weights of the blocks that are trained and have zeros, and where these are; adapters are called otherwise."""
-    named = student.model.layers.named_parameters()
+    named = [each for block in decoder_blocks(student) for each in block.module.named_parameters()]
     weights = [w for name, w in named if name.endswith(".weight") and w.dim() == 2 and w.requires_grad]
     return [(weight, weight == 0) for weight in weights if (weight == 0).any()]
 

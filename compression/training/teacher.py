@@ -291,15 +291,17 @@ class _Writer:
         Raises:
             TeacherError: they are not finite at a position that is no padding.
         """
-        device, parts = model.device, []
+        device, parts, head = model.device, [], model.get_output_embeddings()
         step = max(1, _LOGITS // self.vocabulary)
         with torch.inference_mode():
             for at in range(0, len(ids), self.batch):
                 some = slice(at, at + self.batch)
                 padding = None if mask is None else mask[some].to(device).long()
-                hidden = model.model(input_ids=ids[some].to(device).long(), attention_mask=padding, use_cache=False)
+                hidden = model.get_decoder()(
+                    input_ids=ids[some].to(device).long(), attention_mask=padding, use_cache=False
+                )
                 for states in hidden.last_hidden_state.flatten(0, 1).split(step):
-                    parts.append(self._keep(model.lm_head(states)[:, : self.vocabulary], dtype))
+                    parts.append(self._keep(head(states)[:, : self.vocabulary], dtype))
         leading = ids.shape
         tensors = {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
         tensors = {name: tensor.view(*leading, *tensor.shape[1:]) for name, tensor in tensors.items()}

@@ -76,7 +76,7 @@ def train(
     The student must not share tensors with a model that is to stay. No random state of the process is moved.
 
     Args:
-        student: a decoder with `model` and `lm_head`, on its device; if none of its weights asks for gradients, all do.
+        student: a decoder of transformers, on its device; if none of its weights asks for gradients, all do.
         texts: what it reads; int64 (samples, length) of token ids stands for texts without padding, all learnt.
         objective, settings: what is minimised, and how.
         runs: a folder for any number of runs.

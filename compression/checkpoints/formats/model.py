@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression.architectures import decoder
+from compression.architectures import decoder, embeddings
+from compression.architectures.table import architecture_of, named
 from compression.checkpoints import base, weights
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats.description import BITS, GROUP_SIZES, VERSIONS, Published, read_config
@@ -16,7 +17,6 @@ from compression.checkpoints.formats.layer import StoredLayer
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
 from compression.errors import CheckpointError, LayerError
-from compression.layers import embedding
 from compression.layers.codes import Codes
 from compression.layers.linear import Linear
 from compression.numeric import grouping, packing
@@ -39,7 +39,7 @@ def open_model(source: BaseSource) -> nn.Module:
     assert published is not None
     _check_headers(source, weights.index(source.files)[1], where)
     tensors = weights.read_tensors(source.files)
-    embedding = tensors.get("model.embed_tokens.weight")
+    embedding = tensors.get(named(source.config["architectures"][0], where).embeddings_weight)
     dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
     model = base.build(source.config, dtype, device="meta")
     packed: dict[str, Tensor] = {}
@@ -53,8 +53,9 @@ def open_model(source: BaseSource) -> nn.Module:
     if not packed:
         raise CheckpointError(f"{where}: {published.quant_method} is what the configuration names, but no layer of the "
                               "model has a qweight")  # fmt: skip
-    if isinstance(model.get_submodule("lm_head"), Linear) and model.config.tie_word_embeddings:
-        raise CheckpointError(f"{where}: lm_head is quantized, and config.json ties it to the embeddings")
+    head = architecture_of(model).head
+    if isinstance(model.get_submodule(head), Linear) and embeddings.tied(model):
+        raise CheckpointError(f"{where}: {head} is quantized, and config.json ties it to the embeddings")
     dense = {name: t.to(dtype) if t.dtype in _FLOATS else t for name, t in tensors.items()}
     weights.fill(model, dense | packed, where=where)
     return model
@@ -154,7 +155,7 @@ def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[s
     for name, layer in layers.items():
         stored = _to_stored(layer.weight_part, name)
         state |= {f"{name}.{key}": tensor for key, tensor in format.write(stored, published).items()}
-    return state, _config(published, recipe, "lm_head" in layers)
+    return state, _config(published, recipe, architecture_of(model).head in layers)
 
 
 def check(model: nn.Module, quant_method: str) -> None:
@@ -181,11 +182,12 @@ def describe_shapes(model: nn.Module, quant_method: str) -> Published:
     Raises:
         LayerError: there is none.
     """
-    if embedding.is_packed(model):
-        raise LayerError(f"format {quant_method} cannot hold {embedding.EMBEDDINGS}: its readers take embeddings "
+    row = architecture_of(model)
+    if embeddings.is_packed(model):
+        raise LayerError(f"format {quant_method} cannot hold {row.embeddings}: its readers take embeddings "
                          "in 16 bits; leave embeddings=8 out")  # fmt: skip
     layers = [pair for block in decoder.decoder_blocks(model) for pair in block.linears()]
-    layers += [("lm_head", head)] if isinstance(head := model.get_submodule("lm_head"), Linear) else []
+    layers += [(row.head, head)] if isinstance(head := model.get_submodule(row.head), Linear) else []
     first, grid = layers[0][0], None
     for name, layer in layers:
         if reason := _obstacle(layer, quant_method):

@@ -11,7 +11,7 @@ import compression
 from bench.measure import decode_step
 from bench.metrics import compute, size
 from compression import LayerError, Recipe, RecipeError, list_methods
-from compression.layers import embedding
+from compression.architectures import embeddings
 from compression.layers.embedding import Embedding
 from compression.methods.base import Quantizer
 from compression.numeric import grouping
@@ -86,7 +86,7 @@ def test_a_row_is_8_bits_and_a_scale_and_tied_ones_are_stored_once(base):
 def test_rows_are_those_of_the_rounded_table_before_and_after_a_product(base):
     model = packed(base, spelled("rtn")).model
     weight = base.model.model.embed_tokens.weight.detach()
-    expected = grouping.decode(embedding.GRID, *grouping.quantize(embedding.GRID, weight), torch.bfloat16)
+    expected = grouping.decode(embeddings.GRID, *grouping.quantize(embeddings.GRID, weight), torch.bfloat16)
     ids = torch.tensor([[3, 0, 3], [47, 5, 9]])
 
     before = model.model.embed_tokens(ids)

@@ -16,13 +16,13 @@ from strategies import gaussian
 
 import compression
 from compression import BackendError, CheckpointError, LayerError, Recipe
+from compression.architectures import embeddings
 from compression.architectures.decoder import stored_layers
 from compression.checkpoints.artefact import Compressed
 from compression.files.strict_json import signed
-from compression.layers import embedding
 from compression.layers.activations import OutlierColumns
 from compression.layers.codes import Codes
-from compression.layers.embedding import EMBEDDINGS, HEAD, Embedding
+from compression.layers.embedding import Embedding
 from compression.layers.low_rank import LowRank
 from compression.layers.sparse import Sparse
 from compression.layers.stored import describe, restore
@@ -78,7 +78,7 @@ KINDS = {  # every way to store a layer, each at its place in one small model
     "model.layers.1.self_attn.o_proj": packed(affine(8, -1)),
     "model.layers.1.mlp.down_proj": packed(affine(3, 64), backend="native"),
 }
-ALL = {*KINDS, EMBEDDINGS, HEAD}
+ALL = {*KINDS, "model.embed_tokens", "lm_head"}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def artefact(tmp_path_factory):
     model = transformers_model("LlamaForCausalLM")
     for name, make in KINDS.items():
         model.set_submodule(name, make(model.get_submodule(name).weight.detach()))
-    embedding.pack(model)
+    embeddings.pack(model)
     model.requires_grad_(False)
     return Compressed(model, Recipe(), ("tiny", "0")).save(tmp_path_factory.mktemp("artefacts") / "all")
 

@@ -145,9 +145,8 @@ class KD(TrainingMethod):
                     f"; merged, of its norm {lost[name]:.3g} are lost to rounding")  # fmt: skip
                 context.report.append(LayerReport(name, "replaced", words + how))
         if not adapted:
-            context.report += [
-                LayerReport(name, "replaced", words) for name in ("model.embed_tokens", "lm_head", "norms")
-            ]
+            around = architectures.table.architecture_of(student).around
+            context.report += [LayerReport(name, "replaced", words) for name in around]
 
 
 @method("distilled", takes=("dense", "packed", "sparse"), leaves=None, needs=("calibration", "teacher", "training"))

@@ -142,7 +142,7 @@ class P(ModelMethod):
         words = f"{len(trained.losses)} steps over {trained.tokens} tokens"
         context.report[:] = [LayerReport(e.name, "replaced", f"{e.detail}; {words}") for e in context.report]
         context.report += [LayerReport(name, "replaced", f"{spell(self)}: {words}")
-                           for name in ("model.embed_tokens", "lm_head", "norms")]  # fmt: skip
+                           for name in architectures.table.architecture_of(student).around]  # fmt: skip
         return student
 
     def _kept_of(self, block: "Block") -> int:
