@@ -93,7 +93,7 @@ def judged(now: Rerun, then: Rerun, metrics: Sequence[Metric], runs: int, level:
                 for row in (now.row(metric, times * runs, device) for metric in metrics)
             ],
         )
-        if verdicts.decided(found, before) or times * runs >= taken:
+        if verdicts.enough_rounds(found, before) or times * runs >= taken:
             break
     return {metric.name: verdict.outcome for metric, verdict in zip(metrics, found, strict=True)}
 

@@ -1,4 +1,5 @@
-"""Compares one row with its recorded value. Which rows are compared, and how, is decided in `bench.gate.verdicts`."""
+"""Compares one row with its recorded value. Which rows are compared, and by which function here, is
+decided in `bench.gate.comparability`."""
 
 import math
 from typing import NamedTuple

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 from bench.errors import OptionError
 from bench.gate.baseline import ANYWHERE, Baseline, Section, gone, slug, unusable
+from bench.gate.comparability import Judged, compare
 from bench.gate.comparison import (
     AGAINST,
     LEVEL,
@@ -46,14 +47,13 @@ from bench.gate.comparison import (
     one_sided,
 )
 from bench.gate.entry import Entry
-from bench.gate.finding import Judged, find
 from bench.gate.input_changes import COUNTS
 from bench.gate.recording import MIGRATE, Proposal, record, update
 from bench.metrics import Metric, all_metrics
 from bench.results.row import Row
 
 __all__ = [
-    "AGAINST", "MIGRATE", "MODES", "MORE", "Baseline", "Proposal", "Verdict", "checks_of", "decided", "judge",
+    "AGAINST", "MIGRATE", "MODES", "MORE", "Baseline", "Proposal", "Verdict", "checks_of", "enough_rounds", "judge",
     "judge_beside", "levels", "missing", "one_sided", "record", "slug", "update", "verdicts",
 ]  # fmt: skip
 
@@ -165,7 +165,7 @@ def judge(
         words = f"{row.recipe}: {row.key}: no baseline to compare with; record one of {row.recipe} with `{command}`"
         finding = Finding("no_baseline", words, cause="without a baseline", records=True)
     else:
-        finding = find(Judged(row, metric, baseline, fingerprint, context, command), shares.timed, shares.items)
+        finding = compare(Judged(row, metric, baseline, fingerprint, context, command), shares.timed, shares.items)
     return _verdict(row.recipe, row.key, finding, mode)
 
 
@@ -213,7 +213,7 @@ def levels(baselines: Iterable[Baseline | None], fingerprint: str, context: Mapp
     return Levels(timed=LEVEL / 2 / max(1, timed), items=LEVEL / 2 / max(1, tested))
 
 
-def decided(found: Iterable[Verdict], before: Iterable[Verdict]) -> bool:
+def enough_rounds(found: Iterable[Verdict], before: Iterable[Verdict]) -> bool:
     """Whether no more rounds are needed: nothing is inconclusive, and what has changed had done so the time before."""
     seen = {(each.key, each.outcome) for each in before}
     return not any(

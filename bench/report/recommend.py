@@ -161,7 +161,7 @@ def lines(answer: Answer, limits: Limits, quality: str) -> list[str]:
 
 
 def _table(points: Sequence[Point], quality: str) -> list[str]:
-    heads = [f"Loss of {quality} (%)", *(column.head for column in COSTS)]
+    heads = [f"Quality loss: {quality} (%)", *(column.head for column in COSTS)]
     found = [f"| Method | {' | '.join(heads)} |", f"|:---|{'---:|' * len(heads)}"]
     for point in points:
         costs = [number(point.costs[c.head]) if c.head in point.costs else "not measured" for c in COSTS]

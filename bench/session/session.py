@@ -124,7 +124,7 @@ class Workbench(Models, Inputs, Findings):
             found = self._judge(rows)
             before: Sequence[Verdict] = ()
             for times in gates.MORE if more else ():
-                if gates.decided(found, before):
+                if gates.enough_rounds(found, before):
                     break
                 self._base_readings = {key: kept for key, kept in self._base_readings.items() if key[0] != of}
                 before, rows = found, self._rows(of, recipe, more(times), params, each, notes)

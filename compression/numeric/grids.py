@@ -1,6 +1,6 @@
-"""Number formats: which values a stored code can stand for.
+"""Number formats: which values a stored code can stand for. NF4 is in `normal_float`, all others are here.
 
-Every grid here reads W = s * (T[q] - z): a table T of 2**bits levels, and per group of `group_size` inputs of a row a
+Every grid reads W = s * (T[q] - z): a table T of 2**bits levels, and per group of `group_size` inputs of a row a
 scale s and, for asymmetric grids, an integer zero point z. A grid is a value; its functions are pure:
 
     params = grid.fit(W)             what is stored beside the codes, as named tensors, already rounded

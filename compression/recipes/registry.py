@@ -186,6 +186,11 @@ def discover() -> dict[str, type[Method]]:
     return dict(sorted(METHODS.items()))
 
 
+def built_in() -> dict[str, type[Method]]:
+    """The methods of this package alone, by name."""
+    return {name: cls for name, cls in discover().items() if cls.__module__.startswith(f"{GROUP}.")}
+
+
 def resolve(name: str) -> type[Method]:
     """The method class behind a name or an alias.
 

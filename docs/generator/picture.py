@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
-from compression import list_methods
+from compression.recipes.registry import built_in
 from generator.registries import recorded
 
 WIDTH, ROW, TOP, BOTTOM = 860, 26, 62, 44
@@ -22,7 +22,7 @@ FONT = "font-family=\"system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sa
 
 def drawn() -> str:
     """The picture as SVG."""
-    rows = [name for name in list_methods() if recorded(name, "quality.perplexity")]
+    rows = [name for name in built_in() if recorded(name, "quality.perplexity")]
     rows.sort(key=lambda name: (_ratio(name, PANELS[0][2]) or 0, _ratio(name, PANELS[2][2]) or 0))
     height = TOP + ROW * len(rows) + BOTTOM
     words = "Size, time per token and perplexity of each method on the embedded reference, as shares of fp16"
@@ -49,7 +49,7 @@ def _ratio(name: str, metric: str) -> float | None:
 
 
 def _colour(name: str) -> str:
-    return COLOURS.get(list_methods()[name].info.family, OTHER)
+    return COLOURS.get(built_in()[name].info.family, OTHER)
 
 
 def _text(x: float, y: float, words: str, *, fill: str = "#222222", **more: str) -> str:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.metrics import Metric, all_metrics
-from compression import list_methods
-from compression.recipes.registry import build, spell_value
+from compression.recipes.registry import build, built_in, spell_value
 from generator.markdown import joined, page, plain, prose, table
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +33,7 @@ FAMILIES = {
 
 def methods_page() -> str:
     """Every method with its parameters: type, default, meaning."""
-    found = list_methods()
+    found = built_in()
     families = dict.fromkeys([*FAMILIES, *(cls.info.family for cls in found.values())])
     parts = []
     for family in families:
@@ -57,7 +56,7 @@ def methods_page() -> str:
 def at_a_glance() -> str:
     """One line per method that has a baseline under its default parameters: what it does, and its perplexity."""
     rows = [("`fp16`", "The uncompressed checkpoint.", _perplexity("fp16"))]
-    for name, cls in list_methods().items():
+    for name, cls in built_in().items():
         if (value := _perplexity(name)) is not None:
             rows.append((f"`{name}`", plain(cls.info.summary), value))
     return table(("Method", "What it does", "Perplexity"), rows)

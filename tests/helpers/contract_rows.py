@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import compression
 from compression import Recipe
+from compression.recipes.registry import built_in
 
 
 def rtn_bytes(bits, group, *, zeros=True):
@@ -227,7 +227,7 @@ EXPECTED = {
     "recover": (Row(0.3, dense_bytes, "learning_rate=0.003"),),
 }
 
-CASES = [Case(name, row) for name in compression.list_methods() for row in EXPECTED.get(name, ())]
+CASES = [Case(name, row) for name in built_in() for row in EXPECTED.get(name, ())]
 
 
 def needs(recipe: str) -> set[str]:

@@ -7,11 +7,12 @@ import typing
 import torch
 from hypothesis import strategies as st
 
-from compression import Recipe, list_methods
+from compression import Recipe
 from compression.errors import RecipeError
 from compression.numeric.grids import AffineGrid, Int8RowGrid
 from compression.numeric.normal_float import NF4Grid
 from compression.recipes.recipe import Step
+from compression.recipes.registry import built_in
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BITS = (2, 3, 4, 8)
@@ -134,7 +135,7 @@ patterns = st.one_of(st.sampled_from(("*.down_proj", "model.layers.0.*", "*")), 
 @st.composite
 def steps(draw):
     """A method, and layers on which it has other parameters or does nothing."""
-    same = instances(draw(st.sampled_from(tuple(list_methods().values()))))
+    same = instances(draw(st.sampled_from(tuple(built_in().values()))))
     method = draw(same)
     layers = draw(st.dictionaries(patterns, st.none() | same, max_size=2)) if method.per_layer else {}
     return Step(method, tuple(layers.items()))
@@ -143,7 +144,7 @@ def steps(draw):
 recipes = st.builds(lambda steps: Recipe(tuple(steps)), st.lists(steps(), max_size=4))
 
 _PIECES = (
-    *("fp16", "q", *list_methods(), "bits", "group_size", "threshold", "layers", "backend"),
+    *("fp16", "q", *built_in(), "bits", "group_size", "threshold", "layers", "backend"),
     *("(", ")", "=", ",", "-", ":", '"', "{", "}", "[", " ", "\n", "\0", "\ud800", ".json"),
     *("none", "true", "torch", "3", "-1", "6.0", "1e999", "1" * 400, "\N{ARABIC-INDIC DIGIT THREE}", "NaN"),
     *("(bits=3)", ":bits=2", '{"*":none}', '{"*.down_proj":{"bits":8}}', '{"*":null}'),

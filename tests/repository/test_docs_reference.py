@@ -22,6 +22,7 @@ from compression.checkpoints.artefact import LayerReport, read_manifest
 from compression.cost import Cost
 from compression.layers.stored import describe, restore
 from compression.recipes.recipe import Recipe
+from compression.recipes.registry import built_in
 
 # --- Made from the code ----------------------------------------------------------------------------------------------
 
@@ -31,7 +32,7 @@ def test_a_generated_page_is_that_of_the_code(page):
     assert generate.MADE[page]() == (DOCS / page).read_text(), "run python docs/generate.py"
 
 
-@pytest.mark.parametrize("name", compression.list_methods())
+@pytest.mark.parametrize("name", built_in())
 def test_every_parameter_of_a_method_has_a_type_a_default_and_a_meaning(name):
     for parameter, kind, default, meaning in registries.parameters(compression.list_methods()[name]):
         assert kind and default and meaning, parameter

@@ -158,12 +158,12 @@ def test_more_rounds_are_taken_until_nothing_is_inconclusive_and_a_change_was_se
         for each in ("pass", "inconclusive", "regressed", "improved")
     )
 
-    assert verdicts.decided([passing], [])
-    assert verdicts.decided([slower, passing], [slower, unsure])
-    assert not verdicts.decided([unsure], [unsure])
-    assert not verdicts.decided([slower], [])
-    assert not verdicts.decided([slower], [faster])
-    assert not verdicts.decided([replace(slower, key="another")], [slower])
+    assert verdicts.enough_rounds([passing], [])
+    assert verdicts.enough_rounds([slower, passing], [slower, unsure])
+    assert not verdicts.enough_rounds([unsure], [unsure])
+    assert not verdicts.enough_rounds([slower], [])
+    assert not verdicts.enough_rounds([slower], [faster])
+    assert not verdicts.enough_rounds([replace(slower, key="another")], [slower])
 
 
 def test_more_recorded_rows_lower_the_level_of_each_and_results_per_item_have_their_own_half():

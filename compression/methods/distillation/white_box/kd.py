@@ -47,7 +47,7 @@ class KD(TrainingMethod):
     temperature: float = 4.0  # that softens the outputs of both
     divergence: Divergence = "forward_kl"  # of the softened outputs of teacher and student
     beta: float = 0.5  # of jensen_shannon
-    top_k: int | None = None  # tokens of the teacher that are kept of each position, with the mass of the rest; all
+    top_k: int | None = None  # likeliest tokens of the teacher kept per position, the rest as one; none: all
     teacher_recipe: str = "fp16"  # what the teacher is compressed by, without data; the papers take llm_int8
     allow_vocab_mismatch: bool = False  # take ids to mean the same although the tokenizers say otherwise
     samples: int = 500  # texts; the paper takes about 20,800
@@ -61,7 +61,7 @@ class KD(TrainingMethod):
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"  # adamw_8bit: that of bitsandbytes
     bf16: bool = False  # whether to multiply in bf16
     save_steps: int = 100  # steps between two checkpoints
-    patience: int = 0  # epochs without a lower loss on a tenth of the texts held out, behind which it stops; 0: never
+    patience: int = 0  # stop after this many epochs without a lower loss on a held-out tenth of the texts; 0: never
 
     def __post_init__(self) -> None:
         """Raises RecipeError: a value is not allowed, or a step takes more texts than there are."""

@@ -46,7 +46,7 @@ class Recover(TrainingMethod):
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"  # adamw_8bit: that of bitsandbytes
     bf16: bool = False  # whether to multiply in bf16
     save_steps: int = 100  # steps between two checkpoints
-    patience: int = 0  # epochs without a lower loss on a tenth of the texts held out, behind which it stops; 0: never
+    patience: int = 0  # stop after this many epochs without a lower loss on a held-out tenth of the texts; 0: never
     merge: Literal["exact", "all"] = "exact"  # exact: into dense weights alone; all: packed weights are rounded anew
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @method("structured", takes=("dense", "packed"), leaves=None)
 @dataclass(frozen=True, kw_only=True)
 class Structured(ModelMethod):
-    """Remove whole layers, then heads of keys and values with their query heads, the same number in every layer."""
+    """Remove whole layers, then the same number of KV heads, with their query heads, from every layer."""
 
     keep_layers: int | float | None = 0.625  # how many, or a share below 1; none: all
     keep_kv_heads: int | float | None = 0.75  # of each layer, in the same way

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @method("sparsegpt", needs=("calibration",), takes=("dense", "sparse"), leaves="sparse")
 @dataclass(frozen=True, kw_only=True)
 class SparseGPT(CalibratedPruner):
-    """Set weights to zero column by column, the others making up for them by second-order information (SparseGPT)."""
+    """Set weights to zero column by column, adjusting the others by second-order information (SparseGPT)."""
 
     damp: float = 0.01  # share of the mean of the Hessian's diagonal that is added to it
 

@@ -29,7 +29,7 @@ class SmoothQuant(BlockMethod):
 
     alpha: float = 0.5  # share of an outlier that moves from the activation into the weight, 0 to 1
     activations: Literal["token", "static"] = "token"  # one step per token, or one per layer found on calibration text
-    smooth: Literal["all", "norms"] = "all"  # the inputs of all layers, or, as the authors, those that norms put out
+    smooth: Literal["all", "norms"] = "all"  # all: every layer's input; norms, as the authors: only what norms put out
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @method("gptq", needs=("calibration",))
 @dataclass(frozen=True, kw_only=True)
 class GPTQ(CalibratedQuantizer):
-    """Round column by column, each making up for the errors before it by second-order information (GPTQ)."""
+    """Round column by column, adjusting the next columns for each error by second-order information (GPTQ)."""
 
     bits: Literal[2, 3, 4, 8] = 4  # of a weight
     group_size: int = 128  # inputs that share a scale; -1: one scale per output channel

@@ -41,7 +41,7 @@ class NF4(Quantizer):
             raise RecipeError(f"nf4(group_size={self.group_size}): allowed are {', '.join(map(str, GROUP_SIZES))}")
 
     def grid(self) -> "NF4Grid":
-        return numeric.grids.NF4Grid(group_size=self.group_size, double_quant=self.double_quant)
+        return numeric.normal_float.NF4Grid(group_size=self.group_size, double_quant=self.double_quant)
 
     def check_layer(self, in_features: int, out_features: int) -> None:
         numeric.grouping.check_group(in_features, self.group_size, allowed=GROUP_SIZES)

@@ -41,7 +41,7 @@ class Judged(NamedTuple):
         return section.rows if section else {}
 
 
-def find(judged: Judged, timed: float, items: float) -> Finding:
+def compare(judged: Judged, timed: float, items: float) -> Finding:
     """What is found of a row; `timed` and `items` are levels, see `verdicts.Levels`."""
     if finding := _elsewhere(judged):
         return finding
