@@ -142,7 +142,7 @@ def check_task(task: str | None, source: "BaseSource") -> str:
     Raises OptionError where none is given, or one without a held-out split that is scored.
     """
     scored = [name for name in measure.reference_scores.SCORED if name != "perplexity"]
-    found = task or (training.downstream.DEFAULT if source.kind == "named" else None)
+    found = task or (training.downstream.DEFAULT if source.shipped else None)
     if found not in scored:
         raise OptionError(f"--downstream {found or 'was not given'}: -m recovery measures tasks of the embedded "
                           f"reference, which are {', '.join(scored)}")  # fmt: skip

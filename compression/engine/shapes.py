@@ -1,6 +1,7 @@
 """What shapes tell of a recipe before any weight is read: what it would store, and what it cannot take."""
 
 import contextlib
+import inspect
 import traceback
 from collections.abc import Iterator
 
@@ -50,15 +51,17 @@ def outcome(recipe: Recipe, model: nn.Module, schedule: Schedule | None = None) 
 
 @contextlib.contextmanager
 def _told_of(step: Step) -> Iterator[None]:
-    """Any error in the code of a method as a RecipeError with its place: the run itself would meet it too."""
+    """Any error in the code of a method, asked of a row of zeros without a context, as a RecipeError with its place."""
     try:
         yield
     except CompressionError:
         raise
     except Exception as error:
-        *_, last = traceback.extract_tb(error.__traceback__)
-        raise RecipeError(f"{step} cannot be planned: {type(step.method).__name__} raised {type(error).__name__}: "
-                          f"{error} ({last.filename}:{last.lineno})") from error  # fmt: skip
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename == inspect.getfile(type(step.method))]
+        last = [*frames, *own][-1]
+        raise RecipeError(f"{step} cannot be planned: {type(step.method).__name__} raised {type(error).__name__} on "
+                          f"a row of zeros: {error} ({last.filename}:{last.lineno})") from error  # fmt: skip
 
 
 def thin_calibration(step: Step, model: nn.Module, tokens: int) -> str | None:

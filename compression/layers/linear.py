@@ -4,6 +4,7 @@ How it multiplies is found at the first forward and kept with the weight: by a k
 holds, or the plain way, which is also the oracle of every kernel (`reference`).
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,9 @@ class Linear(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in PLACES:
-            value = self._where_the_weight_is(gathered(value, name.removesuffix("_part")))
+            value = gathered(value, name.removesuffix("_part"))
+            if name != "weight_part":
+                value = self._where_the_weight_is(value)
         if (name in PLACES or name == "bias") and "weight_part" in self._modules:
             self._modules["weight_part"].unbind()  # type: ignore[union-attr, operator]
         if name in PLACES:
@@ -101,13 +104,13 @@ class Linear(nn.Module):
             super().__setattr__(name, value)
 
     def _where_the_weight_is(self, part: Part | None) -> Part | None:
-        """The part itself, moved if it has been made elsewhere, as of numbers that a method found."""
+        """The part itself, or where it has been made elsewhere, as of numbers that a method found, a copy."""
         weight = self._modules.get("weight_part")
         if weight is None or part is None:
             return part
         device = next(iter(weight.tensors().values())).device  # type: ignore[operator, union-attr]
         others = {tensor.device for tensor in part.tensors().values()} - {device}
-        return part.to(device) if others and torch.device("meta") not in {device, *others} else part
+        return copy.deepcopy(part).to(device) if others and torch.device("meta") not in {device, *others} else part
 
     # --- what it computes ---------------------------------------------------------------------------------------------
 

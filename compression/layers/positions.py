@@ -42,7 +42,7 @@ def watch(model: nn.Module) -> None:
     """Have the decoder of a model say where each of its passes is, if a part wants to know; once is enough."""
     if not any(getattr(each, "positional", False) for each in model.modules()):
         return
-    decoder: Any = model.model
+    decoder: Any = model.get_decoder()  # type: ignore[operator]
     if not any(hook is _enter for hook in decoder._forward_pre_hooks.values()):
         decoder.register_forward_pre_hook(_enter, with_kwargs=True)
         decoder.register_forward_hook(_leave, always_call=True)

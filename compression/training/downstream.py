@@ -112,7 +112,7 @@ def open_downstream(given: Any, base: BaseSource) -> Downstream | None:
         TrainingError: nothing is called that, or what was given is no task.
     """
     if given is None:
-        given = DEFAULT if base.kind == "named" else None
+        given = DEFAULT if base.shipped else None
     if given is None or isinstance(given, Downstream):
         return given
     if isinstance(given, str | Path):

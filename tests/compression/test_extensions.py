@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from checkpoints import logits, transformers_model
+from checkpoints import TOKENS, logits, transformers_model
 from docs_pages import DOCS, declared
 from torch import nn
 
 import compression
+from bench.measure.decode_step import lean_step
+from bench.measure.generation import _static_cache
 from bench.metrics import size
 from compression import LayerError, Recipe, RecipeError
 from compression.architectures.decoder import stored_layers
@@ -23,6 +25,7 @@ from compression.checkpoints.formats import registry as formats
 from compression.checkpoints.size import stored_bytes
 from compression.layers import describe, parts, restore
 from compression.layers.linear import Linear
+from compression.layers.low_rank import LowRank
 from compression.layers.parts import OutputPart, part
 from compression.methods.base import Quantizer
 from compression.recipes.registry import method
@@ -111,14 +114,24 @@ def test_it_is_copied_and_changes_its_dtype_and_device(base):
 
 
 def test_an_adapter_lies_beside_it(base):
-    layer = compression.compress(base, "test_signs").model.model.layers[0].mlp.up_proj
+    plain = compression.compress(base, "test_signs").model.model.layers[0].mlp.up_proj
+    adapter = LowRank(torch.randn(4, 64, dtype=torch.bfloat16), torch.randn(128, 4, dtype=torch.bfloat16))
+    layer = Linear((plain.weight_part, adapter), plain.bias)
+
     again = restore(json.loads(json.dumps(describe(layer))))
+    again.load_state_dict(layer.state_dict(), assign=True)
 
-    assert describe(layer) == describe(again)
+    x = torch.randn(3, 64, dtype=torch.bfloat16)
+    torch.testing.assert_close(layer(x), plain(x) + adapter.multiply(x), atol=0.1, rtol=0.05)
+    assert torch.equal(layer(x), again(x)) and not torch.equal(layer(x), plain(x))
 
 
-def test_it_is_exported_in_a_format_that_holds_it_and_opened_again(base, tmp_path):
-    result = compression.compress(base, "test_signs")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_it_is_exported_in_a_format_that_holds_it_and_opened_again(tmp_path, tied, dtype):
+    model = transformers_model("LlamaForCausalLM", tied=tied, dtype=dtype, hidden_size=64, intermediate_size=128)
+    model.save_pretrained(tmp_path / "base")
+    result = compression.compress(str(tmp_path / "base"), "test_signs")
 
     assert ("signs",) == result.published_formats and ("our engine",) == result.portable
     again = compression.load(result.save(tmp_path / "out", "signs"))
@@ -127,6 +140,7 @@ def test_it_is_exported_in_a_format_that_holds_it_and_opened_again(base, tmp_pat
     assert "test_signs" == again.recipe.text
     for name, layer in stored_layers(result.model).items():
         assert torch.equal(layer.weight, stored_layers(again.model)[name].weight)
+    assert torch.equal(logits(result.model), logits(again.model))
 
 
 def test_the_format_refuses_what_it_does_not_hold(base, tmp_path):
@@ -170,7 +184,7 @@ def test_a_model_made_by_hand_is_saved_too(space, tmp_path):
 
 
 def test_a_row_for_an_architecture_is_all_that_it_takes(tmp_path):
-    """Compressed, saved, cut and decoded; and the same logits as transformers behind an edit of its stream."""
+    """Compressed, saved, cut; decoded by the step of the benchmarks; the same logits behind an edit of its stream."""
     with pytest.raises(compression.CheckpointError, match="'SeedOssForCausalLM' is not supported"):
         compression.open_base(seed_oss(tmp_path / "refused"))
     with declared(DOCS / "extend" / "an-architecture.md"):
@@ -184,6 +198,11 @@ def test_a_row_for_an_architecture_is_all_that_it_takes(tmp_path):
         plain = compression.open_base(base).model
         torch.testing.assert_close(logits(turned), logits(plain), atol=0.02, rtol=0.02)  # of bf16
         assert not torch.equal(logits(turned), logits(plain))
+        cache = _static_cache(plain.config, 2, 10)
+        with torch.inference_mode():
+            plain(TOKENS[:, :9], past_key_values=cache, use_cache=True)
+            by_step = lean_step(plain, 10)(TOKENS[:, 9:], 9, cache)[:, 0]
+        torch.testing.assert_close(by_step, logits(plain)[:, -1], atol=0.02, rtol=0.02)
 
 
 def seed_oss(folder):

