@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0 on success, 2 for input that cannot be, with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="python -m compression", description=__doc__.split("\n")[0])
     parser.add_argument("recipe", help='a recipe such as nf4 or "rtn(bits=3)", or the word list')
-    parser.add_argument("--base", default="reference", help="reference, random:<shape>, a folder or a hub id")
+    parser.add_argument("--base", default="reference", help="reference, smollm2, random:<shape>, a folder or a hub id")
     parser.add_argument("--out", type=path_option, help="folder for the compressed model: a new one, or that of an "
                         "interrupted run, which is then resumed")  # fmt: skip
     parser.add_argument("--format", choices=formats.names(), default=OWN,

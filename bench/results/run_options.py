@@ -20,7 +20,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         help="a parameter for every step that has it "
         "and leaves it at its default, such as group_size=64; may be repeated",
     ),
-    "--base": dict(default="reference", help="reference, reference-teacher, random:<shape>, a folder or a hub id"),
+    "--base": dict(
+        default="reference", help="reference, reference-teacher, smollm2, random:<shape>, a folder or a hub id"
+    ),
     "--data": dict(
         default=os.environ.get("BENCH_DATA"),
         help="embedded, hub, or a folder; default $BENCH_DATA, or embedded for the reference",

@@ -136,7 +136,9 @@ def _in_fp32(student: nn.Module) -> Iterator[None]:
     Trainer switches the cache of the model off for good; behind this it is as it was.
     """
     parameters = [(parameter, parameter.dtype) for parameter in student.parameters()]
-    stored = [(part, part.dtype) for part in student.modules() if isinstance(part, WeightPart)]
+    stored = [
+        (part, part.dtype) for part in student.modules() if isinstance(part, WeightPart) and part.summands == (part,)
+    ]  # a sum has parts of several dtypes
     biases = [(layer, layer.bias.dtype) for layer in student.modules()
               if isinstance(layer, Linear) and layer.bias is not None]  # fmt: skip
     use_cache = student.config.use_cache

@@ -311,10 +311,12 @@ def test_training_gives_every_tensor_its_dtype_back(tmp_path):
         layer.mlp.up_proj = sparse_linear(layer.mlp.up_proj.weight, None)
     model.requires_grad_(False)
     before, size = {name: t.dtype for name, t in tensors(model).items()}, stored_bytes(model)
-    attach(model, ALL)
+    adapters = [adapter_of(layer) for layer in attach(model, ALL).values()]
     train(model, IDS, PLAIN, ONCE, tmp_path / "runs")
     detach(model)
 
+    for each in (*(adapter.a for adapter in adapters), *(adapter.b for adapter in adapters)):
+        assert torch.float32 == each.dtype and not torch.equal(each, each.bfloat16().float())  # never rounded
     assert before == {name: t.dtype for name, t in tensors(model).items()}
     assert size == stored_bytes(model)
     assert {torch.bfloat16} == {layer.dtype for layer in decoder.stored_layers(model).values()}
