@@ -92,4 +92,8 @@ def move_off_grids(model: Any) -> None:
         for site in block.sites:
             channels = len(site.producer.weight)
             scales = torch.rand(channels, generator=draw, dtype=torch.float64).sub(0.5).exp2()
+            if site.row.of == "norm":  # what is left of it is a number of bf16, so that rounding does not change it
+                weight = site.producer.weight.double()
+                rounded = (weight / scales).bfloat16().double()
+                scales = torch.where(rounded == 0, scales, weight / rounded)
             architectures.edits.Divide(site.number, scales).apply(block)
