@@ -100,7 +100,7 @@ def memory_reduction(artefact: ArtefactReading) -> float:
     return 100 * (1 - artefact.stored_bytes / artefact.base_stored_bytes)
 
 
-@metric("efficiency.sparsity", unit="share", better="neither", kind="counted", of="artefact")
+@metric("efficiency.sparsity", unit="share", better="neither", kind="deterministic", of="artefact")
 def sparsity(artefact: ArtefactReading) -> float:
     """Share of the base's weights that are gone, or are zero in a linear layer: 1 - (weights - zeros) / weights of the
     base ([E] table 17, "sparsity / reduction"). What a quantizer's grid rounds to zero counts as well.
