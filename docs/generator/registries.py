@@ -50,6 +50,7 @@ def methods_page() -> str:
         "Perplexity on the embedded reference, with default parameters, as recorded in `baselines/reference/`. Lower "
         "is better.",
         at_a_glance(["fp16", *TWELVE]),
+        "## Further methods",
         at_a_glance([name for name in found if name not in TWELVE]),
         *parts,
     )
