@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from generator import api, command_lines, picture, registries
+from generator import api, architectures, command_lines, picture, registries
 
 DOCS = Path(__file__).parent
 MADE: dict[str, Callable[[], str]] = {
     "reference/options.md": command_lines.options_page,
     "reference/methods.md": registries.methods_page,
     "reference/metrics.md": registries.metrics_page,
+    "reference/architectures.md": architectures.architectures_page,
     "reference/python.md": api.python_page,
     "reference/exit-status.md": command_lines.exit_status_page,
     "images/methods.svg": picture.drawn,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.measure import rope
 from compression.architectures.decoder import Block, Decoder
-from compression.architectures.table import ARCHITECTURES
+from compression.architectures.table import ARCHITECTURES, Architecture
 from compression.layers import positions
 
 
@@ -25,7 +25,7 @@ def lean_step(model: Any, length: int) -> Callable[[Tensor, int, Any], Tensor] |
     The cache must be one that `fits`, and hold the prompt: the step writes to its buffers, and does not advance its
     counters. `length` is the number of positions that will be used.
     """
-    if type(model).__name__ not in ARCHITECTURES:
+    if (row := ARCHITECTURES.get(type(model).__name__)) is None or not _is_plain(row):
         return None
     hooks = [hook for module in model.modules()
              for each in (module._forward_hooks, module._forward_pre_hooks) for hook in each.values()]  # fmt: skip
@@ -57,6 +57,14 @@ def lean_step(model: Any, length: int) -> Callable[[Tensor, int, Any], Tensor] |
     return step_at if hooks else step
 
 
+def _is_plain(row: Architecture) -> bool:
+    """Whether a block is x + writer(between(readers(norm(x)))) with RMS norms, twice, and the head is all behind it."""
+    halves = (*row.attentions, *row.mlps)
+    usual = all(half.norm and not half.after and not half.experts and not half.latents for half in halves)
+    around = (row.rotary, row.norm_kind, row.norm_offset, row.residual_scale, row.logits_divisor, row.logits_cap)
+    return usual and not row.fused and around == (row.rotary or "", "rms", 0.0, None, None, None)
+
+
 def fits(cache: Any, length: int) -> bool:
     """Whether a filled cache has a place for each of `length` positions, as a shorter sliding window has not."""
     from transformers.cache_utils import StaticLayer
@@ -77,13 +85,12 @@ def _block(layer: Block, half: int) -> Callable[[Tensor, Tensor, Tensor, int, Te
     head size): the same sums, without a copy of the keys for each of them.
     """
     row, size, (_, kv_heads) = layer.row, layer.head_size, layer.heads
-    before, after = (_norm(layer.layer(part.norm)) for part in row.halves)
+    before, after = (_norm(layer.layer(part.norm or "")) for part in layer.halves)
+    attention, mlp = layer.halves
     q_norm, k_norm = (None if path is None else _norm(layer.layer(path)) for path in (row.query_norm, row.key_norm))
-    query, key, value = (layer.layer(path) for path in (row.queries, row.keys, row.values))
-    attended, gate, up, down = (
-        layer.layer(path) for path in (row.attention.writer, row.gate, row.mlp.producer, row.mlp.writer)
-    )
-    scale, activation = layer.layer(row.attention.module).scaling, layer.layer(row.mlp.module).act_fn
+    query, key, value, attended = map(layer.layer, (*attention.readers, attention.writer))
+    gate, up, down = map(layer.layer, (*mlp.readers, mlp.writer))
+    scale, activation = layer.layer(attention.module).scaling, layer.layer(mlp.module).act_fn
     beside_attention, beside_mlp = (layer.residual(number) or _same for number in range(2))
 
     def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from bench.measure.divergence import Divergence, diverge, shares
 from bench.measure.perplexity_windows import PerplexityProtocol, Sample, samples_of
 from bench.results.items import Items, hashes_of
 from bench.results.row import Input
+from compression import architectures
 
 if TYPE_CHECKING:
     import torch
@@ -253,7 +254,7 @@ def _scored(
         mask = None if min(lengths) == width else real.long()
         models = [model] if base is None else [model, base]
         hidden_states = states.of if states else _hidden
-        read = [(m.get_output_embeddings(), hidden_states(m, ids, mask)) for m in models]
+        read = [(architectures.decoder.Decoder(m).logits, hidden_states(m, ids, mask)) for m in models]
 
         chunk = max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // model.config.vocab_size))
         scored = real & (position >= torch.tensor([sample.first_scored for sample in samples], device=device)[:, None])

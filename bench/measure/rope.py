@@ -26,4 +26,4 @@ def limit(config: Any) -> int | None:
 def forget(model: Any) -> None:
     """Back to the frequencies of a model that has read nothing; dynamic scaling keeps those of its longest pass."""
     if limit(model.config) is not None:
-        architectures.skeleton.renew_positions(model).to(model.device)
+        architectures.skeleton.renew_tables(model)

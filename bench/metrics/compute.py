@@ -14,6 +14,7 @@ kernel adds to it, as in MFU (PaLM, arXiv 2204.02311, appendix B).
 
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from bench.errors import MetricError, OptionError
@@ -64,8 +65,9 @@ def _linear_flops(model: "Module") -> int:
     """2 in out of the innermost linear layers: a low-rank or adapted layer counts as the layers it is made of."""
     embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     looked_up = set() if embeddings is None else set(embeddings.modules())  # rows of packed ones: nothing is multiplied
-    flops = sum(
-        2 * module.in_features * module.out_features
+    shares, routers = _shares_of_experts(model)
+    flops = routers + sum(
+        2 * module.in_features * module.out_features * shares.get(id(module), 1)
         for module in model.modules()
         if module not in looked_up
         and _is_linear(module)
@@ -75,7 +77,23 @@ def _linear_flops(model: "Module") -> int:
         raise MetricError(
             f"{type(model).__name__} has no layer with in_features and out_features, so there is nothing to count"
         )
-    return flops
+    return int(flops)
+
+
+def _shares_of_experts(model: "Module") -> tuple[dict[int, Fraction], int]:
+    """By identity of a layer of an expert, the share of tokens that reach it when all experts get as many; operations
+    of all routers."""
+    shares: dict[int, Fraction] = {}
+    if type(model).__name__ not in architectures.table.ARCHITECTURES:
+        return shares, 0
+    flops = 0
+    for block in architectures.decoder.decoder_blocks(model):
+        if (row := block.mlp.experts) is not None:
+            router = block.layer(row.router)
+            flops += 2 * router.weight.numel()
+            share = Fraction(router.top_k, row.count)
+            shares |= {id(module): share for module in block.layer(row.path).modules()}
+    return shares, flops
 
 
 def _is_linear(module: "Module") -> bool:
@@ -83,17 +101,19 @@ def _is_linear(module: "Module") -> bool:
 
 
 def _attentions(model: "Module") -> Iterator[tuple[int, int]]:
-    """Width of the queries and length of the window of every attention."""
+    """Width of what is multiplied, the mean of queries and values, and length of the window of every attention."""
     default = getattr(model.config, "sliding_window", None)
     for block in architectures.decoder.decoder_blocks(model):
-        queries = block.layer(block.row.queries)
-        if not _is_linear(queries):
-            raise MetricError(
-                f"{block.full(block.row.queries)} is a {type(queries).__name__} without in_features and out_features, "
-                "so the width of its queries is not known; give the layer these two integers"
-            )
-        window = getattr(block.layer(block.row.attention.module), "sliding_window", default)
-        yield queries.out_features, window or sys.maxsize
+        half = block.attention
+        for path in (half.queries or half.readers[0], half.writer):
+            if not _is_linear(layer := block.layer(path)):
+                raise MetricError(
+                    f"{block.full(path)} is a {type(layer).__name__} without in_features and out_features, so the "
+                    "width of its queries is not known; give the layer these two integers"
+                )
+        queries, writer = block.layer(half.queries or half.readers[0]), block.layer(half.writer)
+        window = getattr(block.layer(half.module), "sliding_window", default)
+        yield (queries.out_features + writer.in_features) // 2, window or sys.maxsize
 
 
 def _keys_seen(tokens: int, window: int) -> int:

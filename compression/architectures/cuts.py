@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from compression.architectures import decoder as _blocks
 from compression.architectures import skeleton
-from compression.architectures.decoder import Block, Decoder, TurnedBlock
-from compression.architectures.table import Half
+from compression.architectures.anatomy import Half
+from compression.architectures.decoder import Block, Decoder
+from compression.architectures.turned import TurnedBlock
 from compression.errors import LayerError
 from compression.layers.dense import dense_linear
 from compression.layers.linear import Linear
@@ -63,23 +64,49 @@ def keep_layers(model: nn.Module, kept: Sequence[int]) -> None:
                          "can go; remove layers before the step that turns it")  # fmt: skip
     model.set_submodule(decoder.row.blocks, nn.ModuleList([blocks[i].module for i in kept]))
     for number, block in enumerate(decoder.blocks):
-        block.layer(block.row.attention.module).layer_idx = number
+        block.layer(block.attention.module).layer_idx = number
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[i] for i in kept]
+    dense = [number for number, block in enumerate(decoder.blocks) if block.mlp.experts is None]
+    if hasattr(config, "mlp_only_layers"):  # Qwen's mixtures, of which every `decoder_sparse_step`th layer is one
+        config.mlp_only_layers, config.decoder_sparse_step = dense, 1
+    if hasattr(config, "first_k_dense_replace"):
+        config.first_k_dense_replace = len(dense)
 
 
 def keep_heads(block: Block, kept: Tensor) -> dict[str, str]:
     """Leave these KV heads, int64 (kept,), and the query heads of their groups; returns and raises as `_cut`."""
-    (query_heads, kv_heads), size, row = block.heads, block.head_size, block.row
-    query = _spread(_spread(kept, query_heads // kv_heads), size)
-    rows = {row.queries: query, row.keys: _spread(kept, size), row.values: _spread(kept, size)}
-    return _cut(block, row.attention, rows, query)
+    check_heads(block)
+    (query_heads, kv_heads), size, half = block.heads, block.head_size, block.attention
+    query, own = _spread(_spread(kept, query_heads // kv_heads), size), _spread(kept, size)
+    rows = {path: query if path == half.queries else own for path in half.readers}
+    module = block.layer(half.module)
+    if hasattr(module, "num_key_value_heads"):
+        module.num_key_value_heads = len(kept)
+    return _cut(block, half, rows, query)
+
+
+def check_heads(block: Block) -> None:
+    """Raise LayerError, naming the reason, if heads of a block cannot be taken out."""
+    _check(block, block.attention, "heads")
+
+
+def check_neurons(block: Block) -> None:
+    """Raise LayerError, naming the reason, if neurons of a block cannot be taken out."""
+    _check(block, block.mlp, "neurons")
+
+
+def _check(block: Block, half: Half, what: str) -> None:
+    if half.uncut is not None:
+        raise LayerError(f"{block.full(half.module)}: {what} of {block.row.name} cannot be taken out, because "
+                         f"{half.uncut}")  # fmt: skip
 
 
 def keep_neurons(block: Block, kept: Tensor) -> dict[str, str]:
     """Leave these neurons of the MLP, int64 (kept,); returns and raises as `_cut`."""
-    return _cut(block, block.row.mlp, dict.fromkeys(block.row.mlp.readers, kept), kept)
+    check_neurons(block)
+    return _cut(block, block.mlp, dict.fromkeys(block.mlp.readers, kept), kept)
 
 
 def _spread(indices: Tensor, size: int) -> Tensor:
@@ -143,9 +170,11 @@ def conform(model: nn.Module) -> nn.Module:
         LayerError: there is no such class, because the Llama has biases.
     """
     config, block = model.config, _blocks.decoder_blocks(model)[0]
-    config.head_dim = block.head_size
-    config.num_attention_heads, config.num_key_value_heads = block.heads
-    config.intermediate_size = block.neurons
+    if block.attention.uncut is None:
+        config.head_dim = block.head_size
+        config.num_attention_heads, config.num_key_value_heads = block.heads
+    if block.mlp.uncut is None:
+        setattr(config, block.row.neurons, block.neurons)
     if config.model_type != "llama" or config.hidden_size % config.num_attention_heads == 0:
         return model
     for name, linear in block.linears():

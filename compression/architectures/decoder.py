@@ -4,15 +4,21 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compression.architectures import embeddings
-from compression.architectures.table import Architecture, Half, SiteRow, architecture_of
+from compression.architectures.anatomy import Architecture, Half, SiteRow, sites
+from compression.architectures.table import architecture_of
+from compression.architectures.turned import RESIDUAL, ResidualMap
+from compression.errors import LayerError
 from compression.layers.embedding import Embedding
 from compression.layers.linear import Linear
+
+HALVES = 2  # of a block: attention, then the MLP
 
 
 @dataclass(frozen=True)
@@ -23,10 +29,36 @@ class Block:
     module: nn.Module
     row: Architecture
 
+    @cached_property
+    def halves(self) -> tuple[Half, Half]:
+        """Attention and MLP, as this block has them."""
+
+        def count(path: str) -> int:
+            return len(self.module.get_submodule(path))  # type: ignore[arg-type]
+
+        return self.row.halves(self.has, count)
+
+    @property
+    def attention(self) -> Half:
+        return self.halves[0]
+
+    @property
+    def mlp(self) -> Half:
+        return self.halves[1]
+
+    def has(self, path: str) -> bool:
+        """Whether there is a module at a path in the block."""
+        try:
+            return self.module.get_submodule(path) is not None
+        except AttributeError:
+            return False
+
     def linears(self) -> Iterator[tuple[str, nn.Linear | Linear]]:
-        """Full name and layer of every linear in the block, in the order of the module."""
+        """Full name and layer of every linear that methods may take, in the order of the module; routers are none."""
+        routers = {path for site in sites(self.halves) for path in site.routers}
         for path, module in _whole(self.module, nn.Linear | Linear):
-            yield f"{self.name}.{path}", module
+            if path not in routers:
+                yield f"{self.name}.{path}", module
 
     def layer(self, path: str) -> Any:
         """The module at a path in the block, as the row spells it."""
@@ -43,26 +75,27 @@ class Block:
     @property
     def sites(self) -> "list[Site]":
         """Producers and their readers, in the order of computation."""
-        return [Site(self, number, row) for number, row in enumerate(self.row.sites)]
+        return [Site(self, number, row) for number, row in enumerate(sites(self.halves))]
 
     @property
     def head_size(self) -> int:
-        return self.layer(self.row.attention.module).head_dim
+        """Of values."""
+        return getattr(self.layer(self.attention.module), self.attention.head_size)
 
     @property
     def heads(self) -> tuple[int, int]:
         """Number of query heads, and of heads of keys and values."""
-        layers = (self.layer(self.row.queries), self.layer(self.row.keys))
-        return tuple(layer.out_features // self.head_size for layer in layers)  # type: ignore[return-value]
+        writer, values = self.layer(self.attention.writer), self.layer(self.attention.producer)
+        return writer.in_features // self.head_size, values.out_features // self.head_size
 
     @property
     def neurons(self) -> int:
-        """Of the MLP."""
-        return self.layer(self.row.gate).out_features
+        """Of the MLP, or of each expert that is routed to."""
+        return self.layer(self.mlp.inner[0].producer or "").out_features
 
-    def residual(self, half: int) -> "ResidualMap | None":
+    def residual(self, half: int) -> ResidualMap | None:
         """What the stream is multiplied by beside a half; None where it passes as it is."""
-        return getattr(self.module, _RESIDUAL.format(self.row.halves[half].name), None)
+        return getattr(self.module, RESIDUAL.format(self.halves[half].name), None)
 
 
 @dataclass(frozen=True)
@@ -78,8 +111,8 @@ class Site:
 
     @property
     def producer(self) -> Any:
-        """A norm, or a linear layer."""
-        return self.block.layer(self.row.producer)
+        """A norm, or a linear layer; None where the readers read the residual stream itself."""
+        return None if self.row.producer is None else self.block.layer(self.row.producer)
 
     @property
     def readers(self) -> list[Any]:
@@ -150,7 +183,18 @@ class Decoder:
     def places(self) -> "list[Place]":
         """Where the residual stream is read: in front of each half of each block, then of the head."""
         blocks = self.blocks
-        return [Place(self, i) for i in range(len(blocks) * len(self.row.halves) + 1)]
+        return [Place(self, i) for i in range(len(blocks) * HALVES + 1)]
+
+    def logits(self, hidden: Tensor, head: Any = None) -> Tensor:
+        """What the model makes of its last hidden states (..., width): the head, and what its architecture adds.
+
+        `head` stands for its own, if one is given.
+        """
+        config, logits = self.model.config, (head or self.head)(hidden)
+        if self.row.logits_divisor is not None:
+            logits = logits / getattr(config, self.row.logits_divisor)
+        cap = getattr(config, self.row.logits_cap) if self.row.logits_cap is not None else None
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 @dataclass(frozen=True)
@@ -163,68 +207,44 @@ class Place:
     @property
     def block(self) -> Block | None:
         """None in front of the head."""
-        blocks, at = self.decoder.blocks, self.number // len(self.decoder.row.halves)
+        blocks, at = self.decoder.blocks, self.number // HALVES
         return blocks[at] if at < len(blocks) else None
 
     @property
     def half(self) -> Half:
-        return self.decoder.row.halves[self.number % len(self.decoder.row.halves)]
+        """Raises LayerError: it is in front of the head."""
+        if self.block is None:
+            raise LayerError(f"{self.name} is in front of no block")
+        return self.block.halves[self.number % HALVES]
 
     @property
     def name(self) -> str:
-        """The full name of the norm."""
-        return self.decoder.row.norm if self.block is None else self.block.full(self.half.norm)
+        """The full name of the norm, or of what reads the stream without one."""
+        if self.block is None:
+            return self.decoder.row.norm
+        return self.block.full(self.half.norm or self.half.module)
 
     @property
     def norm(self) -> Any:
-        return self.decoder.model.get_submodule(self.name)
+        """None where the stream is read without one."""
+        bare = self.block is not None and self.half.norm is None
+        return None if bare else self.decoder.model.get_submodule(self.name)
 
     @property
     def readers(self) -> list[str]:
-        """Full names of the layers that read the norm."""
-        return [self.decoder.row.head] if self.block is None else [self.block.full(r) for r in self.half.readers]
+        """Full names of what reads the norm, routers among it."""
+        if self.block is None:
+            return [self.decoder.row.head]
+        row = next(s for s in sites(self.block.halves) if set(self.half.site.readers) <= set(s.readers))
+        return [self.block.full(path) for path in (*row.readers, *row.routers)]
 
 
-class ResidualMap(nn.Module):
-    """x -> x R for the residual stream beside a half of a block; R is stored as a linear layer's weight, R^T."""
-
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.weight = nn.Parameter(weight, requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight)
-
-
-_RESIDUAL = "{}_residual"
-
-
-class TurnedBlock(nn.Module):
-    """A block whose residual stream changes its basis beside each half: x R + writer(between(readers(norm(x)))).
-
-    It holds the modules of the block that it stands for, under their names.
-    """
-
-    def __init__(self, block: Block):
-        super().__init__()
-        self.row = block.row
-        for name, child in block.module.named_children():
-            self.add_module(name, child)
-        for half in self.row.halves:
-            setattr(self, _RESIDUAL.format(half.name), None)
-
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
-        for half in self.row.halves:
-            module, residual = self.get_submodule(half.module), getattr(self, _RESIDUAL.format(half.name))
-            x = self.get_submodule(half.norm)(hidden_states)
-            x = module(hidden_states=x, **arguments)[0] if half.name == "attention" else module(x)
-            hidden_states = (hidden_states if residual is None else residual(hidden_states)) + x
-        return hidden_states
-
-    def turn(self, half: int, weight: Tensor) -> None:
-        """Multiply the residual stream beside a half by R, given as R^T (width after it, width before it)."""
-        setattr(self, _RESIDUAL.format(self.row.halves[half].name), ResidualMap(weight))
+def check_trainable(model: nn.Module) -> None:
+    """Raise LayerError if losses cannot be computed on a model: they take the product with its head for its logits."""
+    row, config = architecture_of(model), model.config
+    if row.logits_cap is not None and getattr(config, row.logits_cap) is not None:
+        raise LayerError(f"{row.head}: {row.name} caps its logits ({row.logits_cap}), which no loss here takes into "
+                         "account; it can be compressed, and not trained")  # fmt: skip
 
 
 def decoder_blocks(model: nn.Module) -> list[Block]:

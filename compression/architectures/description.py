@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compression.architectures.decoder import Block, Decoder, Place
+from compression.architectures.decoder import HALVES, Block, Decoder, Place
 from compression.architectures.edits import EDITS, Edit, InBlock, Shift, Turn
 from compression.errors import LayerError
 from compression.files.strict_json import exact_fields, flag_field
@@ -46,10 +46,9 @@ def restore(model: nn.Module, described: Any) -> None:
 
 def _is_turned(place: Place) -> bool:
     """Whether the stream passes a matrix on either side of a place."""
-    halves = len(place.decoder.row.halves)
     blocks = place.decoder.blocks
-    beside = [n for n in (place.number - 1, place.number) if 0 <= n < len(blocks) * halves]
-    return all(blocks[n // halves].residual(n % halves) is not None for n in beside)
+    beside = [n for n in (place.number - 1, place.number) if 0 <= n < len(blocks) * HALVES]
+    return all(blocks[n // HALVES].residual(n % HALVES) is not None for n in beside)
 
 
 def _has_new_bias(block: Block, path: str, config: Any) -> bool:
@@ -75,7 +74,7 @@ def from_json(entry: Any) -> Edit:
 
 
 def _value(value: Any) -> Any:
-    """What `_plain` gave, its tensors on the meta device."""
+    """What `rewriting.plain` gave, its tensors on the meta device."""
     if isinstance(value, dict) and "edit" in value:
         return from_json(value)
     if isinstance(value, dict):

@@ -27,8 +27,19 @@ import torch
 from torch import Tensor, nn
 
 from compression.architectures import cuts
-from compression.architectures.decoder import Block, Decoder, Place, Site, TurnedBlock
-from compression.architectures.rewriting import added, by_head, is_order, parameter, put
+from compression.architectures.decoder import HALVES, Block, Decoder
+from compression.architectures.rewriting import (
+    added,
+    by_head,
+    channel_values,
+    is_order,
+    parameter,
+    place_of,
+    plain,
+    put,
+    site_of,
+)
+from compression.architectures.turned import TurnedBlock
 from compression.errors import LayerError
 
 EDITS: dict[str, type["Edit"]] = {}
@@ -53,7 +64,7 @@ class Edit:
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
-        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        fields = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
         return {"edit": self.kind, **fields}
 
 
@@ -64,15 +75,25 @@ class FoldNorm(Edit, kind="fold_norm"):
     place: int
 
     def apply(self, target: Decoder) -> None:
-        place = _place(target, self.place)
+        place = place_of(target, self.place)
+        if place.norm is None:
+            return
         if place.block is None and target.tied:
             raise LayerError(f"{target.row.head} is the embeddings, which cannot take the weight of {place.name}; "
                              "untie them first")  # fmt: skip
         offset = target.row.norm_offset
         gain = place.norm.weight.double() + offset
+        shift = getattr(place.norm, "bias", None)
+
+        def take(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            moved = None if shift is None or not (shift.is_meta or shift.any()) else weight @ shift.double()
+            return weight * gain, bias if moved is None else added(bias, moved)
+
         for name in place.readers:
-            put(target.model, name, lambda weight, bias: (weight * gain, bias))
+            put(target.model, name, take)
         place.norm.weight = parameter(torch.ones_like(place.norm.weight) - offset)
+        if shift is not None:
+            place.norm.bias = parameter(torch.zeros_like(shift))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,17 +108,21 @@ class Divide(Edit, kind="divide"):
     scales: Tensor
 
     def apply(self, target: Block) -> None:
-        site = _site(target, self.site)
-        scales, channels = _vector(site, self.scales, "scales"), site.channels.to(self.scales.device)
+        site = site_of(target, self.site)
+        if site.row.fixed is not None:
+            raise LayerError(f"{site.names[0]}: its inputs cannot be divided, because {site.row.fixed}")
+        scales, channels = channel_values(site, self.scales, "scales"), site.channels.to(self.scales.device)
         if not scales.is_meta and not (scales.isfinite() & (scales > 0)).all():
             raise LayerError(f"{site.names[0]}: scales of its inputs must be finite and above 0")
-        if site.row.of == "norm":
+        if site.row.of in ("norm", "latent"):
             offset = target.row.norm_offset
             weight, dtype = site.producer.weight.double() + offset, site.producer.weight.dtype
             exact = weight / ((weight / scales - offset).to(dtype).double() + offset)
             exact = torch.where(exact.isfinite() & (exact > 0), exact, 1)  # 1 where n' would vanish or overflow
             scales = torch.where(weight == 0, scales, exact)
             site.producer.weight = parameter((weight / scales - offset).to(dtype))
+            if getattr(site.producer, "bias", None) is not None:
+                site.producer.bias = parameter((site.producer.bias.double() / scales).to(dtype))
         else:
             put(
                 target,
@@ -105,7 +130,7 @@ class Divide(Edit, kind="divide"):
                 lambda w, b: (w / scales[:, None], None if b is None else b / scales),
                 produces=True,
             )
-        for path in site.row.readers:
+        for path in (*site.row.readers, *site.row.routers):
             put(target, path, lambda weight, bias: (weight * scales[channels], bias))
 
 
@@ -120,12 +145,14 @@ class Shift(Edit, kind="shift"):
     values: Tensor
 
     def apply(self, target: Block) -> None:
-        site = _site(target, self.site)
+        site = site_of(target, self.site)
         if site.row.of != "values":
-            why = "norms have no bias" if site.row.of == "norm" else "they are a product with the activated gate"
+            why = "they are no values of attention, whose weights add up to 1"
             raise LayerError(f"{site.names[0]}: its inputs cannot be shifted, because {why}; shift them where the "
                              "reader takes them in")  # fmt: skip
-        values, channels = _vector(site, self.values, "values"), site.channels.to(self.values.device)
+        if site.row.unshifted is not None:
+            raise LayerError(f"{site.names[0]}: its inputs cannot be shifted, because {site.row.unshifted}")
+        values, channels = channel_values(site, self.values, "values"), site.channels.to(self.values.device)
         put(target, site.row.producer, lambda weight, bias: (weight, added(bias, -values)), produces=True)
         for path in site.row.readers:
             put(target, path, lambda weight, bias: (weight, added(bias, weight @ values[channels])))
@@ -139,10 +166,10 @@ class Permute(Edit, kind="permute"):
     order: Tensor
 
     def apply(self, target: Block) -> None:
-        site = _site(target, self.site)
-        if site.row.of == "norm":
-            raise LayerError(f"{site.names[0]}: its inputs are the residual stream, whose order all layers share; turn "
-                             "the stream instead")  # fmt: skip
+        site = site_of(target, self.site)
+        if site.row.of not in ("values", "neurons"):
+            raise LayerError(f"{site.names[0]}: its inputs are the residual stream, or a latent, whose order all "
+                             "layers share; turn the stream instead")  # fmt: skip
         rows, columns = self.order, self.order
         if site.row.of == "values":
             rows = by_head(self.order, target.head_size)
@@ -150,8 +177,7 @@ class Permute(Edit, kind="permute"):
             columns = by_head(self.order.repeat_interleave(shared, 0), target.head_size)
         if rows.numel() != len(site.channels.unique()) or not is_order(rows):
             raise LayerError(f"{site.names[0]}: the order of its channels must name each of them once")
-        producers = [site.row.producer, *([target.row.gate] if site.row.of == "neurons" else [])]
-        for path in producers:
+        for path in filter(None, (site.row.producer, site.row.gate)):
             put(target, path, lambda weight, bias: (weight[rows], None if bias is None else bias[rows]), produces=True)
         for path in site.row.readers:
             put(target, path, lambda weight, bias: (weight[:, columns], bias))
@@ -165,7 +191,7 @@ class Rotate(Edit, kind="rotate"):
     matrix: Tensor
 
     def apply(self, target: Block) -> None:
-        site, (queries, heads), size = _site(target, self.site), target.heads, target.head_size
+        site, (queries, heads), size = site_of(target, self.site), target.heads, target.head_size
         if site.row.of != "values":
             raise LayerError(f"{site.names[0]}: its inputs cannot be rotated, because what makes them works on each "
                              "channel by itself")  # fmt: skip
@@ -203,11 +229,16 @@ class Turn(Edit, kind="turn"):
     basis: Tensor
 
     def apply(self, target: Decoder) -> None:
-        place = _place(target, self.place)
+        place = place_of(target, self.place)
         norm, row = place.norm, target.row
+        if (why := row.unturned) is not None:
+            raise LayerError(f"{place.name}: the residual stream of {row.name} cannot be turned: {why}")
         old, new = len(norm.weight), self.basis.shape[-1]
         if self.basis.shape != (old, new) or not 1 <= new <= old:
             raise LayerError(f"{place.name}: the basis must be ({old}, 1 to {old}), not {tuple(self.basis.shape)}")
+        if new < old and any(half.experts for half in row.mlps):
+            raise LayerError(f"{place.name}: the residual stream of {row.name} cannot be cut: its mixtures of experts "
+                             "put out as many channels as they read")  # fmt: skip
         if not norm.weight.is_meta and not (norm.weight + row.norm_offset == 1).all():
             raise LayerError(f"{place.name} has a weight that a turn would mix; fold it into its readers first")
         basis = self.basis.double()
@@ -229,23 +260,23 @@ class Turn(Edit, kind="turn"):
             embeddings.weight = parameter((embeddings.weight.double() @ basis).to(embeddings.weight.dtype))
             embeddings.embedding_dim = basis.shape[1]
             return
-        before = _place(target, self.place - 1)
+        before = place_of(target, self.place - 1)
         assert before.block is not None
-        path = before.block.full(before.half.writer)
-        put(target.model, path, lambda w, b: (basis.mT @ w, None if b is None else basis.mT @ b), produces=True)
+        for path in map(before.block.full, before.half.writers):
+            put(target.model, path, lambda w, b: (basis.mT @ w, None if b is None else basis.mT @ b), produces=True)
         self._beside(target, self.place - 1, lambda residual: basis.mT @ residual, basis.mT)
 
     @staticmethod
     def _beside(target: Decoder, number: int, change: Any, identity: Tensor) -> None:
         """Change R^T beside a half; `identity` is what becomes of none."""
-        place = _place(target, number)
-        block, half = place.block, number % len(target.row.halves)
+        place = place_of(target, number)
+        block, half, scale = place.block, number % HALVES, target.row.residual_scale
         assert block is not None
         module = block.module
         if not isinstance(module, TurnedBlock):
-            module = TurnedBlock(block)
+            module = TurnedBlock(block, 1.0 if scale is None else getattr(target.model.config, scale))
             target.model.set_submodule(block.name, module)
-        residual, dtype = block.residual(half), block.layer(place.half.writer).weight.dtype
+        residual, dtype = block.residual(half), block.layer(place.half.writers[0]).weight.dtype
         module.turn(half, (identity if residual is None else change(residual.weight.double())).to(dtype).contiguous())
 
 
@@ -313,36 +344,3 @@ def fold_norms(model: nn.Module) -> Decoder:
     for place in decoder.places():
         FoldNorm(place.number).apply(decoder)
     return decoder
-
-
-# --- What the edits are made of ---------------------------------------------------------------------------------------
-
-
-def _place(decoder: Decoder, number: int) -> Place:
-    places = decoder.places()
-    if type(number) is not int or not 0 <= number < len(places):
-        raise LayerError(f"place={number!r:.80} of the residual stream must be 0 to {len(places) - 1}")
-    return places[number]
-
-
-def _site(block: Block, number: int) -> Site:
-    sites = block.sites
-    if type(number) is not int or not 0 <= number < len(sites):
-        raise LayerError(f"{block.name}: site={number!r:.80} must be 0 to {len(sites) - 1}")
-    return sites[number]
-
-
-def _vector(site: Site, values: Tensor, name: str) -> Tensor:
-    channels = len(site.producer.weight)
-    if values.shape != (channels,):
-        raise LayerError(f"{site.names[0]}: {name} must be ({channels},), one for each channel of what it reads, not "
-                         f"{tuple(values.shape)}")  # fmt: skip
-    return values.double()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "whole": not value.is_floating_point()}
-    if isinstance(value, Edit):
-        return value.to_json()
-    return list(value) if isinstance(value, tuple) else value

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compression.architectures.table import architecture_of
+from compression.errors import LayerError
 from compression.layers.codes import Codes
 from compression.layers.embedding import Embedding
 from compression.layers.linear import Linear
@@ -23,7 +24,7 @@ def pack(model: nn.Module) -> None:
     """Put embeddings and head of a model into 8 bits, where they are not.
 
     Raises:
-        LayerError: a weight is not finite.
+        LayerError: a weight is not finite, or the embeddings multiply what they look up.
     """
     embeddings, head = _pair(model)
     if isinstance(head, nn.Linear):
@@ -66,6 +67,9 @@ def _pair(model: nn.Module) -> tuple[Any, Any]:
 
 def _put(model: nn.Module, head: Linear, embeddings: Linear) -> None:
     row = architecture_of(model)
+    if row.embeddings_scaled:
+        raise LayerError(f"{row.embeddings} of {row.name} multiplies what it looks up, for which packed embeddings "
+                         "have no place; leave embeddings=8 out")  # fmt: skip
     model.set_submodule(row.head, head)
     model.set_submodule(row.embeddings, Embedding(head if tied(model) else embeddings, tied=tied(model)))
 

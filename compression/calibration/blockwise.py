@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from compression.architectures.decoder import Block, Site, as_linear
-from compression.calibration.capture import Inputs
+from compression.architectures.rewriting import put
+from compression.calibration.capture import Inputs, Stack, stacks_of
 from compression.errors import LayerError
 from compression.layers.codes import Codes
 from compression.layers.linear import Linear
@@ -44,6 +45,10 @@ class Layer:
     columns: Tensor | None = None
     rows: Tensor | None = None
     quantized: bool = False
+
+    def path(self, block: Block) -> str:
+        """In the block."""
+        return self.name.removeprefix(f"{block.name}.")
 
     def weight(self) -> Tensor:
         return self.linear.weight.detach().float()
@@ -78,21 +83,25 @@ def compress(block: Block, inputs: Inputs, context: Any) -> None:
                 "narrow a dtype"
             )
     sites, device = block.sites, inputs.hidden[0].device
-    readers = {site.row: [layers[name] for name in site.names] for site in sites}
     for site in sites:
-        _transform(readers[site.row])
-    observers = {site.row: context.step.method.observer(site.readers[0].in_features, device) for site in sites}
-    inputs.observe(block, lambda row, x: observers[row].add(x))
+        _transform([layers[name] for name in site.names])
+    observers = {stack: context.step.method.observer(block.layer(stack.readers[0]).in_features, device)
+                 for stack in stacks_of(block)}  # fmt: skip
+    routed = inputs.observe(block, lambda stack, x: observers[stack].add(x))
     for site in reversed(sites):
-        seen, same_input = observers.pop(site.row).value(), readers[site.row]
+        stacks = [
+            ([layers[block.full(path)] for path in readers], observers.pop(Stack(site.row, readers)).value())
+            for readers in site.row.stacks
+        ]
         try:
-            note = _scale(site, same_input, layers.get(block.full(site.row.producer)), seen)
-            for method in dict.fromkeys(layer.method for layer in same_input):
-                if method is not None:
-                    same = [layer for layer in same_input if layer.method == method]
-                    method.compress_stack(block, same, seen, note)
+            note = _scale(site, stacks, layers.get(block.full(site.row.producer or "")))
+            for same_input, seen in stacks:
+                for method in dict.fromkeys(layer.method for layer in same_input):
+                    if method is not None:
+                        same = [layer for layer in same_input if layer.method == method]
+                        method.compress_stack(block, same, seen, note + routed.words(same[0].path(block)))
         except LayerError as error:
-            raise LayerError(f"{', '.join(site.names)}: {error}") from error
+            raise LayerError(f"{', '.join(site.names[:3])}: {error}") from error
     for name, layer in layers.items():
         context.report.append(LayerReport(name, "kept" if layer.method is None else "replaced", layer.detail))
     divided = LayerReport("norms", "replaced", "divided by the scales of the layers that read them")
@@ -113,30 +122,38 @@ def _transform(readers: list[Layer]) -> Any:
     return next(iter(found), None)
 
 
-def _scale(site: Site, readers: list[Layer], before: Layer | None, hessian: Tensor) -> str:
+def _scale(site: Site, stacks: list[tuple[list[Layer], Tensor]], before: Layer | None) -> str:
     """Find the scales of a site and divide its producer, a norm or the linear `before`, by them; words for the report.
 
     There are none where a reader, or the linear before, stays as it is: its weight is stored densely, and the scales
-    would round it.
+    would round it. A router is stored densely too, and takes them all the same: it would not know its inputs else.
     """
+    readers = [layer for same, _ in stacks for layer in same]
     transform = _transform(readers)
     if transform is None:
         return ""
+    if site.row.fixed is not None:
+        return f", not scaled because {site.row.fixed}"
     for layer in [*readers, *([before] if before else [])]:
         if layer.method is None:
             return f", not scaled because {layer.name} stays as it is"
     if before and before.quantized:
         return f", not scaled because what {before.name} puts out is quantized"
     norm = None if before else site.producer
-    producer = Producer(site.channels.to(hessian.device), before.bias if before else norm.weight)
-    weights = [(layer.weight(), layer.method.grid()) for layer in readers]
-    ratio, scales = transform.search(weights, hessian, producer, readers[0].linear.weight.dtype)
+    stored, offset = (before.bias, 0.0) if before else (norm.weight, site.block.row.norm_offset)
+    producer = Producer(site.channels.to(stacks[0][1].device), stored, offset)
+    weights = [(layer.weight(), layer.method.grid(), hessian) for same, hessian in stacks for layer in same]
+    ratio, scales = transform.search(weights, producer, readers[0].linear.weight.dtype)
     for layer in readers:
         layer.columns = scales[producer.channels]
+    for path in site.row.routers:
+        put(site.block, path, lambda weight, bias: (weight * scales[producer.channels], bias))
     if before:
         before.rows, before.bias = scales, producer.divided(scales)
     else:
         norm.weight = nn.Parameter(producer.divided(scales), requires_grad=False)
+        if getattr(norm, "bias", None) is not None:
+            norm.bias = nn.Parameter((norm.bias.double() / scales).to(norm.bias.dtype), requires_grad=False)
     return f", scales of ratio {ratio:g}"
 
 
@@ -163,7 +180,7 @@ def round_to_grid(block: Block, method: Any, layers: list[Layer], hessian: Tenso
             layer.detail += f", damping raised to {rounded.damping:g}"
 
 
-def prune(block: Block, method: Any, layers: list[Layer], seen: Any) -> None:
+def prune(block: Block, method: Any, layers: list[Layer], seen: Any, note: str) -> None:
     """Prune layers that read the same input, and put them into the block."""
     pruned = method.prune([layer.weight() for layer in layers], seen)
     for layer, weight in zip(layers, pruned.weights, strict=True):
@@ -172,6 +189,6 @@ def prune(block: Block, method: Any, layers: list[Layer], seen: Any) -> None:
         before = layer.weight()
         answers = sparse.weight.float(), before.masked_fill(method.magnitude_mask(before), 0)
         error, magnitude = (method.output_error(before, answer, seen) for answer in answers)
-        layer.detail = f"{method.facts(sparse)}, output error {error:.3g} (magnitude: {magnitude:.3g})"
+        layer.detail = f"{method.facts(sparse)}{note}, output error {error:.3g} (magnitude: {magnitude:.3g})"
         if pruned.damping > method.damp:
             layer.detail += f", damping raised to {pruned.damping:g}"

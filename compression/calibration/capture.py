@@ -3,19 +3,39 @@ its layers, or of places in the residual stream, see."""
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compression.architectures.decoder import Block, Decoder, Place, decoder_blocks, make_dense
+from compression.architectures.anatomy import Kind, SiteRow
+from compression.architectures.decoder import HALVES, Block, Decoder, Place, decoder_blocks, make_dense
 from compression.architectures.edits import Turn
-from compression.architectures.table import SiteRow
 from compression.calibration.observers import Observer, Sample
+from compression.calibration.routing import Routed, counting
 from compression.layers.kernels.torch_products import product_dtype
 
 MakeObserver = Callable[[int, torch.device], Observer]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Linear layers of a block that see the same tokens, by path: all readers of a site, or those of one expert."""
+
+    site: SiteRow
+    readers: tuple[str, ...]
+
+    @property
+    def of(self) -> Kind:
+        """That of the site."""
+        return self.site.of
+
+
+def stacks_of(block: Block) -> list[Stack]:
+    """All of a block, in the order of computation."""
+    return [Stack(site.row, readers) for site in block.sites for readers in site.row.stacks]
 
 
 class Inputs:
@@ -61,16 +81,21 @@ class Inputs:
         return cls(hidden, cls.of_first_block(model, ids[:1]).arguments, at)
 
     @torch.no_grad()
-    def observe(self, block: Block, see: Callable[[SiteRow, Tensor], None]) -> None:
-        """Run the samples through a block; `see` gets the input of every site's readers, (1, length, cols)."""
+    def observe(self, block: Block, see: Callable[[Stack, Tensor], None]) -> Routed:
+        """Run the samples through a block; `see` gets the input of every stack, (1, length, cols).
 
+        Returns:
+            How many tokens were routed to each expert; those that few reached have seen all (`calibration.routing`).
+        """
         module = self._computing(block, see)
-        for states in self.hidden:
-            module(states, **self.arguments[self._at])
+        with counting(block, module) as routed:
+            for states in self.hidden:
+                module(states, **self.arguments[self._at])
+        return routed
 
     @torch.no_grad()
-    def advance(self, block: Block, see: Callable[[SiteRow, Tensor], None] | None = None) -> None:
-        """Put the outputs of a block in the place of its inputs; `see` as in `observe`."""
+    def advance(self, block: Block, see: Callable[[Stack, Tensor], None] | None = None) -> None:
+        """Put the outputs of a block in the place of its inputs; `see` gets the input of every stack on the way."""
         module = self._computing(block, see)
         for i, states in enumerate(self.hidden):
             self.hidden[i] = module(states, **self.arguments[self._at])
@@ -92,16 +117,16 @@ class Inputs:
         for states in self.hidden:
             module(states, **self.arguments[self._at])
 
-    def _computing(self, block: Block, see: Callable[[SiteRow, Tensor], None] | None = None) -> nn.Module:
+    def _computing(self, block: Block, see: Callable[[Stack, Tensor], None] | None = None) -> nn.Module:
         """A copy of the block in the dtype of the hidden states, its stored layers unpacked once for all samples."""
 
-        def hook(site: SiteRow, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            see(site, arguments[0])  # type: ignore[misc]
+        def hook(stack: Stack, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            see(stack, arguments[0])  # type: ignore[misc]
 
         module = copy.deepcopy(block.module)
         make_dense(module, activations=True)
-        for site in block.row.sites if see else ():
-            module.get_submodule(site.readers[0]).register_forward_pre_hook(partial(hook, site))
+        for stack in stacks_of(block) if see else ():
+            module.get_submodule(stack.readers[0]).register_forward_pre_hook(partial(hook, stack))
         return module.to(self.hidden[0].dtype)
 
 
@@ -113,18 +138,19 @@ class Seen:
     """
 
     def __init__(self, block: Block, inputs: Inputs):
-        self.block, self.states = block, inputs
+        self.block, self.states, self.routed = block, inputs, Routed()
 
     @property
     def device(self) -> torch.device:
         return self.states.hidden[0].device
 
     def inputs(self, make: MakeObserver) -> dict[str, Any]:
-        """By full name of every linear layer, the value of an observer of its inputs; readers of a site share one."""
-        observers = {site.row: make(site.readers[0].in_features, self.device) for site in self.block.sites}
-        self.states.observe(self.block, lambda row, x: observers[row].add(x))
-        values = {row: observer.value() for row, observer in observers.items()}
-        return {name: values[site.row] for site in self.block.sites for name in site.names}
+        """By full name of every linear layer, the value of an observer of its inputs; readers of a stack share one."""
+        stacks = stacks_of(self.block)
+        observers = {stack: make(self.block.layer(stack.readers[0]).in_features, self.device) for stack in stacks}
+        self.routed = self.states.observe(self.block, lambda stack, x: observers[stack].add(x))
+        values = {stack: observer.value() for stack, observer in observers.items()}
+        return {self.block.full(path): values[stack] for stack in stacks for path in stack.readers}
 
     def outputs(self, make: MakeObserver, paths: Iterable[str]) -> dict[str, Any]:
         """By full name of the linear layers at these paths of the block, the value of an observer of their outputs."""
@@ -146,24 +172,23 @@ class Stream:
         Raises:
             ValueError: a block in front of it was left behind already.
         """
-        halves = len(self._decoder.row.halves)
-        if place.number // halves < self._at:
+        if place.number // HALVES < self._at:
             raise ValueError(f"{place.name} was read already: places are read in order")
         if self._states is None:
             self._states = Inputs.of_first_block(self._decoder.model, self._ids)
-        while self._at < place.number // halves:
+        while self._at < place.number // HALVES:
             self._states.advance(self._decoder.blocks[self._at])
             self._at += 1
         observer = make(len(place.norm.weight), self._states.hidden[0].device)
-        if place.block is None or place.number % halves == 0:
+        if place.block is None or place.number % HALVES == 0:
             for states in self._states.hidden:
                 observer.add(states)
         else:
-            self._states.listen(place.block, {}, {place.half.norm: observer.add})
+            self._states.listen(place.block, {}, {place.half.norm or "": observer.add})
         return observer.value()
 
     def turn(self, place: Place, basis: Tensor) -> None:
         """Turn the stream at a place that was just read into a basis (width, new width), and go on from there."""
         Turn(place.number, basis).apply(self._decoder)
-        if self._states is not None and place.number % len(self._decoder.row.halves) == 0:
+        if self._states is not None and place.number % HALVES == 0:
             self._states.hidden = [states @ basis.to(states.dtype) for states in self._states.hidden]

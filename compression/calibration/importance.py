@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from compression.architectures.cuts import weight_of
 from compression.architectures.decoder import Block, Decoder
-from compression.architectures.table import SiteRow
-from compression.calibration.capture import Inputs
+from compression.calibration.capture import Inputs, Stack
 
 
 def layer_similarity(model: nn.Module, ids: Tensor) -> list[float]:
@@ -42,9 +41,10 @@ def perplexity_without(model: nn.Module, ids: Tensor) -> list[float]:
         without = inputs.hidden[:samples]
         inputs.advance(block)
         inputs.hidden += without
-    head = copy.deepcopy(nn.Sequential(decoder.norm, decoder.head)).to(inputs.hidden[0].dtype)
+    norm, head = (copy.deepcopy(each).to(inputs.hidden[0].dtype) for each in (decoder.norm, decoder.head))
     losses = [
-        F.cross_entropy(head(states)[0, :-1].float(), ids[i % samples, 1:]) for i, states in enumerate(inputs.hidden)
+        F.cross_entropy(decoder.logits(norm(states), head)[0, :-1].float(), ids[i % samples, 1:])
+        for i, states in enumerate(inputs.hidden)
     ]
     return torch.stack(losses).view(-1, samples).mean(1).exp().tolist()[1:]
 
@@ -55,12 +55,12 @@ def head_contribution(block: Block, inputs: Inputs) -> Tensor:
     That is |W[:, C] X[:, C]'| (Frobenius), X the input of o_proj and C the columns of these query heads.
     """
     _, heads = block.heads
-    weight = weight_of(block.layer(block.row.attention.writer))
+    weight = weight_of(block.layer(block.attention.writer))
     weight = weight.view(len(weight), heads, -1).permute(1, 2, 0)  # (KV heads, columns of each, hidden)
     squares = torch.zeros(heads, device=weight.device)
 
-    def see(site: SiteRow, x: Tensor) -> None:
-        if site.of == "values":
+    def see(stack: Stack, x: Tensor) -> None:
+        if stack.of == "values":
             parts = x.float().view(-1, heads, weight.shape[1]).transpose(0, 1) @ weight
             squares.add_(parts.square().sum((1, 2)))
 
@@ -71,9 +71,9 @@ def head_contribution(block: Block, inputs: Inputs) -> Tensor:
 def neuron_score(block: Block, activation: Tensor) -> Tensor:
     """[O], section 2.1.2: 0.5 w / max w + 0.5 a / max a of each neuron of a block's MLP, float64 (neurons,).
 
-    w is the sum of |W_gate| and |W_up| over the neuron's row (eq. 2), a its `activation`.
+    w is the sum of |W_gate| and |W_up| over the neuron's row (eq. 2), of |W_up| alone where there is no gate, a its
+    `activation`.
     """
-    rows = [weight_of(block.layer(path)).abs().double().sum(1).cpu() for path in block.row.mlp.readers]
-    return sum(
-        0.5 * part / part.max().clamp(min=torch.finfo(part.dtype).tiny) for part in (rows[0] + rows[1], activation)
-    )
+    rows = [weight_of(block.layer(path)).abs().double().sum(1).cpu() for path in block.mlp.readers]
+    parts = (torch.stack(rows).sum(0), activation)
+    return sum(0.5 * part / part.max().clamp(min=torch.finfo(part.dtype).tiny) for part in parts)  # type: ignore[return-value]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression.architectures import decoder, description, embeddings, skeleton, stored
+from compression.architectures import decoder, description, embeddings, published, skeleton, stored
 from compression.architectures.table import NORMS, architecture_of
 from compression.checkpoints import base as _checkpoint
 from compression.checkpoints import side_files, weights
@@ -119,7 +119,10 @@ class Compressed:
             return WEIGHTS, dict(written.tensors), dict(written.described)
         layers = {name: describe(layer) for name, layer in decoder.stored_layers(self.model).items()}
         file = _PACKED if layers or description.describe(self.model) else WEIGHTS
-        return file, self.model.state_dict(), {MANIFEST: self.manifest(layers, [file])}
+        state = self.model.state_dict()
+        if file == WEIGHTS:
+            state = published.together(state, architecture_of(self.model), self.model.config)
+        return file, state, {MANIFEST: self.manifest(layers, [file])}
 
     def manifest(self, layers: dict[str, dict[str, Any]], files: list[str]) -> dict[str, Any]:
         """What compression.json says, with a description of each stored layer by name, and the files of the weights."""
@@ -200,7 +203,7 @@ def load(folder: str | Path, device: str = "cpu", *, backend: str | None = None)
         raise CheckpointError(f"{path} has no {MANIFEST}; open a dense checkpoint as a base instead")
     opened = outline(path)
     manifest = read_manifest(path)
-    tensors = _renamed(weights.read_tensors(_files(path, manifest)), manifest)
+    tensors = _renamed(weights.read_tensors(_files(path, manifest)), manifest, opened.model)
     weights.fill(opened.model, tensors, where=str(path))
     _take_backend(opened.model, backend, device)
     _checkpoint.finish(opened.model, device, side_files.read_generation_config(path))
@@ -251,10 +254,12 @@ def _translated(name: str, description: Any) -> dict[str, Any]:
         raise LayerError(f"{name}: {error}") from None
 
 
-def _renamed(tensors: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
-    """Tensors of a folder of an earlier schema, under the names that they have now."""
-    names = manifest.get("renamed", {})
-    return {names.get(name, name): tensor for name, tensor in tensors.items()}
+def _renamed(tensors: dict[str, Any], manifest: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Tensors under the names that the model has them by: published ones, and those of an earlier schema."""
+    names, row, found = manifest.get("renamed", {}), architecture_of(model), {}
+    for name, tensor in tensors.items():
+        found |= published.apart(names.get(name, name), tensor, row, model.config)
+    return found
 
 
 def _files(path: Path, manifest: dict[str, Any]) -> list[Path]:
@@ -292,7 +297,7 @@ def outline(path: Path) -> Compressed:
         notes = tuple(map(str, manifest.get("notes", ())))  # folders of earlier versions have none
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
-    headers = _renamed(weights.index(_files(path, manifest))[1], manifest)
+    headers = _renamed(weights.index(_files(path, manifest))[1], manifest, model)
     weights.fit(model, headers, where=str(path))
     weights.assign(model, headers, where=str(path))
     skeleton.tie(model)

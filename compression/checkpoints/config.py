@@ -21,7 +21,19 @@ _MOST = {  # each well above the largest model that is published
     "vocab_size": 2**24,
     "max_position_embeddings": 2**31,
     "sliding_window": 2**31,
+    "ffn_dim": 2**22,
+    "num_local_experts": 2**14,
+    "num_experts": 2**14,
+    "n_routed_experts": 2**14,
+    "moe_intermediate_size": 2**22,
+    "shared_expert_intermediate_size": 2**22,
+    "kv_lora_rank": 2**20,
+    "q_lora_rank": 2**20,
+    "qk_nope_head_dim": 2**16,
+    "qk_rope_head_dim": 2**16,
+    "v_head_dim": 2**16,
 }
+_LEAST = {"sliding_window": 0}  # which is none; of all others 1
 _NUMBERS = ("rms_norm_eps", "rope_theta", "initializer_range")  # none is below 0
 
 
@@ -29,7 +41,8 @@ def architecture_of(config: Mapping[str, Any], where: str) -> str:
     """The architecture that a configuration names, its sizes and model type checked.
 
     Raises:
-        CheckpointError: one that is not supported, another model type than it has, or a size that cannot be.
+        CheckpointError: one that is not supported, another model type than it has, a size that cannot be, or a setting
+            that makes another anatomy of it (`Architecture.required`).
     """
     names = config.get("architectures")
     row = table.named(names[0] if isinstance(names, list) and names else names, where)
@@ -38,7 +51,7 @@ def architecture_of(config: Mapping[str, Any], where: str) -> str:
                               f"{row.model_type!r}; code shipped with weights is never run")  # fmt: skip
     try:
         for key in (key for key in _MOST if config.get(key) is not None):
-            whole_field(config, key, 1, _MOST[key])
+            whole_field(config, key, _LEAST.get(key, 1), _MOST[key])
         for key in (key for key in _NUMBERS if config.get(key) is not None):
             if finite_field(key, config[key]) < 0:
                 raise ValueError(f"{key} must be at least 0, not {config[key]!r}")
@@ -47,6 +60,11 @@ def architecture_of(config: Mapping[str, Any], where: str) -> str:
         heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
         if heads and shared and heads % shared:
             raise ValueError(f"num_key_value_heads={shared} does not divide num_attention_heads={heads}")
+        for key, needed in row.required.items():
+            needed = config.get(needed[1:]) if isinstance(needed, str) and needed.startswith("=") else needed
+            if config.get(key, needed) != needed:
+                raise ValueError(f"{key} must be {needed!r}, not {config[key]!r:.80}: what it makes of {row.name} is "
+                                 "not supported")  # fmt: skip
     except ValueError as error:
         raise CheckpointError(f"{where} does not describe a model: {error}") from None
     return row.name

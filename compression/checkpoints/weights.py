@@ -11,13 +11,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from compression.architectures import embeddings
+from compression.architectures import embeddings, published
+from compression.architectures.skeleton import known_config
 from compression.architectures.table import architecture_of, named
 from compression.checkpoints.base import BaseSource, build
 from compression.errors import CheckpointError, LayerError
 from compression.numeric.checks import FLOATS
 
-_STALE = re.compile(r".*\.rotary_emb\.inv_freq")  # older exports store this table; it follows from the configuration
+# older exports store these tables, which follow from the configuration
+_STALE = re.compile(r".*\.rotary_emb\.inv_freq|.*\.attention\.(bias|masked_bias)")
 
 
 @dataclass(frozen=True)
@@ -62,32 +64,40 @@ def open_weights(source: BaseSource, device: str = "cpu", seed: int = 0) -> Weig
         std = model.config.initializer_range
 
         def make(names: list[str]) -> dict[str, Tensor]:
-            return {name: _random(name, headers[name], std, device, seed) for name in names}
+            return {name: _random(name, headers[name], (1 - row.norm_offset, std), device, seed) for name in names}
 
         return Weights(source.text, headers, dtype, make)
-    places, headers = index(source.files)
-    headers = not_stale(headers)
+    places, theirs = index(source.files)
+    config = known_config(source.config)
+    headers, held_in = {}, {}
+    for name, header in not_stale(theirs).items():
+        own = published.apart(name, header, row, config)
+        headers |= own
+        held_in |= dict.fromkeys(own, name)
     embedding = headers.get(row.embeddings_weight)
     dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fit` refuses
 
     def read(names: list[str]) -> dict[str, Tensor]:
-        tensors = {name: t.to(dtype) if t.dtype in FLOATS else t for name, t in _read(places, names).items()}
+        wanted, tensors = set(names), {}
+        for name, stored in _read(places, dict.fromkeys(held_in[name] for name in names)).items():
+            own = published.apart(name, stored, row, config)
+            tensors |= {key: t.to(dtype) if t.dtype in FLOATS else t for key, t in own.items() if key in wanted}
         _check_finite(tensors, str(source.folder))
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
+        return {name: tensors[name].to(device) for name in names}
 
     return Weights(str(source.folder), headers, dtype, read)
 
 
-def _random(name: str, header: Tensor, std: float, device: str, seed: int) -> Tensor:
-    """Matrices from N(0, std^2), norms at one, biases at zero: the published initialisation.
+def _random(name: str, header: Tensor, scales: tuple[float, float], device: str, seed: int) -> Tensor:
+    """Matrices from N(0, std^2), norms at what makes them one, biases at zero: the published initialisation.
 
     They are drawn on the CPU, the same numbers for every device: the digest of such a base is that of its seed.
     """
-    tensor = torch.empty_like(header, device="cpu")
+    tensor, (one, std) = torch.empty_like(header, device="cpu"), scales
     if name.endswith("bias"):
         return tensor.zero_().to(device)
     if tensor.ndim == 1:
-        return tensor.fill_(1).to(device)
+        return tensor.fill_(one).to(device)
     own = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7])
     return tensor.normal_(0, std, generator=torch.Generator().manual_seed(own)).to(device)
 

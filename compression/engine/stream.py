@@ -28,9 +28,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compression import devices
-from compression.architectures import decoder, embeddings
-from compression.architectures.skeleton import renew_positions
-from compression.architectures.table import Architecture, architecture_of
+from compression.architectures import decoder, embeddings, published
+from compression.architectures.anatomy import Architecture
+from compression.architectures.skeleton import renew_tables
+from compression.architectures.table import architecture_of
 from compression.checkpoints import base
 from compression.checkpoints import weights as _weights
 from compression.checkpoints.artefact import STATE, Compressed, outline
@@ -175,8 +176,9 @@ class _Output:
         if fresh:
             row = architecture_of(model)
             tied = {row.head_weight} if embeddings.tied(model) else set()
-            self._write(name, {key: tensor for key, tensor in model.state_dict().items()
-                               if key not in tied and not row.inside(key)})  # fmt: skip
+            outside = {key: tensor for key, tensor in model.state_dict().items()
+                       if key not in tied and not row.inside(key)}  # fmt: skip
+            self._write(name, published.together(outside, row, skeleton.config))
             stored = decoder.stored_layers(model)
             self.state.layers |= {key: describe(stored[key]) for key in stored if not row.inside(key)}
             self.state.reports = [each.context.report for each in passes]
@@ -206,8 +208,10 @@ class _Output:
         block = _load(decoder.decoder_blocks(skeleton)[at], weights)
         for each in passes:
             each.take(at, block)
-        self._write(_shard(skeleton, at + 1), block.module.state_dict(prefix=f"{block.name}."))
-        stored = decoder.stored_layers(block.module)
+        stored, tensors = decoder.stored_layers(block.module), block.module.state_dict(prefix=f"{block.name}.")
+        if not stored:
+            tensors = published.together(tensors, block.row, skeleton.config)
+        self._write(_shard(skeleton, at + 1), tensors)
         self.state.layers |= {f"{block.name}.{name}": describe(layer) for name, layer in stored.items()}
         for number, each in enumerate(passes):
             if each.inputs is not None:
@@ -275,7 +279,7 @@ def _outside(skeleton: nn.Module, weights: Weights) -> nn.Module:
     model = copy.deepcopy(skeleton)
     _weights.assign(model, weights.read(_outer(weights, architecture_of(model))), where=weights.where)
     model.tie_weights()
-    renew_positions(model).to(model.device)
+    renew_tables(model)
     return model.eval().requires_grad_(False)
 
 

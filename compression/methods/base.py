@@ -155,7 +155,7 @@ class BlockMethod(Method):
     def apply_block(self, block: "Block", seen: "Seen", context: Context) -> None:
         """As `compress_block`; checks weights before, reports each layer behind. Quantizers of keys and values stay."""
         before = {name: (layer, _parts_of(layer)) for name, layer in block.linears()}
-        norms = [block.layer(half.norm).weight for half in block.row.halves]
+        norms = [(site.producer, site.producer.weight) for site in block.sites if site.row.of in ("norm", "latent")]
         for name, (layer, _) in before.items():
             _check_finite(name, layer)
         with _naming(block.name), architectures.decoder.keeping_outputs(block):
@@ -164,11 +164,10 @@ class BlockMethod(Method):
             if before[name][0] is layer and before[name][1] == _parts_of(layer):
                 context.kept(name)
             else:
-                context.replaced(name, spell(self) + _stored_words(layer))
+                seen_by = seen.routed.words(name.removeprefix(f"{block.name}."))
+                context.replaced(name, spell(self) + _stored_words(layer) + seen_by)
         changed = LayerReport("norms", "replaced", f"{spell(self)}: they take in what their readers make up for")
-        if changed not in context.report and any(
-            block.layer(half.norm).weight is not norm for half, norm in zip(block.row.halves, norms, strict=True)
-        ):
+        if changed not in context.report and any(norm.weight is not weight for norm, weight in norms):
             context.report.append(changed)
 
 
@@ -222,6 +221,11 @@ class TrainingMethod(ModelMethod):
     """Trains the whole model: subclasses define `apply`."""
 
     unit = "training"
+
+    def reshape(self, model: "nn.Module") -> "nn.Module":
+        """Raises LayerError: losses cannot be computed on the model."""
+        architectures.decoder.check_trainable(model)
+        return model
 
     @property
     def trains(self) -> bool:

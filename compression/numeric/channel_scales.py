@@ -24,7 +24,8 @@ FLOOR = 1e-4  # of a channel's size, as a share of their mean
 SHRINKS = tuple(1 - i / 20 for i in range(10))  # of the largest weight of a group, that are tried
 CHUNK = 2**18  # weights whose clipping is sought at once: what that takes stays in the processor's cache
 
-Reader = tuple[Tensor, AffineGrid]  # a weight, fp32 (rows, cols), and the grid that it is to be rounded on
+# a weight, fp32 (rows, cols), the grid that it is to be rounded on, and H (cols, cols) of what reaches it
+Reader = tuple[Tensor, AffineGrid, Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class Producer:
         channels: for each input the channel of the producer that it is a multiple of, int64 (cols,).
         stored: what is divided and then stored densely, (channels,): the weight of a norm, or the bias of a linear
             layer that is itself rounded; None if there is none.
+        offset: what is added to what is stored before it is multiplied by.
     """
 
     channels: Tensor
     stored: Tensor | None
+    offset: float = 0.0
 
     def pooled(self, values: Tensor) -> Tensor:
         """The mean of `values` (cols,) over the inputs of each channel, (channels,)."""
@@ -53,13 +56,15 @@ class Producer:
         """
         if self.stored is None:
             return scales
-        stored = self.stored.float()
-        exact = stored / (stored / scales).to(self.stored.dtype).float()
+        stored = self.stored.float() + self.offset
+        exact = stored / ((stored / scales - self.offset).to(self.stored.dtype).float() + self.offset)
         return torch.where(stored == 0, scales, torch.where(exact.isfinite() & (exact > 0), exact, 1))
 
     def divided(self, scales: Tensor) -> Tensor | None:
         """What is stored, in its dtype, divided by scales (channels,) that `divisible` gave."""
-        return None if self.stored is None else (self.stored.float() / scales).to(self.stored.dtype)
+        if self.stored is None:
+            return None
+        return ((self.stored.float() + self.offset) / scales - self.offset).to(self.stored.dtype)
 
 
 @dataclass(frozen=True)
@@ -74,29 +79,29 @@ class AwqScales:
     ratios: int
     duo_scaling: bool
 
-    def search(
-        self, readers: Sequence[Reader], hessian: Tensor, producer: Producer, dtype: torch.dtype
-    ) -> tuple[float, Tensor]:
+    def search(self, readers: Sequence[Reader], producer: Producer, dtype: torch.dtype) -> tuple[float, Tensor]:
         """The ratio, of those of `candidates`, and its scales (channels,) with the least output error (eq. 4).
 
         Summed over the readers is tr(D H D^T) / tr(W H W^T), D = Q(W s) / s - W, with Q rounding to nearest on the
         reader's grid, whose scales are stored in `dtype`. Of each weight at most SEARCH_ROWS rows are looked at, evenly
-        spread.
+        spread. Where readers see different tokens, as experts do, channels are as large as in the mean of their H.
 
         Raises:
             LayerError: H is not finite, or a scaled weight exceeds `dtype`.
         """
-        if not hessian.isfinite().all():
+        seen = list({id(hessian): hessian for _, _, hessian in readers}.values())
+        if not all(hessian.isfinite().all() for hessian in seen):
             raise LayerError("the inputs of the calibration text to this layer are not finite; check the base")
-        readers = [(weight[:: -(-len(weight) // SEARCH_ROWS)], grid) for weight, grid in readers]
-        wholes = [float(output_error(weight, hessian).sum()) for weight, _ in readers]
+        readers = [(weight[:: -(-len(weight) // SEARCH_ROWS)], grid, hessian) for weight, grid, hessian in readers]
+        wholes = [float(output_error(weight, hessian).sum()) for weight, _, hessian in readers]
         sizes = producer.pooled(_relative_size(readers)) if self.duo_scaling else None
-        magnitude = producer.pooled(hessian.diagonal().sqrt())
+        squares = seen[0].diagonal() if len(seen) == 1 else torch.stack([h.diagonal() for h in seen]).mean(0)
+        magnitude = producer.pooled(squares.sqrt())
         best, least = (0.0, torch.ones_like(magnitude)), torch.inf
         for ratio, wanted in candidates(magnitude, self.ratios, sizes):
             scales = producer.divisible(wanted)
             columns, error = scales[producer.channels], 0.0
-            for (weight, grid), whole in zip(readers, wholes, strict=True):
+            for (weight, grid, hessian), whole in zip(readers, wholes, strict=True):
                 scaled = weight * columns
                 difference = nearest(scaled, grid, grid.fit(scaled, dtype)).sub_(scaled).div_(columns)
                 error += float(output_error(difference, hessian).sum()) / whole if whole > 0 else 0.0
@@ -159,7 +164,7 @@ def nearest(weight: Tensor, grid: AffineGrid, params: Params) -> Tensor:
 def _relative_size(readers: Sequence[Reader]) -> Tensor:
     """Mean over all rows of |W| / the largest |W| of the group, (cols,)."""
     parts = []
-    for weight, grid in readers:
+    for weight, grid, _ in readers:
         by_group = weight.abs().unflatten(-1, (-1, weight.shape[1] if grid.group_size == -1 else grid.group_size))
         parts.append((by_group / by_group.amax(-1, keepdim=True)).nan_to_num_(0).flatten(1))
     return torch.cat(parts).mean(0)

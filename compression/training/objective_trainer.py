@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from compression.architectures.decoder import decoder_blocks
+from compression.architectures.table import architecture_of
 from compression.errors import TrainingError
 from compression.files.sealed_folder import SealedFolder
 from compression.layers.linear import Linear
@@ -139,9 +140,11 @@ class ObjectiveTrainer(Trainer):
             found = model.get_decoder()(
                 input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
             )
-            head = model.get_output_embeddings()
+            head, divisor = model.get_output_embeddings(), architecture_of(model).logits_divisor
             weight = head.dequantize(torch.float32) if isinstance(head, Linear) else head.weight
-            student = Projected(found.last_hidden_state, weight, head.bias)
+            hidden = found.last_hidden_state
+            hidden = hidden if divisor is None else hidden / getattr(model.config, divisor)
+            student = Projected(hidden, weight, head.bias)
             loss = distillation(
                 student, outputs, inputs["shift_labels"], self.objective, items=num_items_in_batch
             ).total

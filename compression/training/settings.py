@@ -9,13 +9,13 @@ from compression.errors import RecipeError, TeacherError
 from compression.numeric.bounds import check_beta, check_temperature
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}  # by transformers' name
+_HALVES = [half for row in ARCHITECTURES.values() for half in (*row.attentions, *row.mlps)]
 LINEARS = tuple(dict.fromkeys(
-    path.rpartition(".")[2] for row in ARCHITECTURES.values() for half in row.halves
-    for path in (*half.readers, half.writer)
+    path.rpartition(".")[2] for half in _HALVES
+    for path in (*half.readers, *(reader for site in half.latents for reader in site.readers), half.writer)
 ))  # fmt: skip
-QV = tuple(
-    dict.fromkeys(path.rpartition(".")[2] for row in ARCHITECTURES.values() for path in (row.queries, row.values))
-)
+QV = tuple(dict.fromkeys(path.rpartition(".")[2] for half in _HALVES if half.name == "attention" and half.queries
+                         for path in (half.queries, half.producer)))  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")  # in which outputs of a teacher can be kept
 UNCOMPRESSED = "fp16"  # the recipe of a teacher that is asked as it is
 

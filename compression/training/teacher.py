@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from compression.architectures.decoder import Decoder
 from compression.checkpoints.base import BaseSource
 from compression.errors import TeacherError
 from compression.files.atomic import digest_of, key_of
@@ -291,7 +292,7 @@ class _Writer:
         Raises:
             TeacherError: they are not finite at a position that is no padding.
         """
-        device, parts, head = model.device, [], model.get_output_embeddings()
+        device, parts, logits = model.device, [], Decoder(model).logits
         step = max(1, _LOGITS // self.vocabulary)
         with torch.inference_mode():
             for at in range(0, len(ids), self.batch):
@@ -301,7 +302,7 @@ class _Writer:
                     input_ids=ids[some].to(device).long(), attention_mask=padding, use_cache=False
                 )
                 for states in hidden.last_hidden_state.flatten(0, 1).split(step):
-                    parts.append(self._keep(head(states)[:, : self.vocabulary], dtype))
+                    parts.append(self._keep(logits(states)[:, : self.vocabulary], dtype))
         leading = ids.shape
         tensors = {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
         tensors = {name: tensor.view(*leading, *tensor.shape[1:]) for name, tensor in tensors.items()}

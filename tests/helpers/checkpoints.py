@@ -4,14 +4,12 @@ import json
 import re
 
 import torch
+from families import FAMILIES, TINY
 from safetensors.torch import load_file, save_file
 
+from compression.architectures.table import ARCHITECTURES
 from compression.files.strict_json import signed
 
-TINY = {
-    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64,
-}  # fmt: skip
 TOKENS = torch.arange(20).view(2, 10) * 5 % 48
 
 
@@ -19,16 +17,19 @@ def transformers_model(architecture, *, tied=False, dtype=torch.float32, **sizes
     """A tiny model of that architecture with seeded weights, made by transformers alone."""
     import transformers
 
-    extra = {"head_dim": 8} if architecture == "Qwen3ForCausalLM" else {}
-    config = getattr(transformers, architecture.replace("ForCausalLM", "Config"))(
-        **TINY | extra | sizes, tie_word_embeddings=tied
-    )
+    row = ARCHITECTURES.get(architecture)
+    known = getattr(transformers, architecture.replace("ForCausalLM", "Config"), None)
+    kind = known.model_type if row is None else row.model_type
+    sizes = TINY | FAMILIES.get(architecture, {}) | sizes | {"tie_word_embeddings": tied}
+    config = transformers.AutoConfig.for_model(kind, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, architecture)(config).to(dtype)
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.data.normal_(0, 0.02)
+            elif name.endswith(("router.weight", "mlp.gate.weight")):  # some begin with zeros
+                parameter.data.normal_(0, 0.2)
     return model
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from bench.errors import MetricError
 from bench.measure import rope
 from bench.measure.scoring import prefix_cache
+from compression.architectures.decoder import Decoder
 from compression.checkpoints.tokens import check_ids, common
 
 PIECE = 2048  # tokens of one sequence read in one forward pass, at most
@@ -190,10 +191,10 @@ class Tree:
         places = sorted({place for place, _, _ in wanted})
         row = {place: n for n, place in enumerate(places)}
         chunk = max(1, ELEMENTS // self.model.config.vocab_size)
-        head = self.model.get_output_embeddings()
+        logits_of = Decoder(self.model).logits
         for start in range(0, len(places), chunk):
             rows = range(start, min(start + chunk, len(places)))
-            logits = head(hidden[places[start : start + chunk]]).float()
+            logits = logits_of(hidden[places[start : start + chunk]]).float()
             here = [(row[place] - start, target, number) for place, target, number in wanted if row[place] in rows]
             at = torch.tensor([(n, target) for n, target, _ in here], device=logits.device)
             values = (logits[at[:, 0], at[:, 1]] - logits.logsumexp(-1)[at[:, 0]]).tolist()
@@ -243,4 +244,4 @@ class _Probe(Tree):
     def _add(self, hidden: Tensor, wanted: Sequence[tuple[int, int, int]]) -> None:
         self.logits = getattr(self, "logits", {})
         for place, target, number in wanted:
-            self.logits[number, target] = self.model.get_output_embeddings()(hidden[place]).float()
+            self.logits[number, target] = Decoder(self.model).logits(hidden[place]).float()

@@ -61,13 +61,13 @@ class GGUFile:
         import gguf
 
         permuted = self._reader.get_field("general.architecture").contents() in PERMUTED
-        row = table.named(self.config["architectures"][0])
+        attention = table.named(self.config["architectures"][0]).attentions[0]
         for tensor in self._reader.tensors:
             name = self._names[tensor.name]
             with failures_as(self._unread(tensor)):
                 values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             values = values.reshape(tuple(int(size) for size in reversed(tensor.shape)))
-            for part, heads in ((row.queries, "num_attention_heads"), (row.keys, "num_key_value_heads")):
+            for part, heads in ((attention.queries, "num_attention_heads"), (attention.keys, "num_key_value_heads")):
                 if permuted and f".{part}." in name:
                     values = rotated_by_halves(values, self.config[heads])
             yield name, values
@@ -169,11 +169,12 @@ def _config(path: Path, values: Mapping[str, Any], reader: Any) -> dict[str, Any
 
 def _name(path: Path, name: str, row: table.Architecture, layers: int) -> str:
     """transformers' name of a tensor, by the row of the architecture."""
-    (attention, mlp), suffix = row.halves, name.rpartition(".")[2]
+    (attention,), (mlp,), suffix = row.attentions, row.mlps, name.rpartition(".")[2]
     outside = {"token_embd": row.embeddings, "output_norm": row.norm, "output": row.head}
     inside = {
-        "attn_norm": attention.norm, "attn_q": row.queries, "attn_k": row.keys, "attn_v": row.values,
-        "attn_output": attention.writer, "ffn_norm": mlp.norm, "ffn_gate": row.gate, "ffn_up": mlp.producer,
+        "attn_norm": attention.norm, "attn_q": attention.queries, "attn_k": attention.keys,
+        "attn_v": attention.producer,
+        "attn_output": attention.writer, "ffn_norm": mlp.norm, "ffn_gate": mlp.gate, "ffn_up": mlp.producer,
         "ffn_down": mlp.writer, "attn_q_norm": row.query_norm, "attn_k_norm": row.key_norm,
     }  # fmt: skip
     stem = name.removesuffix(f".{suffix}")

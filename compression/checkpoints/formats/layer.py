@@ -1,8 +1,16 @@
 """One layer between the published formats and `Codes`."""
 
-from dataclasses import dataclass
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from compression.architectures import fused
+from compression.checkpoints.formats.description import Published
+from compression.errors import LayerError
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -22,3 +30,27 @@ class StoredLayer:
     scales: Tensor
     zeros: Tensor
     permutation: Tensor | None
+
+    def parts(self, sizes: Sequence[int], *, by_head: bool) -> "list[StoredLayer]":
+        """The layers that a fused one holds, see `architectures.fused.split`."""
+        split = [fused.split(each, sizes, by_head=by_head) for each in (self.codes, self.scales, self.zeros)]
+        return [replace(self, codes=c, scales=s, zeros=z) for c, s, z in zip(*split, strict=True)]
+
+    @classmethod
+    def joined(cls, parts: "Sequence[StoredLayer]", sizes: Sequence[int], *, by_head: bool) -> "StoredLayer":
+        """The inverse of `parts`.
+
+        Raises:
+            LayerError: their columns are not in one order.
+        """
+        first, *others = (each.permutation for each in parts)
+        for each in others:
+            if (first is None) != (each is None) or (first is not None and not torch.equal(first, each)):  # type: ignore[arg-type]
+                raise LayerError("its parts have their columns in different orders, and are one layer there")
+        return cls(*(fused.join([getattr(each, name) for each in parts], sizes, by_head=by_head)
+                     for name in ("codes", "scales", "zeros")), first)  # fmt: skip
+
+
+def module_of(published: Published) -> Any:
+    """The module that translates the tensors of a layer."""
+    return importlib.import_module(f"compression.checkpoints.formats.{published.quant_method}")

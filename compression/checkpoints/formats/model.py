@@ -1,6 +1,5 @@
-"""Whole checkpoints of the published formats: to a model with packed layers, and from one."""
+"""Whole checkpoints of the published formats, written from a model with packed layers."""
 
-import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,134 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from compression.architectures import decoder, embeddings
-from compression.architectures.table import architecture_of, named
-from compression.checkpoints import base, weights
+from compression.architectures import published as layouts
+from compression.architectures.fused import Fused
+from compression.architectures.table import architecture_of
+from compression.checkpoints import base
 from compression.checkpoints.base import BaseSource
+from compression.checkpoints.formats import reading
 from compression.checkpoints.formats.description import BITS, GROUP_SIZES, VERSIONS, Published, read_config
-from compression.checkpoints.formats.layer import StoredLayer
+from compression.checkpoints.formats.layer import StoredLayer, module_of
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
-from compression.errors import CheckpointError, LayerError
+from compression.errors import LayerError
 from compression.layers.codes import Codes
 from compression.layers.linear import Linear
-from compression.numeric import grouping, packing
 from compression.numeric.grids import AffineGrid
 from compression.recipes.recipe import Recipe
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-
-
-def open_model(source: BaseSource) -> nn.Module:
-    """The model of a published checkpoint on the CPU, its quantized layers packed; scales keep their dtype.
-
-    Layers that are stored uncompressed stay dense, and all dense tensors take the dtype of the embeddings.
-
-    Raises:
-        CheckpointError: see `_checkpoint.open_base`; and a layer whose tensors are incomplete or contradict the shapes,
-            the group size or the symmetry that the configuration names.
-    """
-    published, where = source.published, str(source.folder)
-    assert published is not None
-    _check_headers(source, weights.index(source.files)[1], where)
-    tensors = weights.read_tensors(source.files)
-    embedding = tensors.get(named(source.config["architectures"][0], where).embeddings_weight)
-    dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
-    model = base.build(source.config, dtype, device="meta")
-    packed: dict[str, Tensor] = {}
-    for name, linear in list(model.named_modules()):
-        if isinstance(linear, nn.Linear):
-            stored = _take(tensors, name, linear, published, where)
-            if stored:
-                layer, buffers = _to_packed(stored, linear, published, dtype, f"{where}: {name}")
-                model.set_submodule(name, layer)
-                packed |= {f"{name}.{key}": value for key, value in buffers.items()}
-    if not packed:
-        raise CheckpointError(f"{where}: {published.quant_method} is what the configuration names, but no layer of the "
-                              "model has a qweight")  # fmt: skip
-    head = architecture_of(model).head
-    if isinstance(model.get_submodule(head), Linear) and embeddings.tied(model):
-        raise CheckpointError(f"{where}: {head} is quantized, and config.json ties it to the embeddings")
-    dense = {name: t.to(dtype) if t.dtype in _FLOATS else t for name, t in tensors.items()}
-    weights.fill(model, dense | packed, where=where)
-    return model
-
-
-def _check_headers(source: BaseSource, headers: dict[str, Tensor], where: str) -> None:
-    """Refuse tensors of other names, shapes or types than the model's, before one of them is read."""
-    assert source.published is not None
-    model, rest = base.build(source.config, torch.float32, device="meta"), weights.not_stale(headers)
-    for name, linear in list(model.named_modules()):
-        if isinstance(linear, nn.Linear) and _take(rest, name, linear, source.published, where):
-            if linear.bias is not None:
-                rest[f"{name}.weight"] = linear.weight  # the bias is one of the dense tensors
-            else:
-                model.set_submodule(name, nn.Identity())
-    weights.fit(model, rest, where=where)
-
-
-def _take(
-    tensors: dict[str, Tensor], name: str, linear: nn.Linear, published: Published, where: str
-) -> dict[str, Tensor]:
-    """Removes the tensors of a quantized layer from `tensors` and returns them, checked; empty for a dense layer."""
-    format = _format(published)
-    groups = grouping.groups_of(linear.in_features, published.group_size)
-    shapes = format.shapes(published, linear.out_features, linear.in_features, groups)
-    stored = {key: tensors.pop(f"{name}.{key}") for key in shapes if f"{name}.{key}" in tensors}
-    if not stored:
-        return {}
-    if f"{name}.weight" in tensors:
-        raise CheckpointError(f"{where}: {name} is stored twice: as weight and as {', '.join(stored)}")
-    optional = () if published.desc_act else format.OPTIONAL
-    if missing := [f"{name}.{key}" for key in shapes if key not in stored and key not in optional]:
-        raise CheckpointError(f"{where}: missing {', '.join(missing)}; the layer cannot be read without it; "
-                              "download the checkpoint again")  # fmt: skip
-    try:
-        grouping.check_group(linear.in_features, published.group_size, name)
-    except LayerError as error:
-        raise CheckpointError(f"{where}: {error}") from error
-    if reason := format.check_shape(published, linear.out_features, linear.in_features):
-        raise CheckpointError(f"{where}: {name} does not fit the {published.quant_method} format: {reason}")
-    for key, tensor in stored.items():
-        if tuple(tensor.shape) != shapes[key]:
-            raise CheckpointError(
-                f"{where}: {name}.{key} has shape {tuple(tensor.shape)}; {published.bits} bits in groups of "
-                f"{published.group_size} make it {shapes[key]}"
-            )
-        allowed = _FLOATS if key == "scales" else (torch.int32,)
-        if tensor.dtype not in allowed:
-            raise CheckpointError(f"{where}: {name}.{key} is stored as {tensor.dtype}, expected "
-                                  f"{' or '.join(map(str, allowed))}")  # fmt: skip
-    bias = f"{name}.bias"
-    given = tensors.get(bias)  # AutoGPTQ wrote one of zeros everywhere
-    if linear.bias is None and given is not None and (given.is_meta or not given.any()):
-        del tensors[bias]
-    return stored
-
-
-def _to_packed(
-    stored: dict[str, Tensor], linear: nn.Linear, published: Published, dtype: torch.dtype, where: str
-) -> tuple[Linear, dict[str, Tensor]]:
-    """The layer without its tensors, and those by the name of their buffer, but for the bias."""
-    try:
-        layer = _format(published).read(stored, published)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {error}") from error
-    if not torch.isfinite(layer.scales).all():
-        raise CheckpointError(f"{where}.scales holds NaN or infinite values")
-    middle = 2 ** (published.bits - 1)
-    if published.symmetric and not (layer.zeros == middle).all():
-        raise CheckpointError(f"{where}: sym is true, but there are zero points other than {middle}: programs that "
-                              "trust sym read other weights than those that read qzeros")  # fmt: skip
-    grid = AffineGrid(bits=published.bits, group_size=published.group_size, symmetric=published.symmetric)
-    permuted = layer.permutation is not None
-    part = Codes(grid, linear.out_features, linear.in_features, dtype=dtype, permuted=permuted)
-    bias = None if linear.bias is None else torch.empty(linear.out_features, dtype=dtype, device="meta")
-    buffers = {"codes": layer.codes, "scales": layer.scales}
-    if not published.symmetric:
-        buffers["zero_points"] = packing.pack(layer.zeros, published.bits)
-    if layer.permutation is not None:
-        buffers["permutation"] = layer.permutation.int()
-    return Linear(part, bias), {f"weight_part.{name}": tensor for name, tensor in buffers.items()}
 
 
 def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -149,13 +35,20 @@ def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[s
         LayerError: the format cannot hold a layer exactly; the message names it, and why.
     """
     published = describe_shapes(model, quant_method)
-    format, layers = _format(published), decoder.stored_layers(model)
+    format, layers = module_of(published), decoder.stored_layers(model)
     inside = tuple(f"{name}.weight_part." for name in layers)
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
-    for name, layer in layers.items():
-        stored = _to_stored(layer.weight_part, name)
-        state |= {f"{name}.{key}": tensor for key, tensor in format.write(stored, published).items()}
-    return state, _config(published, recipe, architecture_of(model).head in layers)
+    row = architecture_of(model)
+    state = layouts.together(state, row, model.config)
+    stored = {name: _to_stored(layer.weight_part, name) for name, layer in layers.items()}
+    for name, module in model.named_modules():
+        if isinstance(module, Fused):
+            parts = [stored.pop(f"{name}.{each}") for each in module.names]
+            stored[name] = StoredLayer.joined(parts, module.sizes, by_head=module.by_head)
+    for name, each in stored.items():
+        theirs = layouts.their_name(name, row)
+        state |= {f"{theirs}.{key}": tensor for key, tensor in format.write(each, published).items()}
+    return state, _config(published, recipe, row.head in layers)
 
 
 def check(model: nn.Module, quant_method: str) -> None:
@@ -186,6 +79,9 @@ def describe_shapes(model: nn.Module, quant_method: str) -> Published:
     if embeddings.is_packed(model):
         raise LayerError(f"format {quant_method} cannot hold {row.embeddings}: its readers take embeddings "
                          "in 16 bits; leave embeddings=8 out")  # fmt: skip
+    if row.stacked_experts:
+        raise LayerError(f"format {quant_method} cannot hold the experts of {row.name}, which its readers know as one "
+                         "tensor of all of them")  # fmt: skip
     layers = [pair for block in decoder.decoder_blocks(model) for pair in block.linears()]
     layers += [(row.head, head)] if isinstance(head := model.get_submodule(row.head), Linear) else []
     first, grid = layers[0][0], None
@@ -203,7 +99,7 @@ def describe_shapes(model: nn.Module, quant_method: str) -> Published:
         version=version, desc_act=any(layer.weight_part.permutation is not None for _, layer in layers),
     )  # fmt: skip
     for name, layer in layers:
-        if reason := _format(published).check_shape(published, layer.out_features, layer.in_features):
+        if reason := module_of(published).check_shape(published, layer.out_features, layer.in_features):
             raise LayerError(f"format {quant_method} cannot hold {name}: {reason}")
     return published
 
@@ -301,7 +197,7 @@ class PublishedFormat(Format):
 
     def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
         assert source.published is not None
-        return open_model(source), recipe_of(source.published)
+        return reading.open_model(source), recipe_of(source.published)
 
     def limits(self, model: nn.Module) -> list[str]:
         refusal = vllm_refusal(model) if self.name == "gptq" else None
@@ -309,8 +205,3 @@ class PublishedFormat(Format):
 
 
 GPTQ, AWQ = PublishedFormat("gptq"), PublishedFormat("awq")
-
-
-def _format(published: Published) -> Any:
-    """The module that translates the tensors of a layer."""
-    return importlib.import_module(f"compression.checkpoints.formats.{published.quant_method}")

@@ -31,8 +31,12 @@ from compression.architectures.edits import (
 from compression.architectures.table import ARCHITECTURES
 
 CLOSE = 1e-9
+# their routers multiply in fp32, so that a norm that is rounded elsewhere sends tokens with other weights
+ROUGH = dict.fromkeys(("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), 1e-5)
 
 families = st.sampled_from(sorted(ARCHITECTURES))
+turned = st.sampled_from(sorted(name for name, row in ARCHITECTURES.items() if row.unturned is None))
+sliced = st.sampled_from(["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"])
 seeds = st.integers(0, 2**20)
 
 
@@ -54,6 +58,10 @@ def sites_of(model, of):
     return [(b, site) for b, block in enumerate(Decoder(model).blocks) for site in block.sites if site.row.of == of]
 
 
+def close(family):
+    return ROUGH.get(family, CLOSE)
+
+
 def one_of_each(model, seed):
     """Every edit that leaves the function as it was, at every place that it can be."""
     decoder = Decoder(model)
@@ -61,18 +69,21 @@ def one_of_each(model, seed):
     for number, block in enumerate(decoder.blocks):
         heads, size = block.heads[1], block.head_size
         for site in block.sites:
+            if site.row.of == "stream":
+                continue
             channels, own = len(site.producer.weight), seed + 10 * number + site.number
-            found = [Divide(site.number, numbers(own, channels).exp())]
+            found = [] if site.row.fixed else [Divide(site.number, numbers(own, channels).exp())]
             if site.row.of == "values":
                 order = torch.stack([numbers(own + i, size).argsort() for i in range(heads)])
-                found += [Shift(site.number, numbers(own, channels)), Permute(site.number, order),
-                          Rotate(site.number, orthogonal(own, heads, size, size))]  # fmt: skip
+                found += [] if site.row.unshifted else [Shift(site.number, numbers(own, channels))]
+                found += [Permute(site.number, order), Rotate(site.number, orthogonal(own, heads, size, size))]
             if site.row.of == "neurons":
                 found.append(Permute(site.number, numbers(own, channels).argsort()))
             edits += [InBlock(number, edit) for edit in found]
     # a norm that was divided has a weight again
     edits += [FoldNorm(place.number) for place in decoder.places()]
-    return edits + [Turn(p.number, orthogonal(seed + p.number, 32, 32)) for p in decoder.places()]
+    turns = [Turn(p.number, orthogonal(seed + p.number, 32, 32)) for p in decoder.places()]
+    return edits + (turns if decoder.row.unturned is None else [])
 
 
 # --- What leaves the function as it was -------------------------------------------------------------------------------
@@ -83,45 +94,54 @@ def one_of_each(model, seed):
 def test_folding_norms_changes_nothing(family, seed, tied):
     model = model_of(family, seed, tied)
 
-    assert CLOSE > moved(model, [Untie(), *(FoldNorm(place.number) for place in Decoder(model).places())])
-    assert all((place.norm.weight == 1).all() for place in Decoder(model).places())
+    assert close(family) > moved(model, [Untie(), *(FoldNorm(place.number) for place in Decoder(model).places())])
+    for place in Decoder(model).places():
+        if place.norm is not None:
+            assert (place.norm.weight + Decoder(model).row.norm_offset == 1).all()
+            assert not getattr(place.norm, "bias", torch.zeros(1)).any()
 
 
 @settings(max_examples=12)
-@given(families, seeds, st.integers(0, 3), st.floats(0, 3))
-def test_dividing_a_site_changes_nothing(family, seed, number, spread):
+@given(families, seeds, st.data(), st.floats(0, 3))
+def test_dividing_a_site_changes_nothing_or_is_refused_with_the_reason(family, seed, data, spread):
     model = model_of(family, seed)
     for b, block in enumerate(Decoder(model).blocks):
-        scales = (numbers(seed + b, len(block.sites[number].producer.weight)) * spread).exp()
-        assert CLOSE > moved(model, [InBlock(b, Divide(number, scales))])
+        site = data.draw(st.sampled_from(block.sites))
+        channels = 32 if site.producer is None else len(site.producer.weight)
+        edit = InBlock(b, Divide(site.number, (numbers(seed + b, channels) * spread).exp()))
+        if site.row.fixed is None:
+            assert close(family) > moved(model, [edit])
+        else:
+            with pytest.raises(LayerError, match=site.row.fixed):
+                edit.apply(Decoder(model))
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(families, seeds)
 def test_values_can_be_shifted_permuted_and_rotated_and_neurons_permuted(family, seed):
     model = model_of(family, seed)
     for edit in one_of_each(model, seed):
         if isinstance(edit, InBlock) and not isinstance(edit.what, Divide):
-            assert CLOSE > moved(model, [edit]), edit.what.kind
+            assert close(family) > moved(model, [edit]), edit.what.kind
 
 
 @settings(max_examples=8)
-@given(families, seeds, st.data())
+@given(turned, seeds, st.data())
 def test_turning_the_residual_stream_anywhere_changes_nothing(family, seed, data):
     model = model_of(family, seed)
     places = [place.number for place in Decoder(model).places()]
     chosen = data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=8))
 
-    assert CLOSE > moved(model, [FoldNorm(number) for number in places])
-    assert CLOSE > moved(model, [Turn(n, orthogonal(seed + i, 32, 32)) for i, n in enumerate(chosen)])
+    assert close(family) > moved(model, [FoldNorm(number) for number in places])
+    assert close(family) > moved(model, [Turn(n, orthogonal(seed + i, 32, 32)) for i, n in enumerate(chosen)])
 
 
-@settings(max_examples=4)
-@given(families, seeds, st.booleans())
-def test_all_of_it_at_once_changes_nothing(family, seed, tied):
-    model = model_of(family, seed, tied)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_all_of_it_at_once_changes_nothing(family, tied):
+    model = model_of(family, seed := 5, tied)
 
-    assert CLOSE > moved(model, one_of_each(model, seed))
+    assert close(family) > moved(model, one_of_each(model, seed))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -164,7 +184,7 @@ class Projected(torch.nn.Module):
 
 
 @settings(max_examples=6)
-@given(families, seeds, st.integers(8, 32))
+@given(sliced, seeds, st.integers(8, 32))
 def test_a_slice_of_the_stream_is_the_stream_cut_to_its_directions_by_the_book(family, seed, kept):
     model = model_of(family, seed)
     places = [place.number for place in Decoder(model).places()]
@@ -181,7 +201,7 @@ def test_a_slice_of_the_stream_is_the_stream_cut_to_its_directions_by_the_book(f
 
 
 @settings(max_examples=6)
-@given(families, seeds)
+@given(sliced, seeds)
 def test_heads_and_neurons_that_go_are_those_whose_outputs_are_zero(family, seed):
     slow, model = model_of(family, seed), model_of(family, seed)
     neurons = tuple(numbers(seed, 64).argsort()[:40].sort().values.tolist())
@@ -209,7 +229,7 @@ def fresh(model):
 
 
 @settings(max_examples=8)
-@given(families, seeds, st.integers(8, 32), st.booleans())
+@given(sliced, seeds, st.integers(8, 32), st.booleans())
 def test_a_model_of_other_shapes_is_built_again_from_json_to_the_bit(family, seed, kept, tied):
     model = model_of(family, seed, tied)
     edits = [edit for edit in one_of_each(model, seed) if edit.kind != "turn"]
@@ -221,14 +241,14 @@ def test_a_model_of_other_shapes_is_built_again_from_json_to_the_bit(family, see
     again = fresh(model)
     restore(again, json.loads(json.dumps(describe(model))))
     again.load_state_dict(model.state_dict(), assign=True)
-    skeleton.renew_positions(again)
+    skeleton.renew_tables(again)
 
     assert torch.equal(expected, logits(again.eval()))
     assert describe(model) == describe(again)
 
 
 @settings(max_examples=8)
-@given(families, seeds)
+@given(sliced, seeds)
 def test_each_edit_of_json_makes_the_same_shapes_without_weights(family, seed):
     model = model_of(family, seed, tied=True)
     blank = fresh(model)
@@ -251,8 +271,8 @@ def test_most_models_are_described_by_nothing():
 
 REFUSED = {
     "a norm has no order": (InBlock(0, Permute(0, torch.arange(32))), "turn the stream instead"),
-    "a norm has no bias": (InBlock(1, Shift(2, torch.ones(32))), "norms have no bias"),
-    "neurons are gated": (InBlock(0, Shift(3, torch.ones(64))), "the activated gate"),
+    "a norm has no bias": (InBlock(1, Shift(2, torch.ones(32))), "no values of attention"),
+    "neurons are gated": (InBlock(0, Shift(3, torch.ones(64))), "no values of attention"),
     "a norm is elementwise": (InBlock(0, Rotate(0, torch.eye(8)[None])), "works on each channel"),
     "a scale of zero": (InBlock(0, Divide(0, torch.zeros(32))), "must be finite and above 0"),
     "too few scales": (InBlock(0, Divide(0, torch.ones(31))), "must be (32,)"),

@@ -15,6 +15,8 @@ from compression.architectures.random_shapes import SHAPES
 from compression.architectures.table import ARCHITECTURES
 from compression.checkpoints.base import NAMED, build, byte_tokenizer, locate, open_base
 
+TIED = ("Qwen2ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "OPTForCausalLM")
+
 # --- What opens -------------------------------------------------------------------------------------------------------
 
 
@@ -24,14 +26,20 @@ from compression.checkpoints.base import NAMED, build, byte_tokenizer, locate, o
 def test_a_checkpoint_computes_what_transformers_computes(tmp_path, architecture, dtype, shards):
     from transformers import AutoModelForCausalLM
 
-    model = transformers_model(architecture, tied="Qwen2" in architecture, dtype=dtype)
+    row = ARCHITECTURES[architecture]
+    model = transformers_model(architecture, tied=architecture in TIED, dtype=dtype)
     model.save_pretrained(tmp_path, **({"max_shard_size": "20KB"} if shards else {}))
     assert shards == (tmp_path / "model.safetensors.index.json").exists()
 
     base = open_base(str(tmp_path))
 
-    expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto", attn_implementation="sdpa").eval()
-    assert torch.equal(logits(expected), logits(base.model))
+    attention = "sdpa" if row.sdpa else "eager"
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto", attn_implementation=attention).eval()
+    if row.fused or any(half.experts for half in row.mlps):  # one product there is several here
+        loose = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+        torch.testing.assert_close(logits(base.model), logits(expected), **loose)
+    else:
+        assert torch.equal(logits(expected), logits(base.model))
     assert {dtype} == {parameter.dtype for parameter in base.model.parameters()}
     assert not any(p.requires_grad for p in base.model.parameters()) and not base.model.training
     assert architecture == type(base.model).__name__

@@ -12,7 +12,7 @@ import compression
 from compression import LayerError
 from compression.architectures.decoder import decoder_blocks
 from compression.calibration import observers
-from compression.calibration.capture import Inputs
+from compression.calibration.capture import Inputs, stacks_of
 from compression.methods.pruning.unstructured.magnitude import Magnitude
 from compression.methods.pruning.unstructured.wanda import Wanda
 from compression.numeric import sparsity
@@ -144,13 +144,13 @@ def test_on_the_reference_sparsegpt_is_nearest_and_magnitude_farthest(pattern):
 
     ids = base.tokenizer.encode("\n\n".join(world.texts("train", limit=60)), add_special_tokens=False, verbose=False)
     block = decoder_blocks(base.model)[0]
-    seen = {site.row: [] for site in block.sites}
+    seen = {stack: [] for stack in stacks_of(block)}
     reached = Inputs.of_first_block(base.model, torch.tensor(ids[: 4 * 512]).view(4, 512))
-    reached.observe(block, lambda site, x: seen[site].append(x.float()[0]))
+    reached.observe(block, lambda stack, x: seen[stack].append(x.float()[0]))
 
     found = torch.stack([
-        errors(block.module.get_submodule(name).weight.detach().float(), torch.cat(seen[site]), 0.5, pattern)
-        for site in seen for name in site.readers
+        errors(block.module.get_submodule(name).weight.detach().float(), torch.cat(seen[stack]), 0.5, pattern)
+        for stack in seen for name in stack.readers
     ])  # fmt: skip
 
     assert (found[:, 0] < found[:, 1]).all()

@@ -7,13 +7,14 @@ import functools
 import pytest
 import torch
 from checkpoints import logits, transformers_model
+from exact_models import model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import affine_grids, gaussian, seeds, weights
 
 import compression
 from compression import LayerError, RecipeError
-from compression.architectures import table
+from compression.architectures import anatomy, table
 from compression.architectures.decoder import Site, decoder_blocks
 from compression.calibration.blockwise import Layer, _scale
 from compression.methods.quantization.weight_only.awq import AWQ
@@ -21,8 +22,8 @@ from compression.numeric.channel_scales import SHRINKS, AwqScales, Producer, can
 from compression.numeric.grids import AffineGrid
 from compression.numeric.grouping import decode, quantize
 
-ARCHITECTURES = tuple(table.ARCHITECTURES)
-STACKS = {site.readers: site.producer for site in table.ARCHITECTURES["LlamaForCausalLM"].sites}
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+STACKS = {site.readers: site.producer for site in anatomy.sites((anatomy.LLAMA_ATTENTION, anatomy.LLAMA_MLP))}
 SMALL = "samples=4,sequence_length=24"
 IDS = torch.arange(96).view(4, 24) * 5 % 48
 
@@ -52,7 +53,7 @@ class RandomScales:
     seed: int
     spread: float
 
-    def search(self, readers, hessian, producer, dtype):
+    def search(self, readers, producer, dtype):
         channels = int(producer.channels.max()) + 1
         return 0.5, producer.divisible(gaussian(1, channels, seed=self.seed, std=self.spread)[0].exp())
 
@@ -88,8 +89,12 @@ def scaled(model, how):
         layers = {name: Layer(name, linear, method, linear.bias) for name, linear in block.linears()}
         for site in reversed(block.sites):
             readers = [layers[name] for name in site.names]
-            before = layers.get(block.full(site.row.producer))
-            _scale(site, readers, before, torch.eye(readers[0].linear.in_features))
+            before = layers.get(block.full(site.row.producer or ""))
+            stacks = [
+                ([layers[block.full(path)] for path in paths], torch.eye(readers[0].linear.in_features))
+                for paths in site.row.stacks
+            ]
+            _scale(site, stacks, before)
         for layer in layers.values():
             layer.linear.weight = torch.nn.Parameter(layer.scaled(), requires_grad=False)
             if layer.bias is not None:
@@ -117,6 +122,16 @@ TRANSFORMS = (
 @given(*TRANSFORMS)
 def test_scaling_leaves_the_function_in_fp32_as_it_was(architecture, dtype, seed, spread):
     check_that_scaling_leaves_the_function_alone(architecture, dtype, seed, spread)
+
+
+@pytest.mark.parametrize("family", table.ARCHITECTURES)
+def test_scaling_leaves_the_function_of_every_architecture_as_it_was(family):
+    model = model_of(family, 3).float()
+    expected = logits(model)
+
+    actual = logits(scaled(model, RandomScales(5, 1.0)))
+
+    assert float((actual - expected).norm() / expected.norm()) <= 1e-4
 
 
 CHANNELS = Site.channels.fget
@@ -185,7 +200,8 @@ def test_the_search_finds_what_a_loop_of_forward_passes_finds(seed, grid, ratios
     x = inputs(64, seed=seed)
     readers = [(gaussian(rows, 64, seed=seed + rows), grid) for rows in (5, 3)]
 
-    _, scales = AwqScales(ratios, False).search(readers, hessian_of(x), identity(64), torch.float32)
+    same = [(weight, grid, hessian_of(x)) for weight, grid in readers]
+    _, scales = AwqScales(ratios, False).search(same, identity(64), torch.float32)
 
     tried = [wanted for _, wanted in candidates(hessian_of(x).diagonal().sqrt(), ratios)]
     torch.testing.assert_close(torch.stack(tried), torch.stack([*powers(x, ratios)]), rtol=1e-4, atol=0)
@@ -195,7 +211,7 @@ def test_the_search_finds_what_a_loop_of_forward_passes_finds(seed, grid, ratios
 
 def never_worse_than_no_scaling(seed, weight, grid, duo_scaling):
     x, weight = inputs(64, seed=seed), weight.float()
-    _, scales = AwqScales(20, duo_scaling).search([(weight, grid)], hessian_of(x), identity(64), torch.float32)
+    _, scales = AwqScales(20, duo_scaling).search([(weight, grid, hessian_of(x))], identity(64), torch.float32)
 
     return loss(x, [(weight, grid)], scales) <= loss(x, [(weight, grid)], torch.ones(64)) * (1 + 1e-3) + 1e-9
 
@@ -207,7 +223,7 @@ def test_scaling_is_never_worse_than_none_on_the_error_that_it_minimises(seed, w
 
 def test_the_law_catches_a_search_that_takes_its_last_candidate(monkeypatch):
     monkeypatch.setattr(
-        AwqScales, "search", lambda self, readers, hessian, *_: [*candidates(hessian.diag().sqrt(), 20)][-1]
+        AwqScales, "search", lambda self, readers, *_: [*candidates(readers[0][2].diag().sqrt(), 20)][-1]
     )
     grid = AffineGrid(bits=3, group_size=32, symmetric=False)
 

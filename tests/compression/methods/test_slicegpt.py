@@ -10,9 +10,10 @@ import compression
 from bench.measure.decode_step import lean_step
 from bench.measure.generation import _static_cache
 from compression import LayerError, RecipeError
-from compression.architectures.decoder import Decoder, TurnedBlock
+from compression.architectures.decoder import Decoder
 from compression.architectures.description import describe
 from compression.architectures.table import ARCHITECTURES
+from compression.architectures.turned import TurnedBlock
 from compression.calibration.capture import Stream
 from compression.methods.base import Context
 from compression.methods.pruning.structured.slicegpt import SliceGPT
@@ -39,12 +40,13 @@ def difference(actual, expected):
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", [name for name, row in ARCHITECTURES.items() if row.unturned is None])
 @pytest.mark.parametrize("tied", [False, True])
 def test_without_a_slice_the_function_is_the_same(family, tied, dtype, close):
     model = model_of(family, 5, tied).to(dtype)
 
     turned = sliced(model, 0.0)
+    close = max(close, 1e-5 * family.startswith("Deepseek"))  # their routers multiply in fp32
 
     assert all(isinstance(block.module, TurnedBlock) for block in Decoder(turned).blocks)
     assert close > difference(logits(turned), logits(model)) > 0

@@ -26,7 +26,7 @@ def base(folder):
 
 def inputs_of(base):
     block, seen = decoder_blocks(base.model)[0], {}
-    Inputs.of_first_block(base.model, IDS).observe(block, lambda site, x: seen.setdefault(site, []).append(x[0]))
+    Inputs.of_first_block(base.model, IDS).observe(block, lambda stack, x: seen.setdefault(stack.site, []).append(x[0]))
     return block, {site: torch.cat(each) for site, each in seen.items()}
 
 

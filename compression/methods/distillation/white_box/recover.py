@@ -75,7 +75,8 @@ class Recover(TrainingMethod):
         return True
 
     def reshape(self, model: "nn.Module") -> "nn.Module":
-        """Raises LayerError: a packed layer has an adapter already."""
+        """Raises LayerError: a packed layer has an adapter already, or losses cannot be computed on the model."""
+        super().reshape(model)
         settings = self.adapters(seed=0)
         for block in architectures.decoder.decoder_blocks(model):
             for name, layer in block.linears():

@@ -113,7 +113,7 @@ class Structured(ModelMethod):
                 f"{blocks[-1].name}; allowed are 1 to {len(blocks)}, a share, or none for all"
             )
         queries, there = blocks[0].heads
-        attention = blocks[0].full(blocks[0].row.attention.module)
+        attention = blocks[0].full(blocks[0].attention.module)
         heads = _count(self.keep_kv_heads, there)
         if heads > there:
             raise LayerError(

@@ -87,6 +87,8 @@ class P(ModelMethod):
         if self.trains and packed:
             raise LayerError(f"p(finetune_samples={self.finetune_samples}) trains all weights, and those of "
                              f"{packed[0]} are packed; put p before the step that packs them")  # fmt: skip
+        if self.trains:
+            architectures.decoder.check_trainable(model)
         for block in architectures.decoder.decoder_blocks(model):
             kept = self._kept_of(block)
             if kept < block.neurons:
@@ -106,7 +108,7 @@ class P(ModelMethod):
             what, changes = f"{spell(self)}: {count} of {there} neurons stay", {}
             if inputs is not None:
                 seen = calibration.observers.Mean(there)
-                inputs.advance(block, lambda site, x, seen=seen: seen.add(x) if site.of == "neurons" else None)
+                inputs.advance(block, lambda stack, x, seen=seen: seen.add(x) if stack.of == "neurons" else None)
                 if count < there:
                     kept = calibration.importance.neuron_score(block, seen.value()).argsort(
                         descending=True, stable=True
@@ -114,12 +116,12 @@ class P(ModelMethod):
                     before = dict(block.linears())
                     changes = architectures.cuts.keep_neurons(block, torch.sort(kept).values)
                     changes = {name: words + _same_scales(block, name, before[name]) for name, words in changes.items()}
-            mlp = f"{block.full(block.row.mlp.module)}."
+            mlp = [block.full(path) for path in (*block.mlp.readers, *block.mlp.writers)]
             for name, _ in block.linears():
                 if name in changes:
                     context.report.append(LayerReport(name, "replaced", what + changes[name]))
                 else:
-                    context.report.append(LayerReport(name, "kept", what if name.startswith(mlp) else LEFT_ALONE))
+                    context.report.append(LayerReport(name, "kept", what if name in mlp else LEFT_ALONE))
             context.progress(i + 1, len(blocks), spell(self))
         model = architectures.cuts.conform(model)
         return self._finetuned(model, context) if self.trains else model
@@ -149,7 +151,7 @@ class P(ModelMethod):
         try:
             return self.keep(block.neurons)
         except LayerError as error:
-            raise LayerError(f"{block.full(block.row.mlp.module)}: {error}") from error
+            raise LayerError(f"{block.full(block.mlp.module)}: {error}") from error
 
 
 def _same_scales(block: "Block", name: str, before: "nn.Module") -> str:

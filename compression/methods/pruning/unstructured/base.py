@@ -128,4 +128,4 @@ class CalibratedPruner(Pruner, CalibratedMethod):
         raise NotImplementedError
 
     def compress_stack(self, block: Any, layers: Any, seen: Any, note: str) -> None:
-        calibration.blockwise.prune(block, self, layers, seen)
+        calibration.blockwise.prune(block, self, layers, seen, note)

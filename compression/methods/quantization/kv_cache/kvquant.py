@@ -12,7 +12,7 @@ Limits: the cache is stored in the dtype of the model: what is measured is what 
 from typing import TYPE_CHECKING, Literal
 
 from compression import calibration, layers
-from compression.errors import RecipeError
+from compression.errors import LayerError, RecipeError
 from compression.methods.base import BlockMethod, Context, method
 
 if TYPE_CHECKING:
@@ -37,14 +37,22 @@ class KVQuant(BlockMethod):
                 raise RecipeError(f"kvquant({name}={getattr(self, name)}): must be from {least} to {most}")
 
     def compress_block(self, block: "Block", seen: "Seen", context: Context) -> None:
-        paths = (block.row.keys, block.row.values)
+        paths = self._paths(block)
         for name, outputs in seen.outputs(calibration.observers.Sample, paths).items():
             layer = layers.Linear.of(dict(block.linears())[name])
             layer.output_part = layers.activations.Levels.fitted(outputs, self.bits, self.outliers, self.keep_first)
             block.replace(name, layer)
 
+    @staticmethod
+    def _paths(block: "Block") -> tuple[str, str]:
+        """Layers of keys and of values. Raises LayerError: the cache holds no such keys."""
+        if block.attention.keys is None:
+            raise LayerError(f"{block.full(block.attention.module)}: kvquant rounds keys and values, and the cache of "
+                             f"{block.row.name} holds a latent of both")  # fmt: skip
+        return block.attention.keys, block.attention.producer
+
     def shape_block(self, block: "Block") -> None:
-        for path in (block.row.keys, block.row.values):
+        for path in self._paths(block):
             layer = layers.Linear.of(block.layer(path))
             layer.output_part = layers.activations.Levels.empty(
                 layer.out_features, layer.in_features, bits=self.bits, keep_first=self.keep_first

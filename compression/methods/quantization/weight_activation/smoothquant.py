@@ -7,8 +7,8 @@ per layer, found on the calibration text (O3).
 Departures: the authors' code divides what norms put out (`smooth=norms`). Here the inputs of the output and down
 projections are divided too, in the rows of the value and up projections, heads that share values by their largest: on
 the reference, with one step per layer, `smooth=norms` adds 0.7 % to the perplexity and `smooth=all` nothing. A channel
-that no calibration token reaches is not scaled; a norm in a short dtype is rounded first, and its readers make up for
-that (`architectures.edits.Divide`).
+that no calibration token reaches is not scaled, nor is what has no linear producer (`SiteRow.fixed`); a norm in a short
+dtype is rounded first, and its readers make up for that (`architectures.edits.Divide`).
 Limits: products are computed in floating point on the rounded numbers unless a kernel takes them.
 """
 
@@ -41,8 +41,8 @@ class SmoothQuant(BlockMethod):
 
         largest = seen.inputs(calibration.observers.Largest)
         for site in reversed(block.sites):
-            if self.smooth == "all" or site.row.of == "norm":
-                x = site.largest(largest[site.names[0]])
+            if site.row.fixed is None and (self.smooth == "all" or site.row.of in ("norm", "latent")):
+                x = site.largest(torch.stack([largest[name] for name in site.names]).amax(0))
                 columns = torch.stack([reader.weight.abs().amax(0).float() for reader in site.readers]).amax(0)
                 scales = x.pow(self.alpha) / site.largest(columns).clamp(min=1e-5).pow(1 - self.alpha)
                 scales = torch.where(x > 0, scales.clamp(min=1e-5), 1)
