@@ -60,7 +60,7 @@ def answers(workbench, recipe):
 
     def of(model):
         return answers_of(
-            model.model, workbench.base.tokenizer, workbench.asked, form=workbench.collection.form,
+            workbench.compute_model(model), workbench.base.tokenizer, workbench.asked, form=workbench.collection.form,
             decoding=options.judge.decoding, new_tokens=options.judge.new_tokens, seed=options.seed,
         )  # fmt: skip
 
@@ -99,4 +99,4 @@ def measure(workbench, of, recipe, take, notes=None, **params):
     asked = {"data": workbench.collection.read, "questions": count, "decoding": setup.decoding,
              "new_tokens": setup.new_tokens, "template": workbench.options.template_text,
              "draw": None if workbench.collection.drawn else workbench.options.seed}  # fmt: skip
-    workbench.measure(of, recipe, take, asked | params, notes=notes)
+    workbench.measure(of, recipe, take, asked | params, notes=notes, compute_models=True)

@@ -31,7 +31,8 @@ def _read(workbench, protocol, recipe):
     tokenizer, device = _tokenizer(workbench), workbench.options.device
 
     def of(model, base=None):
-        return perplexity(model.model, tokenizer, workbench.data, protocol, device=device, base=base and base.model,
+        model, base = workbench.compute_model(model), base and workbench.compute_model(base)
+        return perplexity(model, tokenizer, workbench.data, protocol, device=device, base=base,
                           states=workbench.base_states, template=workbench.options.template)  # fmt: skip
 
     if recipe.text == UNCOMPRESSED:
@@ -51,7 +52,7 @@ def test_perplexity(workbench, recipe):
     def notes(reading):
         return "ok", "; ".join(workbench.notes.get(recipe.text, ())) or None, None
 
-    workbench.measure("perplexity", recipe, take, asked, notes=notes)
+    workbench.measure("perplexity", recipe, take, asked, notes=notes, compute_models=True)
 
 
 def test_divergence(workbench, recipe):
@@ -64,7 +65,7 @@ def test_divergence(workbench, recipe):
         found = _read(workbench, protocol, recipe).divergence
         return found, found.of_itself
 
-    workbench.measure("divergence", recipe, take, asked)
+    workbench.measure("divergence", recipe, take, asked, compute_models=True)
 
 
 def test_task(workbench, recipe, task):
@@ -72,8 +73,8 @@ def test_task(workbench, recipe, task):
 
     def of(model):
         prepared = workbench.task(task)
-        return score(prepared, model.model, _tokenizer(workbench), limit=options.limit, rows=options.task_rows,
-                     chat=options.chat_template, template=options.template)  # fmt: skip
+        return score(prepared, workbench.compute_model(model), _tokenizer(workbench), limit=options.limit,
+                     rows=options.task_rows, chat=options.chat_template, template=options.template)  # fmt: skip
 
     def take():
         base = workbench.base_reading(("task", task), lambda: of(workbench.base))
@@ -85,7 +86,7 @@ def test_task(workbench, recipe, task):
              "programs": _programs(options, [task]), "template": _template(options)}  # fmt: skip
     with suppress(NotAvailable):  # which `of` says
         asked["data"] = workbench.task(task).data
-    workbench.measure("task", recipe, take, asked)
+    workbench.measure("task", recipe, take, asked, compute_models=True)
 
 
 def test_average(workbench, recipe, tasks):

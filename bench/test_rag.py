@@ -32,7 +32,7 @@ def test_answers(workbench, recipe, decoding):
     def of(model, name):
         source = workbench.source
         note = {"run": workbench.journal.run, "base": source.label, "base_hash": source.digest, "recipe": name}
-        return readings.replies(found, reader(workbench, model), decoding, note)
+        return readings.replies(found, reader(workbench, workbench.compute_model(model)), decoding, note)
 
     def both():
         if not taken:
@@ -55,8 +55,8 @@ def test_answers(workbench, recipe, decoding):
     for of_what, take in (takes | ({"rag_spread": both} if decoding == "sampled" else {})).items():
         new_tokens = workbench.options.new_tokens
         bertscore = found.setup.bertscore if of_what == "rag_bertscore" else None
-        measure(workbench, of_what, recipe, take, decoding=decoding, seeds=seeds, new_tokens=new_tokens,
-                bertscore=bertscore and model_read(bertscore))  # fmt: skip
+        measure(workbench, of_what, recipe, take, compute_models=True, decoding=decoding, seeds=seeds,
+                new_tokens=new_tokens, bertscore=bertscore and model_read(bertscore))  # fmt: skip
 
 
 def test_speed(workbench, recipe):
@@ -64,7 +64,8 @@ def test_speed(workbench, recipe):
 
     def take():
         models = [workbench.base] if recipe.text == UNCOMPRESSED else [workbench.base, workbench.compressed(recipe)]
-        *base, reading = readings.timed(found, [reader(workbench, model) for model in models], workbench.options.runs)
+        readers = [reader(workbench, each.model) for each in models]  # the stored models, whose time this is
+        *base, reading = readings.timed(found, readers, workbench.options.runs)
         taken[:] = [reading, base[0] if base else None]
         return taken
 
@@ -101,20 +102,22 @@ def reader(workbench, model):
     if tokenizer is None:
         raise DataError(f"base {workbench.source.text} has no tokenizer: RAG needs tokenizer.json beside the weights")
     options = workbench.options
-    return readings.Reader(model=model.model, tokenizer=tokenizer, device=options.device, new_tokens=options.new_tokens,
+    return readings.Reader(model=model, tokenizer=tokenizer, device=options.device, new_tokens=options.new_tokens,
                            template=options.template)  # fmt: skip
 
 
 def against_base(workbench, of, recipe, read, **params):
     def take():
-        base = workbench.base_reading((of, *params.values()), lambda: read(workbench.base))
-        return (base, None) if recipe.text == UNCOMPRESSED else (read(workbench.compressed(recipe)), base)
+        base = workbench.base_reading((of, *params.values()), lambda: read(workbench.compute_model(workbench.base)))
+        if recipe.text == UNCOMPRESSED:
+            return base, None
+        return read(workbench.compute_model(workbench.compressed(recipe))), base
 
-    measure(workbench, of, recipe, take, **params)
+    measure(workbench, of, recipe, take, compute_models=True, **params)
 
 
-def measure(workbench, of, recipe, take, *, each=None, more=None, **params):
+def measure(workbench, of, recipe, take, *, each=None, more=None, compute_models=False, **params):
     found = workbench.retrieved
     workbench.note_data(of, found.collection.digest)
     asked = {**found.params, "template": workbench.options.template_text, **params}
-    workbench.measure(of, recipe, take, asked, each=each, more=more)
+    workbench.measure(of, recipe, take, asked, each=each, more=more, compute_models=compute_models)

@@ -14,7 +14,7 @@ def test_recovery(workbench, recipe):
         points = {"before": _points(workbench, before), "after": _points(workbench, after)}
         return recovery.RecoveryReading(task=workbench.downstream, **points), None
 
-    workbench.measure("recovery", recipe, take)
+    workbench.measure("recovery", recipe, take, compute_models=True)
 
 
 def test_recovered_share(workbench, recipe):
@@ -25,13 +25,14 @@ def test_recovered_share(workbench, recipe):
         reading = {name: _points(workbench, each) for name, each in points.items()}
         return recovery.ShareReading(task=workbench.downstream, **reading), None
 
-    workbench.measure("recovery_share", recipe, take)
+    workbench.measure("recovery_share", recipe, take, compute_models=True)
 
 
 def _points(workbench, recipe):
     """Of the model of a recipe; taken once."""
 
     def take():
-        return recovery.points(workbench.compressed(recipe).model, workbench.base.tokenizer, workbench.downstream)
+        model = workbench.compute_model(workbench.compressed(recipe))
+        return recovery.points(model, workbench.base.tokenizer, workbench.downstream)
 
     return workbench.base_reading(("recovery points", recipe), take)

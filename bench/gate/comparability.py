@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bench.gate.baseline import ANYWHERE, Baseline, elsewhere
-from bench.gate.comparison import ELSEWHERE, EXACT, FEWEST, LEVEL, Finding, compare_items, compare_timed, compare_values
+from bench.gate.comparison import (
+    ELSEWHERE,
+    EXACT,
+    FEWEST,
+    LEVEL,
+    Finding,
+    compare_across_dtypes,
+    compare_items,
+    compare_timed,
+    compare_values,
+)
 from bench.gate.entry import Entry, conditions
 from bench.gate.input_changes import inputs_changed
 from bench.gate.recording import MIGRATE
@@ -58,14 +68,16 @@ def compare(judged: Judged, timed: float, items: float) -> Finding:
     if metric.per_device:
         return compare_timed(row, entry, metric, timed)
     here = (judged.fingerprint, judged.context.get("torch")) == (entry.context["fingerprint"], entry.context["torch"])
-    if entry.items is not None:
-        if row.items is None or (why := item_pairs.mismatch(row.items, entry.items)):
-            why = "this run has no results per item" if row.items is None else why
-            return _refused(judged, f"{why}; restore them, or record the change with `{judged.command}`",
-                            "with its baseline item by item")  # fmt: skip
-        exact = metric.kind == "counted" or (metric.kind == "deterministic" and here)
-        if not exact and (row.items.kind == "binary" or len(row.items) >= FEWEST):
-            return compare_items(row, entry, metric, items)
+    paired = entry.items is not None
+    if paired and (row.items is None or (why := item_pairs.mismatch(row.items, entry.items))):
+        why = "this run has no results per item" if row.items is None else why
+        return _refused(judged, f"{why}; restore them, or record the change with `{judged.command}`",
+                        "with its baseline item by item")  # fmt: skip
+    if metric.kind == "deterministic" and row.compute_dtype != entry.compute_dtype:
+        return compare_across_dtypes(row, entry, metric)
+    exact = metric.kind == "counted" or (metric.kind == "deterministic" and here)
+    if paired and not exact and (row.items.kind == "binary" or len(row.items) >= FEWEST):
+        return compare_items(row, entry, metric, items)
     allowed = {"sampled": metric.rel, "counted": 0.0}.get(metric.kind, EXACT if here else ELSEWHERE)
     return compare_values(row, entry, metric, allowed, LEVEL)
 

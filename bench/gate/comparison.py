@@ -2,6 +2,7 @@
 decided in `bench.gate.comparability`."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from bench.gate.entry import Entry
@@ -58,6 +59,20 @@ def compare_values(row: Row, entry: Entry, metric: Metric, allowed: float, level
     check = _check("", entry.value, row.value, row.unit, allowed, row.value - entry.value, metric)
     differ = entry.items and row.value != entry.value
     return _conclude(row, metric, [check], f"; item by item {_paired(row, entry, metric, level)[1]}" if differ else "")
+
+
+def compare_across_dtypes(row: Row, entry: Entry, metric: Metric) -> Finding:
+    """The value against one computed in another dtype, with the metric's `rel` and `dtype_floor` as tolerances.
+
+    Rounding in 16 bits moves most items in the same direction, so a paired test cannot tell it from a loss.
+    """
+    loose = replace(metric, floor=max(metric.floor, metric.dtype_floor))
+    allowed = max(metric.rel, ELSEWHERE)
+    check = _check("", entry.value, row.value, row.unit, allowed, row.value - entry.value, loose)
+    now, then = (each.compute_dtype or "the stored dtype" for each in (row, entry))
+    floor = f", at least {loose.floor:.3g} {row.unit}" if loose.floor else ""
+    words = f"; computed in {now}, the baseline in {then}: tolerance {100 * allowed:.3g} %{floor}"
+    return _conclude(row, loose, [check], words)
 
 
 def compare_items(row: Row, entry: Entry, metric: Metric, level: float) -> Finding:

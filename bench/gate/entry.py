@@ -30,6 +30,7 @@ class Entry:
     context: dict[str, Any] = field(hash=False)  # by CONDITIONS
     items: Items | None = None  # what the value is the mean of; None for rows that have none, or were recorded without
     inputs: dict[str, Input] = field(default_factory=dict, hash=False)  # what it read; empty if recorded without
+    compute_dtype: str | None = None  # that the models computed in; None: the stored one
 
     @classmethod
     def of_row(cls, row: Row, metric: Metric, context: Mapping[str, Any], fingerprint: str) -> Self:
@@ -47,12 +48,13 @@ class Entry:
         other = {name: value for name, value in self.context.items() if value != common[name]}
         shown |= {"items": self.items.digest} if self.items else {}
         shown |= {"inputs": plain_inputs(self.inputs)} if self.inputs else {}
+        shown |= {"compute_dtype": self.compute_dtype} if self.compute_dtype else {}
         return shown | ({"context": other} if other else {})
 
     @classmethod
     def from_json(cls, key: str, table: object, section: Mapping[str, Any], kept: Mapping[str, Items]) -> Self:
         """The entry that `to_json` gave, with its items out of `kept`; raises ValueError in words."""
-        row = exact_fields(table, {"params", *_TEXTS, *_NUMBERS, *_SAMPLES}, frozenset({"context", "items", "inputs"}))
+        row = exact_fields(table, {"params", *_TEXTS, *_NUMBERS, *_SAMPLES}, _OPTIONAL)
         metric = key.partition("[")[0]
         params = checked_params(row["params"])
         if key_of(metric, params) != key:
@@ -60,7 +62,7 @@ class Entry:
         for name, allowed in (("kind", KINDS), ("better", BETTER), ("status", MEASURED)):
             if row[name] not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {row[name]!r}")
-        for name in ("unit", "of"):
+        for name in ("unit", "of", *({"compute_dtype"} & set(row))):
             if not isinstance(row[name], str) or not row[name]:
                 raise ValueError(f"{name} must be a non-empty string, not {row[name]!r}")
         for name in _SAMPLES:
@@ -78,9 +80,11 @@ class Entry:
             context=conditions(section, row["of"]) | own,
             items=_items(key, row.get("items"), kept),
             inputs=inputs_of(row.get("inputs", {})),
+            compute_dtype=row.get("compute_dtype"),
         )
 
 
+_OPTIONAL = frozenset({"context", "items", "inputs", "compute_dtype"})
 _TEXTS = ("of", "kind", "unit", "better", "status")
 _NUMBERS = ("value", "ratio", "base_value")
 _SAMPLES = ("samples", "base_samples")

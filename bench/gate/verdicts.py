@@ -3,7 +3,8 @@
 | kind          | compared                                                                                    |
 | ------------- | ------------------------------------------------------------------------------------------- |
 | counted       | exactly                                                                                     |
-| deterministic | exactly (1e-9) on the same device and version of torch, else to 1e-3                        |
+| deterministic | exactly (1e-9) on the same device and version of torch, else to 1e-3; where the other was   |
+|               | computed in another dtype, to the metric's `rel` and `dtype_floor`                          |
 | sampled       | to the metric's `rel`                                                                       |
 | timing,       | on the same device only: the ratio to the base of the same run to `rel`, and the value      |
 | memory        | itself to `rel_absolute`; beyond the tolerance, but not surely so: inconclusive             |

@@ -208,15 +208,18 @@ class KeptStates:
 
     The head then multiplies the same states in the same chunks: every bit of a result is that of reading again. Once
     `limit` bytes are kept, in main memory, further batches are read every time.
+
+    Attributes:
+        model: the model, or an equal copy of it.
     """
 
-    def __init__(self, model: Any, limit: int = KEPT_BYTES):
-        self._model, self._room = model, limit
+    def __init__(self, model: Any = None, limit: int = KEPT_BYTES):
+        self.model, self._room = model, limit
         self._states: dict[str, torch.Tensor] = {}
 
     def of(self, model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None") -> "torch.Tensor":
         """Hidden states (batch, positions, width) of ids and mask, both (batch, positions); kept of the one model."""
-        if model is not self._model:
+        if model is not self.model:
             return _hidden(model, ids, mask)
         digest = hashlib.sha256(repr(tuple(ids.shape)).encode())
         for part in (ids, *([] if mask is None else [mask])):

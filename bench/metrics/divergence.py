@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 
 @metric(
-    "quality.kl_to_base", unit="nat/token", better="lower", kind="deterministic", of="divergence", rel=0.02, floor=1e-5
+    "quality.kl_to_base",
+    unit="nat/token",
+    better="lower",
+    kind="deterministic",
+    of="divergence",
+    rel=0.02,
+    floor=1e-5,
+    dtype_floor=2e-3,  # rounding of activations in bf16; see docs/methodology/compute-dtype.md
 )
 def kl_to_base(divergence: Divergence) -> float:
     """Mean divergence of the next-token distributions from the base's.
@@ -36,6 +43,7 @@ def kl_to_base(divergence: Divergence) -> float:
     of="divergence",
     rel=0.005,
     floor=2e-4,
+    dtype_floor=0.02,  # as above
 )
 def top1_agreement(divergence: Divergence) -> float:
     """Share of tokens before which both models hold the same token for the most likely.

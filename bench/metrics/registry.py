@@ -32,8 +32,9 @@ class Metric:
     """One metric. Raises MetricError for facts that cannot be.
 
     How the gate compares, by kind: `counted` exactly; `deterministic` exactly on one device and version of torch, else
-    to a fixed relative 1e-3 (neither reads `rel`); `sampled` by `rel`; `timing` and `memory`, which belong to one
-    device, by `rel` and `rel_absolute`, and by their samples where there are enough.
+    to a fixed relative 1e-3, or to `rel` and `dtype_floor` if the baseline was computed in another dtype; `sampled` by
+    `rel`; `timing` and `memory`, which belong to one device, by `rel` and `rel_absolute`, and by their samples where
+    there are enough.
     """
 
     name: str  # "efficiency.decode_ms": <group>.<name>
@@ -44,6 +45,7 @@ class Metric:
     rel: float = 0.0  # share of worsening allowed: of the ratio to the base where there is one, else of the value
     rel_absolute: float | None = None  # share of worsening of the value itself that is allowed; None: not gated
     floor: float = 0.0  # in `unit`: no smaller difference is a change
+    dtype_floor: float = 0.0  # the same between values computed in different dtypes
     share: float | None = None  # of the rounds, the best ones, by which the gate compares; None: SHARES of its kind
     of_items: str = "mean"  # what it is of the mean of its items, if it has any: that mean, or "exp" of it
     function: Callable[[Any], float]
@@ -73,7 +75,8 @@ class Metric:
                 f"metric {self.name}: share={self.share!r} must be above 0 and at most 1, and is only for "
                 f"{' and '.join(PER_DEVICE)} metrics"
             )
-        for field, value in (("rel", self.rel), ("rel_absolute", self.rel_absolute or 0.0), ("floor", self.floor)):
+        tolerances = {name: getattr(self, name) or 0.0 for name in ("rel", "rel_absolute", "floor", "dtype_floor")}
+        for field, value in tolerances.items():
             self._check_tolerance(field, value)
 
     def _check_tolerance(self, field: str, value: object) -> None:
@@ -83,7 +86,7 @@ class Metric:
             raise MetricError(f"metric {self.name}: {field}: {error}; give a number of at least 0") from None
         if number < 0:
             raise MetricError(f"metric {self.name}: {field} must be at least 0, not {value!r}")
-        if field != "floor" and self.better == "higher" and number >= 1:
+        if not field.endswith("floor") and self.better == "higher" and number >= 1:
             raise MetricError(
                 f"metric {self.name}: {field} must be below 1 where higher is better, not {value!r}: it would allow "
                 "a drop to 0"
@@ -133,6 +136,7 @@ def metric(
     rel: float = 0.0,
     rel_absolute: float | None = None,
     floor: float = 0.0,
+    dtype_floor: float = 0.0,
     share: float | None = None,
     of_items: str = "mean",
 ) -> Callable[[Function], Function]:
@@ -153,6 +157,7 @@ def metric(
             rel=rel,
             rel_absolute=rel_absolute,
             floor=floor,
+            dtype_floor=dtype_floor,
             share=share,
             of_items=of_items,
             function=function,

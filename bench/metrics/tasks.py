@@ -69,10 +69,11 @@ class TaskReading:
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteReading:
-    """Accuracies of the tasks that could be scored, by name, of a model and of its base."""
+    """Accuracies of the tasks that could be scored, by name, of a model and of its base, and their dtype."""
 
     accuracies: Mapping[str, float]
     base: Mapping[str, float] = field(default_factory=dict)
+    compute_dtype: str | None = None
 
     @property
     def average(self) -> float:
@@ -186,7 +187,8 @@ def suite_of(rows: "Iterable[Row]", recipe: str) -> SuiteReading:
     if not found:
         raise NotAvailable("no task was scored")
     base = {row.params["task"]: row.value if row.base_value is None else row.base_value for row in found}
-    return SuiteReading(accuracies={row.params["task"]: row.value for row in found}, base=base)
+    accuracies = {row.params["task"]: row.value for row in found}
+    return SuiteReading(accuracies=accuracies, base=base, compute_dtype=found[-1].compute_dtype)
 
 
 def _scored(rows: "Iterable[Row]") -> "list[Row]":

@@ -258,7 +258,7 @@ def cell_of(column: Column, row: Row, notes: Notes, spread: Row | None = None) -
             return 100 * (value / (value if row.base_value is None else row.base_value) - 1)
         return column.scale * value
 
-    note = notes.place(row.reason) if row.reason else None
+    note = notes.place(row.remark) if row.remark else None
     if row.value is None:
         return Cell(text=row.status.replace("_", " "), note=note)
     value, between = shown(row.value), interval(row)

@@ -164,7 +164,7 @@ def _row(row: Row, verdict: Mapping[str, Any]) -> dict[str, Any]:
         "value": row.value, "text": None if row.value is None else number(row.value),
         "ratio": None if row.ratio is None else f"{row.ratio:.3f}", "run": row.run,
         "apart": _apart(row), "status": None if row.status == "ok" else row.status,
-        "reason": row.reason, "verdict": outcome, "words": verdict.get("words") if outcome != "pass" else None,
+        "reason": row.remark, "verdict": outcome, "words": verdict.get("words") if outcome != "pass" else None,
     }  # fmt: skip
     return {name: each for name, each in found.items() if each not in (None, "")}
 

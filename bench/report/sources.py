@@ -45,7 +45,7 @@ def _rows(baseline: Baseline, device: str, others: Iterable[Baseline]) -> list[R
                 ratio=entry.ratio, base_value=entry.base_value, samples=entry.samples, base_samples=entry.base_samples,
                 params=entry.params, seed=int(entry.context.get("seed") or 0), status=entry.status,
                 reason="estimated when it was recorded" if entry.status != "ok" else None, of=entry.of,
-                items=entry.items, inputs=entry.inputs,
+                items=entry.items, inputs=entry.inputs, compute_dtype=entry.compute_dtype,
             )  # fmt: skip
             before = plain.sections[ANYWHERE].rows.get(key) if plain and ANYWHERE in plain.sections else None
             rows.append(row if baseline is plain else _paired(row, before))

@@ -130,6 +130,7 @@ class Row:
     items: Items | None = None  # what the value is the mean of, or a function of that mean
     paired: Mapping[str, float] | None = field(default=None, hash=False)  # `Paired` against the base of the same run
     inputs: Mapping[str, Input] = field(default_factory=dict, hash=False)  # what it read, defaults included
+    compute_dtype: str | None = None  # that the models computed in; None: the stored one
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -158,8 +159,9 @@ class Row:
                 f"value={self.value!r} with status {self.status!r}: there is a value exactly when the status is "
                 f"{' or '.join(MEASURED)}"
             )
-        if self.base_hash is not None and (not isinstance(self.base_hash, str) or not self.base_hash):
-            raise ValueError(f"base_hash must be a non-empty string or None, not {self.base_hash!r}")
+        for name in ("base_hash", "compute_dtype"):
+            if (value := getattr(self, name)) is not None and (not isinstance(value, str) or not value):
+                raise ValueError(f"{name} must be a non-empty string or None, not {value!r}")
         object.__setattr__(self, "inputs", inputs_of(self.inputs))
         object.__setattr__(self, "params", checked_params(self.params))
         for name in ("value", "ratio", "base_value"):
@@ -187,6 +189,12 @@ class Row:
         """Metric and parameters: what tells the rows of one recipe apart. See `key_of`."""
         return key_of(self.metric, self.params)
 
+    @property
+    def remark(self) -> str | None:
+        """What a reader of the value must know: the reason, and the dtype of the arithmetic if not the stored one."""
+        computed = self.compute_dtype and f"computed in {self.compute_dtype} with the stored weights"
+        return "; ".join(filter(None, (self.reason, computed))) or None
+
     def to_json(self) -> dict[str, Any]:
         """All fields, in what JSON knows."""
         table = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -206,7 +214,7 @@ class Row:
             raise JournalError(f"not a row: {error}") from None
 
 
-_OPTIONAL = frozenset({"items", "paired", "base_hash", "inputs"})  # left out of a line where the row has none
+_OPTIONAL = frozenset({"items", "paired", "base_hash", "inputs", "compute_dtype"})  # in a line only if there is one
 
 BETTER = ("lower", "higher", "neither")
 NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")

@@ -47,6 +47,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "$COMPRESSION_CACHE, or compression-bench in the user's cache folder",
     ),
     "--device": dict(default="auto", help="cpu, cuda, cuda:N; default auto: cuda if available"),
+    "--compute-dtype": dict(
+        choices=("auto", "stored", "float32"),
+        default="auto",
+        help="arithmetic of quality, RAG, judging and recovery: stored, float32, or auto (float32 if the processor is "
+        "slower in the 16 bits of the base); default auto. Time, memory and size are always measured as stored",
+    ),
     "--seed": dict(
         type=int, default=0, help="seed of prompts, random weights, calibration and the choice of questions"
     ),

@@ -51,6 +51,7 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         downstream=get("--downstream"),
         cache=get("--cache"),
         device=device,
+        compute_dtype=get("--compute-dtype"),
         shared=shared,
         run=worker.run if worker else run,
         began=worker.began if worker else 0.0,

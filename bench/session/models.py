@@ -12,10 +12,13 @@ import compression
 from bench.errors import NotAvailable
 from bench.measure.generation import Decoder, Interleaved, Load
 from bench.results import layers
+from bench.session.compute import ComputeModels
 from compression import UNCOMPRESSED, CompressionError, Recipe
 from compression.checkpoints import formats
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bench.session.options import Options
     from compression import Base, BaseSource, Compressed, Plan, StepCache
 
@@ -143,7 +146,8 @@ class Models:
         return self._folder / "artefact"
 
     def release(self) -> None:
-        """Let go of the compressed model and of its folder."""
+        """Let go of the compressed model, its folder, and the copies that compute."""
+        self.release_compute_models()
         self._compressed = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -153,6 +157,29 @@ class Models:
             import torch
 
             torch.cuda.empty_cache()
+
+    @functools.cached_property
+    def _compute(self) -> ComputeModels:
+        return ComputeModels(self.options.compute_dtype, self.base, self.options.device)
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """The dtype in which quality is measured; None for the stored one."""
+        return self._compute.dtype
+
+    @property
+    def compute_fallback(self) -> str | None:
+        """Why quality is measured in the stored dtype although that is slow; None if it is not."""
+        return None if self.compute_dtype else self._compute.fallback_reason
+
+    def compute_model(self, model: "Base | Compressed") -> "nn.Module":
+        """The model whose quality is measured: the stored one, or its copy in fp32."""
+        return self._compute.of(model)
+
+    def release_compute_models(self) -> None:
+        """Let go of the copies; the next use makes them again."""
+        if "_compute" in vars(self):
+            self._compute.release()
 
     def decoder(self, model: "Compressed | Base", load: Load, mode: str = "eager") -> Decoder:
         return Decoder(model.model, load, mode=mode, seed=self.options.seed)

@@ -32,6 +32,7 @@ class Options:
     cache: Path | None = None
     device: str = "cpu"
     seed: int = 0
+    compute_dtype: str = "auto"  # of quality; see `bench.session.compute`
     gate: str = "auto"
     against: str | None = None  # a commit whose code generates beside this one's
     baselines: Path = Path("baselines")

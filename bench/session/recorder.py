@@ -109,6 +109,7 @@ class Findings:
             "torch": torch.__version__,
             "runs": self.options.runs,
             "warmup": self.options.warmup,
+            "compute_dtype": self.options.compute_dtype,
         }
 
     def note_data(self, of: str, digest: str) -> None:

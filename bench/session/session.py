@@ -32,7 +32,6 @@ from compression.files.terminal import terminal
 
 if TYPE_CHECKING:
     from bench.gate.verdicts import Verdict
-    from bench.measure.perplexity import KeptStates
     from compression import Compressed
 
 Reading = Any
@@ -92,6 +91,7 @@ class Workbench(Models, Inputs, Findings):
         each: Callable[[Reading], Sequence[Reading]] | None = None,
         more: Callable[[int], tuple[Reading, Reading | None]] | None = None,
         notes: Callable[[Reading], tuple[str, str | None, Any]] | None = None,
+        compute_models: bool = False,
     ) -> None:
         """Take one measurement and record and judge every metric of it.
 
@@ -103,12 +103,16 @@ class Workbench(Models, Inputs, Findings):
             more: takes the measurement with so many times the usual rounds (timings, memory). It is asked, up to
                 `gate.MORE` times them, until the gate has decided.
             notes: (status, reason, source) of a reading; ("ok", its remark if it has one, None) if not given.
+            compute_models: whether `take` uses `compute_model`; rows then name its dtype. If not, the copies that it
+                made are let go first.
 
         Raises:
             AssertionError: a verdict fails; the words of each are in the message.
         """
         __tracebackhide__ = methodcaller("errisinstance", AssertionError)  # a verdict's message says it all
         params = {**self.chosen(recipe), **(params or {})}
+        if not compute_models:
+            self.release_compute_models()
         self._begin(of, recipe, params)
         if self._resumed(of, recipe, params):
             return
@@ -118,7 +122,7 @@ class Workbench(Models, Inputs, Findings):
             try:
                 if self.options.shared and all(metric.kind == "timing" for metric in metrics_of(of)):
                     raise NotAvailable(self.options.shared)
-                rows = self._rows(of, recipe, take(), params, each, notes)
+                rows = self._rows(of, recipe, take(), params, each, notes, compute_models)
             except NotAvailable as error:  # the rows say so, and fail only where a baseline has them
                 rows = self._unmeasured(of, recipe, params, "not_available", str(error))
             found = self._judge(rows)
@@ -160,9 +164,19 @@ class Workbench(Models, Inputs, Findings):
         return Beside(job, self.against)
 
     @functools.cached_property
-    def base_states(self) -> "KeptStates":
-        """Hidden states of the base on held-out text, read once for all recipes."""
-        return KeptStates(self.base.model)
+    def _base_states(self) -> KeptStates:
+        return KeptStates()
+
+    @property
+    def base_states(self) -> KeptStates:
+        """Hidden states of the base on held-out text, computed once for all recipes."""
+        self._base_states.model = self.compute_model(self.base)
+        return self._base_states
+
+    def release_compute_models(self) -> None:
+        super().release_compute_models()
+        if "_base_states" in vars(self):
+            self._base_states.model = None
 
     def base_reading(self, key: Any, take: Callable[[], Reading]) -> Reading:
         """A reading of the uncompressed model that does not have to be taken beside each recipe: taken once."""
@@ -185,9 +199,13 @@ class Workbench(Models, Inputs, Findings):
         params: Mapping[str, Any],
         each: Callable[[Reading], Sequence[Reading]] | None,
         notes: Callable[[Reading], tuple[str, str | None, Any]] | None,
+        compute_models: bool = False,
     ) -> list[Row]:
         reading, base = readings
         status, reason, source = notes(reading) if notes else ("ok", getattr(reading, "remark", None), None)
+        dtype = self.compute_dtype if compute_models else getattr(reading, "compute_dtype", None)
+        if compute_models:
+            reason = "; ".join(filter(None, (reason, self.compute_fallback))) or None
         own = {**getattr(reading, "params", {}), **getattr(reading, "inputs", {})}
         params = {name: each for name, each in {**params, **own}.items() if each is not None}
         items, base_items = _items_of(reading), {} if base is None else _items_of(base)
@@ -212,7 +230,7 @@ class Workbench(Models, Inputs, Findings):
             row = self._row(
                 of, recipe, metric, params, value=value, base_value=base_value, status=status, reason=reason,
                 ratio=value / base_value if base_value else None, source=source,
-                samples=samples, base_samples=base_samples, items=own,
+                samples=samples, base_samples=base_samples, items=own, compute_dtype=dtype,
                 paired=None if own is None or others is None else item_pairs.compare(own, others).to_json(),
             )  # fmt: skip
             rows.append(row)
@@ -271,7 +289,8 @@ class Workbench(Models, Inputs, Findings):
         if self.against is not None:
             self.against.close()
         self._base = None
-        vars(self).pop("base_states", None)
+        for name in ("_base_states", "_compute"):
+            vars(self).pop(name, None)
         self.journal.close()
 
 

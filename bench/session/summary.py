@@ -62,12 +62,23 @@ def _notes(workbench: "Workbench", rows: Sequence[Row], verbose: bool) -> Iterat
             _named(dict.fromkeys(getattr(row, name) for row in of), f"{name}s") for name in ("metric", "recipe")
         )
         yield f"{recipes}: {metrics} {status.replace('_', ' ')}: {reason}"
+    yield from _compute_dtypes(rows)
     notes = ((note, recipe) for recipe, notes in workbench.notes.items() for note in notes)
     yield from (f"{recipes}: {note}" for note, recipes in _by_text(notes))
     if "sandbox" in vars(workbench):
         yield f"sandbox: {workbench.sandbox}"
     if verbose:
         yield from _details(workbench, rows)
+
+
+def _compute_dtypes(rows: Iterable[Row]) -> Iterator[str]:
+    """The metrics that were computed in another dtype than the stored one."""
+    dtypes: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.compute_dtype:
+            dtypes.setdefault(row.compute_dtype, {})[row.metric] = None
+    for dtype, metrics in dtypes.items():
+        yield f"{_named(metrics, 'metrics')}: computed in {dtype} with the stored weights (see --compute-dtype)"
 
 
 def _details(workbench: "Workbench", rows: Iterable[Row]) -> Iterator[str]:

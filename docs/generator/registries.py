@@ -216,7 +216,11 @@ def _across(facts: list[tuple[str, str]]) -> tuple[list[str], list[list[str]]]:
 
 def _tolerance(metric: Metric) -> str:
     if metric.kind in ("counted", "deterministic"):
-        return "exact" if metric.kind == "counted" else "exact, or 0.1 % on another device"
+        if metric.kind == "counted":
+            return "exact"
+        least = f", at least {metric.dtype_floor:g}" if metric.dtype_floor else ""
+        other = f"; {100 * metric.rel:g} %{least} in another dtype" if metric.rel else ""
+        return f"exact, or 0.1 % on another device{other}"
     found = [f"{100 * metric.rel:g} %"]
     if metric.rel_absolute is not None:
         found.append(f"{100 * metric.rel_absolute:g} % of the value itself")

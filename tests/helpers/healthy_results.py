@@ -169,6 +169,7 @@ def rows(draw):
         reason=draw(texts if status != "ok" else st.none() | texts),
         source=draw(notes),
         items=draw(st.none() | items()),
+        compute_dtype=draw(st.none() | texts),
         paired=draw(st.none() | st.dictionaries(names, numbers, max_size=2)),
     )
 

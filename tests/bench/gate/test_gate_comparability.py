@@ -7,17 +7,21 @@ from healthy_results import (
     CONTEXT,
     FINGERPRINT,
     HEALTHY_METRICS,
+    LOSSES,
     OTHER_MACHINE,
     gated,
     healthy_row,
     healthy_rows,
+    item_row,
     judged,
     recorded,
     timed_row,
 )
 
 from bench.gate import verdicts
+from bench.gate.baseline import ANYWHERE, Section
 from bench.gate.verdicts import judge, missing
+from bench.metrics import all_metrics
 
 
 @pytest.mark.parametrize("name", ["base_hash", "data_hash"])
@@ -172,3 +176,66 @@ def test_what_is_not_available_is_not_recorded(tmp_path):
     baseline = verdicts.Baseline.find(tmp_path, rows[0].base, rows[0].recipe)
     kept = {key for section in baseline.sections.values() for key in section.rows}
     assert kept == {row.key for row in rows[1:]}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "factor", "outcome"),
+    [
+        (None, "float32", 1.004, "pass"),
+        ("float32", None, 1.004, "pass"),
+        (None, "float32", 1.006, "regressed"),
+        (None, "float32", 0.994, "improved"),
+        (None, None, 1.004, "regressed"),
+        ("float32", "float32", 1.0001, "regressed"),
+        ("float32", "float32", 1 + 1e-12, "pass"),
+    ],
+)
+def test_a_value_of_another_dtype_is_compared_by_the_tolerance_of_its_metric(then, now, factor, outcome):
+    before = healthy_row("quality.perplexity", value=13.0, compute_dtype=then)
+    verdict = judged(replace(before, value=13.0 * factor, compute_dtype=now), before, metrics=all_metrics())
+
+    assert outcome == verdict.outcome
+    assert (then != now) == ("tolerance 0.5 %" in verdict.words and "the stored dtype" in verdict.words)
+
+
+def test_losses_that_all_moved_with_the_dtype_are_no_change():
+    """The paired test would see it: every item moves the same way."""
+    before = item_row("quality.nll", LOSSES)
+    moved = replace(LOSSES, values=[value * 0.9995 for value in LOSSES.values])
+    now = replace(before, value=moved.mean, items=moved, device=OTHER_MACHINE)
+
+    assert "improved" == judged(now, before).outcome
+    assert "pass" == judged(replace(now, compute_dtype="float32"), before).outcome
+
+
+def test_other_items_are_refused_whatever_was_computed_in():
+    before = item_row("quality.nll", LOSSES)
+    other = replace(LOSSES, hashes=LOSSES.hashes[:-1], values=LOSSES.values[:-1])
+
+    verdict = judged(replace(before, items=other, value=other.mean, compute_dtype="float32"), before)
+
+    assert ("not_comparable", True) == (verdict.outcome, verdict.fails)
+
+
+def test_the_noise_of_16_bits_in_a_small_divergence_is_no_change():
+    metrics = all_metrics()
+    before = replace(healthy_row("quality.nll", value=5e-4), metric="quality.kl_to_base", of="divergence")
+    now = replace(before, value=2e-3, compute_dtype="float32")
+
+    assert "pass" == judged(now, before, metrics=metrics).outcome
+    assert "regressed" == judged(replace(now, value=3e-3), before, metrics=metrics).outcome
+    assert "regressed" == judged(replace(now, compute_dtype=None), before, metrics=metrics).outcome
+
+
+def test_what_was_computed_in_is_recorded_and_left_out_where_it_is_the_stored_dtype():
+    entries = [
+        recorded([healthy_row("quality.perplexity", value=13.0, compute_dtype=dtype)]).sections[ANYWHERE]
+        for dtype in ("float32", None)
+    ]
+
+    wide, stored = (section.to_json()["rows"]["quality.perplexity"] for section in entries)
+
+    assert "float32" == wide["compute_dtype"]
+    assert "compute_dtype" not in stored
+    for section in entries:
+        assert section == Section.from_json(section.to_json(), {})

@@ -97,6 +97,7 @@ def test_a_run_measures_before_and_after_item_by_item_and_the_share_of_the_gap(c
     options = Options(
         base=checkpoint, recipes=(recipe,), derived=recipes_of(recipe), downstream="facts_easy", gate="off",
         cache=tmp_path / "cache", journal=tmp_path / "journal.jsonl", baselines=tmp_path / "baselines",
+        compute_dtype="stored",
     )  # fmt: skip
     run = Workbench(options)
     try:
