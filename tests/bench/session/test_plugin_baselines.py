@@ -58,9 +58,7 @@ def test_losses_and_divergence_are_recorded_by_window_and_gated_by_them(run, pyt
     settings = (PERPLEXITY, divergence, "--model", RTN, "--data", text_folder, "--length", 32)
     recorded = run(*settings, "--update-baselines")
     recorded.assert_outcomes(passed=2)
-    recorded.stdout.re_match_lines(
-        [r" +nll ", r"  rtn.*x  [+-].* \[", r" +perplexity ", r"  rtn.*x  \[", r" +kl_to_base ", r"  rtn.*  \+.* \[\+"]
-    )
+    recorded.stdout.re_match_lines([r" +nll .*x  [+-].* \[", r" +perplexity .*x  \[", r" +kl_to_base .*  \+.* \[\+"])
     run(*settings, "--gate", "strict").assert_outcomes(passed=2)
 
     path = next((pytester.path / "baselines").glob("someones-llama-*/items/*.json"))
