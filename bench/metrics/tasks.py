@@ -138,7 +138,7 @@ def score(
     """Score a causal decoder of transformers, in eval mode, on a task.
 
     Args:
-        limit: questions of each part of the task, from its beginning; None: all.
+        limit: questions of the task, the first ones of each part in proportion to its size; None: all.
         rows: sequences in one forward pass, at most; None: by the budget of the device.
         chat: whether prompts are put into the tokenizer's chat template, examples as turns of their own.
         template: arguments of that.
@@ -154,18 +154,20 @@ def score(
         raise NotAvailable("--chat-template: the tokenizer has no chat template")
     scorer = scoring.lm_eval.Scorer(model, tokenizer, rows=rows, seed=SEED, template=template)
     task = prepared.task
-    for part in prepared.parts.values():
+    questions = prepared.questions(limit)
+    parts = {name: prepared.parts[name] for name in questions}
+    for part in parts.values():
         part.set_fewshot_seed(seed=SEED)  # the same examples for every model
     found = evaluate(
         lm=scorer,
-        task_dict={"tasks": dict(prepared.parts), "groups": {}},
-        limit=limit,
+        task_dict={"tasks": parts, "groups": {}},
+        samples=None if limit is None else questions,
         bootstrap_iters=0,
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,
     )
     asked, values = [], []
-    for name in prepared.parts:
+    for name in parts:
         for sample in found["samples"][name]:
             if sample["filter"] == task.filter:
                 asked.append([name, [list(map(str, one)) for one in sample["arguments"]], str(sample["target"])])

@@ -151,7 +151,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--tasks": dict(default="core", help="core, full, none, or names separated by commas; see docs/methodology"),
     "--limit": dict(
         type=int,
-        help="first questions of each task (for MMLU: of each subject), as in lm-eval; default all",
+        help="questions of each task: the first ones, and those of each part (such as the subjects of MMLU) in "
+        "proportion to its size; default all",
     ),
     "--task-rows": dict(type=int, help="sequences per forward pass of tasks; default by token count"),
     "--chat-template": dict(action="store_true", help="wrap the prompts of tasks in the tokenizer's chat template"),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,28 @@ class Prepared:
     task: Task
     parts: dict[str, Any]
     data: str
+
+    def questions(self, limit: int | None) -> dict[str, range]:
+        """Places of the questions that a limit keeps, by name of the part; parts without any are left out."""
+        sizes = {name: len(part.eval_docs) for name, part in self.parts.items()}
+        counts = sizes if limit is None else spread(sizes, limit)
+        return {name: range(count) for name, count in counts.items() if count}
+
+
+def spread(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
+    """`limit` questions over the parts of a task, in proportion to their sizes: the mean over them estimates that over
+    all. Part i gets floor(limit c_i / c) - floor(limit c_(i-1) / c), with c_i the size of the first i parts and c of
+    all.
+
+    >>> spread({"algebra": 100, "law": 300, "virology": 100}, 5), spread({"algebra": 100, "law": 300}, 1000)
+    ({'algebra': 1, 'law': 3, 'virology': 1}, {'algebra': 100, 'law': 300})
+    """
+    total = sum(sizes.values())
+    limit, before, found = min(limit, total), 0, {}
+    for name, size in sizes.items():
+        found[name] = limit * (before + size) // total - limit * before // total
+        before += size
+    return found
 
 
 def prepare(task: Task, data: Data, *, run_code: bool = False) -> Prepared:

@@ -167,7 +167,7 @@ class TestCommand:
         transformers_model("LlamaForCausalLM", vocab_size=258).save_pretrained(base)
         byte_tokenizer().save_pretrained(base)
 
-        result = run("--base", base, "--model", "fp16", "--tasks", "mmlu", "--limit", "1", "-k", "task",
+        result = run("--base", base, "--model", "fp16", "--tasks", "mmlu", "--limit", "6", "-k", "task",
                      "--prompt-tokens", "8", "--max-new-tokens", "8")  # fmt: skip
 
         result.assert_outcomes(passed=1)

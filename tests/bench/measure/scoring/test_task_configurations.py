@@ -89,7 +89,7 @@ class TestMath:
             return found
 
         monkeypatch.setattr(Scorer, "generate_until", write)
-        reading = score(prepared, *student, limit=2)
+        reading = score(prepared, *student, limit=14)
 
         assert (1.0,) * 14 == reading.values
         assert 4 * 14 == len(asked)

@@ -1,6 +1,9 @@
 """What a score is: right answers over questions, by any route the same."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from task_requests import built
 
@@ -9,7 +12,7 @@ from bench.data.tasks.table import SUITE
 from bench.errors import MetricError, NotAvailable
 from bench.measure import reference_scores as reference
 from bench.measure.scoring.lm_eval import TOLERANCE, Scorer
-from bench.measure.scoring.prepare import Prepared, prepare
+from bench.measure.scoring.prepare import Prepared, prepare, spread
 from bench.metrics.tasks import TaskReading, accuracy, score
 from bench.reference import tasks
 from bench.results import item_pairs
@@ -29,7 +32,7 @@ class TestScores:
         assert (first.values, first.hashes) == (one.values, one.hashes) == (many.values, many.hashes)
         assert accuracy(first) == sum(first.values) / len(first.values)
         assert 0 < accuracy(first) <= 1
-        assert len(first.values) == len(set(first.hashes)) == 8 * len(prepared.parts)
+        assert len(first.values) == len(set(first.hashes)) == 8
 
     def test_choices_are_counted_by_their_likelihood(self, student):
         prepared = prepare(SUITE["arc_easy"], EMBEDDED)
@@ -67,9 +70,9 @@ class TestScores:
         prepared = prepare(SUITE["mmlu"], EMBEDDED)
         monkeypatch.setattr(model.config, "max_position_embeddings", 64)
 
-        reading = score(prepared, model, tokenizer, limit=1)
+        reading = score(prepared, model, tokenizer, limit=3)
 
-        assert reading.truncated == len(prepared.parts)  # of each question one prompt, before all choices
+        assert 3 == reading.truncated  # of each question one prompt, before all choices
         assert "prompts of MMLU exceed the context: their beginning was left out" in reading.remark
 
 
@@ -93,6 +96,60 @@ def test_scores_on_public_data_are_those_of_hflm(student, shared, name):
     else:
         assert [greedy for _, greedy in expected] == [greedy for _, greedy in found]
         assert [value for value, _ in expected] == pytest.approx([value for value, _ in found], abs=TOLERANCE)
+
+
+def test_a_limit_counts_the_questions_of_all_parts_and_scores_those_of_hflm(student):
+    prepared = prepare(SUITE["mmlu"], EMBEDDED)
+
+    reading = score(prepared, *student, limit=8)
+
+    questions = prepared.questions(8)
+    theirs = evaluate(
+        lm=HFLM(pretrained=student[0], tokenizer=student[1], batch_size=1), samples=questions, bootstrap_iters=0,
+        task_dict={"tasks": {name: prepared.parts[name] for name in questions}, "groups": {}},
+    )["samples"]  # fmt: skip
+    expected = [sample for name in questions for sample in theirs[name]]
+    asked = [[s["doc_id"] for s in theirs[name]] for name in questions]
+    assert 8 == len(expected) and all(ids == list(range(len(ids))) for ids in asked)
+    assert [sample["acc"] for sample in expected] == list(reading.values)
+    assert reading.hashes == hashes_of(
+        [name, [list(map(str, one)) for one in sample["arguments"]], str(sample["target"])]
+        for name in questions
+        for sample in theirs[name]
+    )
+
+
+def test_a_limit_of_one_part_takes_its_first_questions_and_none_takes_all():
+    prepared = prepare(SUITE["hellaswag"], EMBEDDED)
+
+    [(name, every)] = prepared.questions(None).items()
+
+    assert {name: range(8)} == prepared.questions(8)
+    assert {name: every} == prepared.questions(10**6)
+    assert len(every) == len(prepared.parts[name].eval_docs)
+
+
+def test_a_limit_of_mmlu_is_spread_over_its_57_subjects_by_their_sizes(shared):
+    prepared = prepare(SUITE["mmlu"], shared)
+    sizes = {name: len(part.eval_docs) for name, part in prepared.parts.items()}
+
+    few, many = prepared.questions(20), prepared.questions(1000)
+
+    assert 57 == len(sizes)
+    assert (20, 1000) == tuple(sum(map(len, each.values())) for each in (few, many))
+    assert all(abs(len(many[name]) - 1000 * size / sum(sizes.values())) < 1 for name, size in sizes.items())
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=60), st.integers(1, 10_000))
+def test_a_spread_gives_each_part_its_share_to_within_one_question(sizes, limit):
+    total = sum(sizes)
+
+    counts = spread(dict(enumerate(sizes)), limit)
+
+    assert min(limit, total) == sum(counts.values())
+    for size, count in zip(sizes, counts.values(), strict=True):
+        assert 0 <= count <= size
+        assert abs(count - min(limit, total) * size / total) < 1
 
 
 @pytest.mark.parametrize("task", SUITE.values(), ids=lambda task: task.name)
