@@ -83,7 +83,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         help="write tables, results and summary at the end of the run, "
         "from all rows of the journal for this base and device",
     ),
-    "--plan": dict(action="store_true", help="print memory, disk, downloads and time per recipe, and stop"),
+    "--plan": dict(
+        action="store_true",
+        help="print memory, disk, downloads and time per recipe, and stop; times a few batches for quality and RAG",
+    ),
     "--batch-size": dict(
         default="1", help="sequences generated at once; one or several sizes separated by commas; default 1"
     ),

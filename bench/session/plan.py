@@ -4,11 +4,13 @@ import math
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import compression
 from bench.machine import device as machine
+from bench.session.time_plan import Estimate, Selected, estimate
 from bench.session.training_plan import plan_training
 from compression import CheckpointError, checkpoints
 
@@ -18,13 +20,18 @@ if TYPE_CHECKING:
 
 _OPEN_SECONDS = 8  # imports and warm-up of one process
 _ENERGY_SECONDS = 5
+_HOURS = 2 * 3600  # seconds, from which on times are said in hours
 
 
-def plan(options: "Options") -> str:
-    """Memory, disk, downloads and a rough time for each recipe.
+def plan(options: "Options", selected: Sequence[Selected]) -> str:
+    """Memory, disk, downloads and a rough time for each recipe, and the time of all.
 
-    Sizes are counted from the shapes of the layers. Times assume that a token costs one pass over the stored weights at
-    the memory bandwidth of the device as measured now, which packed layers without a kernel exceed by far.
+    Sizes are counted from the shapes of the layers. Times of efficiency assume that a token costs one pass over the
+    stored weights at the memory bandwidth of the device as measured now, which packed layers without a kernel exceed by
+    far. Those of quality and RAG come from timed batches (`time_plan`).
+
+    Args:
+        selected: the tests that would run.
 
     Raises:
         CompressionError: the base or a recipe cannot be.
@@ -50,15 +57,50 @@ def plan(options: "Options") -> str:
     else:
         plans, refused = {recipe.text: planner.plan(recipe) for recipe in recipes}, {}
     device = _Device.measured(options.device, trains=any(each.trains for each in plans.values()))
+    selected = [each for each in selected if each.recipe in plans]
+    timed = estimate(options, source, selected)
+    rows = [_times(each, options, device, selected, timed) for each in plans.values()]
     free = shutil.disk_usage(tempfile.gettempdir()).free
     return "\n".join([
         f"base {source.label}: {_mib(planner.base_bytes)} on {options.device}; "
         f"{_mib(machine.memory_free(options.device))} of memory free, {_mib(free)} of disk, "
         f"{device.bandwidth / 1e9:.1f} GB/s read",
-        pd.DataFrame([_row(each, options, device) for each in plans.values()]).to_string(index=False),
+        pd.DataFrame([_row(*each, options) for each in zip(plans.values(), rows, strict=True)]).to_string(index=False),
         *(f"{recipe}: not available: {why}" for recipe, why in {**options.refused, **refused}.items()),
-        "times are for training and efficiency alone, without the prompt, and rough; what a cache holds is not counted",
+        *_total(rows, timed),
+        "times are rough; those of efficiency leave out the prompt. Compressing, judging, recovery and --against are "
+        "not counted; neither is what a cache holds",
     ])  # fmt: skip
+
+
+def _total(rows: Iterable[Mapping[str, float]], timed: Estimate | None) -> list[str]:
+    """The time of all recipes, what it is based on and what it leaves out."""
+    base = 0.0 if timed is None else timed.base
+    words = f"in total about {_time(sum(sum(each.values()) for each in rows) + base)}"
+    if base:
+        words += f", of which {_time(base)} for the base, whose quality and answers are measured once"
+    return [words, *([] if timed is None else [timed.basis, *timed.missing])]
+
+
+def _times(
+    plan: "Plan", options: "Options", device: "_Device", selected: Iterable[Selected], timed: Estimate | None
+) -> dict[str, float]:
+    """Seconds of a recipe by what they are for; groups without a selected test are left out."""
+    found = {"training": plan_training(plan).flops / device.flops}
+    for name, batch_size in ((each.name, each.params.get("batch_size")) for each in selected
+                             if each.recipe == plan.recipe.text):  # fmt: skip
+        if batch_size is not None or name in ("size", "cost"):
+            found["efficiency"] = found.get("efficiency", 0.0) + _of_efficiency(name, plan, options, device)
+    return found | dict({} if timed is None else timed.recipes.get(plan.recipe.text, {}))
+
+
+def _of_efficiency(name: str, plan: "Plan", options: "Options", device: "_Device") -> float:
+    """Seconds of one test of efficiency: fixed windows and processes, and known rounds of base and recipe."""
+    rounds = (options.runs + options.warmup) * options.new_tokens
+    return {
+        "memory": 2 * _OPEN_SECONDS, "energy": 2 * _ENERGY_SECONDS,
+        "generation": rounds * (plan.base_bytes + plan.stored_bytes) / device.bandwidth,
+    }.get(name, 0.0)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,24 +115,20 @@ class _Device:
         return cls(_bandwidth(device), _flops_per_second(device) if trains else math.inf)
 
 
-def _row(plan: "Plan", options: "Options", device: _Device) -> dict[str, str]:
-    """What a recipe would take, in words."""
+def _row(plan: "Plan", times: Mapping[str, float], options: "Options") -> dict[str, str]:
+    """What a recipe would take, in words; groups of tests have columns if there are several."""
     base, size, steps = plan.base_bytes, plan.stored_bytes, bool(plan.recipe.steps)
     training = plan_training(plan)
     resident = base + (size if steps else 0)
     child = max(base, size) if options.device == "cpu" else 0
-    rounds = (options.runs + options.warmup) * options.new_tokens
-    seconds = sum(
-        2 * _OPEN_SECONDS + 2 * _ENERGY_SECONDS + rounds * (base + size) / device.bandwidth for _ in options.batch_sizes
-    )
-    train_seconds = training.flops / device.flops
+    groups = {name: _time(seconds) for name, seconds in times.items() if name != "training"}
     return {
         "recipe": plan.recipe.text, "stored": _mib(size),
         "kernels": ", ".join(plan.kernels(options.device)) or "none",
         "memory at once": _mib(max(resident + child, base + training.memory)),
         "disk": _mib(training.disk + (size if steps and options.device == "cpu" else 0)),
-        "download": _mib(0), "training": _time(train_seconds) if training.tokens else "none",
-        "about": _time(seconds + train_seconds),
+        "download": _mib(0), "training": _time(times["training"]) if training.tokens else "none",
+        **(groups if set(groups) - {"efficiency"} else {}), "about": _time(sum(times.values())),
     }  # fmt: skip
 
 
@@ -143,6 +181,8 @@ def _flops_per_second(device: str) -> float:
 
 
 def _time(seconds: float) -> str:
+    if seconds >= _HOURS:
+        return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 

@@ -165,7 +165,7 @@ def _opened(config: pytest.Config, items: list[pytest.Item]) -> Workbench:
     marked = {mark.name for item in items for mark in item.iter_markers()}
     options = _checked_options(config, items, marked)
     if config.getoption("--plan"):
-        text = run_plan.plan(options)
+        text = run_plan.plan(options, list(filter(None, map(_selected, items))))
         config.get_terminal_writer().line("\n" + "\n".join(map(terminal, text.splitlines())))
         pytest.exit("--plan: nothing was run", returncode=0)
     if config.getoption("--report"):
@@ -192,6 +192,13 @@ def _checked_options(config: pytest.Config, items: list[pytest.Item], marked: se
     trained = {item.callspec.params["recipe"] for item in items if item.get_closest_marker("recovery")}  # type: ignore[attr-defined]
     derived = dict.fromkeys(each for recipe in options.recipes if recipe in trained for each in recipes_of(recipe))
     return dataclasses.replace(options, derived=tuple(derived))
+
+
+def _selected(item: pytest.Item) -> run_plan.Selected | None:
+    """A test of ours, for the plan."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    name = str(getattr(item, "originalname", "")).removeprefix("test_")
+    return run_plan.Selected(name, params) if "recipe" in params else None
 
 
 def _task_of(item: pytest.Item) -> Any:

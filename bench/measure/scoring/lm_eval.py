@@ -17,6 +17,7 @@ import functools
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from lm_eval import utils
@@ -28,7 +29,7 @@ from bench.errors import DataError, OptionError
 from bench.measure.answering import Sampling, answer
 from bench.measure.decoding import Thinking
 from bench.measure.scoring.prefix_tree import Request, Tree, shares
-from compression.checkpoints.tokens import Templated, conversation, encode, encode_parts
+from compression.checkpoints.tokens import Templated, common, conversation, encode, encode_parts
 
 TOLERANCE = 1e-3  # nat, of the log-likelihood of one choice, where the model computes in float32
 TOLERANCE_16 = 1.0  # where it computes in 16 bits; half of the reference's choices differ by less than 0.02
@@ -118,6 +119,20 @@ class Scorer(TemplateLM):
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
+
+    def tokens(self, requests: Sequence[Instance]) -> tuple[int, int]:
+        """Tokens that requests make the model read, shared beginnings counted once, and those that it may write."""
+        sequences, written = set(), 0
+        for one in requests:
+            if one.request_type == "generate_until":
+                sequences.add(tuple(self.tok_encode(one.args[0])))
+                written += _generation(one.args[1], None)[1] * one.repeats
+            else:
+                context, scored = self._encode_pair(*one.args)
+                sequences.add((*context, *scored)[:-1])
+        ordered = sorted(sequences)
+        repeated = sum(common(one, two) for one, two in pairwise(ordered)) if self.shared else 0
+        return sum(map(len, ordered)) - repeated, written
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Raises DataError for a choice without tokens, and one that is longer than the context."""
