@@ -53,7 +53,8 @@ def test_a_run_with_update_does_not_touch_what_it_did_not_measure(run, pytester,
     assert any(key.startswith("quality.perplexity") for key in rows)
 
 
-def test_losses_and_divergence_are_recorded_by_window_and_gated_by_them(run, pytester, text_folder):
+def test_losses_and_divergence_are_recorded_by_window_and_gated_by_them(run, pytester, text_folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # wide enough for a line for each metric, whoever runs the tests
     divergence = f"{FILES / 'test_quality.py'}::test_divergence"
     settings = (PERPLEXITY, divergence, "--model", RTN, "--data", text_folder, "--length", 32)
     recorded = run(*settings, "--update-baselines")
