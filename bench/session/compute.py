@@ -9,8 +9,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from bench.machine import device as machine
-from compression.layers import float32
-from compression.layers.kernels.torch_products import product_dtype
+from compression import layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,13 +39,13 @@ class ComputeModels:
     def dtype(self) -> str | None:
         """The dtype of all models of the run; None for the stored one."""
         model = self._base.model
-        if self._choice == "stored" or not float32.is_narrow(model.dtype):
+        if self._choice == "stored" or not layers.float32.is_narrow(model.dtype):
             return None
         if self._choice == FLOAT32:
             return FLOAT32
-        if product_dtype(model.dtype, model.device) == model.dtype:
+        if layers.kernels.torch_products.product_dtype(model.dtype, model.device) == model.dtype:
             return None
-        copy, stored = float32.bytes_in_float32(model), sum(each.nbytes for each in model.parameters())
+        copy, stored = layers.float32.bytes_in_float32(model), sum(each.nbytes for each in model.parameters())
         needed, free = 2 * copy + stored, machine.memory_free(self._device)  # two copies, and the compressed model
         if needed <= free:
             return FLOAT32
@@ -63,7 +62,7 @@ class ComputeModels:
         if self.dtype is None:
             return model.model
         if id(model) not in self._copies:
-            self._copies[id(model)] = model, float32.in_float32(model.model)
+            self._copies[id(model)] = model, layers.float32.in_float32(model.model)
         return self._copies[id(model)][1]
 
     def release(self) -> None:
