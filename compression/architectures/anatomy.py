@@ -196,6 +196,7 @@ class Architecture:
         embeddings_scaled: whether the module of the embeddings multiplies what it looks up.
         neurons: what the configuration calls the number of neurons of the MLP.
         sdpa: whether transformers has it with torch's attention.
+        in_float32: ends of names of tensors that keep fp32 in a checkpoint of 16 bits, as transformers has it.
         required: values of the configuration without which the anatomy is another; a text that begins with "=" names
             another key whose value it must have.
     """
@@ -226,6 +227,7 @@ class Architecture:
     embeddings_scaled: bool = False
     neurons: str = "intermediate_size"
     sdpa: bool = True
+    in_float32: tuple[str, ...] = ()
     required: Mapping[str, Any] = field(default_factory=dict)
 
     def halves(self, has: Callable[[str], bool], experts: Callable[[str], int]) -> tuple[Half, Half]:
@@ -234,6 +236,10 @@ class Architecture:
         if mlp.experts is not None:
             mlp = replace(mlp, experts=replace(mlp.experts, count=experts(mlp.experts.path)))
         return attention, mlp
+
+    def kept_in_float32(self, name: str) -> bool:
+        """Whether a tensor of that name keeps fp32."""
+        return bool(self.in_float32) and name.endswith(self.in_float32)
 
     def is_parallel(self, config: Any) -> bool:
         """Whether both halves of a block read what reaches it."""

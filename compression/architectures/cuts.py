@@ -8,6 +8,7 @@ query heads x head size); query head h attends to KV head h // group, group = qu
 up_proj (neurons, hidden), down_proj (hidden, neurons). Indices that are kept are ascending.
 """
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -84,6 +85,10 @@ def keep_heads(block: Block, kept: Tensor) -> dict[str, str]:
     module = block.layer(half.module)
     if hasattr(module, "num_key_value_heads"):
         module.num_key_value_heads = len(kept)
+    if block.row.fused:  # whose outputs transformers takes apart by the configuration; `conform` gives it all blocks
+        module.config = copy.copy(module.config)
+        module.config.num_attention_heads = len(kept) * (query_heads // kv_heads)
+        module.config.num_key_value_heads = len(kept)
     return _cut(block, half, rows, query)
 
 
@@ -169,7 +174,10 @@ def conform(model: nn.Module) -> nn.Module:
     Raises:
         LayerError: there is no such class, because the Llama has biases.
     """
-    config, block = model.config, _blocks.decoder_blocks(model)[0]
+    config, blocks = model.config, _blocks.decoder_blocks(model)
+    block = blocks[0]
+    for each in blocks if block.row.fused else ():
+        each.layer(each.attention.module).config = config
     if block.attention.uncut is None:
         config.head_dim = block.head_size
         config.num_attention_heads, config.num_key_value_heads = block.heads

@@ -47,6 +47,10 @@ def apart(name: str, tensor: Tensor, row: Architecture, config: Any) -> dict[str
         CheckpointError: its shape is not that of what it holds.
     """
     name = our_name(name, row)
+    further = getattr(config, "num_nextn_predict_layers", None) or 0  # of DeepSeek, which transformers does not run
+    blocks = range(config.num_hidden_layers, config.num_hidden_layers + further)
+    if any(name.startswith(f"{row.block(number)}.") for number in blocks):
+        return {}
     try:
         if row.stacked_experts and (found := _STACKED.fullmatch(name)):
             return _of_experts(found[1], found[2], found[3], tensor)
@@ -80,6 +84,9 @@ def our_name(name: str, row: Architecture) -> str:
     name = f"{name}."
     for theirs, ours in row.renamed:
         name = name.replace(theirs, ours)
+    body = f"{row.embeddings.partition('.')[0]}."
+    if not name.startswith((body, f"{row.head}.")):  # exports of the model without its head
+        name = body + name
     return name[:-1]
 
 

@@ -152,7 +152,7 @@ _DEEPSEEK = Architecture(
     biases=dict.fromkeys(("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa", "self_attn.o_proj"), "attention_bias"),
     attentions=(_latent(("self_attn.q_a_proj",), SiteRow("self_attn.q_a_layernorm", ("self_attn.q_b_proj",), "latent")),
                 _latent(("self_attn.q_proj",))),
-    mlps=(_mixture(shared="mlp.shared_experts"), LLAMA_MLP),
+    mlps=(_mixture(shared="mlp.shared_experts"), LLAMA_MLP), in_float32=("e_score_correction_bias",),
     fused=(FusedRow("self_attn.kv_b_proj", ("k_proj", "v_proj"),
                     lambda config: (config.qk_nope_head_dim, config.v_head_dim), by_head=True),),
 )  # fmt: skip

@@ -19,7 +19,7 @@ from compression.errors import LayerError
 from compression.layers.codes import Codes
 from compression.layers.linear import Linear
 from compression.layers.report import LEFT_ALONE, LayerReport
-from compression.numeric.channel_scales import Producer
+from compression.numeric.channel_scales import SEARCH_ROWS, Producer
 from compression.numeric.grouping import decode, quantize
 from compression.recipes.registry import spell
 
@@ -52,6 +52,11 @@ class Layer:
 
     def weight(self) -> Tensor:
         return self.linear.weight.detach().float()
+
+    def some_rows(self, most: int) -> Tensor:
+        """At most so many rows of the weight, evenly spread."""
+        weight = self.linear.weight.detach()
+        return weight[:: -(-len(weight) // most)].float()
 
     def scaled(self) -> Tensor:
         """The weight that is rounded."""
@@ -90,12 +95,14 @@ def compress(block: Block, inputs: Inputs, context: Any) -> None:
     routed = inputs.observe(block, lambda stack, x: observers[stack].add(x))
     for site in reversed(sites):
         stacks = [
-            ([layers[block.full(path)] for path in readers], observers.pop(Stack(site.row, readers)).value())
+            ([layers[block.full(path)] for path in readers], observers.pop(Stack(site.row, readers)))
             for readers in site.row.stacks
         ]
         try:
             note = _scale(site, stacks, layers.get(block.full(site.row.producer or "")))
-            for same_input, seen in stacks:
+            while stacks:  # what an observer holds of an expert goes with it
+                same_input, observer = stacks.pop(0)
+                seen = observer.value()
                 for method in dict.fromkeys(layer.method for layer in same_input):
                     if method is not None:
                         same = [layer for layer in same_input if layer.method == method]
@@ -122,7 +129,7 @@ def _transform(readers: list[Layer]) -> Any:
     return next(iter(found), None)
 
 
-def _scale(site: Site, stacks: list[tuple[list[Layer], Tensor]], before: Layer | None) -> str:
+def _scale(site: Site, stacks: list[tuple[list[Layer], Any]], before: Layer | None) -> str:
     """Find the scales of a site and divide its producer, a norm or the linear `before`, by them; words for the report.
 
     There are none where a reader, or the linear before, stays as it is: its weight is stored densely, and the scales
@@ -141,8 +148,14 @@ def _scale(site: Site, stacks: list[tuple[list[Layer], Tensor]], before: Layer |
         return f", not scaled because what {before.name} puts out is quantized"
     norm = None if before else site.producer
     stored, offset = (before.bias, 0.0) if before else (norm.weight, site.block.row.norm_offset)
-    producer = Producer(site.channels.to(stacks[0][1].device), stored, offset)
-    weights = [(layer.weight(), layer.method.grid(), hessian) for same, hessian in stacks for layer in same]
+    device = readers[0].linear.weight.device
+    producer = Producer(site.channels.to(device), stored, offset)
+    weights = [
+        (layer.some_rows(SEARCH_ROWS), layer.method.grid(), hessian)
+        for same, observer in stacks
+        for hessian in [observer.value()]
+        for layer in same
+    ]
     ratio, scales = transform.search(weights, producer, readers[0].linear.weight.dtype)
     for layer in readers:
         layer.columns = scales[producer.channels]

@@ -127,7 +127,12 @@ class Inputs:
         make_dense(module, activations=True)
         for stack in stacks_of(block) if see else ():
             module.get_submodule(stack.readers[0]).register_forward_pre_hook(partial(hook, stack))
-        return module.to(self.hidden[0].dtype)
+        exact = {path: tensor for path, tensor in module.named_buffers() if block.row.kept_in_float32(path)}
+        module.to(self.hidden[0].dtype)
+        for path, tensor in exact.items():
+            owner, _, name = path.rpartition(".")
+            setattr(module.get_submodule(owner), name, tensor)
+        return module
 
 
 class Seen:

@@ -56,17 +56,17 @@ def counting(block: Block, module: nn.Module) -> Iterator[Routed]:
     passed: list[tuple[Tensor, Tensor]] = []
 
     def note(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        hidden, chosen = arguments[:2]
-        passed.append((hidden, chosen))
-        routed.total += len(hidden)
-        for number, path in enumerate(paths):
-            routed.counts[path] += int((chosen == number).any(-1).sum())
+        passed.append(arguments[:2])
 
     handle = layer.register_forward_pre_hook(note)
     try:
         yield routed
     finally:
         handle.remove()
+    routed.total = sum(len(hidden) for hidden, _ in passed)
+    for _, chosen in passed:  # a token names an expert once
+        for path, count in zip(paths, chosen.flatten().bincount(minlength=len(paths)).tolist(), strict=True):
+            routed.counts[path] += count
     for path in routed.starved:
         number = paths.index(path)
         for hidden, chosen in passed:

@@ -119,9 +119,12 @@ class Compressed:
             return WEIGHTS, dict(written.tensors), dict(written.described)
         layers = {name: describe(layer) for name, layer in decoder.stored_layers(self.model).items()}
         file = _PACKED if layers or description.describe(self.model) else WEIGHTS
+        blocks = decoder.decoder_blocks(self.model)
+        packed = tuple(f"{block.name}." for block in blocks if decoder.stored_layers(block.module))
         state = self.model.state_dict()
-        if file == WEIGHTS:
-            state = published.together(state, architecture_of(self.model), self.model.config)
+        own = {name: tensor for name, tensor in state.items() if name.startswith(packed)}
+        dense = {name: tensor for name, tensor in state.items() if name not in own}
+        state = published.together(dense, architecture_of(self.model), self.model.config) | own
         return file, state, {MANIFEST: self.manifest(layers, [file])}
 
     def manifest(self, layers: dict[str, dict[str, Any]], files: list[str]) -> dict[str, Any]:

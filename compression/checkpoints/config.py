@@ -25,6 +25,9 @@ _MOST = {  # each well above the largest model that is published
     "num_local_experts": 2**14,
     "num_experts": 2**14,
     "n_routed_experts": 2**14,
+    "num_experts_per_tok": 2**14,
+    "n_group": 2**14,
+    "topk_group": 2**14,
     "moe_intermediate_size": 2**22,
     "shared_expert_intermediate_size": 2**22,
     "kv_lora_rank": 2**20,
@@ -34,7 +37,8 @@ _MOST = {  # each well above the largest model that is published
     "v_head_dim": 2**16,
 }
 _LEAST = {"sliding_window": 0}  # which is none; of all others 1
-_NUMBERS = ("rms_norm_eps", "rope_theta", "initializer_range")  # none is below 0
+_NUMBERS = ("rms_norm_eps", "layer_norm_eps", "rope_theta", "initializer_range")  # none is below 0
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def architecture_of(config: Mapping[str, Any], where: str) -> str:
@@ -60,6 +64,7 @@ def architecture_of(config: Mapping[str, Any], where: str) -> str:
         heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
         if heads and shared and heads % shared:
             raise ValueError(f"num_key_value_heads={shared} does not divide num_attention_heads={heads}")
+        _check_experts(config)
         for key, needed in row.required.items():
             needed = config.get(needed[1:]) if isinstance(needed, str) and needed.startswith("=") else needed
             if config.get(key, needed) != needed:
@@ -68,3 +73,15 @@ def architecture_of(config: Mapping[str, Any], where: str) -> str:
     except ValueError as error:
         raise CheckpointError(f"{where} does not describe a model: {error}") from None
     return row.name
+
+
+def _check_experts(config: Mapping[str, Any]) -> None:
+    """Raise ValueError if a token cannot have so many of the experts."""
+    count = next((config[key] for key in _EXPERTS if config.get(key)), None)
+    each, groups, chosen = (config.get(key) for key in ("num_experts_per_tok", "n_group", "topk_group"))
+    if count and each and each > count:
+        raise ValueError(f"num_experts_per_tok={each} is more than the {count} experts")
+    if count and groups and count % groups:
+        raise ValueError(f"n_group={groups} does not divide the {count} experts")
+    if groups and chosen and chosen > groups:
+        raise ValueError(f"topk_group={chosen} is more than n_group={groups}")

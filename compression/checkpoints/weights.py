@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from compression.architectures import embeddings, published
+from compression.architectures.anatomy import Architecture
 from compression.architectures.skeleton import known_config
 from compression.architectures.table import architecture_of, named
 from compression.checkpoints.base import BaseSource, build
@@ -79,13 +80,19 @@ def open_weights(source: BaseSource, device: str = "cpu", seed: int = 0) -> Weig
 
     def read(names: list[str]) -> dict[str, Tensor]:
         wanted, tensors = set(names), {}
-        for name, stored in _read(places, dict.fromkeys(held_in[name] for name in names)).items():
-            own = published.apart(name, stored, row, config)
-            tensors |= {key: t.to(dtype) if t.dtype in FLOATS else t for key, t in own.items() if key in wanted}
+        stored = _read(places, dict.fromkeys(held_in[name] for name in names))
+        while stored:  # a fused tensor goes as soon as it is taken apart
+            own = published.apart(*stored.popitem(), row, config)
+            tensors |= {key: _cast(row, key, t, dtype) for key, t in own.items() if key in wanted}
         _check_finite(tensors, str(source.folder))
         return {name: tensors[name].to(device) for name in names}
 
     return Weights(str(source.folder), headers, dtype, read)
+
+
+def _cast(row: Architecture, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    kept = tensor.dtype not in FLOATS or row.kept_in_float32(name)
+    return tensor if kept else tensor.to(dtype)
 
 
 def _random(name: str, header: Tensor, scales: tuple[float, float], device: str, seed: int) -> Tensor:

@@ -26,11 +26,13 @@ RECIPES = {
     "kvquant": f"kvquant({FEW})",
     "depth": "structured(keep_layers=1,keep_kv_heads=none)",
     "heads": "structured(keep_layers=none,keep_kv_heads=1)",
+    "measured heads": f"structured(keep_layers=none,keep_kv_heads=1,heads=importance,{FEW})",
     "neurons": f"p(round_to=8,{FEW})",
     "slicegpt": f"slicegpt({FEW})",
     "recover": "recover(rank=2,warmup=0)",
     "kd": f"kd({FEW},epochs=1,batch=2,accumulation=2)",
 }
+HEADS = ("heads", "measured heads")
 MIXTURES = [name for name, row in ARCHITECTURES.items() if any(half.experts for half in row.mlps)]
 LATENT = ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"]
 BEHIND = ["Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"]
@@ -42,11 +44,11 @@ REFUSED = {
     **{(name, "neurons"): "it is a mixture of experts" for name in MIXTURES},
     **{(name, "embeddings"): "multiplies what it looks up" for name in BEHIND[:2]},
     **{(name, "kvquant"): "holds a latent of both" for name in LATENT},
-    **{(name, "heads"): "has no grouped heads" for name in (*LATENT, *MEANS[1:])},
+    **{(name, heads): "has no grouped heads" for name in (*LATENT, *MEANS[1:]) for heads in HEADS},
     ("Gemma2ForCausalLM", "kd"): "caps its logits",
-    ("Olmo2ForCausalLM", "heads"): "over all heads",
-    ("StableLmForCausalLM", "heads"): "heads for the whole width alone",
-    ("GptOssForCausalLM", "heads"): "attention sink",
+    **{("Olmo2ForCausalLM", heads): "over all heads" for heads in HEADS},
+    **{("StableLmForCausalLM", heads): "heads for the whole width alone" for heads in HEADS},
+    **{("GptOssForCausalLM", heads): "attention sink" for heads in HEADS},
 }
 TOKENS = torch.arange(24).view(2, 12) * 7 % 64
 
@@ -102,6 +104,10 @@ def test_what_is_streamed_is_what_is_compressed_in_memory(family, method, tmp_pa
     compression.compress_to(tmp_path / "streamed", f"random:{family}", RECIPES[method])
 
     streamed = compression.load(tmp_path / "streamed")
+    result.save(tmp_path / "saved")
+    names = [{name for path in (tmp_path / folder).glob("*.safetensors") for name in load_file(path)}
+             for folder in ("streamed", "saved")]  # fmt: skip
+    assert names[0] == names[1]
     assert result.report == streamed.report
     assert torch.equal(logits(result.model), logits(streamed.model))
 

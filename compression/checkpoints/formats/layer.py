@@ -38,17 +38,18 @@ class StoredLayer:
 
     @classmethod
     def joined(cls, parts: "Sequence[StoredLayer]", sizes: Sequence[int], *, by_head: bool) -> "StoredLayer":
-        """The inverse of `parts`.
-
-        Raises:
-            LayerError: their columns are not in one order.
-        """
-        first, *others = (each.permutation for each in parts)
-        for each in others:
-            if (first is None) != (each is None) or (first is not None and not torch.equal(first, each)):  # type: ignore[arg-type]
-                raise LayerError("its parts have their columns in different orders, and are one layer there")
+        """The inverse of `parts`, of one order of columns (`check_order`)."""
         return cls(*(fused.join([getattr(each, name) for each in parts], sizes, by_head=by_head)
-                     for name in ("codes", "scales", "zeros")), first)  # fmt: skip
+                     for name in ("codes", "scales", "zeros")), parts[0].permutation)  # fmt: skip
+
+
+def check_order(name: str, permutations: Sequence[Tensor | None]) -> None:
+    """Raise LayerError if the parts of a fused layer have their columns in different orders."""
+    first, *others = permutations
+    for each in others:
+        if (first is None) != (each is None) or not (first is None or each is None or torch.equal(first, each)):
+            raise LayerError(f"{name}: its parts have their columns in different orders, and are one layer there; give "
+                             "them the same settings")  # fmt: skip
 
 
 def module_of(published: Published) -> Any:

@@ -15,7 +15,7 @@ from compression.checkpoints import base
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import reading
 from compression.checkpoints.formats.description import BITS, GROUP_SIZES, VERSIONS, Published, read_config
-from compression.checkpoints.formats.layer import StoredLayer, module_of
+from compression.checkpoints.formats.layer import StoredLayer, check_order, module_of
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
 from compression.errors import LayerError
@@ -44,6 +44,7 @@ def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[s
     for name, module in model.named_modules():
         if isinstance(module, Fused):
             parts = [stored.pop(f"{name}.{each}") for each in module.names]
+            check_order(name, [part.permutation for part in parts])
             stored[name] = StoredLayer.joined(parts, module.sizes, by_head=module.by_head)
     for name, each in stored.items():
         theirs = layouts.their_name(name, row)
@@ -54,8 +55,12 @@ def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[s
 def check(model: nn.Module, quant_method: str) -> None:
     """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
     describe_shapes(model, quant_method)
-    for name, layer in decoder.stored_layers(model).items():
+    layers = decoder.stored_layers(model)
+    for name, layer in layers.items():
         _half_scales(layer.weight_part, name)
+    for name, module in model.named_modules():
+        if isinstance(module, Fused):
+            check_order(name, [layers[f"{name}.{each}"].weight_part.permutation for each in module.names])
 
 
 def vllm_refusal(model: nn.Module) -> str | None:

@@ -49,10 +49,14 @@ def open_model(source: BaseSource) -> nn.Module:
     if not packed:
         raise CheckpointError(f"{where}: {published.quant_method} is what the configuration names, but no layer of the "
                               "model has a qweight")  # fmt: skip
-    head = architecture_of(model).head
+    row = architecture_of(model)
+    head = row.head
     if isinstance(model.get_submodule(head), Linear) and embeddings.tied(model):
         raise CheckpointError(f"{where}: {head} is quantized, and config.json ties it to the embeddings")
-    dense = {name: t.to(dtype) if t.dtype in _FLOATS else t for name, t in _apart(tensors, model).items()}
+    dense = {
+        name: t.to(dtype) if t.dtype in _FLOATS and not row.kept_in_float32(name) else t
+        for name, t in _apart(tensors, model).items()
+    }
     weights.fill(model, dense | packed, where=where)
     return model
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 import compression
 from compression import CheckpointError
+from compression.architectures.decoder import decoder_blocks
 from compression.architectures.random_shapes import SHAPES
 from compression.architectures.table import ARCHITECTURES
+from compression.calibration.capture import Inputs
 from compression.checkpoints.base import NAMED, build, byte_tokenizer, locate, open_base
 
 TIED = ("Qwen2ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "OPTForCausalLM")
@@ -43,6 +45,39 @@ def test_a_checkpoint_computes_what_transformers_computes(tmp_path, architecture
     assert {dtype} == {parameter.dtype for parameter in base.model.parameters()}
     assert not any(p.requires_grad for p in base.model.parameters()) and not base.model.training
     assert architecture == type(base.model).__name__
+
+
+def test_the_bias_of_a_router_keeps_fp32_in_a_checkpoint_of_16_bits(tmp_path):
+    name, bias = "model.layers.1.mlp.gate.e_score_correction_bias", torch.tensor([5.0, 5.004, 5.008, 5.012])
+    transformers_model("DeepseekV3ForCausalLM", dtype=torch.bfloat16).save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda t: t.update({name: bias}))
+
+    base = open_base(str(tmp_path))
+
+    assert torch.equal(bias, base.model.state_dict()[name])
+    compression.compress(base, "rtn(group_size=8)").save(tmp_path / "saved")
+    assert torch.equal(bias, compression.load(tmp_path / "saved").model.state_dict()[name])
+    block = decoder_blocks(base.model)[1]
+    inputs = Inputs([torch.zeros(1, 3, 32)], [{}, {}], at=1)
+    assert torch.equal(bias, inputs._computing(block).mlp.gate.e_score_correction_bias)
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
+    transformers_model("DeepseekV3ForCausalLM", num_nextn_predict_layers=1).save_pretrained(tmp_path)
+    expected = logits(open_base(str(tmp_path)).model)
+    change_tensors(tmp_path, lambda t: t.update({"model.layers.2.eh_proj.weight": torch.ones(32, 64)}))
+
+    assert torch.equal(expected, logits(open_base(str(tmp_path)).model))
+
+
+@pytest.mark.parametrize("architecture", ["OPTForCausalLM", "LlamaForCausalLM", "GPTNeoXForCausalLM"])
+def test_names_without_that_of_the_model_around_them_are_read(tmp_path, architecture):
+    transformers_model(architecture).save_pretrained(tmp_path)
+    expected = logits(open_base(str(tmp_path)).model)
+    change_tensors(tmp_path, lambda t: [t.update({name.split(".", 1)[1]: t.pop(name)}) for name in list(t)
+                                        if name.startswith(("model.", "gpt_neox."))])  # fmt: skip
+
+    assert torch.equal(expected, logits(open_base(str(tmp_path)).model))
 
 
 def test_tied_embeddings_stay_one_tensor(tmp_path):
@@ -393,3 +428,25 @@ def test_the_byte_tokenizer_gives_one_token_to_a_byte_and_any_text_back(tokenize
     assert len(text.encode()) == len(ids)
     assert all(0 <= i < 256 for i in ids)
     assert text == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"num_experts_per_tok": 5}, "num_experts_per_tok=5 is more than the 4 experts"),
+     ({"n_group": 3}, "n_group=3 does not divide the 4 experts"),
+     ({"topk_group": 3}, "topk_group=3 is more than n_group=2")],
+)  # fmt: skip
+def test_experts_that_a_token_cannot_have_are_refused(tmp_path, changes, words):
+    transformers_model("DeepseekV3ForCausalLM").save_pretrained(tmp_path)
+    rewrite(tmp_path / "config.json", **changes)
+
+    with pytest.raises(CheckpointError, match=words):
+        open_base(str(tmp_path))
+
+
+def test_a_decoder_of_another_anatomy_is_refused_by_its_setting(tmp_path):
+    transformers_model("OPTForCausalLM").save_pretrained(tmp_path)
+    rewrite(tmp_path / "config.json", do_layer_norm_before=False)
+
+    with pytest.raises(CheckpointError, match="do_layer_norm_before must be True, not False"):
+        open_base(str(tmp_path))
