@@ -257,7 +257,7 @@ def _scored(
         mask = None if min(lengths) == width else real.long()
         models = [model] if base is None else [model, base]
         hidden_states = states.of if states else _hidden
-        read = [(architectures.decoder.Decoder(m).logits, hidden_states(m, ids, mask)) for m in models]
+        read = [(architectures.decoder.logits_of(m), hidden_states(m, ids, mask)) for m in models]
 
         chunk = max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // model.config.vocab_size))
         scored = real & (position >= torch.tensor([sample.first_scored for sample in samples], device=device)[:, None])

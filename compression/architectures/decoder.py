@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compression.architectures import embeddings
 from compression.architectures.anatomy import Architecture, Half, SiteRow, sites
-from compression.architectures.table import architecture_of
+from compression.architectures.table import ARCHITECTURES, architecture_of
 from compression.architectures.turned import RESIDUAL, ResidualMap
 from compression.errors import LayerError
 from compression.layers.embedding import Embedding
@@ -237,6 +237,11 @@ class Place:
             return [self.decoder.row.head]
         row = next(s for s in sites(self.block.halves) if set(self.half.site.readers) <= set(s.readers))
         return [self.block.full(path) for path in (*row.readers, *row.routers)]
+
+
+def logits_of(model: Any) -> Any:
+    """What makes logits of last hidden states; of a model that no row describes, as one that judges, its head."""
+    return Decoder(model).logits if type(model).__name__ in ARCHITECTURES else model.get_output_embeddings()
 
 
 def check_trainable(model: nn.Module) -> None:

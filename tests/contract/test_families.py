@@ -46,6 +46,7 @@ REFUSED = {
     **{(name, "kvquant"): "holds a latent of both" for name in LATENT},
     **{(name, heads): "has no grouped heads" for name in (*LATENT, *MEANS[1:]) for heads in HEADS},
     ("Gemma2ForCausalLM", "kd"): "caps its logits",
+    ("Gemma2ForCausalLM", "recover"): "caps its logits",
     **{("Olmo2ForCausalLM", heads): "over all heads" for heads in HEADS},
     **{("StableLmForCausalLM", heads): "heads for the whole width alone" for heads in HEADS},
     **{("GptOssForCausalLM", heads): "attention sink" for heads in HEADS},

@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.errors import MetricError
 from bench.measure import rope
 from bench.measure.scoring import prefix_cache
-from compression.architectures.decoder import Decoder
+from compression.architectures import decoder
 from compression.checkpoints.tokens import check_ids, common
 
 PIECE = 2048  # tokens of one sequence read in one forward pass, at most
@@ -191,7 +191,7 @@ class Tree:
         places = sorted({place for place, _, _ in wanted})
         row = {place: n for n, place in enumerate(places)}
         chunk = max(1, ELEMENTS // self.model.config.vocab_size)
-        logits_of = Decoder(self.model).logits
+        logits_of = decoder.logits_of(self.model)
         for start in range(0, len(places), chunk):
             rows = range(start, min(start + chunk, len(places)))
             logits = logits_of(hidden[places[start : start + chunk]]).float()
@@ -244,4 +244,4 @@ class _Probe(Tree):
     def _add(self, hidden: Tensor, wanted: Sequence[tuple[int, int, int]]) -> None:
         self.logits = getattr(self, "logits", {})
         for place, target, number in wanted:
-            self.logits[number, target] = Decoder(self.model).logits(hidden[place]).float()
+            self.logits[number, target] = decoder.logits_of(self.model)(hidden[place]).float()

@@ -169,7 +169,7 @@ def test_what_a_run_would_take_names_the_kernels_of_the_run(tmp_path):
         workbench.compressed(recipe)
     workbench.close()
 
-    text = said(workbench.options)
+    text = said(workbench.options, [])
     for recipe, kernels in workbench.kernels.items():
         (line,) = [line for line in text.splitlines() if line.strip().startswith(recipe)]
         assert all(kernel in line for kernel in kernels)
