@@ -106,7 +106,19 @@ def test_a_loss_is_of_the_bases_quality():
 
 def test_the_committed_baselines_answer_right_after_a_clone(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    command(["recommend", "--baselines", str(BASELINES), "--max-gb", "0.004", "--max-quality-loss", "2%"])
+    command(
+        [
+            "recommend",
+            "--baselines",
+            str(BASELINES),
+            "--base",
+            "reference",
+            "--max-gb",
+            "0.004",
+            "--max-quality-loss",
+            "2%",
+        ]
+    )
     shown = capsys.readouterr().out
 
     assert "timings and memory are those of cpu-" in shown
