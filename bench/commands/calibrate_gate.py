@@ -38,6 +38,7 @@ from bench.gate.entry import Entry
 from bench.machine import device as machine
 from bench.machine import git as repository
 from bench.metrics import Metric, all_metrics
+from bench.results.bases import DEFAULT_BASE
 from bench.statistics.timing_change import SAMPLES, quantile, shift
 from compression.files.strict_json import at_least, path_option
 
@@ -212,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Complete the journal to `--reruns`, then print what it tells."""
     parser = argparse.ArgumentParser(prog="python -m bench calibrate-gate", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--base", default="reference", help="base; default reference")
+    add("--base", default=DEFAULT_BASE, help=f"base; default {DEFAULT_BASE}")
     add("--model", default="nf4", help="recipe; default nf4")
     add("--device", default="cpu")
     add(

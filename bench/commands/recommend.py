@@ -19,8 +19,7 @@ from bench.report.recommend import (
     recommend,
     share,
 )
-from bench.report.sources import recorded
-from bench.report.write import chosen, measured
+from bench.report.write import chosen_of_baselines, measured
 from bench.results.journal import JOURNAL
 from bench.results.row import Row
 from compression.recipes.recipe import UNCOMPRESSED
@@ -87,4 +86,4 @@ def _results(options: argparse.Namespace) -> tuple[list[Row], str]:
         path = options.journal or JOURNAL
         return measured(path, options.base, options.device)[0], str(path)
     directory = options.baselines or BASELINES
-    return chosen(recorded(directory), options.base, options.device, str(directory)), f"the baselines in {directory}"
+    return chosen_of_baselines(directory, options.base, options.device), f"the baselines in {directory}"

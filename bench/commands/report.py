@@ -7,9 +7,8 @@ from bench.commands.arguments import sources
 from bench.errors import BaselineError, JournalError, OptionError
 from bench.report import formats
 from bench.report.commands_to_type import settings_in
-from bench.report.sources import recorded
 from bench.report.tables import tables
-from bench.report.write import chosen, of_journal, one_of, write
+from bench.report.write import chosen_of_baselines, of_journal, one_of, write
 from bench.results.journal import JOURNAL, read
 from bench.results.records import Contents
 from bench.results.row import Row
@@ -40,5 +39,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _results(options: argparse.Namespace, written: Contents | None) -> tuple[list[Row], Contents | None]:
     if written is None:
-        return chosen(recorded(options.baselines), options.base, options.device, str(options.baselines)), None
+        return chosen_of_baselines(options.baselines, options.base, options.device), None
     return of_journal(written, str(options.journal or JOURNAL), options.base, options.device)

@@ -21,8 +21,9 @@ from bench.report import escaping, formats
 from bench.report.commands_to_type import settings_in
 from bench.report.page import page
 from bench.report.pull_request import digest, numbers
+from bench.report.sources import recorded
 from bench.report.tables import Table, by_device, newest, tables
-from bench.results.bases import told_apart
+from bench.results.bases import DEFAULT_BASE, told_apart
 from bench.results.journal import read
 from bench.results.records import Contents
 from bench.results.row import Row
@@ -157,6 +158,18 @@ def chosen(rows: Sequence[Row], base: str | None, device: str | None, source: st
         asked = " ".join(f"--{name} {text}" for name, text in (("base", base), ("device", device)) if text)
         raise JournalError(f"{source} has no results{f' for {asked}' if asked else ''}; it has {there}")
     return list(groups[fitting[-1].base, fitting[-1].device])
+
+
+def chosen_of_baselines(directory: str | Path, base: str | None, device: str | None) -> list[Row]:
+    """Recorded rows of one base and device: of the default base of a run if it is there and no other is asked for.
+
+    Raises:
+        BaselineError: there are no baselines, or a file is damaged.
+        JournalError: naming what there is, where there are no such rows.
+    """
+    rows = recorded(directory)
+    default = DEFAULT_BASE if any(row.base == DEFAULT_BASE for row in rows) else None
+    return chosen(rows, base or default, device, str(directory))
 
 
 def one_of(made: Sequence[Table], numbers: str) -> list[Table]:

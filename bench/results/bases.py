@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OLD = "schema1:"  # before a base_hash of schema 1
 DIGITS = 8
+DEFAULT_BASE = "reference"  # of a run, and of recorded results
 
 Identity = tuple[str, str | None]  # label and base_hash
 

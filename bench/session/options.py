@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.measure.generation import Load
+from bench.results.bases import DEFAULT_BASE
 from bench.results.journal import JOURNAL
 from compression import Recipe
 from compression.checkpoints.tokens import TEMPLATE_ARGUMENTS
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Options:
     """What the command line asks for, checked."""
 
-    base: str = "reference"
+    base: str = DEFAULT_BASE
     recipes: tuple[Recipe, ...] = ()
     named: bool = False  # they are a list of the suite's own, of which what cannot be has rows that say why
     refused: Mapping[str, str] = field(default_factory=dict)  # by recipe text: why it cannot be

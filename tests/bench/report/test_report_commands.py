@@ -13,9 +13,8 @@ from bench.__main__ import main as command
 from bench.report import formats
 from bench.report.commands_to_type import SHORTENED, measuring, settings_of
 from bench.report.page import page
-from bench.report.sources import recorded
 from bench.report.tables import tables
-from bench.report.write import write
+from bench.report.write import chosen_of_baselines, write
 from bench.results.journal import Journal
 
 pytest_plugins = ["pytester"]
@@ -28,11 +27,8 @@ def printed(text):
 
 @pytest.fixture(scope="module")
 def of_the_reference():
-    return [
-        each
-        for table in tables([row for row in recorded(BASELINES) if row.base == "reference"])
-        for each in printed(formats.markdown(table))
-    ]
+    rows = chosen_of_baselines(BASELINES, None, None)
+    return [each for table in tables(rows) for each in printed(formats.markdown(table))]
 
 
 def test_every_command_in_the_tables_of_the_reference_selects_tests_of_all_its_recipes(of_the_reference, pytester):

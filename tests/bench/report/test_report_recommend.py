@@ -106,19 +106,7 @@ def test_a_loss_is_of_the_bases_quality():
 
 def test_the_committed_baselines_answer_right_after_a_clone(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    command(
-        [
-            "recommend",
-            "--baselines",
-            str(BASELINES),
-            "--base",
-            "reference",
-            "--max-gb",
-            "0.004",
-            "--max-quality-loss",
-            "2%",
-        ]
-    )
+    command(["recommend", "--baselines", str(BASELINES), "--max-gb", "0.004", "--max-quality-loss", "2%"])
     shown = capsys.readouterr().out
 
     assert "timings and memory are those of cpu-" in shown
@@ -167,3 +155,11 @@ def test_recorded_rows_are_those_of_the_baselines_with_differences_paired_again(
 def test_no_baselines_are_said_to_be_none(tmp_path):
     with pytest.raises(BaselineError, match="with pytest bench --update-baselines"):
         recorded(tmp_path)
+
+
+def test_of_several_recorded_bases_the_default_is_that_of_a_run(capsys):
+    command(["recommend", "--baselines", str(BASELINES), "--max-gb", "0.0001"])
+    shown = capsys.readouterr().out
+
+    assert {"reference", "smollm2"} == {row.base for row in recorded(BASELINES)}
+    assert shown.startswith("reference, from the baselines in ")
