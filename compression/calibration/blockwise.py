@@ -7,6 +7,7 @@ that read its outputs are scaled, is then known when it is rounded.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,6 +70,19 @@ class Layer:
         return weight if self.rows is None else weight * self.rows[:, None]
 
 
+@dataclass
+class SameInput:
+    """Layers that see the same tokens, and what an observer saw of these."""
+
+    layers: list[Layer]
+    observer: Any
+
+    @cached_property
+    def seen(self) -> Any:
+        """The value of the observer, made once."""
+        return self.observer.value()
+
+
 def compress(block: Block, inputs: Inputs, context: Any) -> None:
     """Replace every linear of the block; one report entry for each, in the order of the module.
 
@@ -95,18 +109,17 @@ def compress(block: Block, inputs: Inputs, context: Any) -> None:
     routed = inputs.observe(block, lambda stack, x: observers[stack].add(x))
     for site in reversed(sites):
         stacks = [
-            ([layers[block.full(path)] for path in readers], observers.pop(Stack(site.row, readers)))
+            SameInput([layers[block.full(path)] for path in readers], observers.pop(Stack(site.row, readers)))
             for readers in site.row.stacks
         ]
         try:
             note = _scale(site, stacks, layers.get(block.full(site.row.producer or "")))
             while stacks:  # what an observer holds of an expert goes with it
-                same_input, observer = stacks.pop(0)
-                seen = observer.value()
-                for method in dict.fromkeys(layer.method for layer in same_input):
+                stack = stacks.pop(0)
+                for method in dict.fromkeys(layer.method for layer in stack.layers):
                     if method is not None:
-                        same = [layer for layer in same_input if layer.method == method]
-                        method.compress_stack(block, same, seen, note + routed.words(same[0].path(block)))
+                        same = [layer for layer in stack.layers if layer.method == method]
+                        method.compress_stack(block, same, stack.seen, note + routed.words(same[0].path(block)))
         except LayerError as error:
             raise LayerError(f"{', '.join(site.names[:3])}: {error}") from error
     for name, layer in layers.items():
@@ -129,13 +142,13 @@ def _transform(readers: list[Layer]) -> Any:
     return next(iter(found), None)
 
 
-def _scale(site: Site, stacks: list[tuple[list[Layer], Any]], before: Layer | None) -> str:
+def _scale(site: Site, stacks: list[SameInput], before: Layer | None) -> str:
     """Find the scales of a site and divide its producer, a norm or the linear `before`, by them; words for the report.
 
     There are none where a reader, or the linear before, stays as it is: its weight is stored densely, and the scales
     would round it. A router is stored densely too, and takes them all the same: it would not know its inputs else.
     """
-    readers = [layer for same, _ in stacks for layer in same]
+    readers = [layer for stack in stacks for layer in stack.layers]
     transform = _transform(readers)
     if transform is None:
         return ""
@@ -151,10 +164,7 @@ def _scale(site: Site, stacks: list[tuple[list[Layer], Any]], before: Layer | No
     device = readers[0].linear.weight.device
     producer = Producer(site.channels.to(device), stored, offset)
     weights = [
-        (layer.some_rows(SEARCH_ROWS), layer.method.grid(), hessian)
-        for same, observer in stacks
-        for hessian in [observer.value()]
-        for layer in same
+        (layer.some_rows(SEARCH_ROWS), layer.method.grid(), stack.seen) for stack in stacks for layer in stack.layers
     ]
     ratio, scales = transform.search(weights, producer, readers[0].linear.weight.dtype)
     for layer in readers:

@@ -16,7 +16,8 @@ import compression
 from compression import LayerError, RecipeError
 from compression.architectures import anatomy, table
 from compression.architectures.decoder import Site, decoder_blocks
-from compression.calibration.blockwise import Layer, _scale
+from compression.calibration.blockwise import Layer, SameInput, _scale
+from compression.calibration.observers import Hessian
 from compression.methods.quantization.weight_only.awq import AWQ
 from compression.numeric.channel_scales import SHRINKS, AwqScales, Producer, candidates, clipped, nearest
 from compression.numeric.grids import AffineGrid
@@ -91,7 +92,7 @@ def scaled(model, how):
             readers = [layers[name] for name in site.names]
             before = layers.get(block.full(site.row.producer or ""))
             stacks = [
-                ([layers[block.full(path)] for path in paths], torch.eye(readers[0].linear.in_features))
+                SameInput([layers[block.full(path)] for path in paths], Hessian(readers[0].linear.in_features))
                 for paths in site.row.stacks
             ]
             _scale(site, stacks, before)
