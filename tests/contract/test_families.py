@@ -97,6 +97,7 @@ def test_every_method_runs_and_reopens_or_is_refused_with_the_reason(family, met
     assert again.stored_bytes == sum(t.nbytes for t in load_file(*(tmp_path / "saved").glob("*.safetensors")).values())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("method", ["gptq", "wanda"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_streamed_is_what_is_compressed_in_memory(family, method, tmp_path):
@@ -127,6 +128,7 @@ def test_what_stays_dense_is_a_checkpoint_that_transformers_opens(family, tmp_pa
     torch.testing.assert_close(logits(theirs.eval()), logits(result.model), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("format", ["gptq", "awq"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_published_format_holds_it_exactly_or_is_refused_in_words(family, format, tmp_path):
