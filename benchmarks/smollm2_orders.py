@@ -1,8 +1,6 @@
 """The orders of methods that their papers publish, on SmolLM2: read from the committed baselines.
 
 python benchmarks/smollm2_orders.py            # writes figures/smollm2-orders.md
-python benchmarks/smollm2_orders.py --record --data FOLDER --calibration FOLDER    # records the baselines first
-
 python benchmarks/smollm2_orders.py --record --data FOLDER --calibration FOLDER    # measures the baselines first
 """
 
@@ -17,13 +15,20 @@ ROOT = Path(__file__).parents[1]
 FILE = ROOT / "benchmarks" / "figures" / "smollm2-orders.md"
 DIRECTORY, BASE, METRIC = ROOT / "baselines", "smollm2", "quality.perplexity"
 THREE, TWO, TEXT = "bits=3,group_size=64", "bits=2,group_size=64", "samples=32"
-GPTQ, WANDA, WANDA_OF_4 = f"gptq({THREE},{TEXT})", f"wanda({TEXT})", f"wanda(pattern=2:4,{TEXT})"
-RECIPES = ("fp16", "nf4", "rtn(group_size=64)", f"rtn({THREE})", GPTQ, f"rtn({TWO})", "magnitude", WANDA, WANDA_OF_4)
+GPTQ, AWQ, WANDA, SPARSEGPT = f"gptq({THREE},{TEXT})", f"awq({THREE},{TEXT})", f"wanda({TEXT})", f"sparsegpt({TEXT})"
+WANDA_OF_4, SPARSEGPT_OF_4 = f"wanda(pattern=2:4,{TEXT})", f"sparsegpt(pattern=2:4,{TEXT})"
+RECIPES = (
+    "fp16", "nf4", "rtn(group_size=64)", f"rtn({THREE})", GPTQ, AWQ, f"rtn({TWO})",
+    "magnitude", WANDA, SPARSEGPT, WANDA_OF_4, SPARSEGPT_OF_4,
+)  # fmt: skip
 # the first is below the second by a factor of at least the third
 ORDERS = (
     (GPTQ, f"rtn({THREE})", 1.0),
+    (AWQ, f"rtn({THREE})", 1.0),
     (WANDA, "magnitude", 3.0),
+    (SPARSEGPT, "magnitude", 3.0),
     (WANDA, WANDA_OF_4, 1.0),
+    (SPARSEGPT, SPARSEGPT_OF_4, 1.0),
     (f"rtn({THREE})", f"rtn({TWO})", 100.0),
 )
 
@@ -56,8 +61,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.record:
         run = [sys.executable, "-m", "pytest", "bench", "-k", "test_perplexity", "--base", BASE, "--data", options.data,
-               "--calibration", options.calibration, "--samples", "8", "--model", ",".join(RECIPES),
-               "--update-baselines"]  # fmt: skip
+               "--calibration", options.calibration, "--samples", "8", "--compute-dtype", "float32",
+               "--model", ",".join(RECIPES), "--update-baselines"]  # fmt: skip
         subprocess.run(run, check=True, cwd=ROOT)
     lines = [
         "# SmolLM2: published orders",

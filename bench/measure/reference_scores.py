@@ -147,7 +147,7 @@ def _share(points: Sequence[float]) -> Score:
     n, share, z = len(points), sum(points) / len(points), 1.96
     centre, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = ((centre + side * spread) / (1 + z * z / n) for side in (-1, 1))
-    return Score(value=share, low=max(0.0, low), high=min(1.0, high), items=n)
+    return Score(value=share, low=max(0.0, min(low, share)), high=min(1.0, max(high, share)), items=n)  # of none or all
 
 
 def _mean(points: Sequence[float]) -> Score:
