@@ -1,7 +1,8 @@
-"""Command line: write a compressed model, or list methods.
+"""Command line: write a compressed model, convert one to another format, or list methods and formats.
 
 python -m compression nf4 --base reference --out nf4-model
 python -m compression "rtn(symmetric=true)" --out rtn-model --format gptq
+python -m compression convert rtn-model served --engine vllm
 python -m compression list
 """
 
@@ -9,7 +10,6 @@ import argparse
 import json
 import shutil
 import sys
-import typing
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 import compression
 from compression import CompressionError, Recipe, checkpoints, devices, engine
 from compression.checkpoints.formats import registry as formats
+from compression.commands import convert, listing
 from compression.files.strict_json import path_option
 from compression.files.terminal import terminal
-from compression.methods.base import LayerMethod
-from compression.recipes.registry import describe_parameters
 
 OWN = formats.OWN
 
@@ -31,13 +30,17 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0 on success, 2 for input that cannot be, with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="python -m compression", description=__doc__.split("\n")[0])
-    parser.add_argument("recipe", help='a recipe such as nf4 or "rtn(bits=3)", or the word list')
+    parser.add_argument("recipe", help='a recipe such as nf4 or "rtn(bits=3)", or the word list or convert')
+    parser.add_argument("folders", nargs="*", type=path_option, help="of convert: the checkpoint, and the new folder")
     parser.add_argument("--base", default="reference", help="reference, smollm2, random:<shape>, a folder or a hub id")
     parser.add_argument("--out", type=path_option, help="folder for the compressed model: a new one, or that of an "
                         "interrupted run, which is then resumed")  # fmt: skip
-    parser.add_argument("--format", choices=formats.names(), default=OWN,
-                        help="own, or the format of published GPTQ or AWQ checkpoints; exact, or refused; "
-                        "vLLM opens gptq with symmetric=true alone")  # fmt: skip
+    parser.add_argument("--format", choices=formats.names(), help="of what is written, exactly or not at all; default "
+                        "own; python -m compression list --formats tells what each holds")  # fmt: skip
+    parser.add_argument("--engine", choices=formats.ENGINES, help="of convert: take the first format that this "
+                        "engine opens")  # fmt: skip
+    parser.add_argument("--formats", action="store_true", help="of list: which formats hold what each method "
+                        "stores, and which engines open it there")  # fmt: skip
     parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N; default cuda if available")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calibration", help="calibration text: embedded, hub, random or a folder; "
@@ -52,19 +55,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     try:
-        return _list(options) if options.recipe == "list" else _compress(options)
+        _check_command(options)
+        if options.recipe == "list":
+            return listing.list_formats(options) if options.formats else listing.list_methods(options)
+        return convert.convert(options) if options.recipe == "convert" else _compress(options)
     except CompressionError as error:
         print(terminal(f"error: {error}"), file=sys.stderr)
         return 2
 
 
+def _check_command(options: argparse.Namespace) -> None:
+    """Refuse what another command would have read."""
+    of = {"folders": "convert", "engine": "convert", "formats": "list"}
+    for name, command in of.items():
+        if getattr(options, name) and options.recipe != command:
+            what = " ".join(map(str, options.folders)) if name == "folders" else f"--{name}"
+            raise CompressionError(f"{what} belongs to python -m compression {command}; the command is "
+                                   f"{options.recipe}")  # fmt: skip
+
+
 def _compress(options: argparse.Namespace) -> int:
+    options.format = options.format or OWN
     recipe = Recipe.parse(options.recipe)
     if options.out is None:
         raise CompressionError("--out DIR is missing: the folder to write the compressed model to")
     base = compression.locate(options.base)
 
-    device = _device(options.device)
+    device = devices.default(options.device)
     result = _write(recipe, options, device)
     stored = checkpoints.weights.bytes_in(options.out.glob("*.safetensors"))
     facts = {
@@ -81,7 +98,7 @@ def _compress(options: argparse.Namespace) -> int:
         "trained_tokens": result.cost.trained_tokens if result.cost else 0,
         "trained_parameters": result.cost.trained_parameters if result.cost else 0,
         "kernels": result.kernels(device),
-        "notes": [*result.notes, *_engines(result, options.format)],
+        "notes": [*result.notes, *([] if options.format == OWN else formats.find(options.format).served(result.model))],
         "layers": [f"{entry.name}: {entry.outcome}, {entry.detail}" for entry in result.report],
     }
     if options.json:
@@ -93,11 +110,6 @@ def _compress(options: argparse.Namespace) -> int:
         for line in value if key == "notes" else [f"{key}: {value}"]:
             print(terminal(line))
     return 0
-
-
-def _engines(result: "Compressed", format: str) -> list[str]:
-    """Which engines do not open what was written in a published format, and what they want."""
-    return [] if format == OWN else formats.find(format).limits(result.model)
 
 
 def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compressed":
@@ -143,60 +155,6 @@ def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: 
             raise CompressionError(f"{error}; in the format of this package it is in {folder}") from error
         shutil.rmtree(folder)
     return result
-
-
-def _list(options: argparse.Namespace) -> int:
-    """Methods, parameters, needs, and the kernel that a bf16 layer of each gets on this device."""
-
-    device = _device(options.device)
-    entries = [
-        {
-            "method": name,
-            "aliases": list(method.info.aliases),
-            "family": method.info.family,
-            "summary": method.info.summary,
-            "parameters": describe_parameters(method),
-            "needs": list(method.info.needs),
-            "kernels": _kernels(name, method, device),
-        }
-        for name, method in compression.list_methods().items()
-    ]
-    if options.json:
-        print(json.dumps(entries, indent=1))
-        return 0
-    for entry in entries:
-        print(f"{', '.join([entry['method'], *entry['aliases']])} ({entry['family']}): {entry['summary']}")
-        for what in ("parameters", "needs", "kernels"):
-            print(f"    {what}: {', '.join(entry[what]) or 'none'}")
-    return 0
-
-
-def _kernels(name: str, method: type, device: str) -> list[str]:
-    """The kernel of a 512 x 512 layer in bf16, for each bit width where the method has several."""
-    import torch
-
-    linear = torch.nn.Linear(512, 512, bias=False, dtype=torch.bfloat16)
-    widths = typing.get_args(typing.get_type_hints(method).get("bits"))
-    found = []
-    for text in [f"{name}(bits={bits})" for bits in widths] or [name]:
-        instance = Recipe.parse(text).steps[0].method
-        if not isinstance(instance, LayerMethod):
-            return ["of the layers as they are"]
-        try:
-            layer = instance.compress_linear(linear, None)
-            kernel = "dense" if isinstance(layer, torch.nn.Linear) else layer.kernel_name(device)
-        except CompressionError as error:
-            kernel = f"none here: {error}"
-        found.append(f"{text} {kernel} on {device}")
-    return found
-
-
-def _device(given: str | None) -> str:
-    import torch
-
-    if given is not None:
-        return devices.check(given)
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _bar() -> Callable[[int, int, str], None] | None:

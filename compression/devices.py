@@ -31,6 +31,15 @@ def check(text: str) -> str:
     return text
 
 
+def default(text: str | None) -> str:
+    """A device as `check` has it; where none is named, CUDA if there is any."""
+    import torch
+
+    if text is not None:
+        return check(text)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @contextmanager
 def on(device: "torch.device | str") -> Iterator[None]:
     """While it lasts, streams, events, graphs, random states and whoever asks for the current device get this one.

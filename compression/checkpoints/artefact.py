@@ -95,10 +95,12 @@ class Compressed:
 
     @property
     def portable(self) -> tuple[str, ...]:
-        """The other runtimes that open what `save` writes, in the formats that `published_formats` names."""
+        """The engines that open what `save` writes, in one of the formats that `published_formats` names."""
         if not decoder.stored_layers(self.model) and not description.describe(self.model):
             return ("transformers",)
-        return tuple(dict.fromkeys(each for name in self.published_formats for each in formats.find(name).runtimes))
+        found = [formats.find(name) for name in self.published_formats]
+        opening = (e for each in found for e in each.engines if each.refusal_of_model(e, self.model) is None)
+        return tuple(dict.fromkeys(opening))
 
     @property
     def published_formats(self) -> tuple[str, ...]:
@@ -160,7 +162,7 @@ class Compressed:
 
         Args:
             folder: a new or an empty one; a link to one, or a mount point.
-            format: "own", or "gptq" or "awq" for a published format, which GPTQModel and transformers with it open.
+            format: "own", or a published format (`formats.registry`), which engines open (`portable`).
 
         Raises:
             CheckpointError: the folder is there already and not empty, or cannot be written.

@@ -27,7 +27,7 @@ from compression.numeric.checks import (
     check_shape,
     check_size,
 )
-from compression.numeric.grids import GRIDS, SignedGrid
+from compression.numeric.grids import GRIDS
 from compression.numeric.grouping import Grid
 from compression.numeric.groups import sizes_that_tile
 
@@ -89,13 +89,19 @@ class Codes(WeightPart):
 
         With a `permutation` (cols,), column j of the codes multiplies input `permutation[j]`.
         """
-        rows, cols = codes.shape
-        made = cls._of(grid, rows, cols, dtype=dtype, permuted=permutation is not None)
+        packed = {"codes": packing.pack(codes, grid.bits), **params}
+        return cls.from_packed(packed, grid, codes.shape[1], dtype=dtype, permutation=permutation)
+
+    @classmethod
+    def from_packed(
+        cls, tensors: grids.Params, grid: Grid, cols: int, *, dtype: torch.dtype, permutation: Tensor | None = None
+    ) -> "Codes":
+        """Of what is stored by name: `codes` as `packing` has them, and the parameters of the grid."""
+        made = cls._of(grid, len(tensors["codes"]), cols, dtype=dtype, permuted=permutation is not None)
         if permutation is not None:
             check_permutation(permutation, cols)  # before int32 can make another number of one
             made.permutation = permutation.int()
-        made.codes = packing.pack(codes, grid.bits)
-        for name, value in params.items():
+        for name, value in tensors.items():
             setattr(made, name, value)
         made.check()
         return made
@@ -274,41 +280,6 @@ class Codes(WeightPart):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}codes"] = self.canonical()
-
-
-@part("rounded", place="weight")
-class Rounded(Codes):
-    """W on whole numbers of `bits` bits, symmetric around zero, one fp32 scale to a row: for products with whole
-    numbers on both sides (`activations.TokenRange`).
-
-    Args:
-        weight: (rows, cols).
-
-    Raises:
-        LayerError: a weight is not finite.
-    """
-
-    def __init__(self, weight: Tensor, bits: int = 8):
-        check_size("bits", bits, least=2, most=8)
-        super().__init__(SignedGrid(bits=bits), *weight.shape, dtype=weight.dtype)
-        if not weight.is_meta:
-            check_sound("weight", weight)
-            codes, params = grouping.quantize(self.grid, weight.detach())
-            self.codes = packing.pack(codes, bits)
-            for name, value in params.items():
-                setattr(self, name, value)
-
-    @classmethod
-    def _of(cls, grid: Grid, rows: int, cols: int, *, dtype: torch.dtype, permuted: bool) -> "Rounded":
-        return cls(torch.empty(rows, cols, dtype=dtype, device="meta"), grid.bits)
-
-    @classmethod
-    def empty(cls, rows: int, cols: int, *, bits: Any, dtype: Any) -> Self:  # type: ignore[override]
-        return cls(torch.empty(rows, cols, dtype=dtype_named(dtype), device="meta"), bits)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"bits": self.grid.bits, "dtype": name_of(self.dtype)}
 
 
 class _Permuted:

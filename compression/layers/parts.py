@@ -40,6 +40,7 @@ _OWN = (
     "several",
     "dense",
     "codes",
+    "rounded",
     "sparse",
     "low_rank",
     "columns",

@@ -1,4 +1,4 @@
-"""Number formats: which values a stored code can stand for. NF4 is in `normal_float`, all others are here.
+"""Number formats: which values a stored code can stand for. NF4 is in `normal_float`, FP8 and FP4 in `floats`.
 
 Every grid reads W = s * (T[q] - z): a table T of 2**bits levels, and per group of `group_size` inputs of a row a
 scale s and, for asymmetric grids, an integer zero point z. A grid is a value; its functions are pure:
@@ -24,6 +24,7 @@ from torch import Tensor
 from compression.errors import LayerError, RecipeError
 from compression.numeric import packing
 from compression.numeric.checks import check_one_of, check_padding, check_size
+from compression.numeric.floats import FloatGrid
 from compression.numeric.grouping import Kind, Params, _grouped, _groups, _round_up, groups_of
 from compression.numeric.normal_float import NF4Grid
 
@@ -221,4 +222,4 @@ class SignedGrid:
             raise LayerError(f"codes must be from 1 to {2**self.bits - 1}: 0 stands for no level")
 
 
-GRIDS: dict[str, type] = {grid.kind: grid for grid in (AffineGrid, NF4Grid, Int8RowGrid, SignedGrid)}
+GRIDS: dict[str, type] = {grid.kind: grid for grid in (AffineGrid, NF4Grid, FloatGrid, Int8RowGrid, SignedGrid)}

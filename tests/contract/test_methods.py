@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import compression
 from compression import LayerError, Recipe, Step
+from compression.architectures import decoder
 from compression.architectures.decoder import copy_sharing_tensors
 from compression.engine.shapes import outcome
 from compression.recipes.registry import METHODS, built_in, method
@@ -256,6 +257,14 @@ class TestContract:
         assert sum(sizes) == opened.stored_bytes == case.result.stored_bytes
         for attribute in ("recipe", "report", "executed", "base", "cost", "portable", "parameters"):
             assert getattr(case.result, attribute) == getattr(opened, attribute), attribute
+
+    def test_every_format_that_takes_it_gives_the_same_weights_back(self, case):
+        for format in case.result.published_formats:
+            opened = compression.load(case.result.save(case.folder / format, format))
+
+            assert case.result.recipe == opened.recipe
+            for name, layer in decoder.stored_layers(case.result.model).items():
+                assert torch.equal(layer.dequantize(), opened.model.get_submodule(name).dequantize()), (format, name)
 
     def test_groups_that_do_not_divide_are_refused_before_any_work(self, case):
         base, _ = fresh_base("tiny-odd")

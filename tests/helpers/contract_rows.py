@@ -32,6 +32,11 @@ def hqq_bytes(bits, group):
     return count
 
 
+def fp4_bytes(group, whole):
+    """Half a byte to a weight, a byte to a group, and `whole` bytes to the weight."""
+    return lambda rows, cols, itemsize: rows * cols // 2 + rows * (cols // group) + whole
+
+
 def act_order_bytes(bits, group):
     """The same without zero points, and 4 bytes to a column for its place."""
     return lambda rows, cols, itemsize: rtn_bytes(bits, group, zeros=False)(rows, cols, itemsize) + 4 * cols
@@ -175,6 +180,11 @@ EXPECTED = {
         Row(0.12, rtn_bytes(4, 128), "embeddings=8", second=True),
         Row(0.35, rtn_bytes(2, 8), "bits=2,group_size=8"),
         Row(0.65, rtn_bytes(2, 128), "bits=2"),
+    ),
+    "rtn_fp": (
+        Row(0.03, rtn_bytes(8, -1, zeros=False), second=True),
+        Row(0.15, fp4_bytes(16, 4), "element=e2m1,group_size=16,scale=e4m3", second=True),
+        Row(0.25, fp4_bytes(32, 0), "element=e2m1,group_size=32,scale=e8m0"),  # cuts 8 steps off to 6
     ),
     "hqq": (
         Row(0.11, hqq_bytes(4, 64), second=True),

@@ -13,37 +13,41 @@ Sources: AutoAWQ, `modules/linear/gemm.py` (`WQLinear_GEMM.from_linear`); GPTQMo
 import torch
 from torch import Tensor
 
-from compression.checkpoints.formats.description import Published
-from compression.checkpoints.formats.layer import Shapes, StoredLayer
+from compression.checkpoints.formats.layer import FLOATS, AffineStore, StoredTensor
+from compression.layers.codes import Codes
 from compression.numeric import packing
 from compression.numeric.packing import to_bytes, to_words
 
-OPTIONAL = ()
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the outputs of a word from its lowest bits on
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where each output of 8 is in the word
 
 
-def shapes(published: Published, rows: int, cols: int, groups: int) -> Shapes:
-    """Shape of each tensor of a layer of `rows` outputs and `cols` inputs."""
-    return {"qweight": (cols, rows // 8), "qzeros": (groups, rows // 8), "scales": (groups, rows)}
+class AWQStore(AffineStore):
+    """See the module; for weights whose columns are in order."""
 
+    def __init__(self, group_size: int):
+        super().__init__(4, group_size, symmetric=False)
 
-def check_shape(published: Published, rows: int, cols: int) -> str | None:
-    """Why the format cannot hold a layer of this shape, or None."""
-    return f"{rows} outputs do not fill whole words of 8" if rows % 8 else None
+    def tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
+        groups, words = self.groups(cols), (torch.int32,)
+        return {
+            "qweight": StoredTensor(((cols, rows // 8),), words),
+            "qzeros": StoredTensor(((groups, rows // 8),), words),
+            "scales": StoredTensor(((groups, rows),), FLOATS),
+        }
 
+    def unfit(self, rows: int, cols: int) -> str | None:
+        return f"{rows} outputs do not fill whole words of 8" if rows % 8 else None
 
-def read(tensors: dict[str, Tensor], published: Published) -> StoredLayer:
-    """The layer that `tensors` (of the shapes above) stand for."""
-    codes, zeros = _unpack(tensors["qweight"]), _unpack(tensors["qzeros"])
-    scales = tensors["scales"].t().contiguous()
-    return StoredLayer(packing.pack(codes.t().contiguous(), 4), scales, zeros.t().contiguous(), None)
+    def read(self, tensors: dict[str, Tensor], rows: int, cols: int, dtype: torch.dtype) -> Codes:
+        codes, zeros = _unpack(tensors["qweight"]), _unpack(tensors["qzeros"])
+        packed = packing.pack(codes.t().contiguous(), 4)
+        return self.part(packed, tensors["scales"].t().contiguous(), zeros.t().contiguous(), cols, dtype, None)
 
-
-def write(layer: StoredLayer, published: Published) -> dict[str, Tensor]:
-    """The inverse of `read`, for layers without a permutation."""
-    codes = packing.unpack(layer.codes, 4, layer.codes.shape[1] * 2)
-    return {"qweight": _pack(codes.t()), "qzeros": _pack(layer.zeros.t()), "scales": layer.scales.t().contiguous()}
+    def write(self, part: Codes) -> dict[str, Tensor]:
+        codes = packing.unpack(part.canonical(), 4, part.shape[1])
+        scales = part.scales.half().t().contiguous()
+        return {"qweight": _pack(codes.t()), "qzeros": _pack(self.zeros(part).t()), "scales": scales}
 
 
 def _unpack(words: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 `registry` has the formats by name. A folder tells its format in config.json (`quantization_config`), in
 quantize_config.json as AutoGPTQ wrote it, in quant_config.json as llm-awq wrote it, or in several of them, which then
-have to agree. `gptq` and `awq` translate the tensors of one layer, `_model` those of a whole folder. Nothing here needs
-torch.
+have to agree. `gptq`, `awq` and `compressed_tensors` translate the tensors of one layer, `reading` and `writing` those
+of a whole folder. Nothing here needs torch.
 
 Sources: GPTQModel 7.6 (`quantization/config.py`, `utils/model.py`), AutoGPTQ (`nn_modules/qlinear/qlinear_cuda.py`),
 AutoAWQ (`modules/linear/gemm.py`), `GPTQConfig` and `AwqConfig` of transformers 5.23.
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compression.checkpoints.formats import compressed_tensors_config
+from compression.checkpoints.formats.compressed_tensors_config import CompressedTensors
 from compression.errors import CheckpointError
 from compression.files.strict_json import read_json
 
@@ -58,7 +60,7 @@ class Published:
     recipe: Any = None
 
 
-def read_config(folder: Path, config: Mapping[str, Any]) -> Published | None:
+def read_config(folder: Path, config: Mapping[str, Any]) -> Published | CompressedTensors | None:
     """The format of a folder by its `config` (config.json) and the files beside it; None if it is not quantized.
 
     Raises:
@@ -78,6 +80,8 @@ def read_config(folder: Path, config: Mapping[str, Any]) -> Published | None:
             both = " and ".join(f"{name} says {key}={value!r}" for name, value in values.items())
             raise CheckpointError(f"{folder}: {both}; set both to what the weights were stored with")
     merged = {key: value for fields in reversed(said.values()) for key, value in fields.items()}
+    if merged.get("quant_method") == compressed_tensors_config.METHOD:
+        return compressed_tensors_config.parse(merged, f"{folder} ({', '.join(said)})")
     return _parse(merged, f"{folder} ({', '.join(said)})")
 
 
@@ -105,7 +109,7 @@ def _parse(fields: Mapping[str, Any], where: str) -> Published:
     if not isinstance(method, str) or method not in BITS:
         raise CheckpointError(
             f"{where}: this checkpoint is already quantized, by quant_method {method!r}, which is not read; those that "
-            f"are: {', '.join(BITS)}; give the uncompressed one as the base"
+            f"are: {', '.join((*BITS, compressed_tensors_config.METHOD))}; give the uncompressed one as the base"
         )
     bits = _one_of(fields, "bits", BITS[method], where)
     version = _one_of({"version": VERSIONS[method][0]} | fields, "version", VERSIONS[method], where)

@@ -21,80 +21,56 @@ Sources: GPTQModel 7.6, `nn_modules/qlinear/__init__.py` (`pack_block`, `dequant
 import torch
 from torch import Tensor
 
-from compression.checkpoints.formats.description import Published
-from compression.checkpoints.formats.layer import Shapes, StoredLayer
+from compression.checkpoints.formats.layer import FLOATS, AffineStore, StoredTensor, order_of
+from compression.layers.codes import Codes
 from compression.numeric import packing
 from compression.numeric.packing import shift_zeros, to_bytes, to_words
 
-OPTIONAL = ("g_idx",)
 
+class GPTQStore(AffineStore):
+    """See the module. `v1`: zero points are stored less one; `desc_act`: g_idx has to be there."""
 
-def shapes(published: Published, rows: int, cols: int, groups: int) -> Shapes:
-    """Shape of each tensor of a layer of `rows` outputs and `cols` inputs."""
-    bits = published.bits
-    return {
-        "qweight": (cols * bits // 32, rows),
-        "qzeros": (groups, rows * bits // 32),
-        "scales": (groups, rows),
-        "g_idx": (cols,),
-    }
+    def __init__(self, bits: int, group_size: int, *, symmetric: bool, v1: bool, desc_act: bool):
+        super().__init__(bits, group_size, symmetric=symmetric)
+        self.v1, self.desc_act = v1, desc_act
 
+    def tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
+        bits, groups, words = self.bits, self.groups(cols), (torch.int32,)
+        return {
+            "qweight": StoredTensor(((cols * bits // 32, rows),), words),
+            "qzeros": StoredTensor(((groups, rows * bits // 32),), words),
+            "scales": StoredTensor(((groups, rows),), FLOATS),
+            "g_idx": StoredTensor(((cols,),), words, optional=not self.desc_act),
+        }
 
-def check_shape(published: Published, rows: int, cols: int) -> str | None:
-    """Why the format cannot hold a layer of this shape, or None."""
-    for what, count in (("inputs", cols), ("outputs", rows)):
-        if count * published.bits % 32:
-            return f"{count} {what} of {published.bits} bits do not fill whole 32-bit words"
-    return None
-
-
-def read(tensors: dict[str, Tensor], published: Published) -> StoredLayer:
-    """The layer that `tensors` (of the shapes above) stand for.
-
-    Raises:
-        ValueError: the groups of `g_idx` are not all of one size.
-    """
-    bits, scales = published.bits, tensors["scales"]
-    groups, rows = scales.shape
-    codes = to_bytes(tensors["qweight"].t())  # a column of words is a row of our own packing
-    qzeros = tensors["qzeros"]
-    if published.version == "gptq":
-        qzeros = shift_zeros(qzeros, bits, 1)
-    zeros = packing.unpack(to_bytes(qzeros), bits, rows)
-    cols = codes.shape[1] * 8 // bits
-    permutation = _order(tensors["g_idx"], cols, groups) if "g_idx" in tensors else None
-    if permutation is not None:
-        codes = packing.pack(packing.unpack(codes, bits, cols)[:, permutation], bits)
-    return StoredLayer(codes, scales.t().contiguous(), zeros.t().contiguous(), permutation)
-
-
-def write(layer: StoredLayer, published: Published) -> dict[str, Tensor]:
-    """The inverse of `read`; always with `g_idx`, which vLLM and GPTQModel expect."""
-    bits, codes = published.bits, layer.codes
-    cols, groups = codes.shape[1] * 8 // bits, layer.scales.shape[1]
-    g_idx = torch.arange(cols, device=codes.device) // (cols // groups)
-    if layer.permutation is not None:
-        inverse = layer.permutation.argsort()
-        codes = packing.pack(packing.unpack(codes, bits, cols)[:, inverse], bits)
-        g_idx = g_idx[inverse]
-    qzeros = to_words(packing.pack(layer.zeros.t().contiguous(), bits))
-    if published.version == "gptq":
-        qzeros = shift_zeros(qzeros, bits, -1)
-    return {
-        "qweight": to_words(codes).t().contiguous(),
-        "qzeros": qzeros,
-        "scales": layer.scales.t().contiguous(),
-        "g_idx": g_idx.int(),
-    }
-
-
-def _order(g_idx: Tensor, cols: int, groups: int) -> Tensor | None:
-    """The order of the inputs in which groups are contiguous, int64 (cols,); None if they are already."""
-    if torch.equal(g_idx.long(), torch.arange(cols, device=g_idx.device) // (cols // groups)):
+    def unfit(self, rows: int, cols: int) -> str | None:
+        for what, count in (("inputs", cols), ("outputs", rows)):
+            if count * self.bits % 32:
+                return f"{count} {what} of {self.bits} bits do not fill whole 32-bit words"
         return None
-    lowest, highest = int(g_idx.min()), int(g_idx.max())
-    if lowest < 0 or highest >= groups:  # before a table of as many groups is made
-        raise ValueError(f"g_idx names groups from {lowest} to {highest}; there are 0 to {groups - 1}")
-    if not (torch.bincount(g_idx, minlength=groups) == cols // groups).all():
-        raise ValueError(f"g_idx does not divide {cols} inputs into {groups} groups of {cols // groups}")
-    return g_idx.argsort(stable=True)
+
+    def read(self, tensors: dict[str, Tensor], rows: int, cols: int, dtype: torch.dtype) -> Codes:
+        groups = self.groups(cols)
+        codes = to_bytes(tensors["qweight"].t())  # a column of words is a row of our own packing
+        qzeros = shift_zeros(tensors["qzeros"], self.bits, 1) if self.v1 else tensors["qzeros"]
+        zeros = packing.unpack(to_bytes(qzeros), self.bits, rows).t().contiguous()
+        order = order_of(tensors["g_idx"], cols, groups) if "g_idx" in tensors else None
+        if order is not None:
+            codes = packing.pack(packing.unpack(codes, self.bits, cols)[:, order], self.bits)
+        return self.part(codes, tensors["scales"].t().contiguous(), zeros, cols, dtype, order)
+
+    def write(self, part: Codes) -> dict[str, Tensor]:
+        """Always with `g_idx`, which vLLM and GPTQModel expect."""
+        bits, codes, cols = self.bits, part.canonical(), part.shape[1]
+        g_idx = torch.arange(cols, device=codes.device) // (cols // self.groups(cols))
+        if part.permutation is not None:
+            inverse = part.permutation.argsort()
+            codes = packing.pack(packing.unpack(codes, bits, cols)[:, inverse], bits)
+            g_idx = g_idx[inverse]
+        qzeros = to_words(packing.pack(self.zeros(part).t().contiguous(), bits))
+        return {
+            "qweight": to_words(codes).t().contiguous(),
+            "qzeros": shift_zeros(qzeros, bits, -1) if self.v1 else qzeros,
+            "scales": part.scales.half().t().contiguous(),
+            "g_idx": g_idx.int(),
+        }

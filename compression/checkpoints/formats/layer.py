@@ -1,46 +1,161 @@
-"""One layer between the published formats and `Codes`."""
+"""One linear layer between a checkpoint format and `Codes`."""
 
-import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from compression.architectures import fused
-from compression.checkpoints.formats.description import Published
 from compression.errors import LayerError
+from compression.layers.codes import Codes
+from compression.numeric import grouping, packing
+from compression.numeric.grids import AffineGrid
 
-Shapes = dict[str, tuple[int, ...]]
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # that scales are stored in
 
 
 @dataclass(frozen=True)
-class StoredLayer:
-    """What every affine format stores, in our layout.
+class StoredTensor:
+    """What a format stores under a name.
 
     Attributes:
-        codes: uint8 (rows, cols * bits / 8), as `_packing` has them.
-        scales: (rows, groups), in the dtype of the file.
-        zeros: uint8 (rows, groups), zero points 0 .. 2**bits - 1.
-        permutation: for each stored column the input that it multiplies, int64 (cols,); None if they are in order.
+        shapes: any of these.
+        dtypes: any of these.
+        optional: whether the layer can be read without it.
     """
 
-    codes: Tensor
-    scales: Tensor
-    zeros: Tensor
-    permutation: Tensor | None
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    optional: bool = False
 
-    def parts(self, sizes: Sequence[int], *, by_head: bool) -> "list[StoredLayer]":
-        """The layers that a fused one holds, see `architectures.fused.split`."""
-        split = [fused.split(each, sizes, by_head=by_head) for each in (self.codes, self.scales, self.zeros)]
-        return [replace(self, codes=c, scales=s, zeros=z) for c, s, z in zip(*split, strict=True)]
 
-    @classmethod
-    def joined(cls, parts: "Sequence[StoredLayer]", sizes: Sequence[int], *, by_head: bool) -> "StoredLayer":
-        """The inverse of `parts`, of one order of columns (`check_order`)."""
-        return cls(*(fused.join([getattr(each, name) for each in parts], sizes, by_head=by_head)
-                     for name in ("codes", "scales", "zeros")), parts[0].permutation)  # fmt: skip
+class LayerStore:
+    """How a layer of `rows` outputs and `cols` inputs lies in a checkpoint.
+
+    Attributes:
+        words: of its setting, for messages.
+        required: whether the checkpoint says that this layer is stored so; else it may also be stored as it was.
+    """
+
+    words: str
+    required = False
+
+    def tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
+        """What is stored, by the names behind that of the layer."""
+        raise NotImplementedError
+
+    def refusal(self, rows: int, cols: int) -> str | None:
+        """Why a layer of this shape cannot be stored so, or None."""
+        return None
+
+    def read(self, tensors: dict[str, Tensor], rows: int, cols: int, dtype: torch.dtype) -> Codes:
+        """The weight that tensors, checked against `tensors()`, stand for.
+
+        Raises:
+            ValueError: they contradict each other; or LayerError.
+        """
+        raise NotImplementedError
+
+    def rounded(self, part: Codes) -> str | None:
+        """What of a weight the format would round, or None."""
+        return None
+
+    def write(self, part: Codes) -> dict[str, Tensor]:
+        """The inverse of `read`."""
+        raise NotImplementedError
+
+
+class AffineStore(LayerStore):
+    """What the formats of evenly spaced levels share: whole zero points, and scales that they store in fp16."""
+
+    def __init__(self, bits: int, group_size: int, *, symmetric: bool):
+        self.grid = AffineGrid(bits=bits, group_size=group_size, symmetric=symmetric)
+        self.bits = bits
+        self.words = f"{bits} bits in groups of {group_size}"
+
+    def groups(self, cols: int) -> int:
+        return grouping.groups_of(cols, self.grid.group_size)
+
+    def refusal(self, rows: int, cols: int) -> str | None:
+        try:
+            grouping.check_group(cols, self.grid.group_size)
+        except LayerError as error:
+            return str(error)
+        return self.unfit(rows, cols)
+
+    def rounded(self, part: Codes) -> str | None:
+        half = part.scales.half()
+        if torch.equal(half.float(), part.scales.float()):
+            return None
+        return f"its scales ({part.scales.dtype}), which are stored in fp16; compress a checkpoint of fp16 or bf16"
+
+    def unfit(self, rows: int, cols: int) -> str | None:
+        """Why codes of this shape do not fill the words of the format, or None."""
+        return None
+
+    def part(
+        self, codes: Tensor, scales: Tensor, zeros: Tensor, cols: int, dtype: torch.dtype, order: Tensor | None
+    ) -> Codes:
+        """Of packed codes, scales (rows, groups) and zero points, uint8 (rows, groups).
+
+        Raises:
+            ValueError: scales are not finite, or zero points not the middle where the grid is symmetric.
+        """
+        if not torch.isfinite(scales).all():
+            raise ValueError("scales holds NaN or infinite values")
+        middle, named = 2 ** (self.bits - 1), {"codes": codes, "scales": scales}
+        if not self.grid.symmetric:
+            named["zero_points"] = packing.pack(zeros, self.bits)
+        elif not (zeros == middle).all():
+            raise ValueError(f"sym is true, but there are zero points other than {middle}: programs that trust sym "
+                             "read other weights than those that read the zero points")  # fmt: skip
+        return Codes.from_packed(named, self.grid, cols, dtype=dtype, permutation=order)
+
+    def zeros(self, part: Codes) -> Tensor:
+        """uint8 (rows, groups).
+
+        Raises:
+            LayerError: they are no whole numbers.
+        """
+        _, zeros = part.grid.expand(part.parameters_of_grid(), *part.shape)
+        whole = zeros.to(torch.uint8)  # type: ignore[union-attr]
+        if not torch.equal(whole.to(zeros.dtype), zeros):  # type: ignore[union-attr, arg-type]
+            raise LayerError("the format stores whole zero points, and would round those of this layer")
+        return whole
+
+
+def split(part: Codes, sizes: Sequence[int], *, by_head: bool) -> list[Codes]:
+    """The parts of a fused layer, see `architectures.fused.split`; parameters of the whole weight go to each."""
+    rows = part.shape[0]
+    named = {"codes": part.canonical(), **part.parameters_of_grid()}
+    pieces = {name: fused.split(each, sizes, by_head=by_head) if each.ndim and len(each) == rows else
+              [each] * len(sizes) for name, each in named.items()}  # fmt: skip
+    return [
+        Codes.from_packed({name: pieces[name][i] for name in named}, part.grid, part.shape[1], dtype=part.dtype,
+                          permutation=part.permutation)
+        for i in range(len(sizes))
+    ]  # fmt: skip
+
+
+def join(name: str, parts: Sequence[Codes], sizes: Sequence[int], *, by_head: bool) -> Codes:
+    """The inverse of `split`.
+
+    Raises:
+        LayerError: the parts have their columns in different orders, or different parameters of the whole weight.
+    """
+    first = parts[0]
+    check_order(name, [part.permutation for part in parts])
+    named = [{"codes": part.canonical(), **part.parameters_of_grid()} for part in parts]
+    joined = {}
+    for key, each in named[0].items():
+        if each.ndim and len(each) == first.shape[0]:
+            joined[key] = fused.join([own[key] for own in named], sizes, by_head=by_head)
+        elif all(torch.equal(own[key], each) for own in named):
+            joined[key] = each
+        else:
+            raise LayerError(f"{name}: its parts have a {key} each, and are one layer there with one {key}")
+    return Codes.from_packed(joined, first.grid, first.shape[1], dtype=first.dtype, permutation=first.permutation)
 
 
 def check_order(name: str, permutations: Sequence[Tensor | None]) -> None:
@@ -52,6 +167,17 @@ def check_order(name: str, permutations: Sequence[Tensor | None]) -> None:
                              "them the same settings")  # fmt: skip
 
 
-def module_of(published: Published) -> Any:
-    """The module that translates the tensors of a layer."""
-    return importlib.import_module(f"compression.checkpoints.formats.{published.quant_method}")
+def order_of(g_idx: Tensor, cols: int, groups: int) -> Tensor | None:
+    """The order of the inputs in which groups are contiguous, int64 (cols,); None if they are already.
+
+    Raises:
+        ValueError: the groups are not all of one size.
+    """
+    if torch.equal(g_idx.long(), torch.arange(cols, device=g_idx.device) // (cols // groups)):
+        return None
+    lowest, highest = int(g_idx.min()), int(g_idx.max())
+    if lowest < 0 or highest >= groups:  # before a table of as many groups is made
+        raise ValueError(f"g_idx names groups from {lowest} to {highest}; there are 0 to {groups - 1}")
+    if not (torch.bincount(g_idx, minlength=groups) == cols // groups).all():
+        raise ValueError(f"g_idx does not divide {cols} inputs into {groups} groups of {cols // groups}")
+    return g_idx.argsort(stable=True)

@@ -11,13 +11,11 @@ from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of, named
 from compression.checkpoints import base, weights
 from compression.checkpoints.base import BaseSource
-from compression.checkpoints.formats.description import Published
-from compression.checkpoints.formats.layer import StoredLayer, module_of
+from compression.checkpoints.formats.layer import LayerStore, split
+from compression.checkpoints.formats.stores import stores_of
 from compression.errors import CheckpointError, LayerError
 from compression.layers.codes import Codes
 from compression.layers.linear import Linear
-from compression.numeric import grouping, packing
-from compression.numeric.grids import AffineGrid
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -33,22 +31,23 @@ def open_model(source: BaseSource) -> nn.Module:
     """
     published, where = source.published, str(source.folder)
     assert published is not None
-    _check_headers(source, weights.index(source.files)[1], where)
+    stores = _check_headers(source, weights.index(source.files)[1], where)
     tensors = _renamed(weights.read_tensors(source.files), source)
     embedding = tensors.get(named(source.config["architectures"][0], where).embeddings_weight)
     dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
     model = base.build(source.config, dtype, device="meta")
     packed: dict[str, Tensor] = {}
     for each in _linears(model):
-        if not (stored := _take(tensors, each.name, each.whole, published, where)):
+        store = stores.get(each.name)
+        if store is None or not (stored := _take(tensors, each.name, each.whole, store, where)):
             continue
-        for (name, linear), own in zip(each.parts, _read(stored, each, published, where), strict=True):
-            layer, buffers = _to_packed(own, linear, published, dtype)
-            model.set_submodule(name, layer)
-            packed |= {f"{name}.{key}": value for key, value in buffers.items()}
+        for (name, linear), part in zip(each.parts, _read(stored, each, store, dtype, where), strict=True):
+            bias = None if linear.bias is None else torch.empty(linear.out_features, dtype=dtype, device="meta")
+            model.set_submodule(name, Linear(part, bias))
+            packed |= {f"{name}.weight_part.{key}": value for key, value in part.state_dict().items()}
     if not packed:
         raise CheckpointError(f"{where}: {published.quant_method} is what the configuration names, but no layer of the "
-                              "model has a qweight")  # fmt: skip
+                              "model is stored so")  # fmt: skip
     row = architecture_of(model)
     head = row.head
     if isinstance(model.get_submodule(head), Linear) and embeddings.tied(model):
@@ -61,19 +60,27 @@ def open_model(source: BaseSource) -> nn.Module:
     return model
 
 
-def _check_headers(source: BaseSource, headers: dict[str, Tensor], where: str) -> None:
-    """Refuse tensors of other names, shapes or types than the model's, before one of them is read."""
+def _check_headers(source: BaseSource, headers: dict[str, Tensor], where: str) -> dict[str, LayerStore]:
+    """How each layer is stored, by its name; refuses tensors of other names, shapes or types than the model's, before
+    one of them is read."""
     assert source.published is not None
     model = base.build(source.config, torch.float32, device="meta")
+    linears, row = _linears(model), architecture_of(model)
+    theirs = {each.name: layouts.their_name(each.name, row) for each in linears}
+    try:
+        stores = stores_of(source.published, theirs)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
     rest, there = _renamed(weights.not_stale(headers), source), {}
-    for each in _linears(model):
-        if _take(rest, each.name, each.whole, source.published, where):
+    for each in linears:
+        if each.name in stores and _take(rest, each.name, each.whole, stores[each.name], where):
             for name, linear in each.parts:
                 if linear.bias is not None:
                     there[f"{name}.weight"] = linear.weight  # the bias is one of the dense tensors
                 else:
                     model.set_submodule(name, nn.Identity())
     weights.fit(model, _apart(rest, model) | there, where=where)
+    return stores
 
 
 @dataclass(frozen=True)
@@ -116,75 +123,46 @@ def _apart(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _read(tensors: dict[str, Tensor], each: _Stored, published: Published, where: str) -> list[StoredLayer]:
-    """Of each part what the formats store.
+def _read(tensors: dict[str, Tensor], each: _Stored, store: LayerStore, dtype: torch.dtype, where: str) -> list[Codes]:
+    """The weight of each part.
 
     Raises:
-        CheckpointError: groups are not of one size, scales not finite, or zero points not what `sym` says.
+        CheckpointError: groups are not of one size, scales not finite, or zero points not what the description says.
     """
     try:
-        layer = module_of(published).read(tensors, published)
-    except ValueError as error:
+        whole = store.read(tensors, each.whole.out_features, each.whole.in_features, dtype)
+    except (ValueError, LayerError) as error:
         raise CheckpointError(f"{where}: {each.name}: {error}") from error
-    if not torch.isfinite(layer.scales).all():
-        raise CheckpointError(f"{where}: {each.name}.scales holds NaN or infinite values")
-    middle = 2 ** (published.bits - 1)
-    if published.symmetric and not (layer.zeros == middle).all():
-        raise CheckpointError(f"{where}: {each.name}: sym is true, but there are zero points other than {middle}: "
-                              "programs that trust sym read other weights than those that read qzeros")  # fmt: skip
-    return layer.parts(each.sizes, by_head=each.by_head) if each.sizes else [layer]
+    return split(whole, each.sizes, by_head=each.by_head) if each.sizes else [whole]
 
 
-def _take(
-    tensors: dict[str, Tensor], name: str, linear: nn.Linear, published: Published, where: str
-) -> dict[str, Tensor]:
+def _take(tensors: dict[str, Tensor], name: str, linear: nn.Linear, store: LayerStore, where: str) -> dict[str, Tensor]:
     """Removes the tensors of a quantized layer from `tensors` and returns them, checked; empty for a dense layer."""
-    format = module_of(published)
-    groups = grouping.groups_of(linear.in_features, published.group_size)
-    shapes = format.shapes(published, linear.out_features, linear.in_features, groups)
-    stored = {key: tensors.pop(f"{name}.{key}") for key in shapes if f"{name}.{key}" in tensors}
-    if not stored:
+    rows, cols = linear.out_features, linear.in_features
+    wanted = store.tensors(rows, cols)
+    stored = {key: tensors.pop(f"{name}.{key}") for key in wanted if f"{name}.{key}" in tensors}
+    if not stored and not store.required:
         return {}
     if f"{name}.weight" in tensors:
+        if not stored:
+            raise CheckpointError(f"{where}: {name} is stored as a dense weight, and its configuration says "
+                                  f"{store.words}")  # fmt: skip
         raise CheckpointError(f"{where}: {name} is stored twice: as weight and as {', '.join(stored)}")
-    optional = () if published.desc_act else format.OPTIONAL
-    if missing := [f"{name}.{key}" for key in shapes if key not in stored and key not in optional]:
+    if missing := [f"{name}.{key}" for key, each in wanted.items() if key not in stored and not each.optional]:
         raise CheckpointError(f"{where}: missing {', '.join(missing)}; the layer cannot be read without it; "
                               "download the checkpoint again")  # fmt: skip
-    try:
-        grouping.check_group(linear.in_features, published.group_size, name)
-    except LayerError as error:
-        raise CheckpointError(f"{where}: {error}") from error
-    if reason := format.check_shape(published, linear.out_features, linear.in_features):
-        raise CheckpointError(f"{where}: {name} does not fit the {published.quant_method} format: {reason}")
+    if reason := store.refusal(rows, cols):
+        raise CheckpointError(f"{where}: {name} does not fit its format: {reason}")
     for key, tensor in stored.items():
-        if tuple(tensor.shape) != shapes[key]:
-            raise CheckpointError(
-                f"{where}: {name}.{key} has shape {tuple(tensor.shape)}; {published.bits} bits in groups of "
-                f"{published.group_size} make it {shapes[key]}"
-            )
-        allowed = _FLOATS if key == "scales" else (torch.int32,)
-        if tensor.dtype not in allowed:
+        if tuple(tensor.shape) not in wanted[key].shapes:
+            shapes = " or ".join(map(str, wanted[key].shapes))
+            raise CheckpointError(f"{where}: {name}.{key} has shape {tuple(tensor.shape)}; {store.words} make it "
+                                  f"{shapes}")  # fmt: skip
+        if tensor.dtype not in wanted[key].dtypes:
             raise CheckpointError(f"{where}: {name}.{key} is stored as {tensor.dtype}, expected "
-                                  f"{' or '.join(map(str, allowed))}")  # fmt: skip
+                                  f"{' or '.join(map(str, wanted[key].dtypes))}")  # fmt: skip
     bias = f"{name}.bias"
     given = tensors.get(bias)  # AutoGPTQ wrote one of zeros everywhere
     if linear.bias is None and given is not None and (given.is_meta or not given.any()):
         del tensors[bias]
     return stored
-
-
-def _to_packed(
-    layer: StoredLayer, linear: nn.Linear, published: Published, dtype: torch.dtype
-) -> tuple[Linear, dict[str, Tensor]]:
-    """The layer without its tensors, and those by the name of their buffer, but for the bias."""
-    grid = AffineGrid(bits=published.bits, group_size=published.group_size, symmetric=published.symmetric)
-    permuted = layer.permutation is not None
-    part = Codes(grid, linear.out_features, linear.in_features, dtype=dtype, permuted=permuted)
-    bias = None if linear.bias is None else torch.empty(linear.out_features, dtype=dtype, device="meta")
-    buffers = {"codes": layer.codes, "scales": layer.scales}
-    if not published.symmetric:
-        buffers["zero_points"] = packing.pack(layer.zeros, published.bits)
-    if layer.permutation is not None:
-        buffers["permutation"] = layer.permutation.int()
-    return Linear(part, bias), {f"weight_part.{name}": tensor for name, tensor in buffers.items()}

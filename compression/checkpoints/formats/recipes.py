@@ -4,17 +4,24 @@ import contextlib
 import dataclasses
 from typing import Any
 
+from compression.checkpoints.formats.compressed_tensors_config import MXFP4, NVFP4, CompressedTensors, Scheme
 from compression.checkpoints.formats.description import Published
 from compression.errors import RecipeError
 from compression.recipes import registry
 from compression.recipes.recipe import Recipe, Step
 
 
-def recipe_of(published: Published) -> Recipe:
-    """What makes such a checkpoint: the recipe that one of our own names, else its method with what is known of it."""
+def recipe_of(published: Published | CompressedTensors) -> Recipe:
+    """What makes such a checkpoint: the recipe that one of our own names, else its method with what is known of it.
+
+    The format compressed-tensors does not say by which method codes were found: it is called by its grid, as rounding
+    to it (`rtn`, `rtn_fp`).
+    """
     if published.recipe:
         with contextlib.suppress(RecipeError):
             return Recipe.from_json(published.recipe)
+    if isinstance(published, CompressedTensors):
+        return Recipe(_steps(published))
     known = {
         "bits": published.bits, "group_size": published.group_size, "symmetric": published.symmetric,
         "act_order": published.desc_act, "static_groups": published.static_groups,
@@ -23,7 +30,28 @@ def recipe_of(published: Published) -> Recipe:
     return Recipe((Step(registry.build(published.quant_method, {k: v for k, v in known.items() if k in taken})),))
 
 
-def check_recipe(published: Published, recipe: Recipe) -> None:
+def _steps(published: CompressedTensors) -> tuple[Step, ...]:
+    """One step to each kind of number; targets of further settings as they are spelled, patterns "re:..." included."""
+    steps: dict[str, tuple[Any, list[tuple[str, Any]]]] = {}
+    for targets, scheme in published.groups.values():
+        method = _method(scheme)
+        if method.info.name not in steps:
+            steps[method.info.name] = (method, [])
+        else:
+            steps[method.info.name][1].extend((target, method) for target in targets)
+    return tuple(Step(method, tuple(others)) for method, others in steps.values())
+
+
+def _method(scheme: Scheme) -> Any:
+    size = scheme.block[1] if scheme.block else scheme.group_size or -1
+    if not scheme.float:
+        return registry.build("rtn", {"bits": scheme.bits, "group_size": size, "symmetric": scheme.symmetric})
+    scale = {NVFP4: "e4m3", MXFP4: "e8m0"}.get(scheme.format, "float")
+    element = "e4m3" if scheme.bits == 8 else "e2m1"
+    return registry.build("rtn_fp", {"element": element, "group_size": size, "scale": scale})
+
+
+def check_recipe(published: Published | CompressedTensors, recipe: Recipe) -> None:
     """Refuse to measure a published checkpoint under a recipe that is not its own.
 
     Its own are: none, the one that it was made by, its method with its settings, and its method without any; each also
@@ -34,8 +62,9 @@ def check_recipe(published: Published, recipe: Recipe) -> None:
     """
     own = recipe_of(published)
     method = recipe_of(dataclasses.replace(published, recipe=None))
+    named = method.text if isinstance(published, CompressedTensors) else published.quant_method
     plain = Recipe(tuple(dataclasses.replace(step, method=_plain(step.method)) for step in recipe.steps))
-    if plain.text not in ("fp16", own.text, method.text, published.quant_method):
+    if plain.text not in ("fp16", own.text, method.text, named):
         raise RecipeError(
             f"the base is a published checkpoint, which is measured as it is: by {published.quant_method}, or in full "
             f"{method.text}{f' (made by {own.text})' if own != method else ''}; not by {recipe.text}, which wants the "

@@ -4,7 +4,7 @@ Nothing here needs torch until a format is used.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from compression import architectures
 from compression.errors import LayerError, RecipeError
 
 OWN = "own"  # that of this package, which holds every kind of part
+ENGINES = ("vllm", "gptqmodel", "transformers")  # that open one of the formats here
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Format:
 
     Attributes:
         name: how it is asked for.
-        runtimes: the other programs that open what is written.
+        engines: the other programs that open what is written, or some of it.
     """
 
     name: str
-    runtimes: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
 
     def accepts(self, layer: Any) -> str | None:
         """Why the format has no place for a linear layer of the blocks (torch's, or a `layers.Linear`), or None."""
@@ -70,14 +71,33 @@ class Format:
         """
         raise NotImplementedError
 
-    def limits(self, model: Any) -> list[str]:
-        """Sentences on programs that do not open what is written, though others do."""
-        return []
+    def refusal(self, engine: str, layers: Iterable[Any]) -> str | None:
+        """Why one of `engines` does not open these linear layers in this format, or None."""
+        return None
+
+    def needs_gpu(self, engine: str, layers: Iterable[Any]) -> bool:
+        """Whether an engine that opens these layers does so on a GPU alone."""
+        return False
+
+    def refusal_of_model(self, engine: str, model: Any) -> str | None:
+        """`refusal` for all stored layers of a model."""
+        return self.refusal(engine, architectures.decoder.stored_layers(model).values())
+
+    def served(self, model: Any) -> list[str]:
+        """A sentence on each engine: whether it opens a model in this format, or why not."""
+        layers, said = list(architectures.decoder.stored_layers(model).values()), []
+        for engine in self.engines:
+            if why := self.refusal(engine, layers):
+                said.append(f"{engine} does not open it: {why}")
+            else:
+                said.append(f"{engine} opens it{' on a GPU' if self.needs_gpu(engine, layers) else ''}")
+        return said
 
 
 _FORMATS: dict[str, Format | str] = {
-    "gptq": "compression.checkpoints.formats.model:GPTQ",
-    "awq": "compression.checkpoints.formats.model:AWQ",
+    "gptq": "compression.checkpoints.formats.affine_formats:GPTQ",
+    "awq": "compression.checkpoints.formats.affine_formats:AWQ",
+    "compressed-tensors": "compression.checkpoints.formats.compressed_tensors_format:COMPRESSED_TENSORS",
 }
 
 

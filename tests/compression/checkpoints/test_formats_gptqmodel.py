@@ -5,7 +5,6 @@ import os
 import pytest
 import torch
 from checkpoints import logits, transformers_model
-from formats import dequantized
 from packed_layers import coded_linear, pack_linear
 from published import random_layer
 from strategies import gaussian
@@ -13,8 +12,8 @@ from strategies import gaussian
 import compression
 from compression import BackendError
 from compression.architectures import decoder
-from compression.checkpoints.formats import awq, gptq
 from compression.checkpoints.formats.description import Published
+from compression.checkpoints.formats.stores import affine_store
 from compression.errors import install_command
 from compression.numeric import packing
 from compression.numeric.grids import AffineGrid
@@ -34,6 +33,10 @@ def dense(layer):
     linear = torch.nn.Linear(*reversed(layer.weight_part.codes.shape), bias=False)
     linear.weight.data = layer.weight(torch.float32)
     return linear
+
+
+def read(tensors, published):
+    return affine_store(published).read(tensors, 64, 128, torch.float16).value()
 
 
 @pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
@@ -56,7 +59,7 @@ def test_a_gptq_layer_that_gptqmodel_packed_dequantizes_to_the_same_bits(bits, d
 
     tensors = {key: getattr(theirs, key) for key in ("qweight", "qzeros", "scales", "g_idx")}
     published = Published(quant_method="gptq", bits=bits, group_size=32, symmetric=symmetric, version=version)
-    assert torch.equal(weight, dequantized(gptq.read(tensors, published), bits, 32))
+    assert torch.equal(weight, read(tensors, published))
 
 
 def test_an_awq_layer_that_gptqmodel_packed_dequantizes_to_the_same_bits():
@@ -70,7 +73,7 @@ def test_an_awq_layer_that_gptqmodel_packed_dequantizes_to_the_same_bits():
     tensors = {key: getattr(theirs, key) for key in ("qweight", "qzeros", "scales")}
     weight = dequantize_gemm(theirs.qweight, theirs.qzeros, theirs.scales, 4, 32).t()
     published = Published(quant_method="awq", bits=4, group_size=32, symmetric=False, version="gemm")
-    assert torch.equal(weight.half(), dequantized(awq.read(tensors, published), 4, 32))
+    assert torch.equal(weight.half(), read(tensors, published))
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])

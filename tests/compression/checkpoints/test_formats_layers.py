@@ -1,15 +1,16 @@
 """One layer of a published GPTQ or AWQ checkpoint: read bit for bit, and written as it was."""
 
 import torch
-from formats import dequantized, describe
+from formats import describe
 from hypothesis import given
 from hypothesis import strategies as st
 from published import awq_tensors, gptq_tensors, random_layer
 
-from compression.checkpoints.formats import awq, gptq
 from compression.checkpoints.formats.description import Published
-from compression.checkpoints.formats.layer import StoredLayer
+from compression.checkpoints.formats.stores import affine_store
+from compression.layers.codes import Codes
 from compression.numeric import packing
+from compression.numeric.grids import AffineGrid
 
 
 @st.composite
@@ -30,8 +31,8 @@ def written_by_hand(layer, published):
                                                                                   published.version)  # fmt: skip
 
 
-def format_of(published):
-    return {"gptq": gptq, "awq": awq}[published.quant_method]
+def read(tensors, published):
+    return affine_store(published).read(tensors, 32, 64, torch.float16)
 
 
 @given(descriptions(), st.integers(0, 99), st.sampled_from((None, 0, "max")))
@@ -42,21 +43,23 @@ def test_a_tensor_in_the_published_layout_dequantizes_bit_for_bit(published, see
     )  # fmt: skip
     tensors = written_by_hand(layer, published)
 
-    stored = format_of(published).read(tensors, published)
+    stored = read(tensors, published)
 
-    assert torch.equal(layer.weight(), dequantized(stored, published.bits, published.group_size))
+    assert torch.equal(layer.weight(), stored.value())
     assert (stored.permutation is not None) == (published.desc_act and published.group_size != -1)
 
 
 @given(descriptions(), st.integers(0, 99))
 def test_writing_gives_the_published_tensors_back(published, seed):
-    layer = random_layer(32, 64, published.bits, published.group_size, desc_act=published.desc_act, seed=seed)
+    layer = random_layer(32, 64, published.bits, published.group_size, symmetric=published.symmetric,
+                         desc_act=published.desc_act, seed=seed)  # fmt: skip
     tensors = written_by_hand(layer, published)
-    groups = layer.scales.shape[1]
+    store = affine_store(published)
 
-    again = format_of(published).write(format_of(published).read(tensors, published), published)
+    again = store.write(read(tensors, published))
 
-    assert format_of(published).shapes(published, 32, 64, groups) == {k: tuple(v.shape) for k, v in again.items()}
+    assert store.tensors(32, 64).keys() == again.keys()
+    assert all(tuple(again[key].shape) in each.shapes for key, each in store.tensors(32, 64).items())
     assert all(torch.equal(tensors[key], again[key]) and tensors[key].dtype == again[key].dtype for key in tensors)
 
 
@@ -69,17 +72,19 @@ def test_zero_points_less_one_field_by_field_are_the_same_where_none_is_zero(bit
     less_one.zeros = layer.zeros - 1
 
     assert torch.equal(gptq_tensors(layer, bits, "gptq")["qzeros"], gptq_tensors(less_one, bits, "gptq_v2")["qzeros"])
-    assert torch.equal(layer.zeros, gptq.read(gptq_tensors(layer, bits, "gptq"),
-                                              describe(bits, "gptq")).zeros)  # fmt: skip
+    part = read(gptq_tensors(layer, bits, "gptq"), describe(bits, "gptq"))
+    assert torch.equal(layer.zeros, packing.unpack(part.zero_points, bits, 4))
 
 
 def test_columns_in_activation_order_stay_in_theirs_where_a_permutation_is_written():
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(64, generator=generator)
     codes = torch.randint(0, 16, (32, 64), dtype=torch.uint8, generator=generator)
-    layer = StoredLayer(packing.pack(codes, 4), torch.full((32, 4), 0.5).half(),
-                        torch.arange(128, dtype=torch.uint8).view(32, 4) % 16, order)  # fmt: skip
+    grid = AffineGrid(bits=4, group_size=16, symmetric=False)
+    zeros = torch.arange(128, dtype=torch.uint8).view(32, 4) % 16
+    params = {"scales": torch.full((32, 4), 0.5).half(), "zero_points": packing.pack(zeros, 4)}
+    part = Codes.from_codes(codes, params, grid, dtype=torch.float16, permutation=order)
 
-    again = gptq.read(gptq.write(layer, describe(4, "gptq_v2")), describe(4, "gptq_v2"))
+    again = read(affine_store(describe(4, "gptq_v2")).write(part), describe(4, "gptq_v2"))
 
-    assert torch.equal(dequantized(layer, 4, 16), dequantized(again, 4, 16))
+    assert torch.equal(part.value(), again.value())

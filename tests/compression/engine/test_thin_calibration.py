@@ -14,7 +14,7 @@ from bench.session import summary
 from bench.session.session import Workbench
 from compression import Recipe
 from compression.architectures import decoder
-from compression.checkpoints.formats.model import vllm_refusal
+from compression.checkpoints.formats.affine_formats import GPTQ
 
 FEW = "samples=4,sequence_length=12"
 
@@ -93,7 +93,8 @@ def test_the_written_format_needs_no_gather_and_vllm_wants_it_symmetric(base, tm
     assert {gathers} == {
         layer.weight_part.permutation is not None for layer in decoder.stored_layers(result.model).values()
     }
-    assert words in vllm_refusal(result.model) if words else vllm_refusal(result.model) is None
+    refusal = GPTQ.refusal_of_model("vllm", result.model)
+    assert words in refusal if words else refusal is None
 
 
 def test_one_group_to_a_channel_needs_no_gather_in_any_order(base):

@@ -7,9 +7,10 @@ from strategies import gaussian
 
 from compression.errors import LayerError
 from compression.layers.activations import Levels, OutlierColumns, TokenRange
-from compression.layers.codes import Codes, Rounded
+from compression.layers.codes import Codes
 from compression.layers.kernels import choose
 from compression.layers.linear import Linear
+from compression.layers.rounded import Rounded
 from compression.layers.transforms import Scale
 from compression.numeric.normal_float import NF4Grid
 

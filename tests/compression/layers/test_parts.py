@@ -14,10 +14,11 @@ from torch import nn
 from compression import LayerError
 from compression.layers import Linear, describe, part_kinds, restore
 from compression.layers.activations import Levels, OutlierColumns, TokenRange
-from compression.layers.codes import Codes, Rounded
+from compression.layers.codes import Codes
 from compression.layers.columns import Columns
 from compression.layers.dense import Dense
 from compression.layers.low_rank import LowRank
+from compression.layers.rounded import Rounded
 from compression.layers.several import Chain, OutputChain, Sum
 from compression.layers.sparse import Csr, Sparse
 from compression.layers.transforms import Permutation, Rotation, Scale

@@ -7,9 +7,11 @@ from fractions import Fraction
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from strategies import BITS, DTYPES, affine_grids, gaussian, grids, nf4_grids, seeds, weights
 
 from compression import LayerError, RecipeError
+from compression.numeric.floats import FloatGrid
 from compression.numeric.grids import AffineGrid, Int8RowGrid
 from compression.numeric.grouping import check_group, decode, groups_of, quantize
 from compression.numeric.normal_float import DOUBLE_QUANT_BLOCK, NF4_LEVELS, SMALLEST_ABSMAX, NF4Grid, dynamic_levels
@@ -369,3 +371,88 @@ def test_int8_rows_equal_those_of_bitsandbytes_in_fp16(functional, seed):
 
     assert torch.equal(absmax, params["absmax"])
     assert torch.equal(theirs, (ours ^ 0x80).view(torch.int8))
+
+
+# --- Floating point ---------------------------------------------------------------------------------------------------
+
+
+FLOATS = [FloatGrid(element=element, group_size=size, scale=scale) for element in ("e4m3", "e2m1")
+          for size, scale in ((16, "e4m3"), (32, "e8m0"), (16, "float"), (-1, "float"))]  # fmt: skip
+
+
+def by_hand(element, code):
+    """The value of a code, from its sign, exponent and mantissa."""
+    exponents, mantissas, bias = {"e4m3": (4, 3, 7), "e2m1": (2, 1, 1)}[element]
+    sign = -1 if code >> (exponents + mantissas) else 1
+    exponent, mantissa = (code >> mantissas) % 2**exponents, code % 2**mantissas
+    if exponent == 0:
+        return sign * mantissa * 2.0 ** (1 - bias - mantissas)
+    return sign * (1 + mantissa / 2**mantissas) * 2.0 ** (exponent - bias)
+
+
+@pytest.mark.parametrize("element", ["e4m3", "e2m1"])
+def test_the_table_of_a_floating_point_type_is_what_its_bits_say(element):
+    table = FloatGrid(element=element, group_size=-1).table()
+
+    for code, value in enumerate(table.tolist()):
+        if element == "e4m3" and code % 128 == 127:
+            assert math.isnan(value)
+        else:
+            assert by_hand(element, code) == value
+
+
+@given(st.sampled_from(FLOATS), weights())
+def test_a_code_of_a_floating_point_type_is_the_nearest_there_is(grid, weight):
+    codes, params = quantize(grid, weight)
+    scales, _ = grid.expand(params, *weight.shape)
+    table, scales = grid.table(), per_weight(scales, weight)
+    table = table.nan_to_num(nan=math.inf)
+
+    off = ((weight.float() / scales)[..., None] - table).abs()
+
+    # in float32, as the quotient is: two levels may then be equally near
+    assert torch.equal(off.amin(-1), off.gather(-1, codes.long()[..., None])[..., 0])
+
+
+@given(st.sampled_from(FLOATS), weights())
+def test_scales_of_a_floating_point_grid_are_finite_above_zero_and_clip_little(grid, weight):
+    params = grid.fit(weight)
+    scales, _ = grid.expand(params, *weight.shape)
+
+    assert torch.isfinite(scales).all() and (scales > 0).all()
+    if float(params.get("divisor", 0)) == torch.finfo(torch.float32).max:
+        return  # of weights below 1e-35, whose scales cannot have all of their bits
+    largest = weight.float().abs().view(weight.shape[0], scales.shape[1], -1).amax(-1)
+    reach = scales * {"e4m3": 448, "e2m1": 6}[grid.element]
+    # MX may cut 8 steps to 6; E4M3 has 3 bits of mantissa; scales in the dtype of the weight are rounded up
+    slack = {"e8m0": 8 / 6, "e4m3": 1 + 2**-4, "float": 1.0}[grid.scale]
+    assert (largest <= reach * slack * (1 + 4 * EPS)).all()
+
+
+@given(st.integers(0, 2**31), st.sampled_from((16, 32)))
+def test_nvfp4_holds_what_it_holds_again(seed, size):
+    grid = FloatGrid(element="e2m1", group_size=size, scale="e4m3")
+    weight = decode(grid, *quantize(grid, gaussian(4, 64, seed=seed)))
+
+    codes, params = quantize(grid, weight)
+
+    assert torch.allclose(weight, decode(grid, codes, params), rtol=2**-3, atol=0)
+
+
+def test_nan_is_no_code_and_no_scale():
+    grid = FloatGrid(element="e4m3", group_size=-1)
+    with pytest.raises(LayerError, match="NaN of E4M3"):
+        grid.check(torch.tensor([[0x7F]], dtype=torch.uint8), {"scales": torch.ones(1, 1)}, 1)
+    grid = FloatGrid(element="e2m1", group_size=32, scale="e8m0")
+    with pytest.raises(LayerError, match="finite and above 0"):
+        grid.check(torch.zeros(1, 16, dtype=torch.uint8), {"scales": torch.full((1, 1), 255, dtype=torch.uint8)}, 32)
+    grid = FloatGrid(element="e2m1", group_size=16, scale="e4m3")
+    with pytest.raises(LayerError, match="finite and above 0"):
+        params = {"scales": torch.zeros(1, 2, dtype=torch.uint8), "divisor": torch.tensor(1.0)}
+        grid.check(torch.zeros(1, 16, dtype=torch.uint8), params, 32)
+
+
+@pytest.mark.parametrize("setting", [{"element": "e5m2"}, {"scale": "e5m2"}, {"group_size": 0}])
+def test_a_floating_point_grid_of_no_kind_is_refused(setting):
+    with pytest.raises(LayerError, match=next(iter(setting))):
+        FloatGrid(**{"element": "e4m3", "group_size": 16} | setting)

@@ -59,4 +59,4 @@ class SmoothQuant(BlockMethod):
     @staticmethod
     def _layer(linear: Any, step: float | None) -> Any:
         inputs = layers.activations.TokenRange(8, step)
-        return layers.Linear(layers.codes.Rounded(linear.weight), linear.bias, input_part=inputs)
+        return layers.Linear(layers.rounded.Rounded(linear.weight), linear.bias, input_part=inputs)

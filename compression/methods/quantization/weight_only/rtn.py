@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class RTN(Quantizer):
     """Round every weight to the nearest of 2**bits evenly spaced levels, group by group, without data."""
 
-    bits: Literal[2, 3, 4, 8] = 4  # of a weight
+    bits: Literal[2, 3, 4, 5, 6, 7, 8] = 4  # of a weight
     group_size: int = 128  # inputs that share a scale; -1: one scale per output channel
     symmetric: bool = False  # no zero points: levels lie around zero
     backend: Literal["auto", "native", "torch"] = "auto"  # whose kernel multiplies

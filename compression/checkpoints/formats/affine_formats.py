@@ -1,25 +1,23 @@
-"""Whole checkpoints of the published formats, written from a model with packed layers."""
+"""The formats GPTQ and AWQ: one setting for all layers of a checkpoint, whole models written and opened."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from compression.architectures import decoder, embeddings
-from compression.architectures import published as layouts
 from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
 from compression.checkpoints import base
 from compression.checkpoints.base import BaseSource
-from compression.checkpoints.formats import reading
+from compression.checkpoints.formats import reading, writing
 from compression.checkpoints.formats.description import BITS, GROUP_SIZES, VERSIONS, Published, read_config
-from compression.checkpoints.formats.layer import StoredLayer, check_order, module_of
+from compression.checkpoints.formats.layer import check_order
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
+from compression.checkpoints.formats.stores import affine_store
 from compression.errors import LayerError
-from compression.layers.codes import Codes
 from compression.layers.linear import Linear
 from compression.numeric.grids import AffineGrid
 from compression.recipes.recipe import Recipe
@@ -34,44 +32,21 @@ def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[s
     Raises:
         LayerError: the format cannot hold a layer exactly; the message names it, and why.
     """
-    published = describe_shapes(model, quant_method)
-    format, layers = module_of(published), decoder.stored_layers(model)
-    inside = tuple(f"{name}.weight_part." for name in layers)
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
-    row = architecture_of(model)
-    state = layouts.together(state, row, model.config)
-    stored = {name: _to_stored(layer.weight_part, name) for name, layer in layers.items()}
-    for name, module in model.named_modules():
-        if isinstance(module, Fused):
-            parts = [stored.pop(f"{name}.{each}") for each in module.names]
-            check_order(name, [part.permutation for part in parts])
-            stored[name] = StoredLayer.joined(parts, module.sizes, by_head=module.by_head)
-    for name, each in stored.items():
-        theirs = layouts.their_name(name, row)
-        state |= {f"{theirs}.{key}": tensor for key, tensor in format.write(each, published).items()}
-    return state, _config(published, recipe, row.head in layers)
+    check(model, quant_method)
+    published, layers = describe_shapes(model, quant_method), decoder.stored_layers(model)
+    state = writing.tensors_of(model, dict.fromkeys(layers, affine_store(published)))
+    return state, _config(published, recipe, architecture_of(model).head in layers)
 
 
 def check(model: nn.Module, quant_method: str) -> None:
     """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
-    describe_shapes(model, quant_method)
-    layers = decoder.stored_layers(model)
+    store, layers = affine_store(describe_shapes(model, quant_method)), decoder.stored_layers(model)
     for name, layer in layers.items():
-        _half_scales(layer.weight_part, name)
+        if what := store.rounded(layer.weight_part):
+            raise LayerError(f"format {quant_method} would round {what}: {name}")
     for name, module in model.named_modules():
         if isinstance(module, Fused):
             check_order(name, [layers[f"{name}.{each}"].weight_part.permutation for each in module.names])
-
-
-def vllm_refusal(model: nn.Module) -> str | None:
-    """Why vLLM does not open the model in the format "gptq", which GPTQModel and transformers do, or None."""
-    published = describe_shapes(model, "gptq")
-    reasons = []
-    if not published.symmetric:
-        reasons.append("vLLM opens GPTQ with symmetric=true alone")
-    if published.desc_act:
-        reasons.append("vLLM refuses columns in activation order: leave static_groups=true")
-    return "; ".join(reasons) or None
 
 
 def describe_shapes(model: nn.Module, quant_method: str) -> Published:
@@ -104,7 +79,7 @@ def describe_shapes(model: nn.Module, quant_method: str) -> Published:
         version=version, desc_act=any(layer.weight_part.permutation is not None for _, layer in layers),
     )  # fmt: skip
     for name, layer in layers:
-        if reason := module_of(published).check_shape(published, layer.out_features, layer.in_features):
+        if reason := affine_store(published).unfit(layer.out_features, layer.in_features):
             raise LayerError(f"format {quant_method} cannot hold {name}: {reason}")
     return published
 
@@ -121,6 +96,8 @@ def _obstacle(layer: nn.Linear | Linear, quant_method: str) -> str | None:
     grid = first.grid
     if not isinstance(grid, AffineGrid):
         return f"it holds evenly spaced levels, not {grid}"
+    if grid.float_zeros:
+        return "its zero points are real numbers, and are whole ones there"
     if layer.input_part is not None or layer.output_part is not None:
         parts = ", ".join(each.kind for each in (layer.input_part, layer.output_part) if each is not None)
         return f"it has no place for {parts}"
@@ -131,25 +108,6 @@ def _obstacle(layer: nn.Linear | Linear, quant_method: str) -> str | None:
     if quant_method == "awq" and first.permutation is not None:
         return "its columns are in activation order, for which there is no g_idx"
     return None
-
-
-def _to_stored(part: Codes, name: str) -> StoredLayer:
-    _, zeros = part.grid.expand(part.parameters_of_grid(), *part.shape)
-    permutation = None if part.permutation is None else part.permutation.long()
-    return StoredLayer(part.canonical(), _half_scales(part, name), zeros.to(torch.uint8), permutation)
-
-
-def _half_scales(part: Codes, name: str) -> Tensor:
-    """The scales in fp16, (rows, groups).
-
-    Raises:
-        LayerError: fp16 would round one.
-    """
-    half = part.scales.half()
-    if not torch.equal(half.float(), part.scales.float()):
-        raise LayerError(f"the published formats store scales in fp16, which would round those of {name} "
-                         f"({part.scales.dtype}); compress a checkpoint of fp16 or bf16")  # fmt: skip
-    return half
 
 
 def _config(published: Published, recipe: Recipe, lm_head: bool) -> dict[str, Any]:
@@ -175,9 +133,9 @@ def _words(values: Iterable[int]) -> str:
 
 
 class PublishedFormat(Format):
-    """The formats that GPTQModel opens; the file of one layer is in the module of its name."""
+    """GPTQ or AWQ, which GPTQModel opens, and transformers with it."""
 
-    runtimes = ("gptqmodel",)
+    engines = ("vllm", "gptqmodel")
 
     def __init__(self, name: str):
         self.name = name
@@ -204,9 +162,22 @@ class PublishedFormat(Format):
         assert source.published is not None
         return reading.open_model(source), recipe_of(source.published)
 
-    def limits(self, model: nn.Module) -> list[str]:
-        refusal = vllm_refusal(model) if self.name == "gptq" else None
-        return [f"written for transformers with gptqmodel: {refusal}"] if refusal else []
+    def refusal(self, engine: str, layers: Iterable[Any]) -> str | None:
+        """vLLM 0.32: symmetric GPTQ in order; on CPUs with 4 bits alone."""
+        if engine != "vllm" or self.name != "gptq":
+            return None
+        parts, reasons = [layer.weight_part for layer in layers], []
+        if not all(part.grid.symmetric for part in parts):
+            reasons.append("vLLM opens GPTQ with symmetric=true alone")
+        if any(part.permutation is not None for part in parts):
+            reasons.append("vLLM refuses columns in activation order: leave static_groups=true")
+        if odd := sorted({part.grid.bits for part in parts} - {4, 8}):
+            reasons.append(f"vLLM opens GPTQ with 4 bits, and with 8 on GPUs, not with {_words(odd)}")
+        return "; ".join(reasons) or None
+
+    def needs_gpu(self, engine: str, layers: Iterable[Any]) -> bool:
+        """vLLM opens 8 bits on GPUs alone."""
+        return engine == "vllm" and any(layer.weight_part.grid.bits != 4 for layer in layers)
 
 
 GPTQ, AWQ = PublishedFormat("gptq"), PublishedFormat("awq")

@@ -1,0 +1,152 @@
+"""The format compressed-tensors: whole models, written and opened. It holds settings of their own for each layer, and
+layers that stay dense."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compression.architectures import decoder, embeddings
+from compression.architectures import published as layouts
+from compression.architectures.fused import Fused
+from compression.architectures.table import architecture_of
+from compression.checkpoints import base
+from compression.checkpoints.base import BaseSource
+from compression.checkpoints.formats import reading, writing
+from compression.checkpoints.formats.compressed_tensors import scheme_of, store_of
+from compression.checkpoints.formats.compressed_tensors_config import CLASS, METHOD, MIXED, Scheme
+from compression.checkpoints.formats.description import read_config
+from compression.checkpoints.formats.recipes import recipe_of
+from compression.checkpoints.formats.registry import Format, Written
+from compression.errors import LayerError
+from compression.layers.linear import Linear
+from compression.recipes.recipe import Recipe
+
+
+class CompressedTensorsFormat(Format):
+    """See the module."""
+
+    name = METHOD
+    engines = ("vllm", "transformers")
+
+    def accepts(self, layer: Any) -> str | None:
+        if not isinstance(layer, Linear):
+            return None
+        first, *beside = layer.weight_part.summands
+        if first.kind != "codes":
+            return f"its weight is of kind {first.kind}"
+        if beside:
+            return "it has an adapter beside its codes; recover with merge=all"
+        if layer.input_part is not None or layer.output_part is not None:
+            parts = ", ".join(each.kind for each in (layer.input_part, layer.output_part) if each is not None)
+            return f"it has no place for {parts}"
+        scheme = scheme_of(first)
+        return scheme if isinstance(scheme, str) else None
+
+    def check_shapes(self, model: nn.Module) -> None:
+        row = architecture_of(model)
+        if embeddings.is_packed(model):
+            raise LayerError(f"format {self.name} cannot hold {row.embeddings}: its readers take embeddings in 16 "
+                             "bits; leave embeddings=8 out")  # fmt: skip
+        if row.stacked_experts:
+            raise LayerError(f"format {self.name} cannot hold the experts of {row.name}, which its readers know as one "
+                             "tensor of all of them")  # fmt: skip
+        layers = decoder.stored_layers(model)
+        for name, layer in layers.items():
+            if reason := self.accepts(layer):
+                raise LayerError(f"format {self.name} cannot hold {name}: {reason}")
+        if not layers:
+            raise LayerError(f"format {self.name} describes quantized layers, and the model has none; save it as it is")
+        for name, module in model.named_modules():
+            if isinstance(module, Fused):
+                parts = [layers.get(f"{name}.{each}") for each in module.names]
+                schemes = {None if part is None else scheme_of(part.weight_part) for part in parts}
+                if len(schemes) > 1:
+                    raise LayerError(f"format {self.name} cannot hold {name}: its parts have different settings, and "
+                                     "are one layer there")  # fmt: skip
+
+    def write(self, model: nn.Module, recipe: Recipe) -> Written:
+        self.check_shapes(model)
+        schemes = {name: scheme_of(layer.weight_part) for name, layer in decoder.stored_layers(model).items()}
+        tensors = writing.tensors_of(model, {name: store_of(each) for name, each in schemes.items()})  # type: ignore[arg-type]
+        return Written(tensors, {"config.json": {"quantization_config": _config(model, schemes, recipe)}})  # type: ignore[arg-type]
+
+    def reads(self, folder: Path) -> bool:
+        path = folder / "config.json"
+        published = read_config(folder, base._read_json(path)) if path.exists() else None
+        return published is not None and published.quant_method == self.name
+
+    def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
+        assert source.published is not None
+        return reading.open_model(source), recipe_of(source.published)
+
+    def refusal(self, engine: str, layers: Iterable[Any]) -> str | None:
+        """vLLM 0.32, tried on a CPU, by its kernel tables on GPUs; transformers 5.23."""
+        schemes = [scheme_of(layer.weight_part) for layer in layers]
+        whole = [each for each in schemes if isinstance(each, Scheme) and not each.float]
+        if engine == "transformers":
+            odd = any(not each.symmetric for each in whole)
+            return "transformers 5.23 makes new zero points: take symmetric=true" if odd else None
+        if odd := sorted({each.bits for each in whole} - {4, 8}):
+            return f"vLLM opens 4 bits, and 8 on GPUs, not {', '.join(map(str, odd))}"
+        return None
+
+    def needs_gpu(self, engine: str, layers: Iterable[Any]) -> bool:
+        """vLLM has kernels for whole numbers of 4 bits on CPUs, and for no other weights alone."""
+        schemes = [scheme_of(layer.weight_part) for layer in layers]
+        return engine == "vllm" and any(isinstance(each, Scheme) and (each.float or each.bits != 4) for each in schemes)
+
+
+def _config(model: nn.Module, schemes: dict[str, Scheme], recipe: Recipe) -> dict[str, Any]:
+    """`quantization_config`: one group of all linear layers, or one to each setting, which names its layers."""
+    row = architecture_of(model)
+    fused = {f"{name}.{each}": name for name, module in model.named_modules() if isinstance(module, Fused)
+             for each in module.names}  # fmt: skip
+    members: dict[Scheme, list[str]] = {}
+    for name, scheme in schemes.items():
+        members.setdefault(scheme, []).append(layouts.their_name(fused.get(name, name), row))
+    formats = {scheme.format for scheme in members}
+    groups = {
+        f"group_{i}": {
+            "targets": [CLASS] if len(members) == 1 else list(dict.fromkeys(names)),
+            "weights": _arguments(scheme), "input_activations": None, "output_activations": None,
+            "format": scheme.format,
+        }
+        for i, (scheme, names) in enumerate(members.items())
+    }  # fmt: skip
+    return {
+        "quant_method": METHOD,
+        "format": MIXED if len(formats) > 1 else next(iter(formats)),
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": _dense_layers(model, fused),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        "meta": {"quantizer": ["compression-bench"], "recipe": recipe.to_json()},
+    }
+
+
+def _dense_layers(model: nn.Module, fused: dict[str, str]) -> list[str]:
+    """Published names of all that multiplies by a dense matrix: linear layers, and routers, which other programs take
+    for such."""
+    row, stored = architecture_of(model), decoder.stored_layers(model)
+    found = []
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        inside = any(name.startswith(f"{each}.") for each in stored)
+        if weight is not None and weight.ndim == 2 and not inside and not isinstance(module, nn.Embedding):
+            found.append(layouts.their_name(fused.get(name, name), row))
+    return list(dict.fromkeys(found))
+
+
+def _arguments(scheme: Scheme) -> dict[str, Any]:
+    """The library's `QuantizationArgs`."""
+    return {
+        "num_bits": scheme.bits, "type": "float" if scheme.float else "int", "symmetric": scheme.symmetric,
+        "strategy": scheme.strategy, "group_size": scheme.group_size, "block_structure": None, "dynamic": False,
+        "actorder": None,
+    }  # fmt: skip
+
+
+COMPRESSED_TENSORS = CompressedTensorsFormat()

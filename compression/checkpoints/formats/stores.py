@@ -1,0 +1,33 @@
+"""How each layer of a published checkpoint is stored, by what the checkpoint says of itself."""
+
+from collections.abc import Mapping
+
+from compression.checkpoints.formats import compressed_tensors
+from compression.checkpoints.formats.awq import AWQStore
+from compression.checkpoints.formats.compressed_tensors_config import CompressedTensors
+from compression.checkpoints.formats.description import Published
+from compression.checkpoints.formats.gptq import GPTQStore
+from compression.checkpoints.formats.layer import AffineStore, LayerStore
+
+
+def affine_store(published: Published) -> AffineStore:
+    """That of every quantized layer of a GPTQ or AWQ checkpoint."""
+    if published.quant_method == "awq":
+        return AWQStore(published.group_size)
+    return GPTQStore(
+        published.bits, published.group_size, symmetric=published.symmetric, v1=published.version == "gptq",
+        desc_act=published.desc_act,
+    )  # fmt: skip
+
+
+def stores_of(published: Published | CompressedTensors, names: Mapping[str, str]) -> dict[str, LayerStore]:
+    """By the names of linear layers, whose values are those of the checkpoint; without those that stay dense.
+
+    Raises:
+        CheckpointError: the description names layers that there are not, or one in two ways.
+    """
+    if isinstance(published, Published):
+        return dict.fromkeys(names, affine_store(published))
+    published.check_targets(list(names.values()))
+    schemes = {ours: published.scheme_of(theirs) for ours, theirs in names.items()}
+    return {name: compressed_tensors.store_of(scheme) for name, scheme in schemes.items() if scheme is not None}

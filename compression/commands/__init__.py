@@ -1,0 +1,1 @@
+"""What `python -m compression` does beside compressing: list, and convert between formats."""

@@ -1,0 +1,47 @@
+"""A weight on whole numbers around zero, for products of whole numbers."""
+
+from typing import Any, Self
+
+import torch
+
+from compression.layers.codes import Codes, check_sound
+from compression.layers.parts import dtype_named, name_of, part
+from compression.numeric import grouping, packing
+from compression.numeric.checks import check_size
+from compression.numeric.grids import SignedGrid
+from compression.numeric.grouping import Grid
+
+
+@part("rounded", place="weight")
+class Rounded(Codes):
+    """W on whole numbers of `bits` bits, symmetric around zero, one fp32 scale to a row: for products with whole
+    numbers on both sides (`activations.TokenRange`).
+
+    Args:
+        weight: (rows, cols).
+
+    Raises:
+        LayerError: a weight is not finite.
+    """
+
+    def __init__(self, weight: torch.Tensor, bits: int = 8):
+        check_size("bits", bits, least=2, most=8)
+        super().__init__(SignedGrid(bits=bits), *weight.shape, dtype=weight.dtype)
+        if not weight.is_meta:
+            check_sound("weight", weight)
+            codes, params = grouping.quantize(self.grid, weight.detach())
+            self.codes = packing.pack(codes, bits)
+            for name, value in params.items():
+                setattr(self, name, value)
+
+    @classmethod
+    def _of(cls, grid: Grid, rows: int, cols: int, *, dtype: torch.dtype, permuted: bool) -> "Rounded":
+        return cls(torch.empty(rows, cols, dtype=dtype, device="meta"), grid.bits)
+
+    @classmethod
+    def empty(cls, rows: int, cols: int, *, bits: Any, dtype: Any) -> Self:  # type: ignore[override]
+        return cls(torch.empty(rows, cols, dtype=dtype_named(dtype), device="meta"), bits)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"bits": self.grid.bits, "dtype": name_of(self.dtype)}
