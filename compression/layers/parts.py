@@ -40,6 +40,7 @@ _OWN = (
     "several",
     "dense",
     "codes",
+    "blocks",
     "sparse",
     "low_rank",
     "columns",
@@ -194,7 +195,7 @@ class WeightPart(Part):
     """
 
     plain: ClassVar[str] = "dequantize"
-    takes_others: ClassVar[bool] = False
+    takes_others: bool = False
     exact: ClassVar[bool] = False
     bound: Any = None
 

@@ -122,6 +122,8 @@ def encodable() -> list[str]:
 def finite(raw: Tensor, name: str) -> bool:
     """Whether all numbers that raw bytes stand for are finite."""
     kind = find(name)
+    if raw.is_meta:
+        return True
     blocks = raw.reshape(-1, kind.bytes)
     if kind.weights == 1:
         return bool(kind.decode(raw).isfinite().all())
