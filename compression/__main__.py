@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=path_option, help="folder for the compressed model: a new one, or that of an "
                         "interrupted run, which is then resumed")  # fmt: skip
     parser.add_argument("--format", choices=formats.names(), default=OWN,
-                        help="own, or the format of published GPTQ or AWQ checkpoints, or of llama.cpp; exact, or refused; "
+                        help="own, or the format of published GPTQ, AWQ or GGUF checkpoints; exact, or refused; "
                         "vLLM opens gptq with symmetric=true alone")  # fmt: skip
     parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N; default cuda if available")
     parser.add_argument("--seed", type=int, default=0)
