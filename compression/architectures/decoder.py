@@ -23,11 +23,16 @@ HALVES = 2  # of a block: attention, then the MLP
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder block: `name` is its path in the model, e.g. model.layers.3; `row` is that of its architecture."""
+    """One decoder block: `name` is its path in the model, e.g. model.layers.3; `row` is that of its architecture.
+
+    It is the one of `number`, from 0, of `count` blocks.
+    """
 
     name: str
     module: nn.Module
     row: Architecture
+    number: int = 0
+    count: int = 1
 
     @cached_property
     def halves(self) -> tuple[Half, Half]:
@@ -155,7 +160,7 @@ class Decoder:
     def blocks(self) -> list[Block]:
         """The blocks in the order in which the hidden state passes through them."""
         modules = self.model.get_submodule(self.row.blocks)
-        return [Block(self.row.block(i), module, self.row) for i, module in enumerate(modules)]
+        return [Block(self.row.block(i), module, self.row, i, len(modules)) for i, module in enumerate(modules)]
 
     @property
     def embeddings(self) -> Any:

@@ -34,7 +34,7 @@ def put(owner: Any, path: str, change: Any, *, produces: bool = False) -> None:
         if layer.input_part is not None or (leaving is not None and produces):
             raise LayerError(f"{path}: what it reads or puts out is quantized, which an edit of its weight would "
                              "upset; put the step that quantizes it last")  # fmt: skip
-        if any(part.simulated or part.kind in ("codes", "rounded") for part in layer.weight_part.summands):
+        if any(part.simulated or part.kind in ("codes", "rounded", "ggml") for part in layer.weight_part.summands):
             raise LayerError(f"{path} is packed; make it dense before it is edited")
         layer = layer.to_linear()
     bias = None if layer.bias is None else layer.bias.double()

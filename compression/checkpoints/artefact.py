@@ -25,7 +25,7 @@ from compression.checkpoints import side_files, weights
 from compression.checkpoints.base import MANIFEST, BaseSource
 from compression.checkpoints.formats import registry as formats
 from compression.checkpoints.formats.registry import OWN, Format
-from compression.checkpoints.output import check_writable, write_beside
+from compression.checkpoints.output import check_writable, tensor_filler
 from compression.checkpoints.size import count_parameters, stored_bytes
 from compression.checkpoints.weight_files import INDEX, WEIGHTS
 from compression.cost import Cost
@@ -114,20 +114,17 @@ class Compressed:
 
         return tuple(filter(fits, formats.names()[1:]))
 
-    def _stored(self, format: str) -> tuple[str, dict[str, Any], dict[str, dict[str, Any]]]:
-        """In a format: the file of the tensors, these, and what JSON files beside them say of how they are stored."""
-        if format != OWN:
-            written = formats.find(format).write(self.model, self.recipe)
-            return WEIGHTS, dict(written.tensors), dict(written.described)
+    def _filler(self) -> Callable[[Path], None]:
+        """What writes the model in the format of this package."""
         layers = {name: describe(layer) for name, layer in decoder.stored_layers(self.model).items()}
-        file = _PACKED if layers or description.describe(self.model) else WEIGHTS
+        packed = _PACKED if layers or description.describe(self.model) else None
         blocks = decoder.decoder_blocks(self.model)
-        packed = tuple(f"{block.name}." for block in blocks if decoder.stored_layers(block.module))
+        inside = tuple(f"{block.name}." for block in blocks if decoder.stored_layers(block.module))
         state = self.model.state_dict()
-        own = {name: tensor for name, tensor in state.items() if name.startswith(packed)}
+        own = {name: tensor for name, tensor in state.items() if name.startswith(inside)}
         dense = {name: tensor for name, tensor in state.items() if name not in own}
         state = published.together(dense, architecture_of(self.model), self.model.config) | own
-        return file, state, {MANIFEST: self.manifest(layers, [file])}
+        return tensor_filler(self, state, {MANIFEST: self.manifest(layers, [packed or WEIGHTS])}, packed=packed)
 
     def manifest(self, layers: dict[str, dict[str, Any]], files: list[str]) -> dict[str, Any]:
         """What compression.json says, with a description of each stored layer by name, and the files of the weights."""
@@ -169,27 +166,23 @@ class Compressed:
             LayerError: a layer does not fit the format exactly; nothing is written.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import save_file
 
         target = check_writable(Path(folder))
-        file, state, described = self._stored(format)
+        own = format == OWN
+        fill = self._filler() if own else formats.find(format).filler(self)
         try:
-            with filling(target, MANIFEST if format == OWN else "config.json") as work:
-                if embeddings.tied(self.model):
-                    state.pop(architecture_of(self.model).head_weight, None)
-                save_file({k: v.contiguous() for k, v in state.items()}, work / file, metadata={"format": "pt"})
-                dtype = next(self.model.parameters()).dtype
-                write_beside(work, self, dtype, self.tokenizer, described, packed=file == _PACKED)
+            with filling(target, MANIFEST if own else formats.find(format).last) as work:
+                fill(work)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder} cannot be written: {error}") from error
         return Path(folder)
 
 
 def load(folder: str | Path, device: str = "cpu", *, backend: str | None = None) -> Compressed:
-    """Open what `Compressed.save` or `compress_to` wrote, or a published GPTQ or AWQ checkpoint as it is stored.
+    """Open what `Compressed.save` or `compress_to` wrote, or a published GPTQ, AWQ or GGUF checkpoint as it is stored.
 
     Args:
-        folder: what was written, or a published checkpoint.
+        folder: what was written, or a published checkpoint; of GGUF the file, or a folder with one and no config.json.
         device: where the model is to be.
         backend: the library whose kernels multiply packed layers ("native", "torch", "gptqmodel", ...); None leaves it
             to the recipe that the folder names.
@@ -204,7 +197,7 @@ def load(folder: str | Path, device: str = "cpu", *, backend: str | None = None)
         if (path / STATE).exists():
             raise CheckpointError(f"{path} is not finished; repeat the command that writes it to resume")
         if (format := formats.of_folder(path)) is not None:
-            return _load_published(BaseSource(str(path), "folder", path), format, device, backend)
+            return _load_published(format.source(path), format, device, backend)
         raise CheckpointError(f"{path} has no {MANIFEST}; open a dense checkpoint as a base instead")
     opened = outline(path)
     manifest = read_manifest(path)
@@ -317,15 +310,21 @@ def _load_published(source: BaseSource, format: Format, device: str, backend: st
     _take_backend(model, backend, device)
     packed, row = decoder.stored_layers(model), architecture_of(model)
     linears = [name for block in decoder.decoder_blocks(model) for name, _ in block.linears()]
+    outside = dict.fromkeys((row.embeddings, NORMS), "the formats leave it as it is")
+    uncompressed = dict.fromkeys([*linears, row.head], "the checkpoint stores it uncompressed") | outside
     report = [
-        LayerReport(name, "replaced", f"{format.name}, kernel {packed[name].kernel_name(device)}")
+        LayerReport(name, "replaced", f"{format.name}, {_stored_as(packed[name], device)}")
         if name in packed
-        else LayerReport(name, "kept", "the checkpoint stores it uncompressed")
-        for name in [*linears, row.head]
+        else LayerReport(name, "kept", why)
+        for name, why in uncompressed.items()
     ]
-    report += [LayerReport(name, "kept", "the formats leave it as it is") for name in (row.embeddings, NORMS)]
     return Compressed(
-        model=_checkpoint.finish(model, device, side_files.read_generation_config(source.folder)), recipe=recipe,
+        model=_checkpoint.finish(model, device, source.generation_config), recipe=recipe,
         base=(source.label, source.digest), executed=(recipe.text,), report=tuple(report), folder=source.folder,
-        tokenizer_source=lambda: source.tokenizer, bytes_in_files=weights.bytes_in(source.files),
+        tokenizer_source=lambda: source.tokenizer, bytes_in_files=format.stored_bytes(source),
     )  # fmt: skip
+
+
+def _stored_as(layer: Any, device: str) -> str:
+    words = (layer.table if isinstance(layer, Embedding) else layer).weight_part.words
+    return f"{words}, kernel {layer.kernel_name(device)}"

@@ -146,6 +146,15 @@ class BaseSource:
         return identity.of_files(self.folder, self.files, published=self.published is not None)
 
     @cached_property
+    def generation_config(self) -> Any:
+        """How texts are generated, by transformers' GenerationConfig; None if nothing says so.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return read_generation_config(self.folder)
+
+    @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights, None if there is none; for random bases one token to a byte.
 

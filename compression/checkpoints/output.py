@@ -2,15 +2,47 @@
 
 import json
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compression.architectures import embeddings
+from compression.architectures.table import architecture_of
 from compression.checkpoints import side_files
 from compression.checkpoints.base import PACKED_TYPE
+from compression.checkpoints.weight_files import WEIGHTS
 from compression.errors import CheckpointError
 
 if TYPE_CHECKING:
     from compression.checkpoints.artefact import Compressed
+
+
+def tensor_filler(
+    result: "Compressed",
+    tensors: Mapping[str, Any],
+    described: Mapping[str, Mapping[str, Any]],
+    *,
+    packed: str | None = None,
+) -> Callable[[Path], None]:
+    """What writes tensors by name into a folder, and all that goes beside them.
+
+    Args:
+        result: whose tensors they are.
+        described: JSON by the name of its file.
+        packed: the file of the tensors, if only this package opens it.
+    """
+
+    def fill(folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        left = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        if embeddings.tied(result.model):
+            left.pop(architecture_of(result.model).head_weight, None)
+        save_file(left, folder / (packed or WEIGHTS), metadata={"format": "pt"})
+        dtype = next(result.model.parameters()).dtype
+        write_beside(folder, result, dtype, result.tokenizer, described, packed=packed is not None)
+
+    return fill
 
 
 def write_beside(
@@ -18,7 +50,7 @@ def write_beside(
     result: "Compressed",
     dtype: Any,
     tokenizer: Any,
-    described: dict[str, dict[str, Any]],
+    described: Mapping[str, Mapping[str, Any]],
     *,
     packed: bool,
 ) -> None:
@@ -34,7 +66,7 @@ def write_beside(
         known = json.loads((folder / "config.json").read_text())
         uncompressed = {key: known[key] for key in ("model_type", "architectures")}
         said = {"model_type": PACKED_TYPE, "architectures": ["Compressed"], "uncompressed": uncompressed}
-        described = {"config.json": said} | described
+        described = {"config.json": said, **described}
     if result.folder is not None:
         side_files.copy_beside(result.folder, folder)
     elif tokenizer is not None:

@@ -15,6 +15,8 @@ from compression.files.terminal import terminal
 if TYPE_CHECKING:
     from compression import Compressed
 
+WEIGHTS = ("*.safetensors", "*.gguf")
+
 
 def convert(options: argparse.Namespace) -> int:
     """Open one folder, and write another."""
@@ -34,7 +36,7 @@ def convert(options: argparse.Namespace) -> int:
         "from": str(source),
         "folder": str(target),
         "format": name,
-        "stored_bytes": sum(path.stat().st_size for path in target.glob("*.safetensors")),
+        "stored_bytes": sum(path.stat().st_size for kind in WEIGHTS for path in target.glob(kind)),
         "notes": [] if name == formats.OWN else formats.find(name).served(model.model),
     }
     if options.json:

@@ -123,7 +123,7 @@ def _check_layers(step: Step, model: nn.Module) -> None:
             method = step.for_layer(name)
             if method is not None:
                 try:
-                    method.check_layer(linear.in_features, linear.out_features)  # type: ignore[attr-defined]
+                    method.in_block(name, block).check_layer(linear.in_features, linear.out_features)  # type: ignore[attr-defined]
                 except LayerError as error:
                     raise LayerError(f"{step} cannot take {name}: {error}") from error
     for pattern, override in step.layers:
@@ -145,6 +145,8 @@ def _store(step: Step, model: nn.Module) -> None:
             method = step.for_layer(name)
             if not isinstance(linear, nn.Linear) or method is None:
                 continue
+            if isinstance(method, LayerMethod):
+                method = method.in_block(name, block)
             key = (method, linear.in_features, linear.bias is not None, linear.weight.dtype)
             if key not in made:
                 made[key] = packed_row(method, *key[1:])

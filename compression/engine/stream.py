@@ -288,4 +288,4 @@ def _load(blank: decoder.Block, weights: Weights) -> decoder.Block:
     prefix, module = f"{blank.name}.", copy.deepcopy(blank.module)
     tensors = weights.read(f"{prefix}{name}" for name in module.state_dict())
     module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, assign=True)
-    return decoder.Block(blank.name, module.eval().requires_grad_(False), blank.row)
+    return dataclasses.replace(blank, module=module.eval().requires_grad_(False))

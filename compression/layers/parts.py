@@ -41,6 +41,7 @@ _OWN = (
     "dense",
     "codes",
     "rounded",
+    "blocks",
     "sparse",
     "low_rank",
     "columns",
@@ -195,7 +196,7 @@ class WeightPart(Part):
     """
 
     plain: ClassVar[str] = "dequantize"
-    takes_others: ClassVar[bool] = False
+    takes_others: bool = False
     exact: ClassVar[bool] = False
     bound: Any = None
 

@@ -97,6 +97,13 @@ class LayerMethod(Method):
     def check_layer(self, in_features: int, out_features: int) -> None:
         """Raise LayerError if a layer of this shape cannot be taken; called for all layers before any work."""
 
+    def in_block(self, name: str, block: "Block") -> "LayerMethod":
+        """The method for the layer of that full name; itself, unless the place of the layer decides on its settings.
+
+        Calibrated methods are not asked: their layers that read the same input are treated together.
+        """
+        return self
+
     @abstractmethod
     def compress_linear(self, linear: "nn.Linear", context: Context) -> Any:
         """The layer that takes the place of `linear`, which itself stays as it is."""
@@ -109,6 +116,7 @@ class LayerMethod(Method):
             if each is None:
                 context.kept(name)
                 continue
+            each = each.in_block(name, block)
             linear = architectures.decoder.as_linear(stored)  # type: ignore[arg-type]
             with _naming(name):
                 layer = each.compress_linear(linear, context)

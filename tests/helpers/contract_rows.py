@@ -67,6 +67,16 @@ def level_bytes(bits):
     return lambda rows, cols, itemsize: rows * cols * itemsize + (rows == heads) * 4 * rows * (2**bits + 2)
 
 
+def block_bytes(size):
+    """Blocks of 32 weights, in so many bytes each."""
+    return lambda rows, cols, itemsize: rows * cols // 32 * size
+
+
+def super_block_bytes(size, fallback):
+    """Blocks of 256 weights in so many bytes, and of 32 where these do not tile a row."""
+    return lambda rows, cols, itemsize: rows * (cols // 32 * fallback if cols % 256 else cols // 256 * size)
+
+
 def sliced_bytes(share):
     """Untied embeddings and head, norms, and a square matrix beside each half of a block."""
 
@@ -156,6 +166,9 @@ CHEAPEST = {
     "wanda": FEW,
 }
 
+REFUSED_GROUPS = {  # what a method says of 200 inputs that has no parameter group_size
+    "gguf": ("has blocks of 32 weights, which do not tile 200 inputs",),
+}
 TRAINS = "training fills zeros that no step before it has pruned"
 EXPECTED_FAILURES = {  # by method and check, and why
     ("kd", "test_a_weight_of_zero_gives_the_bias_alone"): TRAINS,
@@ -191,6 +204,15 @@ EXPECTED = {
         Row(0.25, hqq_bytes(3, 32), "bits=3,group_size=32,backend=torch"),
         Row(0.55, hqq_bytes(2, 32), "bits=2,group_size=32"),
         Row(0.015, hqq_bytes(8, -1), "bits=8,group_size=-1"),
+    ),
+    "gguf": (
+        Row(0.1, block_bytes(18), "type=q4_0", second=True),
+        Row(0.1, block_bytes(20), "type=q4_1"),
+        Row(0.05, block_bytes(22), "type=q5_0"),
+        Row(0.05, block_bytes(24), "type=q5_1"),
+        Row(0.01, block_bytes(34), "type=q8_0"),
+        Row(0.1, super_block_bytes(144, 22), "type=q4_k"),
+        Row(0.03, super_block_bytes(210, 34), "type=q6_k"),
     ),
     "gptq": (
         Row(0.22, rtn_bytes(4, 128)),

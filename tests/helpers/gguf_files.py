@@ -1,7 +1,12 @@
 """Small GGUF files of a Llama, written by the library `gguf` as llama.cpp's converter would."""
 
 import numpy as np
+import torch
 from checkpoints import TINY, transformers_model
+
+from compression.architectures import skeleton
+from compression.checkpoints import weights
+from compression.checkpoints.formats import gguf
 
 SIZES = TINY | {"hidden_size": 64, "intermediate_size": 96}  # rows of whole blocks of 32
 _PARTS = {
@@ -31,15 +36,24 @@ def ggml_name(name):
     return f"blk.{number}.{_PARTS[part]}.{suffix}"
 
 
+def opened_model(path):
+    """The model of a file in fp32."""
+    opened = gguf.open_file(path)
+    model = skeleton.build(opened.config, torch.float32, device="meta")
+    tensors = {name: torch.from_numpy(values.copy()) for name, values in opened.tensors()}
+    weights.fill(model, tensors, where=str(path))
+    return skeleton.finish(model, "cpu", None)
+
+
 def write(path, kind="Q4_1", tied=True, change=lambda writer: None, tensors=lambda found: found, endian=None):
     """A file of a tiny Llama with matrices of that type, norms in F32; the model that it is of.
 
     `change` adds to the writer, `tensors` changes {name: fp32 values} before they are stored.
     """
-    import gguf
+    import gguf as library
 
     model = transformers_model("LlamaForCausalLM", tied=tied, **SIZES)
-    writer = gguf.GGUFWriter(path, "llama", endianess=endian or gguf.GGUFEndian.LITTLE)
+    writer = library.GGUFWriter(path, "llama", endianess=endian or library.GGUFEndian.LITTLE)
     writer.add_context_length(64)
     writer.add_embedding_length(SIZES["hidden_size"])
     writer.add_block_count(2)
@@ -62,8 +76,8 @@ def write(path, kind="Q4_1", tied=True, change=lambda writer: None, tensors=lamb
         if values.ndim == 1 or kind == "F32":
             writer.add_tensor(name, values)
         else:
-            stored = gguf.GGMLQuantizationType[kind]
-            writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
+            stored = library.GGMLQuantizationType[kind]
+            writer.add_tensor(name, library.quants.quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -3,8 +3,8 @@
 Needs the library `gguf` (extra `smollm2`), which takes files apart and dequantizes blocks. Names and shapes are those
 of transformers, by the row of the architecture; the order of rows within the heads of queries and keys, which the
 converter of llama.cpp changes for Llama because it rotates pairs of neighbours, is changed back.
-Limits: read alone; one file, little-endian, of the architectures in `ROWS` and the tokenizers in `_TOKENIZERS`; no
-scaled or partly rotary positions.
+Limits: one file, little-endian, of the architectures in `ROWS`; no scaled or partly rotary positions. Tokenizers are
+those of `_TOKENIZERS`, as transformers converts them, and of `gguf_tokenizer`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ import numpy as np
 
 from compression.architectures import table
 from compression.checkpoints import config as checks
-from compression.checkpoints.formats import gguf_header
+from compression.checkpoints.formats import gguf_header, gguf_tokenizer
 from compression.errors import CheckpointError, install_command
 from compression.files.libraries import failures_as
 
@@ -60,24 +60,46 @@ class GGUFile:
         """
         import gguf
 
-        permuted = self._reader.get_field("general.architecture").contents() in PERMUTED
-        attention = table.named(self.config["architectures"][0]).attentions[0]
         for tensor in self._reader.tensors:
             name = self._names[tensor.name]
             with failures_as(self._unread(tensor)):
                 values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             values = values.reshape(tuple(int(size) for size in reversed(tensor.shape)))
-            for part, heads in ((attention.queries, "num_attention_heads"), (attention.keys, "num_key_value_heads")):
-                if permuted and f".{part}." in name:
-                    values = rotated_by_halves(values, self.config[heads])
-            yield name, values
+            heads = self._rotated().get(part_of(name))
+            yield name, values if heads is None else rotated_by_halves(values, heads)
+
+    def stored(self) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+        """Every tensor by its name in transformers: its shape, and its bytes uint8 (rows, row_bytes), or (row_bytes,).
+
+        The order of rows is that of transformers.
+        """
+        for tensor in self._reader.tensors:
+            name, shape = self._names[tensor.name], tuple(int(size) for size in reversed(tensor.shape))
+            raw = np.ascontiguousarray(tensor.data).reshape(*shape[:-1], -1).view(np.uint8)
+            heads = self._rotated().get(part_of(name))
+            if heads is not None:
+                raw = rotated_by_halves(raw if len(shape) > 1 else raw.reshape(shape[0], -1), heads)
+            yield name, shape, raw.reshape(*shape[:-1], -1)
+
+    def _rotated(self) -> dict[str, int]:
+        """Heads of the layers whose rows the converter put in another order, by path in a block."""
+        if self._reader.get_field("general.architecture").contents() not in PERMUTED:
+            return {}
+        attention = table.named(self.config["architectures"][0]).attentions[0]
+        return {str(attention.queries): self.config["num_attention_heads"],
+                str(attention.keys): self.config["num_key_value_heads"]}  # fmt: skip
+
+    def value(self, key: str) -> Any:
+        """What the file says under a key, None if it has no such key."""
+        field = self._reader.get_field(key)
+        return None if field is None else field.contents()
 
     def _unread(self, tensor: Any) -> Callable[[str], CheckpointError]:
         what = f"{self.path}: {tensor.name} is stored as {tensor.tensor_type.name}, which is not read"
         return lambda why: CheckpointError(f"{what}: {why}")
 
     def tokenizer(self) -> Any:
-        """The tokenizer that the file describes, its chat template included, as transformers converts it; digits are
+        """The tokenizer that the file describes, its chat template included; None if it describes none. Digits are
         split as llama.cpp splits them for the pre-tokenizer that the file names, which transformers passes over.
 
         Raises:
@@ -87,6 +109,11 @@ class GGUFile:
         from transformers import AutoTokenizer
 
         kind = tuple(_text(self._reader, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+        if kind[0] == "none":
+            return None
+        if kind in gguf_tokenizer.READ:
+            with failures_as(lambda why: CheckpointError(f"{self.path}: the tokenizer cannot be read: {why}")):
+                return gguf_tokenizer.built(self.value)
         if kind not in _TOKENIZERS:
             raise CheckpointError(f"{self.path}: a tokenizer of the kind {kind[0]}, {kind[1]} is not read from GGUF; "
                                   "take that of the checkpoint that the file was made of")  # fmt: skip
@@ -105,7 +132,7 @@ def library() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise CheckpointError(f"GGUF files are read with the library gguf: {install_command('smollm2')}") from error
+        raise CheckpointError(f"GGUF files are read with the library gguf: {install_command('gguf')}") from error
     return gguf
 
 
@@ -167,22 +194,39 @@ def _config(path: Path, values: Mapping[str, Any], reader: Any) -> dict[str, Any
     return config
 
 
-def _name(path: Path, name: str, row: table.Architecture, layers: int) -> str:
-    """transformers' name of a tensor, by the row of the architecture."""
-    (attention,), (mlp,), suffix = row.attentions, row.mlps, name.rpartition(".")[2]
-    outside = {"token_embd": row.embeddings, "output_norm": row.norm, "output": row.head}
+def places(row: table.Architecture) -> tuple[dict[str, str], dict[str, str]]:
+    """Paths in the model, and paths in a block, by what ggml calls them."""
+    (attention,), (mlp,) = row.attentions, row.mlps
     inside = {
         "attn_norm": attention.norm, "attn_q": attention.queries, "attn_k": attention.keys,
         "attn_v": attention.producer,
         "attn_output": attention.writer, "ffn_norm": mlp.norm, "ffn_gate": mlp.gate, "ffn_up": mlp.producer,
         "ffn_down": mlp.writer, "attn_q_norm": row.query_norm, "attn_k_norm": row.key_norm,
     }  # fmt: skip
+    outside = {"token_embd": row.embeddings, "output_norm": row.norm, "output": row.head}
+    return outside, {name: path for name, path in inside.items() if path}
+
+
+def part_of(name: str) -> str:
+    """The path in its block of a tensor; of one outside the blocks its own.
+
+    >>> part_of("model.layers.3.self_attn.q_proj.weight")
+    'self_attn.q_proj'
+    """
+    stem = name.rpartition(".")[0]
+    number = next((piece for piece in stem.split(".") if piece.isdigit()), None)
+    return stem if number is None else stem.partition(f".{number}.")[2]
+
+
+def _name(path: Path, name: str, row: table.Architecture, layers: int) -> str:
+    """transformers' name of a tensor, by the row of the architecture."""
+    (outside, inside), suffix = places(row), name.rpartition(".")[2]
     stem = name.removesuffix(f".{suffix}")
     if suffix in ("weight", "bias") and stem in outside:
         return f"{outside[stem]}.{suffix}"
     lead, _, rest = stem.partition(".")
     block, _, part = rest.partition(".")
-    if lead == "blk" and suffix in ("weight", "bias") and block in map(str, range(layers)) and inside.get(part):
+    if lead == "blk" and suffix in ("weight", "bias") and block in map(str, range(layers)) and part in inside:
         return f"{row.block(int(block))}.{inside[part]}.{suffix}"
     raise CheckpointError(f"{path}: tensor {name!r:.80} has no place in {row.name}; it is of another architecture, or "
                           "scales its positions")  # fmt: skip
@@ -202,3 +246,13 @@ def rotated_by_halves(weight: np.ndarray, heads: int) -> np.ndarray:
     """
     size = weight.shape[0] // heads
     return weight.reshape(heads, size // 2, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def rotated_by_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `rotated_by_halves`.
+
+    >>> rotated_by_pairs(np.array([0, 2, 1, 3, 4, 6, 5, 7]), heads=2).tolist()
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    size = weight.shape[0] // heads
+    return weight.reshape(heads, 2, size // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)

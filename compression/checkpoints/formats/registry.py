@@ -4,16 +4,16 @@ Nothing here needs torch until a format is used.
 """
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression import architectures
+from compression import architectures, checkpoints
 from compression.errors import LayerError, RecipeError
 
 OWN = "own"  # that of this package, which holds every kind of part
-ENGINES = ("vllm", "gptqmodel", "transformers")  # that open one of the formats here
+ENGINES = ("vllm", "llama.cpp", "gptqmodel", "transformers")  # that open one of the formats here
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,12 @@ class Format:
     Attributes:
         name: how it is asked for.
         engines: the other programs that open what is written, or some of it.
+        last: the file without which nothing opens what is written.
     """
 
     name: str
     engines: tuple[str, ...] = ()
+    last: str = "config.json"
 
     def accepts(self, layer: Any) -> str | None:
         """Why the format has no place for a linear layer of the blocks (torch's, or a `layers.Linear`), or None."""
@@ -59,9 +61,26 @@ class Format:
         """The model in this format. Raises LayerError if that would change a weight."""
         raise NotImplementedError
 
+    def filler(self, result: Any) -> Callable[[Path], None]:
+        """What writes a `Compressed` into an empty folder; by default `write` in safetensors, and what goes beside.
+
+        Raises:
+            LayerError: the format cannot hold the result; nothing is written.
+        """
+        written = self.write(result.model, result.recipe)
+        return checkpoints.output.tensor_filler(result, written.tensors, written.described)
+
     def reads(self, folder: Path) -> bool:
-        """Whether a folder is of this format; only what describes it is looked at."""
+        """Whether a folder, or a file, is of this format; only what describes it is looked at."""
         return False
+
+    def source(self, folder: Path) -> Any:
+        """The `BaseSource` of what `reads`."""
+        return checkpoints.base.BaseSource(str(folder), "folder", folder)
+
+    def stored_bytes(self, source: Any) -> int | None:
+        """Bytes of all tensors in the files, None if the model that is read has them as they are stored."""
+        return checkpoints.weights.bytes_in(source.files)
 
     def read(self, source: Any) -> tuple[Any, Any]:
         """The model of a `BaseSource` on the CPU, its layers as they are stored, and the recipe that made it.
@@ -98,6 +117,7 @@ _FORMATS: dict[str, Format | str] = {
     "gptq": "compression.checkpoints.formats.affine_formats:GPTQ",
     "awq": "compression.checkpoints.formats.affine_formats:AWQ",
     "compressed-tensors": "compression.checkpoints.formats.compressed_tensors_format:COMPRESSED_TENSORS",
+    "gguf": "compression.checkpoints.formats.gguf_model:GGUF",
 }
 
 

@@ -7,23 +7,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TOKENS, says
-from gguf_files import in_pairs, write
+from gguf_files import in_pairs, opened_model, write
 from hypothesis import given
 from hypothesis import strategies as st
 
+import compression
 from compression import CheckpointError
-from compression.architectures import skeleton
-from compression.checkpoints import weights
 from compression.checkpoints.formats import gguf
-
-
-def opened_model(path):
-    """The model of a file in fp32."""
-    opened = gguf.open_file(path)
-    model = skeleton.build(opened.config, torch.float32, device="meta")
-    tensors = {name: torch.from_numpy(values.copy()) for name, values in opened.tensors()}
-    weights.fill(model, tensors, where=str(path))
-    return skeleton.finish(model, "cpu", None)
 
 
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 3))
@@ -64,8 +54,9 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path_factory, share):
     content = (folder / "a.gguf").read_bytes()
     (folder / "cut.gguf").write_bytes(content[: int(len(content) * share)])
 
-    with pytest.raises(CheckpointError, match=r"cut\.gguf"):
-        opened_model(folder / "cut.gguf")
+    for opens in (opened_model, compression.load):
+        with pytest.raises(CheckpointError, match=r"cut\.gguf"):
+            opens(folder / "cut.gguf")
 
 
 def without(key):
@@ -112,12 +103,13 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("opens", [opened_model, compression.load], ids=["dense", "as stored"])
 @pytest.mark.parametrize(("options", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_read_says_why(tmp_path, options, words):
+def test_what_cannot_be_read_says_why(tmp_path, options, words, opens):
     write(tmp_path / "a.gguf", "Q8_0", **options)
 
     with pytest.raises(CheckpointError, match=says(*words)):
-        opened_model(tmp_path / "a.gguf")
+        opens(tmp_path / "a.gguf")
 
 
 def test_another_architecture_is_refused_with_those_that_are_read(tmp_path):
@@ -127,8 +119,9 @@ def test_another_architecture_is_refused_with_those_that_are_read(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
 
-    with pytest.raises(CheckpointError, match=says("'mamba'", "llama, qwen2, qwen3")):
-        gguf.open_file(tmp_path / "a.gguf")
+    for opens in (gguf.open_file, compression.load):
+        with pytest.raises(CheckpointError, match=says("'mamba'", "llama, qwen2, qwen3")):
+            opens(tmp_path / "a.gguf")
 
 
 def test_values_that_change_nothing_are_passed_over(tmp_path):

@@ -217,7 +217,7 @@ def test_why_recipes_of_a_list_cannot_be_is_what_each_would_be_refused_with(base
     [
         ("nf4(group_size=32)", "gptq", "format gptq cannot hold model.layers.0"),
         ("rtn(group_size=32,symmetric=true,embeddings=8)", "gptq", "cannot hold model.embed_tokens"),
-        ("rtn(group_size=32,symmetric=true)", "gguf", "format 'gguf' cannot be written"),
+        ("rtn(group_size=32,symmetric=true)", "exl2", "format 'exl2' cannot be written"),
     ],
 )
 def test_a_format_that_cannot_hold_the_result_is_refused_from_shapes(bases, text, format, words):

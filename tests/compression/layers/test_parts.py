@@ -14,6 +14,7 @@ from torch import nn
 from compression import LayerError
 from compression.layers import Linear, describe, part_kinds, restore
 from compression.layers.activations import Levels, OutlierColumns, TokenRange
+from compression.layers.blocks import Blocks
 from compression.layers.codes import Codes
 from compression.layers.columns import Columns
 from compression.layers.dense import Dense
@@ -56,6 +57,8 @@ WEIGHTS = {
     "codes": st.builds(lambda seed, grid: Codes.from_weight(gaussian(ROWS, COLS, seed=seed), grid), seeds,
                        st.one_of(affine_grids, nf4_grids)),
     "rounded": st.builds(lambda seed, bits: Rounded(gaussian(ROWS, COLS, seed=seed), bits), seeds, st.integers(2, 8)),
+    "ggml": st.builds(lambda seed, type: Blocks.from_weight(gaussian(ROWS, COLS, seed=seed), type), seeds,
+                      st.sampled_from(("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))),
     "sparse": st.builds(lambda seed, pattern: Sparse.from_weight(halved(seed), pattern), seeds,
                         st.sampled_from((None, (2, 4), (4, 8)))),
     "csr": with_seed(lambda seed: Csr.from_weight(halved(seed))),

@@ -1,0 +1,208 @@
+"""A model as one GGUF file: hyperparameters, tokenizer, and every tensor in a type of ggml that holds it exactly.
+
+    part `ggml`                                            the bytes as they are
+    dense bf16, fp16, fp32                                 BF16, F16, F32; vectors F32, as llama.cpp has them
+    codes of `rtn(bits=4|8,group_size=32,symmetric=true)`  Q4_0, Q8_0, if fp16 holds the scales
+
+Nothing else is converted: a layer that fits none of these is refused. Names are in `gguf.ROWS` and `gguf.places`.
+Needs the library `gguf` (extra `gguf`) to write; a check does not.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compression.architectures import decoder, description, embeddings
+from compression.architectures.table import architecture_of
+from compression.checkpoints.formats import gguf, gguf_tokenizer
+from compression.errors import LayerError
+from compression.layers.embedding import Embedding
+from compression.layers.linear import Linear
+from compression.numeric import packing
+from compression.numeric.grids import AffineGrid
+
+NAME = "model.gguf"
+RECIPE = "compression_bench.recipe"
+ARCHITECTURES = {**{row: name for name, row in gguf.ROWS.items()}, "MistralForCausalLM": "llama"}
+_DENSE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_BLOCKS = {4: "Q4_0", 8: "Q8_0"}  # of codes, by their bits
+_FITS = "what fits is the method gguf, rtn(bits=4 or 8,group_size=32,symmetric=true), and dense layers"
+_FILE_TYPES = {  # llama_ftype by the type of most weights
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15,
+    "Q5_K": 17, "Q6_K": 18, "BF16": 32,
+}  # fmt: skip
+
+
+def obstacle(layer: nn.Linear | Linear) -> str | None:
+    """Why there is no type for a layer, or None."""
+    if not isinstance(layer, Linear):
+        return None if layer.weight.dtype in _DENSE else f"its weight is {layer.weight.dtype}"
+    first, *beside = layer.weight_part.summands
+    places = [each.kind for each in (layer.input_part, layer.output_part) if each is not None]
+    if places:
+        return f"it has no place for {', '.join(places)}"
+    if beside:
+        return f"its weight is a sum with {beside[0].kind}; recover with merge=all"
+    if first.kind == "ggml" or (first.kind == "dense" and first.dtype in _DENSE):
+        return None
+    if first.kind != "codes" or first.permutation is not None:
+        what = "codes in activation order" if first.kind == "codes" else f"a weight of kind {first.kind}"
+        return f"it has no block type for {what}; {_FITS}"
+    grid = first.grid
+    if not (isinstance(grid, AffineGrid) and grid.bits in _BLOCKS and grid.group_size == 32 and grid.symmetric):
+        return f"it has no block type for {grid.words}; {_FITS}"
+    return None
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise LayerError if the format has no place for the model, whatever its layers are stored in."""
+    name, config = type(model).__name__, model.config
+    if name not in ARCHITECTURES:
+        raise LayerError(f"format gguf cannot hold {name}; written are {', '.join(ARCHITECTURES)}")
+    if description.describe(model):
+        raise LayerError("format gguf cannot hold edits of the model (compression.architectures.edits); leave out the "
+                         "step that makes them")  # fmt: skip
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") != "default":
+        raise LayerError(f"format gguf is not written with scaled positions (rope_type {rope['rope_type']!r})")
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
+        raise LayerError(f"format gguf is not written with a sliding window ({window}), which llama.cpp passes over")
+    if config.hidden_act != "silu":
+        raise LayerError(f"format gguf is written with hidden_act=silu, not {config.hidden_act}")
+    row = architecture_of(model)
+    for path in (row.embeddings, row.head):
+        layer = model.get_submodule(path)
+        layer = layer.table if isinstance(layer, Embedding) else layer
+        reason = None if isinstance(layer, nn.Embedding) else obstacle(layer)
+        if reason:
+            raise LayerError(f"format gguf cannot hold {path}: {reason}")
+
+
+def check_scales(model: nn.Module) -> None:
+    """Raise LayerError if fp16 would round the scales of a layer."""
+    for name, layer in decoder.stored_layers(model).items():
+        part = (layer.table if isinstance(layer, Embedding) else layer).weight_part.summands[0]
+        if part.kind == "codes" and not torch.equal(part.scales.half().float(), part.scales.float()):
+            raise LayerError(f"format gguf stores scales in fp16, which would round those of {name} "
+                             f"({part.scales.dtype}); compress a checkpoint of fp16 or bf16")  # fmt: skip
+
+
+def filler(result: Any) -> Callable[[Path], None]:
+    """What writes a model that was checked into a folder.
+
+    Raises:
+        CheckpointError: the library is missing.
+        LayerError: the tokenizer has no name in llama.cpp.
+    """
+    library = gguf.library()
+    config = result.model.config
+    tokens = gguf_tokenizer.described(result.tokenizer, config.vocab_size)
+
+    def fill(folder: Path) -> None:
+        tensors = list(_tensors(result.model))
+        writer = library.GGUFWriter(folder / NAME, ARCHITECTURES[type(result.model).__name__])
+        _write_values(writer, result, tokens, _file_type(tensors))
+        for name, kind, values in tensors:
+            writer.add_tensor(name, values, raw_dtype=library.GGMLQuantizationType[kind])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    return fill
+
+
+def _write_values(writer: Any, result: Any, tokens: dict[str, Any], file_type: int) -> None:
+    config = result.model.config
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rope = getattr(config, "rope_parameters", None) or {}
+    writer.add_name(result.base[0])
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(2)
+    writer.add_string(RECIPE, json.dumps(result.recipe.to_json(), sort_keys=True))
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_rope_dimension_count(width)
+    writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    for key, value in tokens.items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}
+        add[type(value)](f"tokenizer.{key}", value)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, str, np.ndarray]]:
+    """ggml's name, type and bytes, or fp32 and fp16 values, of every tensor."""
+    row, config = architecture_of(model), model.config
+    outside, inside = gguf.places(row)
+    paths = {path: name for name, path in outside.items()}
+    for number in range(config.num_hidden_layers):
+        paths |= {f"{row.block(number)}.{path}": f"blk.{number}.{name}" for name, path in inside.items()}
+    attention = row.attentions[0]
+    permuted = ARCHITECTURES[type(model).__name__] in gguf.PERMUTED
+    heads = {attention.queries: config.num_attention_heads, attention.keys: config.num_key_value_heads}
+    for path, name in paths.items():
+        if path == row.head and embeddings.tied(model):
+            continue
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            continue
+        for suffix, kind, values in _of_module(module):
+            turned = heads.get(gguf.part_of(f"{path}.{suffix}")) if permuted else None
+            yield f"{name}.{suffix}", kind, values if turned is None else gguf.rotated_by_pairs(values, turned)
+
+
+def _of_module(module: Any) -> Iterator[tuple[str, str, np.ndarray]]:
+    """("weight" or "bias", type, values) of a layer, embeddings or a norm."""
+    layer = module.table if isinstance(module, Embedding) else module
+    part = layer.weight_part.summands[0] if isinstance(layer, Linear) else None
+    if part is None or part.kind == "dense":
+        yield "weight", *_dense(layer.weight)
+    elif part.kind == "ggml":
+        yield "weight", part.type, part.raw.cpu().numpy()
+    else:
+        kind = _BLOCKS[part.grid.bits]
+        yield "weight", kind, _of_codes(part, kind).cpu().numpy()
+    if getattr(layer, "bias", None) is not None:
+        yield "bias", *_dense(layer.bias)
+
+
+def _dense(tensor: Tensor) -> tuple[str, np.ndarray]:
+    values = tensor.detach().cpu().contiguous()
+    if values.ndim == 1 or values.dtype == torch.float32:
+        return "F32", values.float().numpy()
+    return _DENSE[values.dtype], values.view(torch.uint8).numpy()
+
+
+def _of_codes(part: Any, kind: str) -> Tensor:
+    """Blocks of a scale in fp16 and 32 codes; those of 8 bits are stored as signed numbers."""
+    rows, cols = part.shape
+    codes = packing.unpack(part.canonical(), part.grid.bits, cols).view(-1, 32)
+    scales = part.scales.half().contiguous().view(torch.uint8).view(-1, 2)
+    if kind == "Q8_0":
+        return torch.cat([scales, codes ^ 128], -1).view(rows, -1)
+    low, high = codes.chunk(2, -1)
+    return torch.cat([scales, low | (high << 4)], -1).view(rows, -1)
+
+
+def _file_type(tensors: list[tuple[str, str, np.ndarray]]) -> int:
+    count: Counter[str] = Counter()
+    for name, kind, values in tensors:
+        if name.startswith("blk.") and values.ndim > 1:
+            count[kind] += values.nbytes
+    return _FILE_TYPES[count.most_common(1)[0][0]]
