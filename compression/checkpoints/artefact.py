@@ -96,11 +96,10 @@ class Compressed:
     @property
     def portable(self) -> tuple[str, ...]:
         """The engines that open what `save` writes, in one of the formats that `published_formats` names."""
-        if not decoder.stored_layers(self.model) and not description.describe(self.model):
-            return ("transformers",)
+        dense = not decoder.stored_layers(self.model) and not description.describe(self.model)
         found = [formats.find(name) for name in self.published_formats]
         opening = (e for each in found for e in each.engines if each.refusal_of_model(e, self.model) is None)
-        return tuple(dict.fromkeys(opening))
+        return tuple(dict.fromkeys([*(formats.DENSE if dense else ()), *opening]))
 
     @property
     def published_formats(self) -> tuple[str, ...]:
@@ -108,7 +107,7 @@ class Compressed:
 
         def fits(name: str) -> bool:
             with contextlib.suppress(LayerError):
-                formats.find(name).check(self.model)
+                formats.find(name).check_result(self)
                 return True
             return False
 

@@ -78,7 +78,7 @@ def holding(recipe: str, base: str = "reference") -> dict[str, dict[str, str | N
     given = {"teacher": "self"} if "teacher" in needs else {}
     outcome = compression.plan(base, steps, **given).outcome
     dense = not architectures.decoder.stored_layers(outcome) and not architectures.description.describe(outcome)
-    found: dict[str, dict[str, str | None]] = {formats.OWN: {"transformers": None, "vllm": None} if dense else {}}
+    found: dict[str, dict[str, str | None]] = {formats.OWN: dict.fromkeys(formats.DENSE) if dense else {}}
     for name in formats.names()[1:]:
         format = formats.find(name)
         with contextlib.suppress(LayerError):

@@ -197,7 +197,7 @@ EXPECTED = {
     "rtn_fp": (
         Row(0.03, rtn_bytes(8, -1, zeros=False), second=True),
         Row(0.15, fp4_bytes(16, 4), "element=e2m1,group_size=16,scale=e4m3", second=True),
-        Row(0.25, fp4_bytes(32, 0), "element=e2m1,group_size=32,scale=e8m0"),  # cuts 8 steps off to 6
+        Row(0.25, fp4_bytes(32, 0), "element=e2m1,group_size=32,scale=e8m0", second=True),  # cuts 8 steps off to 6
     ),
     "hqq": (
         Row(0.11, hqq_bytes(4, 64), second=True),

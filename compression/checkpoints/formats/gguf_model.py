@@ -20,7 +20,7 @@ from compression.architectures import decoder, embeddings, skeleton
 from compression.architectures.table import architecture_of
 from compression.checkpoints import weights
 from compression.checkpoints.base import BaseSource
-from compression.checkpoints.formats import gguf, gguf_writing
+from compression.checkpoints.formats import gguf, gguf_tokenizer, gguf_writing
 from compression.checkpoints.formats.registry import Format
 from compression.errors import CheckpointError, LayerError
 from compression.files.atomic import digest_of_file
@@ -91,6 +91,10 @@ class GGUFFormat(Format):
     def check(self, model: Any) -> None:
         self.check_shapes(model)
         gguf_writing.check_scales(model)
+
+    def check_result(self, result: Any) -> None:
+        self.check(result.model)
+        gguf_tokenizer.described(result.tokenizer, result.model.config.vocab_size)
 
     def filler(self, result: Any) -> Callable[[Path], None]:
         self.check(result.model)

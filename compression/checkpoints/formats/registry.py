@@ -13,6 +13,7 @@ from compression import architectures, checkpoints
 from compression.errors import LayerError, RecipeError
 
 OWN = "own"  # that of this package, which holds every kind of part
+DENSE = ("transformers", "vllm")  # the engines that open a checkpoint of dense layers
 ENGINES = ("vllm", "llama.cpp", "gptqmodel", "transformers")  # that open one of the formats here
 
 
@@ -56,6 +57,10 @@ class Format:
     def check(self, model: Any) -> None:
         """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
         self.check_shapes(model)
+
+    def check_result(self, result: Any) -> None:
+        """Raise LayerError if the format cannot hold a `Compressed`, its tokenizer included."""
+        self.check(result.model)
 
     def write(self, model: Any, recipe: Any) -> Written:
         """The model in this format. Raises LayerError if that would change a weight."""

@@ -37,7 +37,7 @@ def test_a_dense_result_is_a_checkpoint_that_transformers_opens(saved, tmp_path)
     result = compression.compress(str(saved), "fp16")
     result.save(tmp_path / "dense")
 
-    assert ("transformers",) == result.portable
+    assert ("transformers", "vllm") == result.portable[:2]
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype="auto").eval()
     assert torch.equal(logits(result.model), logits(opened))
     assert torch.equal(logits(result.model), logits(open_base(str(tmp_path / "dense")).model))

@@ -161,8 +161,8 @@ def test_transformers_reads_what_is_written(tmp_path):
 def test_codes_count_as_a_format_that_llama_cpp_opens(tmp_path):
     result = compressed(tmp_path, "rtn(group_size=32,symmetric=true)")
 
-    assert ("gptq", "awq", "gguf") == result.published_formats
-    assert ("gptqmodel", "llama.cpp") == result.portable
+    assert ("gptq", "awq", "compressed-tensors", "gguf") == result.published_formats
+    assert {"vllm", "gptqmodel", "llama.cpp", "transformers"} == set(result.portable)
 
 
 FITS = "what fits is the method gguf"

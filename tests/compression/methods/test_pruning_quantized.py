@@ -72,7 +72,8 @@ def test_without_exact_zeros_or_their_level_the_zeros_are_lost():
     assert not (quantized(GPTQ(group_size=32), nearly, hessian)[mask] == 0).all()
     few = torch.arange(64).repeat(8, 1) % 16 == 0
     assert not (quantized(HQQ(group_size=32), gaussian(8, 64).masked_fill(few, 0), hessian)[few] == 0).all()
-    assert {"hqq", "slicegpt"} == {name for name, cls in compression.list_methods().items() if not cls.info.keeps_zeros}
+    losing = {name for name, cls in compression.list_methods().items() if not cls.info.keeps_zeros}
+    assert {"gguf", "hqq", "slicegpt"} == losing
 
 
 def test_gptq_of_a_pruned_weight_is_nearer_than_rounding_it_to_nearest():
