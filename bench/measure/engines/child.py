@@ -97,8 +97,8 @@ class Child:
             while b"\n" not in self._unread:
                 if (left := end - time.monotonic()) <= 0:
                     raise EngineError(
-                        f"{self.what} must answer within {self.patience_s:g} s, but did not, and was ended. Ask for less "
-                        f"at once, or allow more time. {self._words()}"
+                        f"{self.what} must answer within {self.patience_s:g} s, but did not, and was ended. Ask for "
+                        f"less at once, or allow more time. {self._words()}"
                     )
                 events = ready.select(min(left, LOOK_S))
                 if not events and self._process.poll() is not None:

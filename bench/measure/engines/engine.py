@@ -128,6 +128,11 @@ class Engine:
         except TypeError as error:
             raise self._wrong(f"facts of itself, but: {error}") from None
 
+    @property
+    def pid(self) -> int:
+        """Of the engine's process, which is the first of its group."""
+        return self._child.pid
+
     @classmethod
     def start(
         cls,

@@ -29,8 +29,8 @@ def open_model(model, dtype, threads, max_length, sequences, seed):
     import vllm
 
     flags = {
-        "dtype": dtype, "max_model_len": positions(model, max_length), "max_num_seqs": sequences, "seed": seed, "enforce_eager": True,
-        "enable_prefix_caching": False, "async_scheduling": False, "skip_tokenizer_init": True,
+        "dtype": dtype, "max_model_len": positions(model, max_length), "max_num_seqs": sequences, "seed": seed,
+        "enforce_eager": True, "enable_prefix_caching": False, "async_scheduling": False, "skip_tokenizer_init": True,
         "generation_config": "vllm", "load_format": "safetensors", "max_logprobs": -1,
     }  # fmt: skip
     opened = vllm.LLM(model, trust_remote_code=False, **flags)
