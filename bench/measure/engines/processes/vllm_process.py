@@ -1,13 +1,11 @@
 """vLLM as an engine: its V1 engine in this process, driven step by step, a step being a token of every sequence."""
 
-import json
 import os
 
 from serving import serve
 
-KV_GIB = 1  # of memory for keys and values, which vLLM sets aside at the start whatever is generated
+BLOCK = 256  # tokens that lengths are rounded up to, since vLLM hands out its cache in blocks
 ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
@@ -15,11 +13,22 @@ ENVIRONMENT = {
 }
 
 
-def positions(model, max_length):
+def positions(config, max_length):
     """What vLLM is told: one more than the sequences have, for the token that it must generate to score a prompt."""
-    with open(os.path.join(model, "config.json"), encoding="utf-8") as file:
-        known = json.load(file).get("max_position_embeddings")
-    return max_length + 1 if known is None else max(max_length, min(max_length + 1, known))
+    known = getattr(config, "max_position_embeddings", max_length + 1)
+    return max(max_length, min(max_length + 1, known))
+
+
+def kv_bytes(config, dtype, length, sequences):
+    """Bytes of keys and values for so many sequences, in whole blocks, of which one more is needed.
+
+    vLLM takes this memory at the start, whatever is generated; by default much more.
+    """
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    element = 4 if "float32" in (dtype, str(config.dtype).removeprefix("torch.")) else 2
+    blocks = sequences * -(-length // BLOCK) + 1
+    return blocks * BLOCK * 2 * config.num_hidden_layers * heads * size * element
 
 
 def open_model(model, dtype, threads, max_length, sequences, seed):
@@ -28,9 +37,14 @@ def open_model(model, dtype, threads, max_length, sequences, seed):
     import transformers
     import vllm
 
+    config = transformers.AutoConfig.from_pretrained(
+        model, local_files_only=True, trust_remote_code=False
+    ).get_text_config()
+    length = positions(config, max_length)
     flags = {
-        "dtype": dtype, "max_model_len": positions(model, max_length), "max_num_seqs": sequences, "seed": seed,
-        "enforce_eager": True, "enable_prefix_caching": False, "async_scheduling": False, "skip_tokenizer_init": True,
+        "dtype": dtype, "max_model_len": length, "max_num_seqs": sequences, "seed": seed, "enforce_eager": True,
+        "kv_cache_memory_bytes": kv_bytes(config, dtype, length, sequences),
+        "enable_prefix_caching": False, "async_scheduling": False, "skip_tokenizer_init": True,
         "generation_config": "vllm", "load_format": "safetensors", "max_logprobs": -1,
     }  # fmt: skip
     opened = vllm.LLM(model, trust_remote_code=False, **flags)

@@ -51,8 +51,9 @@ def test_a_process_that_ends_is_an_error_with_its_status_and_the_end_of_its_log(
 
 def test_a_process_that_hangs_is_ended_with_whatever_it_started(log):
     code = """
-import json, subprocess, sys
-started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10**6)"])
+import json, sys
+from subprocess import Popen
+started = Popen([sys.executable, "-c", "import time; time.sleep(10**6)"])
 for line in sys.stdin:
     print(json.dumps({"started": started.pid}))
     started.wait()
@@ -70,8 +71,9 @@ for line in sys.stdin:
 
 def test_a_process_that_died_is_seen_also_if_a_child_of_its_own_holds_its_output_open(log):
     code = """
-import os, subprocess, sys
-started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10**6)"])
+import os, sys
+from subprocess import Popen
+started = Popen([sys.executable, "-c", "import time; time.sleep(10**6)"])
 print(f'{{"started": {started.pid}}}')
 sys.stdin.readline()
 sys.stdin.readline()
@@ -86,8 +88,9 @@ os._exit(3)
 
 def test_after_the_block_neither_the_process_nor_what_it_started_is_left(log):
     code = """
-import subprocess, sys
-started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10**6)"])
+import sys
+from subprocess import Popen
+started = Popen([sys.executable, "-c", "import time; time.sleep(10**6)"])
 for line in sys.stdin:
     print(f'{{"started": {started.pid}}}')
 """
