@@ -24,7 +24,8 @@ class Options:
     """How an engine opens a model.
 
     Attributes:
-        dtype: of weights and activations that are not quantized; "auto" is that of the checkpoint.
+        dtype: of weights and activations that are not quantized. "auto" is the engine's choice, which `Facts.flags`
+            tells: the checkpoint's dtype, but vLLM opens checkpoints of fp32 in 16 bits.
         threads: of the processor.
         max_length: tokens of a sequence, prompt and generated ones together.
         sequences: at once, at most.

@@ -1,6 +1,7 @@
 """llama.cpp as an engine: a GGUF file, greedy decoding of all sequences in one batch, keys and values in fp16."""
 
 import os
+import time
 
 from serving import serve
 
@@ -65,7 +66,7 @@ class Model:
                 last = [(place, number) for _, place, number, wanted in part if wanted]
                 for (place, number), logits in zip(last, self.library.decode(part), strict=True):
                     token = int(logits.argmax())
-                    yield number, token
+                    yield number, token, time.perf_counter()
                     left[number] -= 1
                     if left[number] and token not in stop_ids:
                         later.append((token, place + 1, number, True))

@@ -26,7 +26,8 @@ def serve(open_model):
 
     `open_model` takes the fields of the first line and returns a model and a dictionary of facts. A model has
     `logprobs(prompts, top)`, which yields (tokens, logprobs, top) per prompt, and
-    `generate(prompts, new_tokens, stop_ids)`, which yields (number of the prompt, token) as they arrive.
+    `generate(prompts, new_tokens, stop_ids)`, which yields (number of the prompt, token, moment of `perf_counter` at
+    which it arrived), those of a prompt in order.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -57,8 +58,8 @@ def generate(model, begin, prompts, new_tokens, temperature, stop_ids, ignore_eo
     if temperature != 0:
         raise ValueError(f"temperature must be 0 (greedy decoding), not {temperature}")
     sequences = [{"prompt": prompt, "ids": [], "arrivals_s": []} for prompt in prompts]
-    for number, token in model.generate(prompts, new_tokens, [] if ignore_eos else stop_ids):
-        sequences[number]["arrivals_s"].append(time.perf_counter() - begin)
+    for number, token, moment in model.generate(prompts, new_tokens, [] if ignore_eos else stop_ids):
+        sequences[number]["arrivals_s"].append(moment - begin)
         sequences[number]["ids"].append(token)
     return {"sequences": sequences}
 

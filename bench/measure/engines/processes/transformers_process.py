@@ -1,6 +1,7 @@
 """transformers as an engine: `generate` with its own cache, and a forward pass for log-probabilities."""
 
 import os
+import time
 
 from serving import serve
 
@@ -60,42 +61,30 @@ class Model:
             yield ids[0].tolist(), values, best
 
     def generate(self, prompts, new_tokens, stop_ids):
-        """Tokens of a batch arrive together, so `generate` runs in a thread that hands over what each step gave."""
-        import queue
-        import threading
-
-        steps = queue.SimpleQueue()
-        thread = threading.Thread(target=self._run, args=(prompts, new_tokens, stop_ids, steps), daemon=True)
-        thread.start()
-        live = list(range(len(prompts)))
-        while (step := steps.get()) is not None:
-            if isinstance(step, BaseException):
-                raise step
-            yield from ((number, step[number]) for number in live)
-            live = [number for number in live if step[number] not in stop_ids]
-        thread.join()
-
-    def _run(self, prompts, new_tokens, stop_ids, steps):
         import torch
         from transformers import GenerationConfig, StoppingCriteria
 
+        steps = []
+
         class Steps(StoppingCriteria):
+            """Is asked after every token, and stops nothing."""
+
             def __call__(self, input_ids, scores, **_):
-                steps.put(input_ids[:, -1].tolist())
+                steps.append((input_ids[:, -1].tolist(), time.perf_counter()))
                 return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-        try:
-            longest = max(map(len, prompts))
-            ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-            mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-            config = GenerationConfig(
-                do_sample=False, max_new_tokens=new_tokens, eos_token_id=stop_ids or None, pad_token_id=0
-            )
-            with torch.inference_mode():
-                self.model.generate(ids, attention_mask=mask, generation_config=config, stopping_criteria=[Steps()])
-            steps.put(None)
-        except BaseException as error:
-            steps.put(error)
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        config = GenerationConfig(
+            do_sample=False, max_new_tokens=new_tokens, eos_token_id=stop_ids or None, pad_token_id=0
+        )
+        with torch.inference_mode():
+            self.model.generate(ids, attention_mask=mask, generation_config=config, stopping_criteria=[Steps()])
+        live = list(range(len(prompts)))
+        for tokens, moment in steps:
+            yield from ((number, tokens[number], moment) for number in live)
+            live = [number for number in live if tokens[number] not in stop_ids]
 
 
 if __name__ == "__main__":

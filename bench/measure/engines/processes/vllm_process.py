@@ -1,6 +1,7 @@
 """vLLM as an engine: its V1 engine in this process, driven step by step, a step being a token of every sequence."""
 
 import os
+import time
 
 from serving import serve
 
@@ -74,20 +75,19 @@ class Model:
         return name
 
     def _steps(self, names):
-        """(number of the prompt, output) as they arrive; what fails leaves no request behind."""
+        """(number of the prompt, output, moment) as they arrive; what fails leaves no request behind."""
         numbers = {name: number for number, name in enumerate(names)}
         try:
             while self.engine.has_unfinished_requests():
-                for output in self.engine.step():
-                    # vLLM may add letters of its own to the name of a request
-                    yield numbers[output.request_id.partition("-")[0]], output
+                outputs, moment = self.engine.step(), time.perf_counter()
+                yield from ((numbers[output.request_id], output, moment) for output in outputs)
         except BaseException:
             self.engine.abort_request(names)
             raise
 
     def logprobs(self, prompts, top):
         for prompt in prompts:
-            for _, output in self._steps([self._add(prompt, max_tokens=1, prompt_logprobs=top)]):
+            for _, output, _ in self._steps([self._add(prompt, max_tokens=1, prompt_logprobs=top)]):
                 tokens, found = list(output.prompt_token_ids), output.prompt_logprobs
             values = [row[token].logprob for token, row in zip(tokens[1:], found[1:], strict=True)]
             best = [
@@ -99,9 +99,9 @@ class Model:
     def generate(self, prompts, new_tokens, stop_ids):
         names = [self._add(prompt, max_tokens=new_tokens, stop_token_ids=stop_ids) for prompt in prompts]
         told = [0] * len(prompts)
-        for number, output in self._steps(names):
+        for number, output, moment in self._steps(names):
             ids = output.outputs[0].token_ids
-            yield from ((number, token) for token in ids[told[number] :])
+            yield from ((number, token, moment) for token in ids[told[number] :])
             told[number] = len(ids)
 
 

@@ -183,6 +183,7 @@ def test_an_engine_that_is_not_installed_is_an_error_with_the_command_that_insta
 # --- The conversation -------------------------------------------------------------------------------------------------
 
 RIGHT = """
+import time
 class Model:
     def logprobs(self, prompts, top):
         print("a library greets")
@@ -190,7 +191,7 @@ class Model:
             yield prompt, [-1.0] * (len(prompt) - 1), [[[3, -0.5]] * top] * (len(prompt) - 1)
     def generate(self, prompts, new_tokens, stop_ids):
         for _ in range(new_tokens):
-            yield from ((number, 7) for number in range(len(prompts)))
+            yield from ((number, 7, time.perf_counter()) for number in range(len(prompts)))
 """
 
 
@@ -231,12 +232,14 @@ def test_a_process_refuses_to_sample(tmp_path):
     (("[-1.0]", "[float('nan')]"), "logprobs", "finite log-probabilities of at most 0, but gave nan"),
     (("[-1.0]", "['x']"), "logprobs", "tokens, logprobs and top, but: ValueError"),
     (("in prompts:", "in prompts[1:]:"), "logprobs", "must answer 1 scores, but gave 0"),
-    (("(number, 7)", "(number, 10)"), "generate", "tokens from 0 to 9, but gave"),
-    (("(number, 7)", "(number, 7.0)"), "generate", "tokens from 0 to 9, but gave"),
+    (("(number, 7,", "(number, 10,"), "generate", "tokens from 0 to 9, but gave"),
+    (("(number, 7,", "(number, 7.0,"), "generate", "tokens from 0 to 9, but gave"),
     (("range(new_tokens)", "range(new_tokens - 1)"), "generate", r"3 tokens, .*but gave 2: \(7, 7\)"),
     (("range(new_tokens)", "range(0)"), "generate", r"3 tokens, .*but gave 0"),
-    (("(number, 7)", "(number, 5)"), "generate", r"up to the first of the stop tokens \[5\], but gave 3"),
-    (("(number, 7)", "(number + 1, 7)"), "generate", "IndexError"),
+    (("(number, 7,", "(number, 5,"), "generate", r"up to the first of the stop tokens \[5\], but gave 3"),
+    (("(number, 7,", "(number + 1, 7,"), "generate", "IndexError"),
+    (("time.perf_counter()", "-1.0"), "generate", "a time for each of 3 tokens, none before the last"),
+    (("time.perf_counter()", "float('inf')"), "generate", "a time for each of 3 tokens, none before the last"),
 ])  # fmt: skip
 def test_an_answer_of_another_shape_or_of_other_tokens_is_an_error_in_words(tmp_path, change, ask, words):
     assert 1 == RIGHT.count(change[0])
