@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from checkpoints import says
 
+import bench
 from bench.errors import EngineError, OptionError
 from bench.measure.engines import environments
 from bench.measure.engines.environments import ENGINES, Requirement, has_module, python_of, pythons
@@ -106,6 +107,15 @@ def test_the_key_of_a_judge_is_not_given_to_an_engine(monkeypatch):
 def test_pairs_that_name_no_python_are_refused(pairs, words):
     with pytest.raises(OptionError, match=says(words)):
         pythons(pairs)
+
+
+def test_torch_and_transformers_have_the_versions_that_this_project_is_tested_with():
+    pins = set((Path(bench.__file__).parents[1] / "constraints.txt").read_text().splitlines())
+
+    assert set(ENGINES["transformers"].install) <= pins
+    assert [each for each in ENGINES["vllm"].install if each.startswith("torch==")] == [
+        each for each in pins if each.startswith("torch==")
+    ]
 
 
 def test_every_engine_has_the_file_that_its_python_runs():
