@@ -3,12 +3,14 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import says
 from engines import conversation, misbehaving, talking, wait_until_gone
+from processes import python
 
 import compression
 from bench.errors import EngineError, OptionError
@@ -256,6 +258,25 @@ def test_an_answer_that_is_wrong_ends_the_engine(tmp_path):
         with pytest.raises(EngineError, match="other ones"):
             engine.logprobs([[1, 2, 3]])
         wait_until_gone(engine.pid)
+
+
+def test_an_engine_ends_if_the_process_that_started_it_is_killed(tmp_path):
+    code = """
+import os, signal, sys
+from pathlib import Path
+from engines import misbehaving
+with misbehaving(Path(sys.argv[1]), sys.argv[2]) as engine:
+    print(engine.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = python(code, tmp_path, RIGHT)
+    engine = int(done.stdout)
+    try:
+        assert -signal.SIGKILL == done.returncode
+        wait_until_gone(engine)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(engine, signal.SIGKILL)
 
 
 def test_facts_that_are_none_are_an_error(tmp_path):
