@@ -51,7 +51,7 @@ ENGINES = {
         variable="COMPRESSION_VLLM_PYTHON", script="vllm_process.py",
     ),
     "llama.cpp": Requirement(
-        module="xllamacpp", install=("xllamacpp==2026.10.11549",),
+        module="xllamacpp", install=("xllamacpp==2026.10.11549", "numpy==2.4.6"),
         variable="COMPRESSION_LLAMA_CPP_PYTHON", script="llama_cpp_process.py",
     ),
 }  # fmt: skip

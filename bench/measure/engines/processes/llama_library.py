@@ -10,6 +10,8 @@ import ctypes
 import os
 import struct
 
+import numpy
+
 POINTER, FLOATS, INTS = ctypes.c_void_p, ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_int32)
 BYTES = 1024  # more than either struct of parameters has
 INFO, ERROR = 2, 4  # levels of ggml's log
@@ -119,8 +121,6 @@ class Model:
 
         Returns the logits that are wanted, in order, each a fresh array (vocabulary,) of fp32.
         """
-        import numpy
-
         if len(entries) > self._size:
             raise ValueError(f"a batch must have at most {self._size} tokens, not {len(entries)}")
         batch = self._batch

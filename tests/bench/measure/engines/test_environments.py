@@ -109,13 +109,13 @@ def test_pairs_that_name_no_python_are_refused(pairs, words):
         pythons(pairs)
 
 
-def test_torch_and_transformers_have_the_versions_that_this_project_is_tested_with():
+def test_torch_transformers_and_numpy_have_the_versions_that_this_project_is_tested_with():
     pins = set((Path(bench.__file__).parents[1] / "constraints.txt").read_text().splitlines())
 
     assert set(ENGINES["transformers"].install) <= pins
-    assert [each for each in ENGINES["vllm"].install if each.startswith("torch==")] == [
-        each for each in pins if each.startswith("torch==")
-    ]
+    assert {"torch", "numpy"} == {
+        each.partition("==")[0] for name in ("vllm", "llama.cpp") for each in pins.intersection(ENGINES[name].install)
+    }
 
 
 def test_every_engine_has_the_file_that_its_python_runs():
