@@ -5,6 +5,7 @@
     ├── DataError        a data folder or data set is not there or not of its form
     ├── MetricError      a metric gave no finite number, or was declared twice
     ├── NotAvailable     this device or library cannot do it, which is nobody's fault; the row says so
+    ├── EngineError      an engine that serves a checkpoint is not there, ends, or answers what it was not asked
     ├── JudgeError       the judge cannot be asked, or what it answers cannot be kept
     ├── JournalError     the journal of results cannot be written or read
     └── BaselineError    a baseline is not JSON, of another schema, or holds rows that cannot be
@@ -31,6 +32,10 @@ class MetricError(BenchError, ValueError):
 
 class NotAvailable(BenchError):
     """What was asked for cannot be had with this device, library or kernel."""
+
+
+class EngineError(BenchError):
+    """An engine is not installed, cannot open a checkpoint, ends or hangs, or its answer is none to what was asked."""
 
 
 class JudgeError(BenchError):

@@ -22,6 +22,9 @@ VARIABLES = {
     "BENCH_JUDGE_KEY": "key of the judge's endpoint; read from the environment only, and written nowhere",
     "COMPRESSION_CACHE": "default of `--cache`; otherwise `compression-bench` in the user's cache folder",
     "COMPRESSION_NATIVE": "path of a compiled `lut4` kernel, or 0 to do without it",
+    "COMPRESSION_TRANSFORMERS_PYTHON": "Python with transformers as an engine, unless the current one has it",
+    "COMPRESSION_VLLM_PYTHON": "Python with vLLM, unless the current one has it",
+    "COMPRESSION_LLAMA_CPP_PYTHON": "Python with xllamacpp, unless the current one has it",
     "CC": "C compiler for the `lut4` kernel",
     "OMP_NUM_THREADS": "threads of torch; part of the device's name in baselines",
 }

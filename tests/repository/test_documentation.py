@@ -16,7 +16,7 @@ from bench.metrics import all_metrics
 ROOT = Path(bench.__file__).parents[1]
 layers, splice = benchmark("layers"), benchmark("splice")
 
-SKIPPED = ("__main__", "bench.test_", "memory_process", "against.side", "sandbox.warden")
+SKIPPED = ("__main__", "bench.test_", "memory_process", "against.side", "engines.processes.", "sandbox.warden")
 MODULES = [
     module.name
     for package in (bench, compression)

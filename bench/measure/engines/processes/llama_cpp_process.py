@@ -1,0 +1,77 @@
+"""llama.cpp as an engine: a GGUF file, greedy decoding of all sequences in one batch, keys and values in fp16."""
+
+import os
+import time
+
+from serving import serve
+
+BATCH = 512  # tokens of a prompt that are computed at once, llama.cpp's default
+SLICE = 128  # positions whose logits are held at once
+
+
+def open_model(model, dtype, threads, max_length, sequences, seed):
+    if dtype != "auto":
+        raise ValueError(f"dtype must be auto, not {dtype}: llama.cpp computes in the types of the file")
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before the library is loaded
+    import xllamacpp
+    from llama_library import Model as Library
+
+    flags = {"threads": threads, "positions": max_length, "sequences": sequences, "batch": BATCH}
+    opened = Library(xllamacpp.xllamacpp.__file__, model, **flags)
+    facts = {
+        "engine": "llama.cpp", "version": f"xllamacpp {xllamacpp.__version__}", "torch": None, "transformers": None,
+        "vocabulary": opened.vocabulary,
+        "flags": flags | {"mmap": False, "kv_cache": "f16", "weights": opened.description,
+                          "system": str(xllamacpp.get_system_info())},
+    }  # fmt: skip
+    return Model(opened), facts
+
+
+def parts(entries, size):
+    return [entries[start : start + size] for start in range(0, len(entries), size)]
+
+
+class Model:
+    def __init__(self, library):
+        self.library = library
+
+    def logprobs(self, prompts, top):
+        import numpy
+
+        for prompt in prompts:
+            self.library.clear()
+            values, best = [], []
+            entries = [(token, place, 0, True) for place, token in enumerate(prompt[:-1])]
+            for part in parts(entries, SLICE):
+                logits = numpy.array(self.library.decode(part), dtype=numpy.float64)
+                logits -= logits.max(1, keepdims=True)
+                logits -= numpy.log(numpy.exp(logits).sum(1, keepdims=True))
+                for row, (_, place, _, _) in zip(logits, part, strict=True):
+                    values.append(float(row[prompt[place + 1]]))
+                    ids = numpy.argpartition(-row, top)[:top] if top else ()
+                    best.append(sorted([[int(id), float(row[id])] for id in ids], key=lambda pair: -pair[1]))
+            yield prompt, values, best
+
+    def generate(self, prompts, new_tokens, stop_ids):
+        self.library.clear()
+        entries = [
+            (token, place, number, place == len(prompt) - 1)
+            for number, prompt in enumerate(prompts)
+            for place, token in enumerate(prompt)
+        ]
+        left = [new_tokens] * len(prompts)
+        while entries:
+            later = []
+            for part in parts(entries, BATCH):
+                last = [(place, number) for _, place, number, wanted in part if wanted]
+                for (place, number), logits in zip(last, self.library.decode(part), strict=True):
+                    token = int(logits.argmax())
+                    yield number, token, time.perf_counter()
+                    left[number] -= 1
+                    if left[number] and token not in stop_ids:
+                        later.append((token, place + 1, number, True))
+            entries = later
+
+
+if __name__ == "__main__":
+    serve(open_model)

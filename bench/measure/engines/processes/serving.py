@@ -1,0 +1,79 @@
+"""The conversation of an engine's process: a line of JSON in, a line of JSON out. Standard library only.
+
+The first line opens a model; its fields are those of `open_model`. Every further line has an operation in `op`:
+
+    logprobs   {"prompts": [[id, ...], ...], "top": k}
+               {"scores": [{"tokens": ids, "logprobs": [...], "top": [[[id, logprob], ...], ...]}, ...]}
+    generate   {"prompts": ..., "new_tokens": n, "temperature": 0, "stop_ids": [...], "ignore_eos": false}
+               {"sequences": [{"prompt": ids, "ids": [...], "arrivals_s": [...]}, ...]}
+    memory     {}
+               {"anonymous_bytes": n, "peak_bytes": n, "source": where they were read}
+
+Log-probabilities are in nat, of every token after the first. Times are seconds since the request was read. A failure is
+answered with {"error": words, "kind": name of its type}, and its traceback goes to standard error.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+import traceback
+
+
+def serve(open_model):
+    """Answer until the input ends.
+
+    `open_model` takes the fields of the first line and returns a model and a dictionary of facts. A model has
+    `logprobs(prompts, top)`, which yields (tokens, logprobs, top) per prompt, and
+    `generate(prompts, new_tokens, stop_ids)`, which yields (number of the prompt, token, moment of `perf_counter` at
+    which it arrived), those of a prompt in order.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    model = None
+    for line in sys.stdin:
+        begin = time.perf_counter()
+        try:
+            request = json.loads(line)
+            if model is None:
+                model, facts = open_model(**request)
+                answer = facts | {"load_s": time.perf_counter() - begin}
+            else:
+                answer = OPERATIONS[request.pop("op")](model, begin, **request)
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": str(error) or "no message", "kind": type(error).__name__}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def logprobs(model, begin, prompts, top):
+    scores = [
+        {"tokens": tokens, "logprobs": values, "top": best} for tokens, values, best in model.logprobs(prompts, top)
+    ]
+    return {"scores": scores}
+
+
+def generate(model, begin, prompts, new_tokens, temperature, stop_ids, ignore_eos):
+    if temperature != 0:
+        raise ValueError(f"temperature must be 0 (greedy decoding), not {temperature}")
+    sequences = [{"prompt": prompt, "ids": [], "arrivals_s": []} for prompt in prompts]
+    for number, token, moment in model.generate(prompts, new_tokens, [] if ignore_eos else stop_ids):
+        sequences[number]["arrivals_s"].append(moment - begin)
+        sequences[number]["ids"].append(token)
+    return {"sequences": sequences}
+
+
+def memory(model, begin):
+    """Anonymous resident bytes now, and at most since the last time this was asked for, or since the start."""
+    with open("/proc/self/status") as file:
+        text = file.read()
+    read = {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
+    now = read["RssAnon"]
+    peak = max(now, read["VmHWM"] - read["RssFile"] - read["RssShmem"])
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the high-water mark starts anew
+    return {"anonymous_bytes": now, "peak_bytes": peak, "source": "RssAnon and VmHWM of the engine's process"}
+
+
+OPERATIONS = {"logprobs": logprobs, "generate": generate, "memory": memory}
