@@ -106,7 +106,8 @@ def answer(
     ids = [encode(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
     _check(ids, new_tokens, model.config)
     decoder = Decoder(tokenizer)
-    ends = _ends(model, tokenizer, [decoder.special[stop] for stop in stops if stop in decoder.special])
+    ending = [decoder.special[stop] for stop in stops if stop in decoder.special]
+    ends = _ends((model.generation_config, model.config, tokenizer), ending)
     found: dict[int, Answer] = {}
     cached = not ids or scoring.prefix_tree.shares(model)
     limit = rope.limit(model.config)
@@ -122,6 +123,32 @@ def answer(
             _write(model, rows, shared, ends, new_tokens, sampling, seed, cached)
             found.update({row.place: row.answer(ends) for row in rows})
     return [found[place] for place in range(len(ids))]
+
+
+def answers_of(
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    written: Sequence[Sequence[int]],
+    *,
+    stops: Sequence[str],
+    ends: set[int],
+) -> list[Answer]:
+    """The answers that tokens stand for which another program wrote behind prompts; `ends` are ids that end one."""
+    decoder, found = Decoder(tokenizer), []
+    for place, (prompt, ids) in enumerate(zip(prompts, written, strict=True)):
+        row = _Row(place, list(prompt), decoder, stops)
+        for token in ids:
+            row.add(token, ends)
+            if row.done:
+                break
+        found.append(row.answer(ends))
+    return found
+
+
+def stop_tokens(tokenizer: Any, config: Any, stops: Sequence[str]) -> set[int]:
+    """Ids that end an answer: the end of a sequence by tokenizer and configuration, and stops that are one token."""
+    special = Decoder(tokenizer).special
+    return _ends((config, tokenizer), [special[stop] for stop in stops if stop in special])
 
 
 def distribution(logits: "Tensor", sampling: Sampling, seen: "Tensor | None" = None) -> "Tensor":
@@ -196,9 +223,9 @@ def _check(ids: Sequence[Sequence[int]], new_tokens: int, config: Any) -> None:
             )
 
 
-def _ends(model: Any, tokenizer: Any, more: Sequence[int]) -> set[int]:
-    """Ids of the end-of-sequence tokens of tokenizer and model, as generation_config.json has them too, and of more."""
-    configured = [getattr(each, "eos_token_id", None) for each in (model.generation_config, model.config, tokenizer)]
+def _ends(sources: Sequence[Any], more: Sequence[int]) -> set[int]:
+    """Ids of the end-of-sequence tokens of all sources, and of more."""
+    configured = [getattr(each, "eos_token_id", None) for each in sources]
     found = {n for each in configured for n in (each if isinstance(each, list | tuple) else [each]) if n is not None}
     return found | set(more)
 

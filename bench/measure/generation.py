@@ -50,10 +50,10 @@ class Round:
 
     Attributes:
         ttft_s: prompt submitted to first token out, cache set-up included.
-        prefill_s: the forward pass over the prompt alone.
+        prefill_s: the forward pass over the prompt alone; None where it cannot be told from the rest, as of engines.
         steps_s: one entry for every decode step, from token to token.
         total_s: prompt submitted to last token out.
-        kv_bytes: bytes of the keys and values in the cache at the end, unused places left out.
+        kv_bytes: bytes of the keys and values in the cache at the end, unused places left out; None where not told.
         tokens: generated, over the batch.
         waits_s: how much of this the thread waited for a processor that another had: in setting up the cache, in the
             prefill, in every decode step. Empty where the system does not tell, on CUDA, and with several threads, of
@@ -61,16 +61,16 @@ class Round:
     """
 
     ttft_s: float
-    prefill_s: float
+    prefill_s: float | None
     steps_s: tuple[float, ...]
     total_s: float
-    kv_bytes: int
+    kv_bytes: int | None
     tokens: int
     waits_s: tuple[float, ...] = ()
 
     def running(self) -> "Round":
         """The same without the waits; itself where there are none."""
-        if not self.waits_s:
+        if not self.waits_s or self.prefill_s is None:
             return self
         setup, prefill, *steps = self.waits_s
         return dataclasses.replace(
@@ -106,8 +106,6 @@ class Decoder:
         mode: str = "eager",
         seed: int = 0,
     ):
-        import torch
-
         length = load.prompt_tokens + load.new_tokens
         positions = getattr(model.config, "max_position_embeddings", length)
         if length > positions:
@@ -124,10 +122,7 @@ class Decoder:
         self._length = length
         if mode == "graph" and (why := _window_refusal(self._new_cache(), length)):
             raise NotAvailable(f"mode graph: {why}; mode eager measures it")
-        generator = torch.Generator().manual_seed(seed)
-        shape = (load.prompts, load.batch_size, load.prompt_tokens)
-        prompts = torch.randint(0, model.config.vocab_size, shape, generator=generator)
-        self._prompts = list(prompts.to(self.device))
+        self._prompts = list(random_prompts(load, model.config.vocab_size, seed).to(self.device))
         self._lean = measure.decode_step.lean_step(model, self._length)
         self._graph: tuple[Any, Any, Any, Any] | None = None
 
@@ -229,6 +224,14 @@ class Decoder:
             tokens=self.load.batch_size * self.load.new_tokens,
             waits_s=tuple(b - a for a, b in pairwise(waits)),
         )
+
+
+def random_prompts(load: Load, vocabulary: int, seed: int) -> Any:
+    """Token ids of the prompts of a load, uniform over the vocabulary, int64 (prompts, batch size, prompt tokens)."""
+    import torch
+
+    shape = (load.prompts, load.batch_size, load.prompt_tokens)
+    return torch.randint(0, vocabulary, shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Interleaved:

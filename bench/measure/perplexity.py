@@ -122,7 +122,10 @@ def perplexity(
     arguments of the tokenizer's chat template.
     Raises DataError for too little data or the tokenizer of another model, MetricError for a loss that is not finite.
     """
-    samples = _samples(model, tokenizer, data, protocol, base, template)
+    if model.training:
+        raise MetricError("the model is in training mode, where dropout changes its scores; call model.eval() first")
+    samples = checked_samples(model.config, tokenizer, data, protocol, template)
+    _check_base(model.config, base)
     budget = token_budget or TOKEN_BUDGET.get(str(device).partition(":")[0], TOKEN_BUDGET["cpu"])
     fitting = max(1, budget // (protocol.length or max(len(sample.ids) for sample in samples)))
     batch_size = min(protocol.batch_size or fitting, len(samples))
@@ -140,34 +143,40 @@ def perplexity(
         done += len(batch)
         if progress is not None:
             progress(done, len(samples))
-    reading = _reading(samples, sums, data, protocol, batch_size)
+    reading = reading_of(samples, sums, data, protocol, batch_size)
     return reading if base is None else replace(reading, divergence=_divergence(reading, distances))
 
 
-def _samples(
-    model: Any, tokenizer: Any, data: Data, protocol: PerplexityProtocol, base: Any, template: Mapping[str, Any] | None
+def checked_samples(
+    config: Any, tokenizer: Any, data: Data, protocol: PerplexityProtocol, template: Mapping[str, Any] | None = None
 ) -> list[Sample]:
-    """What is scored, once it is known that the model can."""
-    if model.training:
-        raise MetricError("the model is in training mode, where dropout changes its scores; call model.eval() first")
-    samples = samples_of(tokenizer, data, protocol, context=model.config.max_position_embeddings, template=template)
-    highest, vocabulary = max(max(sample.ids) for sample in samples), model.config.vocab_size
+    """What is scored, once it is known that a model of this configuration can.
+
+    Raises:
+        DataError: the data is too little, or the tokenizer another model's.
+    """
+    samples = samples_of(tokenizer, data, protocol, context=config.max_position_embeddings, template=template)
+    highest, vocabulary = max(max(sample.ids) for sample in samples), config.vocab_size
     if highest >= vocabulary:
         raise DataError(
             f"the tokenizer produced token {highest}, but the model has a vocabulary of {vocabulary}: they are from "
             "different checkpoints"
         )
-    if base is not None and base.config.vocab_size != vocabulary:
-        raise DataError(
-            f"the base has a vocabulary of {base.config.vocab_size}, the model one of {vocabulary}: they are not of "
-            "the same base"
-        )
     return samples
 
 
-def _reading(
+def _check_base(config: Any, base: Any) -> None:
+    if base is not None and base.config.vocab_size != config.vocab_size:
+        raise DataError(
+            f"the base has a vocabulary of {base.config.vocab_size}, the model one of {config.vocab_size}: they are "
+            "not of the same base"
+        )
+
+
+def reading_of(
     samples: Sequence[Sample], sums: Sequence[float], data: Data, protocol: PerplexityProtocol, batch_size: int
 ) -> PerplexityReading:
+    """The reading of the nats that each sample came to, in the order of the data."""
     total = math.fsum(sums)
     counts = [len(sample.ids) - sample.first_scored for sample in samples]
     sizes = [sample.n_bytes for sample in samples]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from statistics import median
 
+from bench.errors import NotAvailable
 from bench.measure.generation import Interleaved, Load, Round
 from bench.metrics.compute import generation_flops
 from bench.metrics.registry import metric
@@ -77,7 +78,10 @@ def ttft_ms(run: GenerationReading) -> float:
         rel=0.05, rel_absolute=0.5, floor=1.0)  # fmt: skip
 def prefill_ms(run: GenerationReading) -> float:
     """Processing of the prompt alone ([E] table 1)."""
-    return run.median(lambda r: 1e3 * r.prefill_s)
+    times = [each.prefill_s for each in run.rounds if each.prefill_s is not None]
+    if not times:
+        raise NotAvailable("an engine does not tell the prompt's time from that of the first token")
+    return 1e3 * median(times)
 
 
 @metric("efficiency.decode_ms", unit="ms/token", better="lower", kind="timing", of="generation",
@@ -111,4 +115,7 @@ def mfu(run: GenerationReading) -> float:
 @metric("efficiency.kv_cache_mb", unit="MiB", better="lower", kind="counted", of="generation")
 def kv_cache_mb(run: GenerationReading) -> float:
     """Keys and values in the cache after the run, from its own tensors: 2 * layers * KV heads * head size * tokens."""
-    return run.rounds[-1].kv_bytes / 2**20
+    found = run.rounds[-1].kv_bytes
+    if found is None:
+        raise NotAvailable("an engine does not tell what of its memory the keys and values of a sequence take")
+    return found / 2**20

@@ -20,6 +20,7 @@ from bench.measure import scoring
 from bench.measure.scoring.programs import passes
 from bench.metrics.registry import metric
 from bench.results.items import hashes_of
+from bench.results.row import NATIVE
 
 if TYPE_CHECKING:
     from bench.measure.scoring.prepare import Prepared
@@ -135,13 +136,23 @@ def score(
     chat: bool = False,
     template: Mapping[str, Any] | None = None,
 ) -> TaskReading:
-    """Score a causal decoder of transformers, in eval mode, on a task.
+    """Score a causal decoder of transformers, in eval mode, on a task; see `score_with`.
 
     Args:
-        limit: questions of the task, the first ones of each part in proportion to its size; None: all.
         rows: sequences in one forward pass, at most; None: by the budget of the device.
+        template: arguments of the tokenizer's chat template.
+    """
+    scorer = scoring.lm_eval.Scorer(model, tokenizer, rows=rows, seed=SEED, template=template)
+    return score_with(scorer, prepared, limit=limit, chat=chat)
+
+
+def score_with(scorer: Any, prepared: "Prepared", *, limit: int | None = None, chat: bool = False) -> TaskReading:
+    """Score what answers the requests of lm-eval on a task.
+
+    Args:
+        scorer: a `scoring.lm_eval.Scorer`.
+        limit: questions of the task, the first ones of each part in proportion to its size; None: all.
         chat: whether prompts are put into the tokenizer's chat template, examples as turns of their own.
-        template: arguments of that.
 
     Raises:
         MetricError: the model's logits are not finite.
@@ -150,9 +161,8 @@ def score(
     """
     from lm_eval.evaluator import evaluate
 
-    if chat and not getattr(tokenizer, "chat_template", None):
+    if chat and not getattr(scorer.tokenizer, "chat_template", None):
         raise NotAvailable("--chat-template: the tokenizer has no chat template")
-    scorer = scoring.lm_eval.Scorer(model, tokenizer, rows=rows, seed=SEED, template=template)
     task = prepared.task
     questions = prepared.questions(limit)
     parts = {name: prepared.parts[name] for name in questions}
@@ -194,4 +204,4 @@ def suite_of(rows: "Iterable[Row]", recipe: str) -> SuiteReading:
 
 
 def _scored(rows: "Iterable[Row]") -> "list[Row]":
-    return [row for row in rows if row.metric == "quality.accuracy" and row.value is not None]
+    return [row for row in rows if row.metric == "quality.accuracy" and row.value is not None and row.runtime == NATIVE]

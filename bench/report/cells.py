@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.metrics import all_metrics
 from bench.report.layout import Column
-from bench.results.row import MEASURED, Param, Row
+from bench.results.row import MEASURED, NATIVE, RUNTIME, Param, Row
 from compression.recipes.recipe import UNCOMPRESSED
 
 SHARES = frozenset({"share", "fraction", "score"})  # units of what is from 0 to 1
@@ -204,14 +204,16 @@ def _scaled(row: Row, value: float) -> Row:
 def choose(column: Column, by: Sequence[str], rows: Sequence[Row]) -> Chosen:
     """The rows of a column: for each way those under the conditions that the most recipes were measured under.
 
+    Rows of engines count where recipes have a line for each runtime, and there alone.
     Among equals the conditions of the newest row. Where a recipe has no value under them its newest row without a value
     stands, which says why; one that failed stands also in place of an older value.
     """
     meant = [row for row in rows if row.metric == column.metric and set(column.params) <= set(row.params.items())]
+    meant = [row for row in meant if RUNTIME in by or row.runtime == NATIVE]
     ways: dict[Way, dict[Conditions, dict[str, tuple[int, Row]]]] = {}
     empty: dict[tuple[str, Way], tuple[int, Row]] = {}
     for place, row in enumerate(meant):
-        way = tuple(row.params.get(name) for name in by)
+        way = tuple(row.runtime if name == RUNTIME else row.params.get(name) for name in by)
         if row.status in MEASURED:
             conditions = _conditions(row, (*by, *(name for name, _ in column.params)))
             ways.setdefault(way, {}).setdefault(conditions, {})[row.recipe] = (place, row)

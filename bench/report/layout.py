@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bench.data.tasks.table import SUITE
 from bench.measure.rag.robustness import GRID
-from bench.results.row import Param
+from bench.results.row import RUNTIME, Param
 from compression import Recipe
 from compression.recipes.recipe import UNCOMPRESSED
 
@@ -179,6 +179,20 @@ _MORE = (  # title, columns
     ("Recovery on a downstream task", _RECOVERY),
     ("RAG with distractors and without an answer", _ROBUSTNESS),
 )
+
+
+_SERVED = (
+    *(column for column in _EFFICIENCY if column.metric.partition(".")[2] in
+      ("peak_memory_mb", "latency_ms", "ttft_ms", "throughput", "decode_ms")),
+    *_PERFORMANCE,
+    *(column for column in _AVERAGE if column.metric in ("quality.kl_to_base", "quality.top1_agreement")),
+)  # fmt: skip
+
+
+def served(family: str) -> Layout:
+    """What engines serve beside what this package runs: a line for each recipe and runtime."""
+    return Layout(number=f"S{len(_MORE) + 2}", title="On the engines that serve it", family=family, columns=_SERVED,
+                  by=(RUNTIME,), partial=True)  # fmt: skip
 
 
 def layouts(family: str) -> list[Layout]:

@@ -18,7 +18,7 @@ from itertools import permutations
 from bench.errors import JournalError
 from bench.results.item_pairs import compare
 from bench.results.items import Items
-from bench.results.row import Row
+from bench.results.row import NATIVE, Row
 from bench.statistics.paired import Difference
 from compression import Recipe
 from compression.recipes.recipe import UNCOMPRESSED
@@ -50,10 +50,14 @@ class Order:
     p: float | None
 
 
+def _is_perplexity(row: Row) -> bool:
+    return row.metric == _PERPLEXITY and row.runtime == NATIVE
+
+
 def families(rows: Iterable[Row]) -> list[tuple[str, ...]]:
     """The sets of steps, three or more, that were measured in more than one order; steps as recipes write them."""
     orders: dict[tuple[str, ...], set[str]] = {}
-    for recipe in {row.recipe for row in rows if row.metric == _PERPLEXITY and row.value is not None}:
+    for recipe in {row.recipe for row in rows if _is_perplexity(row) and row.value is not None}:
         steps = steps_of(recipe)
         if len(set(steps)) == len(steps) >= 3:
             orders.setdefault(tuple(sorted(steps)), set()).add(recipe)
@@ -83,7 +87,7 @@ def findings(rows: Iterable[Row]) -> list[str]:
     seed is named: another seed may turn what lies close.
     """
     rows = list(rows)
-    if not set(ORDERS) <= {row.recipe for row in rows if row.metric == _PERPLEXITY and row.items is not None}:
+    if not set(ORDERS) <= {row.recipe for row in rows if _is_perplexity(row) and row.items is not None}:
         return []
     best, *others = _orders(rows, _STEPS)
     theirs = ORDERS[0]
@@ -142,12 +146,12 @@ def steps_of(recipe: str) -> tuple[str, ...]:
 
 def _orders(rows: Sequence[Row], family: Sequence[str]) -> list[str]:
     """The recipes of a family that were measured, the lowest perplexity first."""
-    found = {row.recipe: row.value for row in rows if row.metric == _PERPLEXITY and row.value is not None}
+    found = {row.recipe: row.value for row in rows if _is_perplexity(row) and row.value is not None}
     return sorted((each for each in found if sorted(steps_of(each)) == sorted(family)), key=lambda each: found[each])
 
 
 def _row(rows: Sequence[Row], recipe: str) -> Row | None:
-    return next((row for row in rows if row.recipe == recipe and row.metric == _PERPLEXITY), None)
+    return next((row for row in rows if row.recipe == recipe and _is_perplexity(row)), None)
 
 
 def _value(rows: Sequence[Row], recipe: str) -> float | None:

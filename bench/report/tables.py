@@ -26,14 +26,14 @@ from bench.report.cells import (
     with_base,
 )
 from bench.report.commands_to_type import SHORTENED, measuring
-from bench.report.layout import FAMILIES, JUDGED, ORDERED, Column, Layout, family_of, layouts
+from bench.report.layout import FAMILIES, JUDGED, ORDERED, Column, Layout, family_of, layouts, served
 from bench.report.order_tables import beginnings, orders
 from bench.report.papers import PAPERS, Paper
 from bench.report.recipe_lists import ALL
 from bench.report.settings import HEADS, TITLE, cells
 from bench.report.table import NOT_MEASURED, Line, Table
 from bench.results.bases import label_of
-from bench.results.row import Param, Row
+from bench.results.row import NATIVE, Param, Row
 from compression.recipes.recipe import UNCOMPRESSED
 
 OTHERS = "{} values of these recipes with other calibration text, teachers or tasks are in the results only."
@@ -86,7 +86,8 @@ def tables(rows: Iterable[Row], settings: Sequence[str] = ()) -> list[Table]:
     for family in FAMILIES:
         lines = _recipes(family, measured, rows)
         if lines or (not measured and family == FAMILIES[0]):  # the base alone has its line in the first family
-            made += [_table(layout, [UNCOMPRESSED, *lines], known) for layout in layouts(family)]
+            further = [served(family)] if any(row.runtime != NATIVE for row in rows) else []
+            made += [_table(layout, [UNCOMPRESSED, *lines], known) for layout in (*layouts(family), *further)]
             made += [_settings(family, lines)] if lines else []
     judged = {row.recipe for row in rows if row.metric.startswith("judge.")}
     ordered = list(filter(_is_order, measured))

@@ -20,6 +20,9 @@ STATUSES = ("ok", "estimated", "out_of_memory", "failed", "not_available")
 MEASURED = STATUSES[:2]  # with these there is a value
 REFUSED = "timings are refused"  # how the reason of a row begins that is not there because a device was shared
 
+RUNTIME = "runtime"  # the parameter that names what ran the model, where that was an engine
+NATIVE = "native"  # the runtime of this package
+
 Param = str | int | float | bool
 
 
@@ -188,6 +191,11 @@ class Row:
     def key(self) -> str:
         """Metric and parameters: what tells the rows of one recipe apart. See `key_of`."""
         return key_of(self.metric, self.params)
+
+    @property
+    def runtime(self) -> str:
+        """What ran the model: "native", or an engine."""
+        return str(self.params.get(RUNTIME, NATIVE))
 
     @property
     def remark(self) -> str | None:

@@ -53,6 +53,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
         help="arithmetic of quality, RAG, judging and recovery: stored, float32, or auto (float32 if the processor is "
         "slower in the 16 bits of the base); default auto. Time, memory and size are always measured as stored",
     ),
+    "--runtime": dict(
+        default="native",
+        metavar="NAMES",
+        help="what runs the models: native, transformers, vllm and llama.cpp, separated by commas; default native. "
+        "Engines serve what is exported, in processes of their own",
+    ),
+    "--runtime-python": dict(
+        action="append",
+        metavar="NAME=PATH",
+        help="the Python in whose environment an engine is installed; may be repeated; default the current one, or "
+        "that of $COMPRESSION_VLLM_PYTHON, $COMPRESSION_LLAMA_CPP_PYTHON, $COMPRESSION_TRANSFORMERS_PYTHON",
+    ),
+    "--runtime-dtype": dict(
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="dtype in which engines serve base and compressed model; default auto: the engine's choice, mostly that "
+        "of the checkpoint",
+    ),
     "--seed": dict(
         type=int, default=0, help="seed of prompts, random weights, calibration and the choice of questions"
     ),

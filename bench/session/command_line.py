@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,10 +13,12 @@ from bench.data.collections.chunking import Chunking
 from bench.data.tasks.table import choose
 from bench.errors import OptionError
 from bench.machine import device as machine
+from bench.measure.engines import environments
 from bench.measure.judge import setup as judging
 from bench.measure.judge.endpoint import Patience, Url
 from bench.measure.rag.pipeline import Setup
 from bench.report.escaping import shell
+from bench.results.row import NATIVE
 from bench.session import worker_place
 from bench.session.options import Options
 from bench.session.selection import select
@@ -63,6 +66,9 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         force_update=get("--force-update"),
         journal=worker_place.journal_of(config),
         resume=get("--resume"),
+        runtimes=tuple(runtimes := asked_runtimes(config)),
+        runtime_pythons=_pythons(runtimes, get("--runtime-python") or ()),
+        runtime_dtype=get("--runtime-dtype"),
         batch_sizes=tuple(asked_batch_sizes(config)),
         prompt_tokens=get("--prompt-tokens"),
         new_tokens=get("--max-new-tokens"),
@@ -167,6 +173,24 @@ def _judge(config: pytest.Config) -> Any:
 def asked_tasks(config: pytest.Config) -> list[Any]:
     """Those of `--tasks`. Raises OptionError for one that there is not."""
     return choose(config.getoption("--tasks"))
+
+
+def asked_runtimes(config: pytest.Config) -> list[str]:
+    """Those of `--runtime`, each once. Raises OptionError for one that there is not."""
+    found = [each.strip() for each in str(config.getoption("--runtime")).split(",")]
+    known = (NATIVE, *environments.ENGINES)
+    if wrong := [each for each in found if each not in known]:
+        raise OptionError(f"--runtime must be {', '.join(known)}, or several of them separated by commas, not "
+                          f"{wrong[0]!r}")  # fmt: skip
+    return list(dict.fromkeys(found))
+
+
+def _pythons(runtimes: list[str], pairs: Sequence[str]) -> dict[str, Path]:
+    """The Python of each engine that is asked for. Raises OptionError or EngineError where there is none."""
+    named = environments.pythons(pairs)
+    if unasked := sorted(set(named) - set(runtimes)):
+        raise OptionError(f"--runtime-python {unasked[0]}=...: --runtime must name {unasked[0]} too")
+    return {each: environments.python_of(each, named) for each in runtimes if each != NATIVE}
 
 
 def asked_batch_sizes(config: pytest.Config) -> list[int]:

@@ -41,6 +41,9 @@ class Options:
     force_update: bool = False  # also of a failed run, or from a tree with changed files
     journal: Path = JOURNAL
     resume: bool = False
+    runtimes: tuple[str, ...] = ("native",)  # native, and engines of `bench.measure.engines`
+    runtime_pythons: Mapping[str, Path] = field(default_factory=dict)  # of each engine
+    runtime_dtype: str = "auto"
     batch_sizes: tuple[int, ...] = (1,)
     prompt_tokens: int = 128
     new_tokens: int = 128

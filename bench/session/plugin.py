@@ -19,10 +19,17 @@ from bench.metrics.recovery import recipes_of
 from bench.report.columns import WIDTH
 from bench.report.recipe_lists import has_a_line
 from bench.report.write import measured, writable, write
+from bench.results.row import NATIVE
 from bench.results.run_options import declare
 from bench.session import plan as run_plan
 from bench.session import summary, worker_place, workers
-from bench.session.command_line import asked_batch_sizes, asked_tasks, may_have_cuda, options_of
+from bench.session.command_line import (
+    asked_batch_sizes,
+    asked_runtimes,
+    asked_tasks,
+    may_have_cuda,
+    options_of,
+)
 from bench.session.progress import Bar, Lines
 from bench.session.refusals import refuse_early
 from bench.session.selection import select
@@ -39,6 +46,7 @@ _REPORTED = pytest.StashKey[list[Path]]()
 _CONTROLLER = pytest.StashKey[workers.Controller]()
 
 _AGAINST = "against"  # the parameter of what is measured with --against alone
+_RUNTIME = "runtime"  # the parameter of what engines serve
 
 MARKERS = {
     "efficiency": "size, speed, memory, energy and cost of compression",
@@ -77,7 +85,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "recipe" in metafunc.fixturenames:
         try:
             recipes = select(metafunc.config).recipes
-            batch_sizes = asked_batch_sizes(metafunc.config)
+            batch_sizes, runtimes = asked_batch_sizes(metafunc.config), asked_runtimes(metafunc.config)
         except ValueError as error:
             raise pytest.Collector.CollectError(terminal(error)) from error
         metafunc.parametrize("recipe", recipes, ids=[recipe.text for recipe in recipes], scope="session")
@@ -87,6 +95,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize("batch_size", batch_sizes, ids=[f"b{size}" for size in batch_sizes])
         if _AGAINST in metafunc.fixturenames:
             metafunc.parametrize(_AGAINST, [metafunc.config.getoption("--against")])
+        if _RUNTIME in metafunc.fixturenames:
+            metafunc.parametrize(_RUNTIME, [each for each in runtimes if each != NATIVE] or [NATIVE])
         if "mode" in metafunc.fixturenames:
             metafunc.parametrize("mode", ("eager", "graph") if may_have_cuda(metafunc.config) else ("eager",))
 
@@ -107,19 +117,40 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """All measurements of a recipe follow each other, so that it is compressed once; other tests keep their places."""
     if not config.getoption("--against"):
         _leave_out(config, items, [item for item in items if _AGAINST in getattr(item, "fixturenames", ())])
+    _keep_runtimes(config, items)
     if config.getoption("--tasks") == "none":
         unasked = [item for item in items if {"recipe", "task", "tasks"} & set(getattr(item, "fixturenames", ()))
                    > {"recipe"}]  # fmt: skip
         _leave_out(config, items, unasked)
     if config.getoption("--model") == "report":
         _keep_what_tables_show(config, items)
-    ours = [i for i, item in enumerate(items) if "recipe" in getattr(getattr(item, "callspec", None), "params", {})]
+    ours = [i for i, item in enumerate(items) if "recipe" in _params(item)]
     order: dict[Any, int] = {}
     for i in ours:
-        order.setdefault(items[i].callspec.params["recipe"], len(order))  # type: ignore[attr-defined]
-    ranked = sorted((items[i] for i in ours), key=lambda item: order[item.callspec.params["recipe"]])  # type: ignore[attr-defined]
+        order.setdefault(_params(items[i])["recipe"], len(order))
+    served = {name: place for place, name in enumerate(asked_runtimes(config) if ours else (), 1)}
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        params = _params(item)
+        return order[params["recipe"]], served.get(params.get(_RUNTIME, NATIVE), 0) if _RUNTIME in params else 0
+
+    ranked = sorted((items[i] for i in ours), key=place)
     for i, item in zip(ours, ranked, strict=True):
         items[i] = item
+
+
+def _keep_runtimes(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What engines serve is measured if they are asked for, what this package runs if it is."""
+    ours = {item: params for item in items if "recipe" in (params := _params(item))}
+    wanted = asked_runtimes(config) if ours else ()
+    _leave_out(config, items, [
+        item for item, params in ours.items()
+        if (params.get(_RUNTIME) == NATIVE) or (_RUNTIME not in params and NATIVE not in wanted)
+    ])  # fmt: skip
+
+
+def _params(item: pytest.Item) -> dict[str, Any]:
+    return getattr(getattr(item, "callspec", None), "params", {})
 
 
 def _leave_out(config: pytest.Config, items: list[pytest.Item], unasked: list[pytest.Item]) -> None:

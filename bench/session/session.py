@@ -26,6 +26,7 @@ from bench.session.inputs import Inputs
 from bench.session.models import Models
 from bench.session.options import Options
 from bench.session.recorder import Findings
+from bench.session.served import Served
 from compression import UNCOMPRESSED, Recipe, locate
 from compression.checkpoints.tokens import check_template
 from compression.files.terminal import terminal
@@ -253,9 +254,16 @@ class Workbench(Models, Inputs, Findings):
             words = terminal(f"{recipe}: {of} could not be measured ({status}): {reason}")
             raise Failure(words) from error
 
+    @functools.cached_property
+    def served(self) -> Served:
+        """The models of the run as engines serve them."""
+        return Served(self)
+
     def release(self) -> None:
         """Let go of the compressed model. Its size is recorded before, where no test of this run did that."""
         recipe, model = self._compressed or (None, None)
+        if "served" in vars(self):
+            self.served.release(recipe)
         if recipe in self.options.recipes and not isinstance(model, BaseException) and not self.lost_device:
             self._record_size(recipe)
         super().release()
@@ -289,7 +297,9 @@ class Workbench(Models, Inputs, Findings):
         if self.against is not None:
             self.against.close()
         self._base = None
-        for name in ("_base_states", "_compute"):
+        if "served" in vars(self):
+            self.served.close()
+        for name in ("_base_states", "_compute", "served"):
             vars(self).pop(name, None)
         self.journal.close()
 

@@ -96,10 +96,14 @@ class Compressed:
     @property
     def portable(self) -> tuple[str, ...]:
         """The engines that open what `save` writes, in one of the formats that `published_formats` names."""
-        dense = not decoder.stored_layers(self.model) and not description.describe(self.model)
         found = [formats.find(name) for name in self.published_formats]
         opening = (e for each in found for e in each.engines if each.refusal_of_model(e, self.model) is None)
-        return tuple(dict.fromkeys([*(formats.DENSE if dense else ()), *opening]))
+        return tuple(dict.fromkeys([*(() if self.stored else formats.DENSE), *opening]))
+
+    @property
+    def stored(self) -> bool:
+        """Whether there is anything in the model that no plain checkpoint holds."""
+        return bool(decoder.stored_layers(self.model) or description.describe(self.model))
 
     @property
     def published_formats(self) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ import compression
 from compression import CompressionError, checkpoints, engine
 from compression.checkpoints.base import MANIFEST
 from compression.checkpoints.formats import registry as formats
-from compression.errors import LayerError
 from compression.files.terminal import terminal
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def convert(options: argparse.Namespace) -> int:
     source, target = options.folders
     checkpoints.output.check_writable(target)
     model = opened(source)
-    name = options.format or format_for(options.engine, model)
+    name = options.format or formats.format_for(options.engine, model)
     model.save(target, name)
     facts = {
         "recipe": model.recipe.text,
@@ -58,24 +57,3 @@ def opened(folder: Path) -> "Compressed":
     if described or formats.of_folder(folder) is not None:
         return compression.load(folder)
     return compression.compress(str(folder), "fp16")
-
-
-def format_for(wanted: str, model: "Compressed") -> str:
-    """The first format that holds a model and that an engine opens.
-
-    Raises:
-        LayerError: there is none; the message says why of each.
-    """
-    reasons = []
-    for name in formats.names()[1:]:
-        format = formats.find(name)
-        if wanted in format.engines:
-            try:
-                format.check(model.model)
-            except LayerError as error:
-                reasons.append(str(error))
-                continue
-            if (reason := format.refusal_of_model(wanted, model.model)) is None:
-                return name
-            reasons.append(f"{wanted} does not open it in format {name}: {reason}")
-    raise LayerError(f"no format holds this model for {wanted}: {'; '.join(reasons)}")

@@ -42,7 +42,7 @@ def measured(workbench: Workbench, *, measurements=MEASUREMENTS, done=lambda rec
     for recipe in workbench.options.recipes:
         for what, test in measurements.items():
             try:
-                if what != "divergence" or recipe.steps:
+                if "divergence" not in what or recipe.steps:
                     test(workbench, recipe)
             except (AssertionError, Failure) as error:
                 failing.append(str(error))

@@ -58,6 +58,11 @@ class Child:
         """Of the process, and the number of its group."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._end is None and self._process.poll() is None
+
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a request.
 

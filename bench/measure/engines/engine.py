@@ -134,6 +134,11 @@ class Engine:
         """Of the engine's process, which is the first of its group."""
         return self._child.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked; one that was killed, or was ended for a wrong answer, has to be started again."""
+        return self._child.alive
+
     @classmethod
     def start(
         cls,

@@ -26,7 +26,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from bench.errors import DataError, OptionError
-from bench.measure.answering import Sampling, answer
+from bench.measure.answering import Answer, Sampling, answer
 from bench.measure.decoding import Thinking
 from bench.measure.scoring.prefix_tree import Request, Tree, shares
 from compression.checkpoints.tokens import Templated, common, conversation, encode, encode_parts
@@ -61,14 +61,29 @@ class Scorer(TemplateLM):
         seed: int = 1234,
         template: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.model, self.tokenizer, self.seed, self.template = model, tokenizer, seed, template
-        self.thinking = Thinking()
-        self.shared = shares(model)
-        self._cut: set[tuple[int, ...]] = set()  # prompts longer than the context
+        self._begin(tokenizer, model.config.max_position_embeddings, seed, template)
+        self.model, self.shared = model, shares(model)
         self._tree = Tree(model, tokens=tokens or TOKENS.get(model.device.type, TOKENS["cpu"]), rows=rows,
                           shared=self.shared)  # fmt: skip
+
+    def _begin(self, tokenizer: Any, positions: int, seed: int, template: Mapping[str, Any] | None) -> None:
+        super().__init__()
+        self.tokenizer, self.positions, self.seed, self.template = tokenizer, positions, seed, template
+        self.thinking = Thinking()
+        self._cut: set[tuple[int, ...]] = set()  # prompts longer than the context
         self._ids = functools.lru_cache(maxsize=256, typed=True)(lambda text: tuple(encode(tokenizer, text)))
+
+    def score_all(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        """For each request the log-likelihood (nat) of its scored ids, and whether each is the likeliest there."""
+        return self._tree.score(requests)
+
+    def answer_all(
+        self, prompts: Sequence[list[int]], new_tokens: int, stops: Sequence[str], sampling: Sampling | None
+    ) -> list[Answer]:
+        """Answers to prompts of token ids, in their order."""
+        return answer(
+            self.model, self.tokenizer, prompts, new_tokens=new_tokens, stops=stops, sampling=sampling, seed=self.seed
+        )  # fmt: skip
 
     @property
     def truncated(self) -> int:
@@ -90,7 +105,7 @@ class Scorer(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        return self.model.config.max_position_embeddings
+        return self.positions
 
     @property
     def tokenizer_name(self) -> str:
@@ -160,7 +175,7 @@ class Scorer(TemplateLM):
             if len(ids) < len(context) + len(continuation):
                 self._cut.add(tuple(context))
             wanted.append(Request(ids, len(ids) - len(continuation)))
-        return self._tree.score(wanted)
+        return self.score_all(wanted)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Of whole texts, in disjoint windows of the context behind one token, as `HFLM` cuts them."""
@@ -195,10 +210,7 @@ class Scorer(TemplateLM):
                 if len(ids) > room:
                     self._cut.add(tuple(ids))
                 prompts.append(ids[-room:])
-            said = answer(
-                self.model, self.tokenizer, prompts, new_tokens=new_tokens, stops=stops, sampling=sampling,
-                seed=self.seed,
-            )  # fmt: skip
+            said = self.answer_all(prompts, new_tokens, stops, sampling)
             self.thinking.count(said)
             found.update(zip(places, (one.text for one in said), strict=True))
         return [found[place] for place in range(len(requests))]

@@ -155,6 +155,29 @@ def find(name: str) -> Format:
     return found
 
 
+def format_for(engine: str, result: Any) -> str:
+    """The first format that holds a `Compressed`, and in which an engine opens it: our own where it is dense.
+
+    Raises:
+        LayerError: there is none; the message says why of each.
+    """
+    if engine in DENSE and not result.stored:
+        return OWN
+    reasons = []
+    for format in map(find, _FORMATS):
+        if engine not in format.engines:
+            continue
+        try:
+            format.check_result(result)
+        except LayerError as error:
+            reasons.append(str(error))
+            continue
+        if (reason := format.refusal_of_model(engine, result.model)) is None:
+            return format.name
+        reasons.append(f"{engine} does not open it in format {format.name}: {reason}")
+    raise LayerError(f"no format holds this model for {engine}: {'; '.join(reasons)}")
+
+
 def of_folder(folder: Path) -> Format | None:
     """The format that a folder is written in, None if it is none of these; those added last are asked first.
 

@@ -1,0 +1,143 @@
+"""The models of a run as engines serve them: written in a format that the engine opens, base and compressed in turn."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import compression
+from bench.errors import EngineError, NotAvailable
+from bench.measure.engines.engine import Engine, Options
+from bench.measure.engines.generation import EngineDecoder
+from bench.measure.engines.likelihoods import Likelihoods
+from bench.measure.engines.scorer import EngineScorer
+from bench.measure.generation import Load
+from compression import UNCOMPRESSED, LayerError, Recipe
+from compression.checkpoints.formats import registry as formats
+
+if TYPE_CHECKING:
+    from bench.session.models import Models
+
+LENGTH = 4096  # tokens of a sequence, at most; engines set memory aside for so many
+
+
+class Served:
+    """Engines of a run. Of one runtime at a time the base's and that of one recipe are open; the others are ended.
+
+    Attributes:
+        models: of the run.
+        log: for an engine, the file of all that it writes, beside the journal.
+    """
+
+    def __init__(self, models: "Models"):
+        self.models, self._options = models, models.options
+        self._folder: Path | None = None
+        self._exports: dict[tuple[str, str], Path | str] = {}  # by recipe and format; in words where there is none
+        self._engines: dict[tuple[str, str], Engine | NotAvailable] = {}  # by runtime and recipe
+
+    def engine(self, runtime: str, recipe: Recipe) -> Engine:
+        """The engine that serves a recipe, opened if it is not.
+
+        Raises:
+            NotAvailable: no format holds the model for this engine, or it does not open it; with the engine's words.
+        """
+        key = (runtime, recipe.text)
+        if isinstance(known := self._engines.get(key), Engine) and not known.alive:
+            self._end(key)
+        if key not in self._engines:
+            keep = {key, (runtime, UNCOMPRESSED)}
+            for other in [each for each in self._engines if each not in keep]:
+                self._end(other)
+            try:
+                self._engines[key] = self._opened(runtime, recipe)
+            except NotAvailable as error:
+                self._engines[key] = error
+        found = self._engines[key]
+        if isinstance(found, NotAvailable):
+            raise found
+        return found
+
+    def _opened(self, runtime: str, recipe: Recipe) -> Engine:
+        import torch
+
+        options, config = self._options, self.models.base.model.config
+        path = self._export(runtime, recipe)
+        flags = Options(
+            dtype=options.runtime_dtype, threads=torch.get_num_threads(), seed=options.seed,
+            max_length=min(LENGTH, config.max_position_embeddings), sequences=max(options.batch_sizes),
+        )  # fmt: skip
+        try:
+            return Engine.start(
+                runtime, path, log=self.log(runtime, recipe), python=options.runtime_pythons[runtime], options=flags
+            )
+        except EngineError as error:
+            raise NotAvailable(f"{runtime} does not open {recipe.text}: {error}") from error
+
+    def log(self, runtime: str, recipe: Recipe) -> Path:
+        """The file of what an engine writes."""
+        journal = self._options.journal
+        return journal.with_name(f"{journal.stem}.{runtime}.{recipe.slug}.log")
+
+    def _export(self, runtime: str, recipe: Recipe) -> Path:
+        """A checkpoint of a recipe that an engine opens."""
+        result = self.models.compressed(recipe) if recipe.steps else compression.compress(self.models.base, recipe)
+        try:
+            format = formats.format_for(runtime, result)
+        except LayerError as error:
+            raise NotAvailable(str(error)) from error
+        key = (recipe.text, format)
+        if key not in self._exports:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="bench-served-"))
+            folder = self._folder / f"{recipe.slug}-{format}"
+            result.save(folder, format)
+            self._exports[key] = next(iter(folder.glob("*.gguf")), folder)
+        found = self._exports[key]
+        assert isinstance(found, Path)
+        return found
+
+    def decoder(self, runtime: str, recipe: Recipe, load: Load) -> EngineDecoder:
+        """What generates by an engine, in rounds."""
+        model = self.models.compressed(recipe).model if recipe.steps else self.models.base.model
+        return EngineDecoder(self.engine(runtime, recipe), model, load, seed=self._options.seed)
+
+    def likelihoods(self, runtime: str, recipe: Recipe, data: Any, protocol: Any) -> Likelihoods:
+        """Log-probabilities of held-out text."""
+        base = self.models.base
+        return Likelihoods(self.engine(runtime, recipe), base.model.config, base.tokenizer, data, protocol,
+                           self._options.template)  # fmt: skip
+
+    def scorer(self, runtime: str, recipe: Recipe, seed: int) -> EngineScorer:
+        """What answers the requests of tasks."""
+        base = self.models.base
+        return EngineScorer(self.engine(runtime, recipe), base.tokenizer, base.model.config, seed=seed,
+                            template=self._options.template)  # fmt: skip
+
+    def facts(self, runtime: str, recipe: Recipe) -> dict[str, Any]:
+        """What a row says of the engine that it was measured with."""
+        facts = self.engine(runtime, recipe).facts
+        return {"engine": facts.engine, "version": facts.version, "flags": dict(facts.flags)}
+
+    def release(self, recipe: Recipe | None) -> None:
+        """Let go of what serves a recipe, and of its files; the base's stay."""
+        if recipe is None or not recipe.steps:
+            return
+        for key in [each for each in self._engines if each[1] == recipe.text]:
+            self._end(key)
+        for key in [each for each in self._exports if each[0] == recipe.text]:
+            path = self._exports.pop(key)
+            if isinstance(path, Path):
+                shutil.rmtree(path if path.is_dir() else path.parent, ignore_errors=True)
+
+    def close(self) -> None:
+        """End all engines, and remove what was written for them."""
+        for key in list(self._engines):
+            self._end(key)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder, self._exports = None, {}
+
+    def _end(self, key: tuple[str, str]) -> None:
+        engine = self._engines.pop(key)
+        if isinstance(engine, Engine):
+            engine.close()
