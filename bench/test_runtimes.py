@@ -34,8 +34,9 @@ def test_served_generation(workbench, recipe, runtime, batch_size):
         peak = device.peak_flops(options.device, workbench.base.model.dtype)
         return speed.readings(pair, load, warmup=options.warmup, peak_flops_per_s=peak.flops_per_s)
 
-    workbench.measure("generation", recipe, take, _params(load, **_runtime(options, runtime)), each=lambda r: r.each(),
-                      more=take, notes=_notes(workbench, runtime, recipe))  # fmt: skip
+    asked = _params(load, **_runtime(workbench, runtime))
+    workbench.measure("generation", recipe, take, asked, each=lambda r: r.each(), more=take,
+                      notes=_notes(workbench, runtime, recipe))  # fmt: skip
 
 
 @pytest.mark.efficiency
@@ -57,7 +58,7 @@ def test_served_memory(workbench, recipe, runtime, batch_size):
         base = workbench.base_reading(("served memory", runtime, load), lambda: of(BASE))
         return (base, None) if recipe.text == UNCOMPRESSED else (of(recipe), base)
 
-    workbench.measure("memory", recipe, take, _params(load, **_runtime(workbench.options, runtime)),
+    workbench.measure("memory", recipe, take, _params(load, **_runtime(workbench, runtime)),
                       notes=_notes(workbench, runtime, recipe))  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_served_perplexity(workbench, recipe, runtime):
             return base, None
         return _likelihoods(workbench, runtime, recipe, protocol).reading(), base
 
-    workbench.measure("perplexity", recipe, take, asked | _runtime(workbench.options, runtime),
+    workbench.measure("perplexity", recipe, take, asked | _runtime(workbench, runtime),
                       notes=_notes(workbench, runtime, recipe))  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def test_served_divergence(workbench, recipe, runtime):
         found = _likelihoods(workbench, runtime, recipe, protocol).reading(base).divergence
         return found, found.of_itself
 
-    workbench.measure("divergence", recipe, take, asked | _runtime(workbench.options, runtime),
+    workbench.measure("divergence", recipe, take, asked | _runtime(workbench, runtime),
                       notes=_notes(workbench, runtime, recipe))  # fmt: skip
 
 
@@ -120,13 +121,13 @@ def test_served_task(workbench, recipe, runtime, task):
     asked = {"task": task.name, "shots": task.shots, "score": task.metric, "filter": filtered, "limit": options.limit,
              "chat": options.chat_template or None, "programs": _programs(options, [task]),
              "template": _template(options)}  # fmt: skip
-    workbench.measure("task", recipe, take, asked | _runtime(options, runtime),
+    workbench.measure("task", recipe, take, asked | _runtime(workbench, runtime),
                       notes=_notes(workbench, runtime, recipe))  # fmt: skip
 
 
-def _runtime(options, runtime):
+def _runtime(workbench, runtime):
     """Part of the key of a row: the engine, and the dtype that it was asked for."""
-    return {"runtime": runtime, "dtype": None if options.runtime_dtype == "auto" else options.runtime_dtype}
+    return {"runtime": runtime, "dtype": workbench.served.dtype(runtime)}
 
 
 def _notes(workbench, runtime, recipe):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from bench.commands.arguments import sources
 from bench.errors import BaselineError, JournalError, OptionError
+from bench.measure.engines.environments import ENGINES
 from bench.report.cells import by_ratio
 from bench.report.escaping import printable
 from bench.report.recommend import (
@@ -15,6 +16,7 @@ from bench.report.recommend import (
     Limits,
     choice_of,
     lines,
+    on_runtime,
     points_of,
     recommend,
     share,
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--max-latency", type=_positive, metavar="MS", help="maximum latency per generated token, at batch size 1"
     )
     parser.add_argument("--quality", choices=QUALITY, help="quality metric; default the one that more methods have")
+    parser.add_argument("--runtime", choices=list(ENGINES), help="recommend what this engine served, by its figures; "
+                        "default what runs in this package")  # fmt: skip
     prefer = parser.add_mutually_exclusive_group()
     prefer.add_argument(
         "--fastest", action="store_const", dest="prefer", const="latency", help="the fastest method only"
@@ -59,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limits = Limits(size=options.max_gb, loss=options.max_quality_loss, latency=options.max_latency)
     try:
         rows, source = _results(options)
+        rows = on_runtime(rows, options.runtime) if options.runtime else rows
     except (BaselineError, JournalError, OptionError) as error:
         parser.error(str(error))
     found = {name: points_of(rows, name) for name in QUALITY}
@@ -67,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     answer = recommend(points, limits, options.prefer or "loss")
     if options.prefer and answer.taken:
         answer = Answer(taken=answer.taken[:1], nearest=None, front=answer.front, considered=answer.considered)
-    print(printable(f"{rows[0].base}, from {source}; timings and memory are those of {rows[0].device}."))
+    on = f"{options.runtime} on " if options.runtime else ""
+    print(printable(f"{rows[0].base}, from {source}; timings and memory are those of {on}{rows[0].device}."))
     if words := by_ratio({column: choice_of(column, rows) for column in COSTS}):
         print(words)
     print("\n".join(lines(answer, limits, quality)))

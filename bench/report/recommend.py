@@ -10,14 +10,15 @@ ratio to the base of the same run, times one value of the base; without a ratio 
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.errors import OptionError
 from bench.report.cells import Chosen, choose, is_ranked, number, with_base
 from bench.report.escaping import markdown
 from bench.report.fronts import front
 from bench.report.layout import Column
-from bench.results.row import Row
+from bench.results.row import NATIVE, RUNTIME, Row
 from compression.recipes.recipe import UNCOMPRESSED
 
 BASELINES = Path("baselines")
@@ -105,6 +106,21 @@ def points_of(rows: Sequence[Row], quality: str) -> tuple[list[Point], list[str]
         known = {head: of[recipe] for head, of in costs.items() if recipe in of}
         points.append(Point(recipe=recipe, size=size, loss=loss, latency=latencies.get(recipe), costs=known))
     return points, left
+
+
+def on_runtime(rows: Sequence[Row], runtime: str) -> list[Row]:
+    """What an engine served, as if it were what runs here, and of the rest what no engine changes: size and cost.
+
+    Raises:
+        OptionError: nothing was measured on that engine.
+    """
+    found = [replace(row, params={name: value for name, value in row.params.items() if name not in (RUNTIME, "dtype")})
+             for row in rows if row.runtime == runtime != NATIVE]  # fmt: skip
+    if not found:
+        there = ", ".join(sorted({row.runtime for row in rows}))
+        raise OptionError(f"--runtime {runtime}: nothing was measured on it; measured on: {there}. Measure with "
+                          f"pytest bench --runtime {runtime}")  # fmt: skip
+    return [row for row in rows if row.of in ("artefact", "cost")] + found
 
 
 def choice_of(column: Column, rows: Sequence[Row]) -> Chosen:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import compression
 from bench.errors import EngineError, NotAvailable
 from bench.measure.engines.engine import Engine, Options
+from bench.measure.engines.environments import requirement
 from bench.measure.engines.generation import EngineDecoder
 from bench.measure.engines.likelihoods import Likelihoods
 from bench.measure.engines.scorer import EngineScorer
@@ -63,7 +64,7 @@ class Served:
         options, config = self._options, self.models.base.model.config
         path = self._export(runtime, recipe)
         flags = Options(
-            dtype=options.runtime_dtype, threads=torch.get_num_threads(), seed=options.seed,
+            dtype=self.dtype(runtime) or "auto", threads=torch.get_num_threads(), seed=options.seed,
             max_length=min(LENGTH, config.max_position_embeddings), sequences=max(options.batch_sizes),
         )  # fmt: skip
         try:
@@ -72,6 +73,11 @@ class Served:
             )
         except EngineError as error:
             raise NotAvailable(f"{runtime} does not open {recipe.text}: {error}") from error
+
+    def dtype(self, runtime: str) -> str | None:
+        """What an engine is asked for; None where it chooses, or cannot be asked."""
+        asked = self._options.runtime_dtype
+        return None if asked == "auto" or not requirement(runtime).chooses_dtype else asked
 
     def log(self, runtime: str, recipe: Recipe) -> Path:
         """The file of what an engine writes."""

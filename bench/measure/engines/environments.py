@@ -25,6 +25,7 @@ class Requirement:
         uninstall: what pip removes after that.
         variable: the environment variable that names the environment's Python.
         script: the file in `processes` that the Python runs.
+        chooses_dtype: whether the engine can be asked for a dtype; else that of the file decides.
     """
 
     module: str
@@ -32,6 +33,7 @@ class Requirement:
     variable: str
     script: str
     uninstall: tuple[str, ...] = ()
+    chooses_dtype: bool = True
 
     @property
     def command(self) -> str:
@@ -52,7 +54,7 @@ ENGINES = {
     ),
     "llama.cpp": Requirement(
         module="xllamacpp", install=("xllamacpp==2026.10.11549", "numpy==2.4.6"),
-        variable="COMPRESSION_LLAMA_CPP_PYTHON", script="llama_cpp_process.py",
+        variable="COMPRESSION_LLAMA_CPP_PYTHON", script="llama_cpp_process.py", chooses_dtype=False,
     ),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import test_runtimes as served
+from bench.commands.recommend import main as recommend
 from bench.measure.engines.generation import EngineDecoder
 from bench.measure.engines.likelihoods import diverge
 from bench.report.tables import tables
@@ -100,6 +101,19 @@ def test_one_table_has_both_and_the_others_have_what_runs_here(run):
     assert cells[f"{RTN} (transformers)"] == of(run, RTN, "quality.perplexity").value
     alone = made["E20", "quantization"]
     assert [RTN, NF4] == [line.name for line in alone.lines if line.name in (RTN, NF4)]
+
+
+def test_recommended_is_what_an_engine_served_by_its_figures(run, capsys):
+    journal = run.root / "journal.jsonl"
+    recommend(["--journal", str(journal), "--runtime", "transformers"])
+    shown = capsys.readouterr().out
+
+    assert "timings and memory are those of transformers on" in shown
+    named = [line.split(" | ")[0].removeprefix("| ") for line in shown.splitlines() if line.startswith("| ")]
+    assert RTN in named and NF4 not in named
+    with pytest.raises(SystemExit, match="2"):
+        recommend(["--journal", str(journal), "--runtime", "vllm"])
+    assert "nothing was measured on it; measured on: native, transformers" in capsys.readouterr().err
 
 
 def test_the_log_of_the_engine_lies_beside_the_journal_and_its_checkpoints_are_gone(run):
