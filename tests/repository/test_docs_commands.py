@@ -174,7 +174,8 @@ def _python(arguments):
         assert (ROOT / arguments[0]).exists()
     elif arguments[1] == "compression":
         given = command_lines.parser_of(compression.__main__.main).parse_args(arguments[2:])
-        assert given.recipe == "list" or Recipe.parse(given.recipe)
+        assert given.recipe in ("list", "convert") or Recipe.parse(given.recipe)
+        assert given.recipe != "convert" or (len(given.folders) == 2 and bool(given.format) != bool(given.engine))
     elif arguments[1] == "bench":
         if arguments[2:] == []:
             raise SystemExit  # as it does where no command follows

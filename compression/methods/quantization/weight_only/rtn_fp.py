@@ -26,9 +26,7 @@ class RTNFloat(Quantizer):
 
     element: Literal["e4m3", "e2m1"] = "e4m3"  # 8 bits, or 4
     group_size: int = -1  # inputs that share a scale; -1: one scale per output channel
-    scale: Literal["float", "e4m3", "e8m0"] = (
-        "float"  # of a group: the base's dtype, E4M3 as in NVFP4, or a power of two
-    )
+    scale: Literal["float", "e4m3", "e8m0"] = "float"  # of a group: the base's dtype, NVFP4's E4M3, powers of two
 
     def __post_init__(self) -> None:
         if self.group_size != -1 and self.group_size < 8:
