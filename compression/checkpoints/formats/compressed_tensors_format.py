@@ -120,24 +120,11 @@ def _config(model: nn.Module, schemes: dict[str, Scheme], recipe: Recipe) -> dic
         "format": MIXED if len(formats) > 1 else next(iter(formats)),
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": _dense_layers(model, fused),
+        "ignore": writing.dense_layers(model),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
         "meta": {"quantizer": ["compression-bench"], "recipe": recipe.to_json()},
     }
-
-
-def _dense_layers(model: nn.Module, fused: dict[str, str]) -> list[str]:
-    """Published names of all that multiplies by a dense matrix: linear layers, and routers, which other programs take
-    for such."""
-    row, stored = architecture_of(model), decoder.stored_layers(model)
-    found = []
-    for name, module in model.named_modules():
-        weight = module._parameters.get("weight")
-        inside = any(name.startswith(f"{each}.") for each in stored)
-        if weight is not None and weight.ndim == 2 and not inside and not isinstance(module, nn.Embedding):
-            found.append(layouts.their_name(fused.get(name, name), row))
-    return list(dict.fromkeys(found))
 
 
 def _arguments(scheme: Scheme) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compression.checkpoints.formats import compressed_tensors_config
+from compression.checkpoints.formats import bitsandbytes_config, compressed_tensors_config
+from compression.checkpoints.formats.bitsandbytes_config import BitsAndBytes
 from compression.checkpoints.formats.compressed_tensors_config import CompressedTensors
 from compression.errors import CheckpointError
 from compression.files.strict_json import read_json
@@ -25,6 +26,7 @@ VERSIONS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 GROUP_SIZES = {"gptq": (-1, 16, 32, 64, 128, 256, 512, 1024), "awq": (-1, 16, 32, 64, 128)}  # that GPTQModel takes
 SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # and the method of those that name none
 
+_OTHERS = (compressed_tensors_config.METHOD, bitsandbytes_config.METHOD)
 _SPELLINGS = {"w_bit": "bits", "q_group_size": "group_size", "method": "quant_method"}
 _COMPARED = ("quant_method", "bits", "group_size", "sym", "zero_point", "desc_act", "version")
 _UNSUPPORTED = {  # field: the values that change nothing
@@ -60,7 +62,10 @@ class Published:
     recipe: Any = None
 
 
-def read_config(folder: Path, config: Mapping[str, Any]) -> Published | CompressedTensors | None:
+Description = Published | CompressedTensors | BitsAndBytes
+
+
+def read_config(folder: Path, config: Mapping[str, Any]) -> Description | None:
     """The format of a folder by its `config` (config.json) and the files beside it; None if it is not quantized.
 
     Raises:
@@ -82,6 +87,8 @@ def read_config(folder: Path, config: Mapping[str, Any]) -> Published | Compress
     merged = {key: value for fields in reversed(said.values()) for key, value in fields.items()}
     if merged.get("quant_method") == compressed_tensors_config.METHOD:
         return compressed_tensors_config.parse(merged, f"{folder} ({', '.join(said)})")
+    if merged.get("quant_method") == bitsandbytes_config.METHOD:
+        return bitsandbytes_config.parse(merged, f"{folder} ({', '.join(said)})")
     return _parse(merged, f"{folder} ({', '.join(said)})")
 
 
@@ -109,7 +116,7 @@ def _parse(fields: Mapping[str, Any], where: str) -> Published:
     if not isinstance(method, str) or method not in BITS:
         raise CheckpointError(
             f"{where}: this checkpoint is already quantized, by quant_method {method!r}, which is not read; those that "
-            f"are: {', '.join((*BITS, compressed_tensors_config.METHOD))}; give the uncompressed one as the base"
+            f"are: {', '.join((*BITS, *_OTHERS))}; give the uncompressed one as the base"
         )
     bits = _one_of(fields, "bits", BITS[method], where)
     version = _one_of({"version": VERSIONS[method][0]} | fields, "version", VERSIONS[method], where)

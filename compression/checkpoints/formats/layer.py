@@ -20,12 +20,12 @@ class StoredTensor:
     """What a format stores under a name.
 
     Attributes:
-        shapes: any of these.
+        shapes: any of these; None for one that other tensors decide.
         dtypes: any of these.
         optional: whether the layer can be read without it.
     """
 
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int, ...], ...] | None
     dtypes: tuple[torch.dtype, ...] = FLOATS
     optional: bool = False
 
@@ -36,10 +36,12 @@ class LayerStore:
     Attributes:
         words: of its setting, for messages.
         required: whether the checkpoint says that this layer is stored so; else it may also be stored as it was.
+        mark: the tensor that only a layer that is stored so has; None where any of them tells.
     """
 
     words: str
     required = False
+    mark: str | None = None
 
     def tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
         """What is stored, by the names behind that of the layer."""

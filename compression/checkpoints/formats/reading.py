@@ -140,6 +140,8 @@ def _take(tensors: dict[str, Tensor], name: str, linear: nn.Linear, store: Layer
     """Removes the tensors of a quantized layer from `tensors` and returns them, checked; empty for a dense layer."""
     rows, cols = linear.out_features, linear.in_features
     wanted = store.tensors(rows, cols)
+    if store.mark is not None and f"{name}.{store.mark}" not in tensors:
+        return {}
     stored = {key: tensors.pop(f"{name}.{key}") for key in wanted if f"{name}.{key}" in tensors}
     if not stored and not store.required:
         return {}
@@ -154,8 +156,9 @@ def _take(tensors: dict[str, Tensor], name: str, linear: nn.Linear, store: Layer
     if reason := store.refusal(rows, cols):
         raise CheckpointError(f"{where}: {name} does not fit its format: {reason}")
     for key, tensor in stored.items():
-        if tuple(tensor.shape) not in wanted[key].shapes:
-            shapes = " or ".join(map(str, wanted[key].shapes))
+        known = wanted[key].shapes
+        if known is not None and tuple(tensor.shape) not in known:
+            shapes = " or ".join(map(str, known))
             raise CheckpointError(f"{where}: {name}.{key} has shape {tuple(tensor.shape)}; {store.words} make it "
                                   f"{shapes}")  # fmt: skip
         if tensor.dtype not in wanted[key].dtypes:

@@ -4,14 +4,15 @@ import contextlib
 import dataclasses
 from typing import Any
 
+from compression.checkpoints.formats.bitsandbytes_config import BitsAndBytes
 from compression.checkpoints.formats.compressed_tensors_config import MXFP4, NVFP4, CompressedTensors, Scheme
-from compression.checkpoints.formats.description import Published
+from compression.checkpoints.formats.description import Description
 from compression.errors import RecipeError
 from compression.recipes import registry
 from compression.recipes.recipe import Recipe, Step
 
 
-def recipe_of(published: Published | CompressedTensors) -> Recipe:
+def recipe_of(published: Description) -> Recipe:
     """What makes such a checkpoint: the recipe that one of our own names, else its method with what is known of it.
 
     The format compressed-tensors does not say by which method codes were found: it is called by its grid, as rounding
@@ -22,6 +23,10 @@ def recipe_of(published: Published | CompressedTensors) -> Recipe:
             return Recipe.from_json(published.recipe)
     if isinstance(published, CompressedTensors):
         return Recipe(_steps(published))
+    if isinstance(published, BitsAndBytes):
+        if published.bits == 4:
+            return Recipe((Step(registry.build("nf4", {"double_quant": published.double_quant})),))
+        return Recipe((Step(registry.build("llm_int8", {"threshold": published.threshold})),))
     known = {
         "bits": published.bits, "group_size": published.group_size, "symmetric": published.symmetric,
         "act_order": published.desc_act, "static_groups": published.static_groups,
@@ -51,7 +56,7 @@ def _method(scheme: Scheme) -> Any:
     return registry.build("rtn_fp", {"element": element, "group_size": size, "scale": scale})
 
 
-def check_recipe(published: Published | CompressedTensors, recipe: Recipe) -> None:
+def check_recipe(published: Description, recipe: Recipe) -> None:
     """Refuse to measure a published checkpoint under a recipe that is not its own.
 
     Its own are: none, the one that it was made by, its method with its settings, and its method without any; each also
@@ -62,7 +67,7 @@ def check_recipe(published: Published | CompressedTensors, recipe: Recipe) -> No
     """
     own = recipe_of(published)
     method = recipe_of(dataclasses.replace(published, recipe=None))
-    named = method.text if isinstance(published, CompressedTensors) else published.quant_method
+    named = method.text if isinstance(published, CompressedTensors | BitsAndBytes) else published.quant_method
     plain = Recipe(tuple(dataclasses.replace(step, method=_plain(step.method)) for step in recipe.steps))
     if plain.text not in ("fp16", own.text, method.text, named):
         raise RecipeError(

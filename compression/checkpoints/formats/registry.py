@@ -122,6 +122,7 @@ _FORMATS: dict[str, Format | str] = {
     "gptq": "compression.checkpoints.formats.affine_formats:GPTQ",
     "awq": "compression.checkpoints.formats.affine_formats:AWQ",
     "compressed-tensors": "compression.checkpoints.formats.compressed_tensors_format:COMPRESSED_TENSORS",
+    "bitsandbytes": "compression.checkpoints.formats.bitsandbytes_format:BITSANDBYTES",
     "gguf": "compression.checkpoints.formats.gguf_model:GGUF",
 }
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from compression.checkpoints.formats import compressed_tensors
 from compression.checkpoints.formats.awq import AWQStore
-from compression.checkpoints.formats.compressed_tensors_config import CompressedTensors
-from compression.checkpoints.formats.description import Published
+from compression.checkpoints.formats.bitsandbytes import Int8Store, NF4Store
+from compression.checkpoints.formats.bitsandbytes_config import BitsAndBytes
+from compression.checkpoints.formats.description import Description, Published
 from compression.checkpoints.formats.gptq import GPTQStore
 from compression.checkpoints.formats.layer import AffineStore, LayerStore
 
@@ -20,7 +21,7 @@ def affine_store(published: Published) -> AffineStore:
     )  # fmt: skip
 
 
-def stores_of(published: Published | CompressedTensors, names: Mapping[str, str]) -> dict[str, LayerStore]:
+def stores_of(published: Description, names: Mapping[str, str]) -> dict[str, LayerStore]:
     """By the names of linear layers, whose values are those of the checkpoint; without those that stay dense.
 
     Raises:
@@ -28,6 +29,8 @@ def stores_of(published: Published | CompressedTensors, names: Mapping[str, str]
     """
     if isinstance(published, Published):
         return dict.fromkeys(names, affine_store(published))
+    if isinstance(published, BitsAndBytes):
+        return dict.fromkeys(names, NF4Store(published.double_quant) if published.bits == 4 else Int8Store())
     published.check_targets(list(names.values()))
     schemes = {ours: published.scheme_of(theirs) for ours, theirs in names.items()}
     return {name: compressed_tensors.store_of(scheme) for name, scheme in schemes.items() if scheme is not None}

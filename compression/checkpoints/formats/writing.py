@@ -1,6 +1,7 @@
 """The tensors of a whole checkpoint of a published format, from a model with packed layers."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from compression.architectures import published as layouts
 from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
 from compression.checkpoints.formats.layer import LayerStore, join
+from compression.layers.codes import Codes
 
 
 def tensors_of(model: nn.Module, stores: Mapping[str, LayerStore]) -> dict[str, Tensor]:
@@ -30,7 +32,7 @@ def tensors_of(model: nn.Module, stores: Mapping[str, LayerStore]) -> dict[str, 
     return state
 
 
-def together(model: nn.Module, found: dict) -> list:
+def together(model: nn.Module, found: Mapping[str, tuple[Codes, LayerStore]]) -> list[tuple[str, Any]]:
     """Layers with what belongs to each, fused ones as one."""
     whole = dict(found)
     for name, module in model.named_modules():
@@ -39,3 +41,18 @@ def together(model: nn.Module, found: dict) -> list:
             joined = join(name, [part for part, _ in parts], module.sizes, by_head=module.by_head)
             whole[name] = (joined, parts[0][1])
     return list(whole.items())
+
+
+def dense_layers(model: nn.Module) -> list[str]:
+    """Published names of all that multiplies by a dense matrix: linear layers, and routers, which other programs take
+    for such."""
+    row, stored = architecture_of(model), decoder.stored_layers(model)
+    fused = {f"{name}.{each}": name for name, module in model.named_modules() if isinstance(module, Fused)
+             for each in module.names}  # fmt: skip
+    found = []
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        inside = any(name.startswith(f"{each}.") for each in stored)
+        if weight is not None and weight.ndim == 2 and not inside and not isinstance(module, nn.Embedding):
+            found.append(layouts.their_name(fused.get(name, name), row))
+    return list(dict.fromkeys(found))
