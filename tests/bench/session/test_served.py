@@ -19,7 +19,7 @@ from bench.measure.engines.likelihoods import diverge
 from bench.report.tables import tables
 from bench.session.session import Workbench
 
-RTN, NF4 = "rtn(group_size=8,symmetric=true)", "nf4(group_size=32)"
+RTN, HQQ = "rtn(group_size=8,symmetric=true)", "hqq(group_size=8)"
 ON = {"runtimes": ("native", "transformers"), "runtime_pythons": {"transformers": Path(sys.executable)}}
 MEASUREMENTS = {
     "generation": partial(served.test_served_generation, runtime="transformers", batch_size=2),
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("served")
     small_runs.make_base(root)
     found = small_runs.one_run(
-        root, "fp16", RTN, NF4, measurements=MEASUREMENTS | small_runs.MEASUREMENTS, **ON, **LOAD
+        root, "fp16", RTN, HQQ, measurements=MEASUREMENTS | small_runs.MEASUREMENTS, **ON, **LOAD
     )
     found.root = root
     return found
@@ -81,11 +81,11 @@ def test_what_an_engine_does_not_tell_is_not_available(run):
 
 
 def test_what_no_format_holds_for_the_engine_says_so(run):
-    row = of(run, NF4, "efficiency.decode_ms")
+    row = of(run, HQQ, "efficiency.decode_ms")
 
     assert "not_available" == row.status
-    assert "no format holds this model for transformers" in row.reason and "NF4" in row.reason
-    assert of(run, NF4, "quality.perplexity", "native").value > 0
+    assert "no format holds this model for transformers" in row.reason and "real zero points" in row.reason
+    assert of(run, HQQ, "quality.perplexity", "native").value > 0
 
 
 def test_one_table_has_both_and_the_others_have_what_runs_here(run):
@@ -100,7 +100,7 @@ def test_one_table_has_both_and_the_others_have_what_runs_here(run):
     assert cells[f"{RTN} (native)"] == of(run, RTN, "quality.perplexity", "native").value
     assert cells[f"{RTN} (transformers)"] == of(run, RTN, "quality.perplexity").value
     alone = made["E20", "quantization"]
-    assert [RTN, NF4] == [line.name for line in alone.lines if line.name in (RTN, NF4)]
+    assert [RTN, HQQ] == [line.name for line in alone.lines if line.name in (RTN, HQQ)]
 
 
 def test_recommended_is_what_an_engine_served_by_its_figures(run, capsys):
@@ -110,7 +110,7 @@ def test_recommended_is_what_an_engine_served_by_its_figures(run, capsys):
 
     assert "timings and memory are those of transformers on" in shown
     named = [line.split(" | ")[0].removeprefix("| ") for line in shown.splitlines() if line.startswith("| ")]
-    assert RTN in named and NF4 not in named
+    assert RTN in named and HQQ not in named
     with pytest.raises(SystemExit, match="2"):
         recommend(["--journal", str(journal), "--runtime", "vllm"])
     assert "nothing was measured on it; measured on: native, transformers" in capsys.readouterr().err
