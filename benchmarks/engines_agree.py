@@ -1,0 +1,140 @@
+"""How near the log-probabilities of engines are to ours, for what this package exports.
+
+python benchmarks/engines_agree.py --data FOLDER --calibration FOLDER --runtime-python vllm=PATH
+
+Writes figures/engines-agree.md. Each export of SmolLM2 is opened by an engine, and both score the same text. Ours are
+computed in fp32 from the weights that the checkpoint stores.
+Greedy tokens are compared up to the first that differs; where the two likeliest are nearly alike in our distribution,
+rounding decides.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import compression
+from bench.data.sources import open_data
+from bench.measure.engines import environments
+from bench.measure.engines.engine import Engine, Options
+from bench.measure.perplexity import checked_samples
+from bench.measure.perplexity_windows import PerplexityProtocol
+
+FILE = Path(__file__).parent / "figures" / "engines-agree.md"
+FEW = "samples=32"
+EXPORTS = (  # engine, recipe, format
+    ("vllm", "fp16", "own"),
+    ("vllm", "rtn(group_size=64)", "compressed-tensors"),
+    ("vllm", f"gptq(group_size=64,symmetric=true,{FEW})", "compressed-tensors"),
+    ("vllm", f"awq(group_size=64,{FEW})", "compressed-tensors"),
+    ("vllm", f"gptq(group_size=64,symmetric=true,{FEW})", "gptq"),
+    ("vllm", f"awq(group_size=64,{FEW})", "awq"),
+    ("transformers", "nf4", "bitsandbytes"),
+    ("transformers", f"gptq(group_size=64,symmetric=true,{FEW})", "compressed-tensors"),
+    ("llama.cpp", "fp16", "gguf"),
+    ("llama.cpp", "gguf(type=q8_0)", "gguf"),
+    ("llama.cpp", "gguf(type=q4_0)", "gguf"),
+    ("llama.cpp", "gguf(type=q4_1)", "gguf"),
+    ("llama.cpp", "rtn(group_size=32,symmetric=true)", "gguf"),
+)
+NEW_TOKENS, PROMPT = 48, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Differences of log-probabilities, engine less ours, in nat; and greedy tokens until the first that differs."""
+
+    mean: float
+    absolute: float
+    largest: float
+    tokens: int
+    alike: int
+    gap: float | None  # nat between our two likeliest tokens at the first that differs; None where none does
+
+
+def agreement(engine: Engine, model: Any, texts: Sequence[Sequence[int]]) -> Agreement:
+    """Of an engine and a model in fp32."""
+    import torch
+
+    differences = []
+    with torch.inference_mode():
+        for ids, scores in zip(texts, engine.logprobs([list(each) for each in texts]), strict=True):
+            rows = model(input_ids=torch.tensor([list(ids)])).logits[0, :-1].float().log_softmax(-1)
+            own = rows.gather(1, torch.tensor(ids)[1:, None])[:, 0]
+            differences.append(torch.tensor(scores.logprobs) - own)
+        (said,) = engine.generate([list(texts[0][:PROMPT])], NEW_TOKENS, ignore_eos=True)
+        rows = model(input_ids=torch.tensor([[*texts[0][:PROMPT], *said.ids]])).logits[0, PROMPT - 1 : -1].float()
+    alike = int((rows.argmax(-1) == torch.tensor(said.ids)).int().cumprod(0).sum())
+    off = torch.cat(differences)
+    gap = None
+    if alike < NEW_TOKENS:
+        first, second = rows[alike].log_softmax(-1).topk(2).values.tolist()
+        gap = first - second
+    return Agreement(mean=float(off.mean()), absolute=float(off.abs().mean()), largest=float(off.abs().max()),
+                     tokens=len(off), alike=alike, gap=gap)  # fmt: skip
+
+
+def measured(options: argparse.Namespace) -> Iterator[tuple[str, str, str, Agreement]]:
+    """A row for each export."""
+    pythons = environments.pythons(options.runtime_python or ())
+    base = compression.open_base("smollm2")
+    data, protocol = open_data(options.data, base="smollm2"), PerplexityProtocol(samples=options.windows)
+    texts = [each.ids for each in checked_samples(base.model.config, base.tokenizer, data, protocol)]
+    results: dict[str, Any] = {}
+    for name, recipe, format in EXPORTS:
+        if options.engine in (None, name):
+            if recipe not in results:
+                results[recipe] = compression.compress(base, recipe, calibration=options.calibration)
+            yield name, recipe, format, compared(results[recipe], name, format, texts, pythons)
+
+
+def compared(result: Any, name: str, format: str, texts: Sequence[Sequence[int]], pythons: Any) -> Agreement:
+    """One export, opened by one engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = result.save(Path(folder) / "model", format)
+        ours = compression.compress(str(path), "fp16") if format == "own" else compression.load(path)
+        dtype = "float16" if name == "vllm" else "auto"
+        known = Options(dtype=dtype, max_length=1024, threads=2)
+        target = next(iter(path.glob("*.gguf")), path)
+        python = environments.python_of(name, pythons)
+        with Engine.start(name, target, log=Path(folder) / "log", python=python, options=known) as engine:
+            return agreement(engine, ours.model.float(), texts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--runtime-python", action="append", metavar="NAME=PATH")
+    parser.add_argument("--engine", choices=list(environments.ENGINES), help="of this engine alone; nothing is written")
+    parser.add_argument("--windows", type=int, default=4)
+    options = parser.parse_args()
+    rows = []
+    for name, recipe, format, found in measured(options):
+        gap = "" if found.gap is None else f", then {found.gap:.3f}"
+        cells = (name, f"`{recipe}`", format, f"{found.mean:+.4f}", f"{found.absolute:.4f}", f"{found.largest:.2f}",
+                 f"{found.alike} of {NEW_TOKENS}{gap}")  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+        print(rows[-1], flush=True)
+    if options.engine:
+        return
+    lines = [
+        "# Engines and this package",
+        "",
+        "## Log-probabilities of exports",
+        "",
+        f"Of {found.tokens:,} tokens of {options.windows} windows of WikiText-2, engine less ours, in nat.",
+        "",
+        "Measured by `python benchmarks/engines_agree.py --data FOLDER --calibration FOLDER`.",
+        "",
+        "| engine | recipe | format | mean | mean absolute | largest | greedy tokens alike, gap at the first other |",
+        "| :--- | :--- | :--- | ---: | ---: | ---: | :--- |",
+        *rows,
+    ]
+    FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
