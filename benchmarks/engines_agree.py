@@ -39,6 +39,7 @@ EXPORTS = (  # engine, recipe, format
     ("llama.cpp", "gguf(type=q4_1)", "gguf"),
     ("llama.cpp", "rtn(group_size=32,symmetric=true)", "gguf"),
 )
+DTYPES = {"vllm": "float16"}  # of engines that are asked for one
 NEW_TOKENS, PROMPT = 48, 64
 
 
@@ -95,8 +96,7 @@ def compared(result: Any, name: str, format: str, texts: Sequence[Sequence[int]]
     with tempfile.TemporaryDirectory() as folder:
         path = result.save(Path(folder) / "model", format)
         ours = compression.compress(str(path), "fp16") if format == "own" else compression.load(path)
-        dtype = "float16" if name == "vllm" else "auto"
-        known = Options(dtype=dtype, max_length=1024, threads=2)
+        known = Options(dtype=DTYPES.get(name, "auto"), max_length=1024, threads=2)
         target = next(iter(path.glob("*.gguf")), path)
         python = environments.python_of(name, pythons)
         with Engine.start(name, target, log=Path(folder) / "log", python=python, options=known) as engine:
@@ -114,7 +114,7 @@ def main() -> None:
     rows = []
     for name, recipe, format, found in measured(options):
         gap = "" if found.gap is None else f", then {found.gap:.3f}"
-        cells = (name, f"`{recipe}`", format, f"{found.mean:+.4f}", f"{found.absolute:.4f}", f"{found.largest:.2f}",
+        cells = (f"{name}, {DTYPES.get(name, 'as stored')}", f"`{recipe}`", format, f"{found.mean:+.4f}", f"{found.absolute:.4f}", f"{found.largest:.2f}",
                  f"{found.alike} of {NEW_TOKENS}{gap}")  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
         print(rows[-1], flush=True)

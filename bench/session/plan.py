@@ -68,8 +68,8 @@ def plan(options: "Options", selected: Sequence[Selected]) -> str:
         pd.DataFrame([_row(*each, options) for each in zip(plans.values(), rows, strict=True)]).to_string(index=False),
         *(f"{recipe}: not available: {why}" for recipe, why in {**options.refused, **refused}.items()),
         *_total(rows, timed),
-        "times are rough; those of efficiency leave out the prompt. Compressing, judging, recovery, --against and engines "
-        "are not counted; neither is what a cache holds",
+        "times are rough; those of efficiency leave out the prompt. Compressing, judging, recovery, engines and "
+        "--against are not counted; neither is what a cache holds",
     ])  # fmt: skip
 
 
