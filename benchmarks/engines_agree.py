@@ -114,8 +114,9 @@ def main() -> None:
     rows = []
     for name, recipe, format, found in measured(options):
         gap = "" if found.gap is None else f", then {found.gap:.3f}"
-        cells = (f"{name}, {DTYPES.get(name, 'as stored')}", f"`{recipe}`", format, f"{found.mean:+.4f}", f"{found.absolute:.4f}", f"{found.largest:.2f}",
-                 f"{found.alike} of {NEW_TOKENS}{gap}")  # fmt: skip
+        engine = f"{name}, {DTYPES.get(name, 'as stored')}"
+        off = (f"{found.mean:+.4f}", f"{found.absolute:.4f}", f"{found.largest:.2f}")
+        cells = (engine, f"`{recipe}`", format, *off, f"{found.alike} of {NEW_TOKENS}{gap}")
         rows.append(f"| {' | '.join(cells)} |")
         print(rows[-1], flush=True)
     if options.engine:
