@@ -83,7 +83,7 @@ def _compress(options: argparse.Namespace) -> int:
 
     device = devices.default(options.device)
     result = _write(recipe, options, device)
-    stored = checkpoints.weights.bytes_in(options.out.glob("*.safetensors"))
+    stored = convert.bytes_of(options.out)
     facts = {
         "recipe": recipe.text,
         "base": base.label,

@@ -18,7 +18,7 @@ from bench.report.cells import Chosen, choose, is_ranked, number, with_base
 from bench.report.escaping import markdown
 from bench.report.fronts import front
 from bench.report.layout import Column
-from bench.results.row import NATIVE, RUNTIME, Row
+from bench.results.row import NATIVE, RUNTIME, Param, Row
 from compression.recipes.recipe import UNCOMPRESSED
 
 BASELINES = Path("baselines")
@@ -114,13 +114,18 @@ def on_runtime(rows: Sequence[Row], runtime: str) -> list[Row]:
     Raises:
         OptionError: nothing was measured on that engine.
     """
-    found = [replace(row, params={name: value for name, value in row.params.items() if name not in (RUNTIME, "dtype")})
-             for row in rows if row.runtime == runtime != NATIVE]  # fmt: skip
+    found = [replace(row, params=_as_native(row)) for row in rows if row.runtime == runtime != NATIVE]
     if not found:
         there = ", ".join(sorted({row.runtime for row in rows}))
         raise OptionError(f"--runtime {runtime}: nothing was measured on it; measured on: {there}. Measure with "
                           f"pytest bench --runtime {runtime}")  # fmt: skip
     return [row for row in rows if row.of in ("artefact", "cost")] + found
+
+
+def _as_native(row: Row) -> dict[str, Param]:
+    """The parameters of a row as they would be without an engine."""
+    mode = {"mode": "eager"} if row.of == "generation" else {}
+    return {name: value for name, value in row.params.items() if name != RUNTIME} | mode
 
 
 def choice_of(column: Column, rows: Sequence[Row]) -> Chosen:

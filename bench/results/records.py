@@ -9,7 +9,7 @@ from typing import Any
 from bench.errors import JournalError
 from bench.results.bases import Bases, shown
 from bench.results.checksums import opened
-from bench.results.row import MEASURED, Row, checked_params
+from bench.results.row import MEASURED, RUN_BY, Row, checked_params
 from compression.files.strict_json import exact_fields, finite_field, strict_json
 
 KINDS = ("run", "begin", "row", "verdict", "layers", "end")
@@ -55,9 +55,11 @@ def _row(record: Mapping[str, Any]) -> Row:
 
 
 def matches(row: Row, begun: Mapping[str, Any]) -> bool:
-    """Whether a row is of the measurement that a "begin" record is of; parameters of its own it may have besides."""
-    given = {name: value for name, value in begun["params"].items() if value is not None}.items()
-    return (row.of, row.recipe) == (begun["of"], begun["recipe"]) and given <= dict(row.params).items()
+    """Whether a row is of the measurement that a "begin" record is of; parameters of its own it may have besides, but
+    for what ran the model."""
+    given = {name: value for name, value in begun["params"].items() if value is not None}
+    same = all(given.get(name) == row.params.get(name) for name in RUN_BY)
+    return same and (row.of, row.recipe) == (begun["of"], begun["recipe"]) and given.items() <= dict(row.params).items()
 
 
 class Record(Mapping[str, Any]):

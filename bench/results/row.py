@@ -21,6 +21,7 @@ MEASURED = STATUSES[:2]  # with these there is a value
 REFUSED = "timings are refused"  # how the reason of a row begins that is not there because a device was shared
 
 RUNTIME = "runtime"  # the parameter that names what ran the model, where that was an engine
+RUN_BY = (RUNTIME, "dtype")  # with the dtype that it was asked for
 NATIVE = "native"  # the runtime of this package
 
 Param = str | int | float | bool

@@ -134,7 +134,11 @@ class Findings:
             return False
         asked = {"of": of, "recipe": recipe.text, "params": keys_of(params)}
         here = (self.source.label, self.source.digest, self.fingerprint, self.options.seed)
-        rows = [row for row in self._done.values() if row.status in MEASURED and matches(row, asked)]
+        rows = [
+            row for row in self._done.values() if row.status in (*MEASURED, "not_available") and matches(row, asked)
+        ]
+        if not any(row.status in MEASURED for row in rows):  # what none of it was available for may be now
+            return False
         rows = [row for row in rows if (row.base, row.base_hash, row.device, row.seed) == here]
         read = {name: each.digest for name, each in self.inputs_of(recipe).items()}
         rows = [row for row in rows if read.items() <= {name: each.digest for name, each in row.inputs.items()}.items()]

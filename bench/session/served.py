@@ -1,25 +1,31 @@
 """The models of a run as engines serve them: written in a format that the engine opens, base and compressed in turn."""
 
+import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 import compression
 from bench.errors import EngineError, NotAvailable
+from bench.measure import engines
 from bench.measure.engines.engine import Engine, Options
 from bench.measure.engines.environments import requirement
-from bench.measure.engines.generation import EngineDecoder
-from bench.measure.engines.likelihoods import Likelihoods
-from bench.measure.engines.scorer import EngineScorer
 from bench.measure.generation import Load
 from compression import UNCOMPRESSED, LayerError, Recipe
 from compression.checkpoints.formats import registry as formats
 
 if TYPE_CHECKING:
+    from bench.measure.engines.generation import EngineDecoder
+    from bench.measure.engines.likelihoods import Likelihoods
+    from bench.measure.engines.scorer import EngineScorer
     from bench.session.models import Models
 
-LENGTH = 4096  # tokens of a sequence, at most; engines set memory aside for so many
+LENGTH = 4096  # tokens of a sequence for which engines set memory aside, where no more are asked for
+_FOLDER = "bench-served-"  # and the process whose it is
 
 
 class Served:
@@ -33,7 +39,7 @@ class Served:
     def __init__(self, models: "Models"):
         self.models, self._options = models, models.options
         self._folder: Path | None = None
-        self._exports: dict[tuple[str, str], Path | str] = {}  # by recipe and format; in words where there is none
+        self._exports: dict[tuple[str, str], Path] = {}  # by recipe and format
         self._engines: dict[tuple[str, str], Engine | NotAvailable] = {}  # by runtime and recipe
 
     def engine(self, runtime: str, recipe: Recipe) -> Engine:
@@ -63,9 +69,10 @@ class Served:
 
         options, config = self._options, self.models.base.model.config
         path = self._export(runtime, recipe)
+        asked = max(LENGTH, options.prompt_tokens + options.new_tokens, (options.protocol.get("length") or 0) + 1)
         flags = Options(
             dtype=self.dtype(runtime) or "auto", threads=torch.get_num_threads(), seed=options.seed,
-            max_length=min(LENGTH, config.max_position_embeddings), sequences=max(options.batch_sizes),
+            max_length=min(asked, config.max_position_embeddings), sequences=max(options.batch_sizes),
         )  # fmt: skip
         try:
             return Engine.start(
@@ -81,8 +88,9 @@ class Served:
 
     def log(self, runtime: str, recipe: Recipe) -> Path:
         """The file of what an engine writes."""
-        journal = self._options.journal
-        return journal.with_name(f"{journal.stem}.{runtime}.{recipe.slug}.log")
+        journal, worker = self._options.journal, os.environ.get("PYTEST_XDIST_WORKER")
+        names = (journal.stem, *([worker] if worker else []), runtime, recipe.slug, "log")
+        return journal.with_name(".".join(names))
 
     def _export(self, runtime: str, recipe: Recipe) -> Path:
         """A checkpoint of a recipe that an engine opens."""
@@ -94,30 +102,35 @@ class Served:
         key = (recipe.text, format)
         if key not in self._exports:
             if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="bench-served-"))
+                remove_orphans()
+                self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
             folder = self._folder / f"{recipe.slug}-{format}"
-            result.save(folder, format)
+            try:
+                result.save(folder, format)
+            except LayerError as error:
+                raise NotAvailable(str(error)) from error
             self._exports[key] = next(iter(folder.glob("*.gguf")), folder)
-        found = self._exports[key]
-        assert isinstance(found, Path)
-        return found
+        return self._exports[key]
 
-    def decoder(self, runtime: str, recipe: Recipe, load: Load) -> EngineDecoder:
+    def decoder(self, runtime: str, recipe: Recipe, load: Load) -> "EngineDecoder":
         """What generates by an engine, in rounds."""
         model = self.models.compressed(recipe).model if recipe.steps else self.models.base.model
-        return EngineDecoder(self.engine(runtime, recipe), model, load, seed=self._options.seed)
+        return engines.generation.EngineDecoder(self.engine(runtime, recipe), model, load, seed=self._options.seed)
 
-    def likelihoods(self, runtime: str, recipe: Recipe, data: Any, protocol: Any) -> Likelihoods:
+    def likelihoods(self, runtime: str, recipe: Recipe, data: Any, protocol: Any) -> "Likelihoods":
         """Log-probabilities of held-out text."""
         base = self.models.base
-        return Likelihoods(self.engine(runtime, recipe), base.model.config, base.tokenizer, data, protocol,
-                           self._options.template)  # fmt: skip
+        return engines.likelihoods.Likelihoods(
+            self.engine(runtime, recipe), base.model.config, base.tokenizer, data, protocol, self._options.template,
+            spare=requirement(runtime).spare,
+        )  # fmt: skip
 
-    def scorer(self, runtime: str, recipe: Recipe, seed: int) -> EngineScorer:
+    def scorer(self, runtime: str, recipe: Recipe, seed: int) -> "EngineScorer":
         """What answers the requests of tasks."""
         base = self.models.base
-        return EngineScorer(self.engine(runtime, recipe), base.tokenizer, base.model.config, seed=seed,
-                            template=self._options.template)  # fmt: skip
+        return engines.scorer.EngineScorer(
+            self.engine(runtime, recipe), base.tokenizer, base.model.config, seed=seed, template=self._options.template,
+        )  # fmt: skip
 
     def facts(self, runtime: str, recipe: Recipe) -> dict[str, Any]:
         """What a row says of the engine that it was measured with."""
@@ -132,8 +145,7 @@ class Served:
             self._end(key)
         for key in [each for each in self._exports if each[0] == recipe.text]:
             path = self._exports.pop(key)
-            if isinstance(path, Path):
-                shutil.rmtree(path if path.is_dir() else path.parent, ignore_errors=True)
+            shutil.rmtree(path if path.is_dir() else path.parent, ignore_errors=True)
 
     def close(self) -> None:
         """End all engines, and remove what was written for them."""
@@ -147,3 +159,11 @@ class Served:
         engine = self._engines.pop(key)
         if isinstance(engine, Engine):
             engine.close()
+
+
+def remove_orphans() -> None:
+    """Remove what runs wrote for engines that ended without removing it, as when they are killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        named = re.match(rf"{_FOLDER}(\d+)-", folder.name)
+        if named and not psutil.pid_exists(int(named[1])):
+            shutil.rmtree(folder, ignore_errors=True)

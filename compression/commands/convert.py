@@ -14,8 +14,6 @@ from compression.files.terminal import terminal
 if TYPE_CHECKING:
     from compression import Compressed
 
-WEIGHTS = ("*.safetensors", "*.gguf")
-
 
 def convert(options: argparse.Namespace) -> int:
     """Open one folder, and write another."""
@@ -35,7 +33,7 @@ def convert(options: argparse.Namespace) -> int:
         "from": str(source),
         "folder": str(target),
         "format": name,
-        "stored_bytes": sum(path.stat().st_size for kind in WEIGHTS for path in target.glob(kind)),
+        "stored_bytes": bytes_of(target),
         "notes": [] if name == formats.OWN else formats.find(name).served(model.model),
     }
     if options.json:
@@ -45,6 +43,12 @@ def convert(options: argparse.Namespace) -> int:
         for line in value if isinstance(value, list) else [f"{key}: {value}"]:
             print(terminal(line))
     return 0
+
+
+def bytes_of(folder: Path) -> int:
+    """Bytes of the weights in a folder: of the tensors in safetensors, and of GGUF files."""
+    files = folder.glob("*.gguf")
+    return checkpoints.weights.bytes_in(folder.glob("*.safetensors")) + sum(path.stat().st_size for path in files)
 
 
 def opened(folder: Path) -> "Compressed":

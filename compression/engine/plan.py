@@ -90,6 +90,7 @@ class Plan:
         Raises:
             LayerError: it cannot.
         """
+        formats.find(format).check_tokenizer(self.source.tokenizer, self.base.config)
         if self.schedule and isinstance(getattr(self.schedule[-1][0], "method", None), Quantizer):
             formats.find(format).check_shapes(self.outcome)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.data.sources import Data
-from bench.errors import MetricError
+from bench.errors import MetricError, NotAvailable
 from bench.measure.divergence import Divergence
 from bench.measure.engines.engine import Engine, Scores
 from bench.measure.perplexity import PerplexityReading, checked_samples, reading_of
@@ -62,9 +62,15 @@ class Likelihoods:
         data: Data,
         protocol: PerplexityProtocol,
         template: Mapping[str, Any] | None = None,
+        *,
+        spare: int = 0,
     ):
         self._data, self._protocol = data, protocol
         self.samples = checked_samples(config, tokenizer, data, protocol, template)
+        longest, most = max(len(each.ids) for each in self.samples), engine.options.max_length - spare
+        if longest > most:
+            raise NotAvailable(f"the engine scores at most {most} tokens at once, and a sample has {longest}; give "
+                               f"--length {most} or less")  # fmt: skip
         self.scores = [engine.logprobs([list(each.ids)], top=TOP)[0] for each in self.samples]
 
     def reading(self, base: "Likelihoods | None" = None) -> PerplexityReading:

@@ -72,7 +72,7 @@ class _Store(LayerStore):
         if self.scheme.strategy == "tensor":
             return values.reshape(1, 1).expand(rows, 1).contiguous()
         if self.scheme.block:
-            return values.repeat_interleave(self.scheme.block[0], 0)[:rows].contiguous()
+            return values.repeat_interleave(min(self.scheme.block[0], rows), 0)[:rows].contiguous()
         return values.reshape(rows, -1)
 
     @property

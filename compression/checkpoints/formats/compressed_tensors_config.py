@@ -6,10 +6,11 @@ name goes before a pattern, a pattern before the class, as in the library. Nothi
 Source: compressed-tensors 0.20 (`quantization/quant_config.py`, `quant_args.py`, `utils/match.py`).
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import regex
 
 from compression.errors import CheckpointError
 
@@ -19,6 +20,8 @@ NVFP4, MXFP4, NAIVE = "nvfp4-pack-quantized", "mxfp4-pack-quantized", "naive-qua
 FORMATS = (PACKED, INT, FLOAT, NVFP4, MXFP4, NAIVE)
 MIXED = "mixed-precision"  # of a checkpoint whose groups have formats of their own
 CLASS = "Linear"
+_SECONDS = 1.0  # for one pattern and one name
+_MOST = 2**31
 STRATEGIES = ("tensor", "channel", "group", "block", "tensor_group")
 
 
@@ -102,7 +105,11 @@ def _rank(target: str, name: str) -> int | None:
     if target == name:
         return 0
     if target.startswith("re:"):
-        return 1 if re.match(target[3:], name) else None
+        try:
+            return 1 if regex.match(target[3:], name, timeout=_SECONDS) else None
+        except TimeoutError:
+            raise CheckpointError(f"quantization_config: the pattern {target!r:.80} takes too long on {name}; name the "
+                                  "layers, or leave out quantifiers within quantifiers") from None  # fmt: skip
     return 2 if target == CLASS else None
 
 
@@ -141,8 +148,8 @@ def _names(names: Any, where: str) -> tuple[str, ...]:
     for each in names:
         if each.startswith("re:"):
             try:
-                re.compile(each[3:])
-            except re.error as error:
+                regex.compile(each[3:])
+            except (regex.error, OverflowError, RecursionError) as error:
                 raise CheckpointError(f"{where}: {each!r} is no regular expression: {error}") from error
     return tuple(names)
 
@@ -161,7 +168,7 @@ def _scheme(group: Mapping[str, Any], format: Any, where: str) -> Scheme:
     kind, bits = str(weights.get("type", "int")).lower(), weights.get("num_bits", 8)
     if kind not in ("int", "float"):
         raise CheckpointError(f"{here}.type must be int or float, not {kind!r:.80}")
-    most = {"int": range(1, 9), "float": (4,) if format in (NVFP4, MXFP4) else (8,)}[kind]
+    most = {"int": range(2, 9), "float": (4,) if format in (NVFP4, MXFP4) else (8,)}[kind]
     if type(bits) is not int or bits not in most:
         raise CheckpointError(f"{here}.num_bits={bits!r:.80} cannot be in {format} of type {kind}")
     symmetric = weights.get("symmetric", True)
@@ -185,8 +192,8 @@ def _scheme(group: Mapping[str, Any], format: Any, where: str) -> Scheme:
 
 def _strategy(weights: Mapping[str, Any], where: str) -> tuple[str, int | None, tuple[int, int] | None]:
     size, block = weights.get("group_size"), weights.get("block_structure")
-    if size is not None and (type(size) is not int or size < -1 or size == 0):
-        raise CheckpointError(f"{where}.group_size={size!r:.80} must be -1 or a whole number above 0")
+    if size is not None and (type(size) is not int or (size != -1 and not 8 <= size < _MOST)):
+        raise CheckpointError(f"{where}.group_size={size!r:.80} must be -1 or a whole number of at least 8")
     alone = "tensor" if size is None else "channel" if size == -1 else "group"
     strategy = weights.get("strategy") or alone
     if strategy not in STRATEGIES:
@@ -198,6 +205,6 @@ def _strategy(weights: Mapping[str, Any], where: str) -> tuple[str, int | None, 
         raise CheckpointError(f"{where}: strategy {strategy} contradicts block_structure={block!r:.80}")
     if block is None:
         return strategy, size if grouped else None, None
-    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
-        raise CheckpointError(f"{where}.block_structure={block!r:.80} must be rows and columns of a block")
+    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and 8 <= n < _MOST for n in block):
+        raise CheckpointError(f"{where}.block_structure={block!r:.80} must be rows and columns of a block, at least 8")
     return strategy, None, (block[0], block[1])

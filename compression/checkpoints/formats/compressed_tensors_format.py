@@ -15,8 +15,9 @@ from compression.checkpoints import base
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import reading, writing
 from compression.checkpoints.formats.compressed_tensors import scheme_of, store_of
-from compression.checkpoints.formats.compressed_tensors_config import CLASS, METHOD, MIXED, Scheme
+from compression.checkpoints.formats.compressed_tensors_config import CLASS, METHOD, MIXED, CompressedTensors, Scheme
 from compression.checkpoints.formats.description import read_config
+from compression.checkpoints.formats.layer import check_shared
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
 from compression.errors import LayerError
@@ -66,6 +67,13 @@ class CompressedTensorsFormat(Format):
                     raise LayerError(f"format {self.name} cannot hold {name}: its parts have different settings, and "
                                      "are one layer there")  # fmt: skip
 
+    def check(self, model: nn.Module) -> None:
+        self.check_shapes(model)
+        layers = decoder.stored_layers(model)
+        for name, module in model.named_modules():
+            if isinstance(module, Fused) and f"{name}.{module.names[0]}" in layers:
+                check_shared(name, [layers[f"{name}.{each}"].weight_part for each in module.names])
+
     def write(self, model: nn.Module, recipe: Recipe) -> Written:
         self.check_shapes(model)
         schemes = {name: scheme_of(layer.weight_part) for name, layer in decoder.stored_layers(model).items()}
@@ -78,8 +86,16 @@ class CompressedTensorsFormat(Format):
         return published is not None and published.quant_method == self.name
 
     def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
-        assert source.published is not None
-        return reading.open_model(source), recipe_of(source.published)
+        published = source.published
+        assert isinstance(published, CompressedTensors)
+        model = reading.open_model(source)
+        row = architecture_of(model)
+        names = [name for block in decoder.decoder_blocks(model) for name, _ in block.linears()]
+        names += [row.head] if isinstance(model.get_submodule(row.head), Linear) else []
+        fused = {f"{name}.{each}": name for name, module in model.named_modules() if isinstance(module, Fused)
+                 for each in module.names}  # fmt: skip
+        theirs = {name: layouts.their_name(fused.get(name, name), row) for name in names}
+        return model, recipe_of(published, {name: published.scheme_of(their) for name, their in theirs.items()})
 
     def refusal(self, engine: str, layers: Iterable[Any]) -> str | None:
         """vLLM 0.32, tried on a CPU, by its kernel tables on GPUs; transformers 5.23."""

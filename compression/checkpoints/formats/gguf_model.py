@@ -92,9 +92,8 @@ class GGUFFormat(Format):
         self.check_shapes(model)
         gguf_writing.check_scales(model)
 
-    def check_result(self, result: Any) -> None:
-        self.check(result.model)
-        gguf_tokenizer.described(result.tokenizer, result.model.config.vocab_size)
+    def check_tokenizer(self, tokenizer: Any, config: Any) -> None:
+        gguf_tokenizer.described(tokenizer, config.vocab_size)
 
     def filler(self, result: Any) -> Callable[[Path], None]:
         self.check(result.model)

@@ -131,8 +131,10 @@ def split(part: Codes, sizes: Sequence[int], *, by_head: bool) -> list[Codes]:
     """The parts of a fused layer, see `architectures.fused.split`; parameters of the whole weight go to each."""
     rows = part.shape[0]
     named = {"codes": part.canonical(), **part.parameters_of_grid()}
-    pieces = {name: fused.split(each, sizes, by_head=by_head) if each.ndim and len(each) == rows else
-              [each] * len(sizes) for name, each in named.items()}  # fmt: skip
+    if odd := [name for name, each in named.items() if each.ndim and len(each) != rows]:
+        raise LayerError(f"it holds several layers in one, whose {odd[0]} cannot be told apart by rows")
+    pieces = {name: fused.split(each, sizes, by_head=by_head) if each.ndim else [each] * len(sizes)
+              for name, each in named.items()}  # fmt: skip
     return [
         Codes.from_packed({name: pieces[name][i] for name in named}, part.grid, part.shape[1], dtype=part.dtype,
                           permutation=part.permutation)
@@ -148,16 +150,20 @@ def join(name: str, parts: Sequence[Codes], sizes: Sequence[int], *, by_head: bo
     """
     first = parts[0]
     check_order(name, [part.permutation for part in parts])
+    check_shared(name, parts)
     named = [{"codes": part.canonical(), **part.parameters_of_grid()} for part in parts]
-    joined = {}
-    for key, each in named[0].items():
-        if each.ndim and len(each) == first.shape[0]:
-            joined[key] = fused.join([own[key] for own in named], sizes, by_head=by_head)
-        elif all(torch.equal(own[key], each) for own in named):
-            joined[key] = each
-        else:
-            raise LayerError(f"{name}: its parts have a {key} each, and are one layer there with one {key}")
+    joined = {
+        key: fused.join([own[key] for own in named], sizes, by_head=by_head) if each.ndim else each
+        for key, each in named[0].items()
+    }
     return Codes.from_packed(joined, first.grid, first.shape[1], dtype=first.dtype, permutation=first.permutation)
+
+
+def check_shared(name: str, parts: Sequence[Codes]) -> None:
+    """Raise LayerError if the parts of a fused layer have different numbers where it has one."""
+    for key, each in parts[0].parameters_of_grid().items():
+        if not each.ndim and not all(torch.equal(part.parameters_of_grid()[key], each) for part in parts):
+            raise LayerError(f"{name}: its parts have a {key} each, and are one layer there with one {key}")
 
 
 def check_order(name: str, permutations: Sequence[Tensor | None]) -> None:

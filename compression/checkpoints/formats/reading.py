@@ -131,9 +131,9 @@ def _read(tensors: dict[str, Tensor], each: _Stored, store: LayerStore, dtype: t
     """
     try:
         whole = store.read(tensors, each.whole.out_features, each.whole.in_features, dtype)
+        return split(whole, each.sizes, by_head=each.by_head) if each.sizes else [whole]
     except (ValueError, LayerError) as error:
         raise CheckpointError(f"{where}: {each.name}: {error}") from error
-    return split(whole, each.sizes, by_head=each.by_head) if each.sizes else [whole]
 
 
 def _take(tensors: dict[str, Tensor], name: str, linear: nn.Linear, store: LayerStore, where: str) -> dict[str, Tensor]:

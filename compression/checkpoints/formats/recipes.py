@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from compression.checkpoints.formats.bitsandbytes_config import BitsAndBytes
@@ -12,17 +14,22 @@ from compression.recipes import registry
 from compression.recipes.recipe import Recipe, Step
 
 
-def recipe_of(published: Description) -> Recipe:
+def recipe_of(published: Description, layers: Mapping[str, Scheme | None] | None = None) -> Recipe:
     """What makes such a checkpoint: the recipe that one of our own names, else its method with what is known of it.
 
     The format compressed-tensors does not say by which method codes were found: it is called by its grid, as rounding
     to it (`rtn`, `rtn_fp`).
+
+    Args:
+        layers: of a checkpoint of that format the scheme of every linear layer of the model; without it, layers with
+            another setting than those of the first group are left out.
     """
     if published.recipe:
         with contextlib.suppress(RecipeError):
-            return Recipe.from_json(published.recipe)
+            if (found := Recipe.from_json(published.recipe)).steps:
+                return found
     if isinstance(published, CompressedTensors):
-        return Recipe(_steps(published))
+        return Recipe(_steps(published, layers))
     if isinstance(published, BitsAndBytes):
         if published.bits == 4:
             return Recipe((Step(registry.build("nf4", {"double_quant": published.double_quant})),))
@@ -35,16 +42,18 @@ def recipe_of(published: Description) -> Recipe:
     return Recipe((Step(registry.build(published.quant_method, {k: v for k, v in known.items() if k in taken})),))
 
 
-def _steps(published: CompressedTensors) -> tuple[Step, ...]:
-    """One step to each kind of number; targets of further settings as they are spelled, patterns "re:..." included."""
-    steps: dict[str, tuple[Any, list[tuple[str, Any]]]] = {}
-    for targets, scheme in published.groups.values():
-        method = _method(scheme)
-        if method.info.name not in steps:
-            steps[method.info.name] = (method, [])
-        else:
-            steps[method.info.name][1].extend((target, method) for target in targets)
-    return tuple(Step(method, tuple(others)) for method, others in steps.values())
+def _steps(published: CompressedTensors, layers: Mapping[str, Scheme | None] | None) -> tuple[Step, ...]:
+    """One step to each kind of number, with the setting of most of its layers, and the others by name."""
+    if layers is None:
+        return (Step(_method(next(iter(published.groups.values()))[1])),)
+    methods = {name: None if scheme is None else _method(scheme) for name, scheme in layers.items()}
+    stored = [each for each in methods.values() if each is not None]
+    steps = []
+    for kind in dict.fromkeys(map(type, stored)):
+        most = Counter(each for each in stored if type(each) is kind).most_common(1)[0][0]
+        others = {name: each if type(each) is kind else None for name, each in methods.items() if each != most}
+        steps.append(Step(most, tuple(others.items())))
+    return tuple(steps)
 
 
 def _method(scheme: Scheme) -> Any:

@@ -58,9 +58,13 @@ class Format:
         """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
         self.check_shapes(model)
 
+    def check_tokenizer(self, tokenizer: Any, config: Any) -> None:
+        """Raise LayerError if the format has no place for a tokenizer, or None, of a model of `config`."""
+
     def check_result(self, result: Any) -> None:
         """Raise LayerError if the format cannot hold a `Compressed`, its tokenizer included."""
         self.check(result.model)
+        self.check_tokenizer(result.tokenizer, result.model.config)
 
     def write(self, model: Any, recipe: Any) -> Written:
         """The model in this format. Raises LayerError if that would change a weight."""

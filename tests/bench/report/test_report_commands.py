@@ -16,6 +16,7 @@ from bench.report.page import page
 from bench.report.tables import tables
 from bench.report.write import chosen_of_baselines, write
 from bench.results.journal import Journal
+from compression import split_recipes
 
 pytest_plugins = ["pytester"]
 
@@ -41,7 +42,7 @@ def test_every_command_in_the_tables_of_the_reference_selects_tests_of_all_its_r
         result = pytest_bench(pytester, "--pyargs", *words[1:], "--collect-only", "-q")
 
         assert result.ret == 0, each
-        for recipe in words[words.index("--model") + 1].split(","):
+        for recipe in split_recipes(words[words.index("--model") + 1]):
             assert f"[{recipe.partition('(')[0]}" in result.stdout.str(), each
 
 

@@ -16,7 +16,7 @@ pytest_plugins = ["pytester"]
     ("arguments", "words"),
     [
         (("--model", "rnt"), "did you mean rtn"),
-        (("--model", "rtn(bits=5)"), "allowed are 2, 3, 4, 8"),
+        (("--model", "rtn(bits=9)"), "allowed are 2, 3, 4, 5, 6, 7, 8"),
         (("--model", RTN, "--base", "no-such-base"), "no such folder"),
         (("--model", "rtn"), "divisors near it: 24, 32, 48, 96"),
         (("--model", RTN, "--batch-size", "0"), "such as 1,2,4,8), not 0"),

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -11,23 +12,26 @@ import pytest
 import small_runs
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import completed
 
 from bench import test_runtimes as served
 from bench.commands.recommend import main as recommend
 from bench.measure.engines.generation import EngineDecoder
 from bench.measure.engines.likelihoods import diverge
 from bench.report.tables import tables
+from bench.results.records import matches
+from bench.session.served import remove_orphans
 from bench.session.session import Workbench
 
 RTN, HQQ = "rtn(group_size=8,symmetric=true)", "hqq(group_size=8)"
 ON = {"runtimes": ("native", "transformers"), "runtime_pythons": {"transformers": Path(sys.executable)}}
 MEASUREMENTS = {
-    "generation": partial(served.test_served_generation, runtime="transformers", batch_size=2),
-    "memory": partial(served.test_served_memory, runtime="transformers", batch_size=2),
+    "generation": partial(served.test_served_generation, runtime="transformers", batch_size=1),
+    "memory": partial(served.test_served_memory, runtime="transformers", batch_size=1),
     "served perplexity": partial(served.test_served_perplexity, runtime="transformers"),
     "served divergence": partial(served.test_served_divergence, runtime="transformers"),
 }
-LOAD = {"batch_sizes": (2,), "runs": 2, "warmup": 1}
+LOAD = {"batch_sizes": (1,), "runs": 2, "warmup": 1}
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +115,31 @@ def test_recommended_is_what_an_engine_served_by_its_figures(run, capsys):
     assert "timings and memory are those of transformers on" in shown
     named = [line.split(" | ")[0].removeprefix("| ") for line in shown.splitlines() if line.startswith("| ")]
     assert RTN in named and HQQ not in named
+    rtn = next(line for line in shown.splitlines() if line.startswith(f"| {RTN} "))
+    assert 2 == rtn.count("not measured")  # accuracy and energy or cost; latency is known
     with pytest.raises(SystemExit, match="2"):
         recommend(["--journal", str(journal), "--runtime", "vllm"])
     assert "nothing was measured on it; measured on: native, transformers" in capsys.readouterr().err
+
+
+def test_a_row_of_an_engine_is_no_answer_to_what_runs_here(run):
+    own, theirs = (of(run, RTN, "quality.perplexity", runtime) for runtime in ("native", "transformers"))
+    begun = {"of": "perplexity", "recipe": RTN, "params": {k: v for k, v in own.params.items() if k != "batch"}}
+
+    assert matches(own, begun) and not matches(theirs, begun)
+    asked = begun | {"params": begun["params"] | {"runtime": "transformers"}}
+    assert matches(theirs, asked) and not matches(own, asked)
+
+
+def test_what_another_process_left_is_removed_if_that_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = completed([sys.executable, "-c", "import os; print(os.getpid())"], check=True)
+    for name in (f"bench-served-{ended.stdout.strip()}-a", f"bench-served-{os.getpid()}-b", "bench-served-c"):
+        (tmp_path / name).mkdir()
+
+    remove_orphans()
+
+    assert {f"bench-served-{os.getpid()}-b", "bench-served-c"} == {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_log_of_the_engine_lies_beside_the_journal_and_its_checkpoints_are_gone(run):

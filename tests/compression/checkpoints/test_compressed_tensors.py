@@ -13,7 +13,7 @@ from strategies import gaussian, seeds
 
 import compression
 from compression import CheckpointError, LayerError
-from compression.checkpoints.formats import compressed_tensors
+from compression.checkpoints.formats import compressed_tensors, compressed_tensors_config
 from compression.checkpoints.formats import registry as formats
 from compression.checkpoints.formats.compressed_tensors_config import FLOAT, INT, MXFP4, NVFP4, PACKED, Scheme, parse
 from compression.layers.codes import Codes
@@ -172,6 +172,41 @@ def test_transformers_opens_it_with_the_same_weights(half, tmp_path, steps):
             assert torch.equal(layer.dequantize(), theirs.get_submodule(name).weight), name
 
 
+def test_of_several_groups_the_setting_of_most_layers_is_the_recipe_and_the_others_are_named(half, tmp_path):
+    steps = 'rtn(group_size=16,symmetric=true,layers={"*.down_proj":{"group_size":32},"*.q_proj":null})'
+    compression.compress(half, steps).save(tmp_path / "out", "compressed-tensors")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["quantization_config"]["meta"]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+
+    (step,) = compression.load(tmp_path / "out").recipe.steps
+
+    assert (16, True) == (step.method.group_size, step.method.symmetric)
+    settings = {name: None if each is None else each.group_size for name, each in step.layers}
+    blocks = [f"model.layers.{i}" for i in range(2)]
+    assert settings == {f"{b}.{n}": v for b in blocks for n, v in (("self_attn.q_proj", None), ("mlp.down_proj", 32))}
+    assert 32 == step.for_layer("model.layers.1.mlp.down_proj").group_size
+
+
+def test_one_divisor_for_a_fused_layer_is_asked_for_before_anything_is_written(tmp_path):
+    transformers_model("Phi3ForCausalLM", dtype=torch.bfloat16, hidden_size=64).save_pretrained(tmp_path / "base")
+    result = compression.compress(str(tmp_path / "base"), "rtn_fp(element=e2m1,group_size=16,scale=e4m3)")
+
+    assert "compressed-tensors" not in result.published_formats
+    with pytest.raises(LayerError, match="its parts have a divisor each"):
+        result.save(tmp_path / "out", "compressed-tensors")
+
+
+@given(st.integers(1, 40), st.integers(8, 10**9))
+def test_scales_of_blocks_are_spread_over_the_rows_that_there_are(rows, height):
+    scheme = Scheme(format=FLOAT, bits=8, float=True, symmetric=True, strategy="block", block=(height, 16))
+    scales = torch.rand(-(-rows // height), 4)
+
+    spread = compressed_tensors.store_of(scheme).by_row(scales, rows)
+
+    assert torch.equal(spread, scales[torch.arange(rows) // height])
+
+
 @pytest.mark.parametrize(
     ("steps", "engines"),
     [
@@ -265,6 +300,10 @@ def described(group=None, **changes):
         (described({"input_activations": {"num_bits": 8}}), ["input_activations"]),
         (described({"targets": "Linear"}), ["targets", "list of names"]),
         (described({"targets": ["re:("]}), ["'re:('", "no regular expression"]),
+        (described({"targets": ["re:.*{99999999999999999999}"]}), ["no regular expression"]),
+        (described({"weights": WEIGHTS | {"num_bits": 1}}), ["num_bits=1"]),
+        (described({"weights": WEIGHTS | {"group_size": 4}}), ["group_size=4", "at least 8"]),
+        (described({"weights": WEIGHTS | {"group_size": 2**40}}), ["group_size"]),
         (described({"weights": None}), ["weights must be a table"]),
         (described({"weights": WEIGHTS | {"num_bits": 9}}), ["num_bits=9"]),
         (described({"weights": WEIGHTS | {"num_bits": True}}), ["num_bits=True"]),
@@ -290,6 +329,14 @@ def overlapping(config):
 
 def absent(config):
     config["config_groups"]["group_0"]["targets"].append("model.layers.7.mlp.up_proj")
+
+
+def test_a_pattern_that_takes_too_long_is_refused(monkeypatch):
+    monkeypatch.setattr(compressed_tensors_config, "_SECONDS", 1e-6)
+    slow = r"re:(.*)(.*)(.*)(.*)(.*)(.*)\1\2\3\4\5\6\s"
+
+    with pytest.raises(CheckpointError, match=says("takes too long", LAYER)):
+        parse(described({"targets": [slow]}), "here").scheme_of(LAYER)
 
 
 @pytest.mark.parametrize(
