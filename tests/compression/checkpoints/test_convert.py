@@ -90,6 +90,22 @@ def test_an_uncompressed_checkpoint_is_no_matter_of_a_format_of_quantized_layers
     assert "has none; save it as it is" in capsys.readouterr().err
 
 
+def test_the_bytes_of_a_gguf_file_are_counted(half, tmp_path, capsys):
+    arguments = ["gguf(type=q8_0)", "--base", half, "--out", str(tmp_path / "out"), "--format", "gguf", "--json"]
+    assert 0 == main(arguments)
+
+    facts = json.loads(capsys.readouterr().out)
+    assert (tmp_path / "out" / "model.gguf").stat().st_size == facts["stored_bytes"]
+    assert 8 < facts["bits_per_parameter"] < 40  # embeddings and head are in 32 bits
+
+
+def test_a_tokenizer_that_a_format_has_no_name_for_is_refused_before_anything_is_compressed(tmp_path, capsys):
+    assert 2 == main(["gguf(type=q8_0)", "--base", "reference", "--out", str(tmp_path / "out"), "--format", "gguf"])
+
+    assert "llama.cpp has no name" in capsys.readouterr().err
+    assert [] == list(tmp_path.iterdir())
+
+
 def test_engines_are_those_of_the_formats():
     assert set(formats.ENGINES) == {each for name in formats.names()[1:] for each in formats.find(name).engines}
 
