@@ -15,7 +15,7 @@ from bench.metrics import Metric, all_metrics, metrics_of
 from bench.results.bases import OLD
 from bench.results.journal import Journal, read, resume
 from bench.results.records import matches
-from bench.results.row import MEASURED, REFUSED, SCHEMA, Input, Row, keys_of
+from bench.results.row import MEASURED, NATIVE, REFUSED, SCHEMA, Input, Row, keys_of
 from compression import Recipe
 from compression.files.terminal import terminal
 
@@ -134,10 +134,8 @@ class Findings:
             return False
         asked = {"of": of, "recipe": recipe.text, "params": keys_of(params)}
         here = (self.source.label, self.source.digest, self.fingerprint, self.options.seed)
-        rows = [
-            row for row in self._done.values() if row.status in (*MEASURED, "not_available") and matches(row, asked)
-        ]
-        if not any(row.status in MEASURED for row in rows):  # what none of it was available for may be now
+        rows = [row for row in self._done.values() if _ended(row) and matches(row, asked)]
+        if not any(row.status in MEASURED for row in rows):
             return False
         rows = [row for row in rows if (row.base, row.base_hash, row.device, row.seed) == here]
         read = {name: each.digest for name, each in self.inputs_of(recipe).items()}
@@ -303,3 +301,9 @@ class Findings:
 def _is_refused(row: Row) -> bool:
     """A time that was not taken because workers share the device: no fault, whatever a baseline has."""
     return row.status == "not_available" and str(row.reason).startswith(REFUSED)
+
+
+def _ended(row: Row) -> bool:
+    """Whether a row is not measured again: it has a value, or is what engines never tell."""
+    untold = row.status == "not_available" and row.runtime != NATIVE and not _is_refused(row)
+    return row.status in MEASURED or untold
