@@ -6,13 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compression.architectures import decoder, embeddings
+from compression.architectures import decoder
 from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
-from compression.checkpoints import base
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import reading, writing
-from compression.checkpoints.formats.description import BITS, GROUP_SIZES, VERSIONS, Published, read_config
+from compression.checkpoints.formats.description import BITS, GROUP_SIZES, VERSIONS, Published
 from compression.checkpoints.formats.layer import check_order
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
@@ -56,12 +55,7 @@ def describe_shapes(model: nn.Module, quant_method: str) -> Published:
         LayerError: there is none.
     """
     row = architecture_of(model)
-    if embeddings.is_packed(model):
-        raise LayerError(f"format {quant_method} cannot hold {row.embeddings}: its readers take embeddings "
-                         "in 16 bits; leave embeddings=8 out")  # fmt: skip
-    if row.stacked_experts:
-        raise LayerError(f"format {quant_method} cannot hold the experts of {row.name}, which its readers know as one "
-                         "tensor of all of them")  # fmt: skip
+    writing.check_outside(quant_method, model)
     layers = [pair for block in decoder.decoder_blocks(model) for pair in block.linears()]
     layers += [(row.head, head)] if isinstance(head := model.get_submodule(row.head), Linear) else []
     first, grid = layers[0][0], None
@@ -154,9 +148,7 @@ class PublishedFormat(Format):
         return Written(tensors, {"config.json": {"quantization_config": said}, "quantize_config.json": said})
 
     def reads(self, folder: Path) -> bool:
-        path = folder / "config.json"
-        published = read_config(folder, base._read_json(path)) if path.exists() else None
-        return published is not None and published.quant_method == self.name
+        return reading.describes(folder, self.name)
 
     def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
         assert source.published is not None

@@ -6,15 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from compression.architectures import decoder, embeddings
+from compression.architectures import decoder
 from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
-from compression.checkpoints import base
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import reading, writing
 from compression.checkpoints.formats.bitsandbytes import Int8Store, NF4Store
 from compression.checkpoints.formats.bitsandbytes_config import METHOD, BitsAndBytes
-from compression.checkpoints.formats.description import read_config
 from compression.checkpoints.formats.layer import LayerStore
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
@@ -46,13 +44,11 @@ class BitsAndBytesFormat(Format):
         return None
 
     def check_shapes(self, model: nn.Module) -> None:
-        row, layers = architecture_of(model), decoder.stored_layers(model)
-        if embeddings.is_packed(model):
-            raise LayerError(f"format {self.name} cannot hold {row.embeddings}: its readers take embeddings in 16 "
-                             "bits; leave embeddings=8 out")  # fmt: skip
-        if row.stacked_experts or any(isinstance(module, Fused) for module in model.modules()):
-            raise LayerError(f"format {self.name} cannot hold the fused layers of {row.name}, whose parts are "
-                             "quantized one by one")  # fmt: skip
+        layers = decoder.stored_layers(model)
+        writing.check_outside(self.name, model)
+        if any(isinstance(module, Fused) for module in model.modules()):
+            raise LayerError(f"format {self.name} cannot hold the fused layers of {architecture_of(model).name}, whose "
+                             "parts are quantized one by one")  # fmt: skip
         for name, layer in layers.items():
             if reason := self.accepts(layer):
                 raise LayerError(f"format {self.name} cannot hold {name}: {reason}")
@@ -68,9 +64,7 @@ class BitsAndBytesFormat(Format):
         return Written(tensors, {"config.json": {"quantization_config": _config(model, recipe)}})
 
     def reads(self, folder: Path) -> bool:
-        path = folder / "config.json"
-        published = read_config(folder, base._read_json(path)) if path.exists() else None
-        return published is not None and published.quant_method == self.name
+        return reading.describes(folder, self.name)
 
     def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
         published = source.published

@@ -7,16 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from compression.architectures import decoder, embeddings
+from compression.architectures import decoder
 from compression.architectures import published as layouts
 from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
-from compression.checkpoints import base
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import reading, writing
 from compression.checkpoints.formats.compressed_tensors import scheme_of, store_of
 from compression.checkpoints.formats.compressed_tensors_config import CLASS, METHOD, MIXED, CompressedTensors, Scheme
-from compression.checkpoints.formats.description import read_config
 from compression.checkpoints.formats.layer import check_shared
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
@@ -46,13 +44,7 @@ class CompressedTensorsFormat(Format):
         return scheme if isinstance(scheme, str) else None
 
     def check_shapes(self, model: nn.Module) -> None:
-        row = architecture_of(model)
-        if embeddings.is_packed(model):
-            raise LayerError(f"format {self.name} cannot hold {row.embeddings}: its readers take embeddings in 16 "
-                             "bits; leave embeddings=8 out")  # fmt: skip
-        if row.stacked_experts:
-            raise LayerError(f"format {self.name} cannot hold the experts of {row.name}, which its readers know as one "
-                             "tensor of all of them")  # fmt: skip
+        writing.check_outside(self.name, model)
         layers = decoder.stored_layers(model)
         for name, layer in layers.items():
             if reason := self.accepts(layer):
@@ -81,9 +73,7 @@ class CompressedTensorsFormat(Format):
         return Written(tensors, {"config.json": {"quantization_config": _config(model, schemes, recipe)}})  # type: ignore[arg-type]
 
     def reads(self, folder: Path) -> bool:
-        path = folder / "config.json"
-        published = read_config(folder, base._read_json(path)) if path.exists() else None
-        return published is not None and published.quant_method == self.name
+        return reading.describes(folder, self.name)
 
     def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
         published = source.published

@@ -1,6 +1,7 @@
 """Whole checkpoints of the published formats, read into a model with packed layers."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of, named
 from compression.checkpoints import base, weights
 from compression.checkpoints.base import BaseSource
+from compression.checkpoints.formats.description import read_config
 from compression.checkpoints.formats.layer import LayerStore, split
 from compression.checkpoints.formats.stores import stores_of
 from compression.errors import CheckpointError, LayerError
@@ -18,6 +20,13 @@ from compression.layers.codes import Codes
 from compression.layers.linear import Linear
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def describes(folder: Path, quant_method: str) -> bool:
+    """Whether a folder says that it was quantized so. Raises CheckpointError where it contradicts itself."""
+    path = folder / "config.json"
+    published = read_config(folder, base._read_json(path)) if path.exists() else None
+    return published is not None and published.quant_method == quant_method
 
 
 def open_model(source: BaseSource) -> nn.Module:

@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compression.architectures import decoder
+from compression.architectures import decoder, embeddings
 from compression.architectures import published as layouts
 from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
 from compression.checkpoints.formats.layer import LayerStore, join
+from compression.errors import LayerError
 from compression.layers.codes import Codes
 
 
@@ -30,6 +31,18 @@ def tensors_of(model: nn.Module, stores: Mapping[str, LayerStore]) -> dict[str, 
         theirs = layouts.their_name(name, row)
         state |= {f"{theirs}.{key}": tensor for key, tensor in store.write(part).items()}
     return state
+
+
+def check_outside(format: str, model: nn.Module) -> None:
+    """Raise LayerError for packed embeddings, and experts that are one tensor: readers of published formats know
+    neither."""
+    row = architecture_of(model)
+    if embeddings.is_packed(model):
+        raise LayerError(f"format {format} cannot hold {row.embeddings}: its readers take embeddings in 16 bits; leave "
+                         "embeddings=8 out")  # fmt: skip
+    if row.stacked_experts:
+        raise LayerError(f"format {format} cannot hold the experts of {row.name}, which its readers know as one tensor "
+                         "of all of them")  # fmt: skip
 
 
 def together(model: nn.Module, found: Mapping[str, tuple[Codes, LayerStore]]) -> list[tuple[str, Any]]:
