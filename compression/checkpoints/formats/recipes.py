@@ -74,6 +74,14 @@ def check_recipe(published: Description, recipe: Recipe) -> None:
     Raises:
         RecipeError: another one; the message names those.
     """
+    if isinstance(published, CompressedTensors) and not published.recipe and recipe.steps:
+        settings = {scheme for _, scheme in published.groups.values()}
+        if len(settings) > 1:
+            raise RecipeError(
+                f"the base is a published checkpoint of {len(settings)} settings that does not name its recipe, so "
+                f"that no recipe of one line is its own, {recipe.text} neither; compression.load opens it, and names "
+                "the setting of every layer"
+            )
     own = recipe_of(published)
     method = recipe_of(dataclasses.replace(published, recipe=None))
     named = method.text if isinstance(published, CompressedTensors | BitsAndBytes) else published.quant_method

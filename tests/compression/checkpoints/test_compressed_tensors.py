@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from strategies import gaussian, seeds
 
 import compression
-from compression import CheckpointError, LayerError
+from compression import CheckpointError, LayerError, RecipeError
 from compression.checkpoints.formats import compressed_tensors, compressed_tensors_config
 from compression.checkpoints.formats import registry as formats
 from compression.checkpoints.formats.compressed_tensors_config import FLOAT, INT, MXFP4, NVFP4, PACKED, Scheme, parse
+from compression.checkpoints.formats.recipes import check_recipe
 from compression.layers.codes import Codes
 
 ROWS, COLS = 24, 64
@@ -186,6 +187,18 @@ def test_of_several_groups_the_setting_of_most_layers_is_the_recipe_and_the_othe
     blocks = [f"model.layers.{i}" for i in range(2)]
     assert settings == {f"{b}.{n}": v for b in blocks for n, v in (("self_attn.q_proj", None), ("mlp.down_proj", 32))}
     assert 32 == step.for_layer("model.layers.1.mlp.down_proj").group_size
+
+
+def test_several_settings_without_a_recipe_are_measured_under_no_recipe():
+    groups = {"a": {"targets": ["re:.*up_proj"], "weights": WEIGHTS | {"num_bits": 8}},
+              "b": {"targets": ["Linear"], "weights": WEIGHTS}}  # fmt: skip
+    published = parse(described(config_groups=groups), "here")
+
+    check_recipe(published, compression.Recipe())
+    with pytest.raises(RecipeError, match=says("2 settings", "rtn(group_size=16,symmetric=true)")):
+        check_recipe(published, compression.Recipe.parse("rtn(group_size=16,symmetric=true)"))
+    one = parse(described(), "here")
+    check_recipe(one, compression.Recipe.parse("rtn(group_size=16,symmetric=true)"))
 
 
 def test_one_divisor_for_a_fused_layer_is_asked_for_before_anything_is_written(tmp_path):
