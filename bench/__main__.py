@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
-from compression.files.terminal import Lines
+from compression.files.terminal import Lines, reader_may_leave
 
 COMMANDS = {  # name: the module whose `main(arguments)` it is, and what it does
     "summary": ("bench.commands.summary", "print the last run of a journal as a Markdown table"),
@@ -42,4 +42,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with reader_may_leave():
+        main()

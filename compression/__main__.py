@@ -19,7 +19,7 @@ from compression import CompressionError, Recipe, checkpoints, devices, engine
 from compression.checkpoints.formats import registry as formats
 from compression.commands import convert, listing
 from compression.files.strict_json import path_option
-from compression.files.terminal import terminal
+from compression.files.terminal import reader_may_leave, terminal
 
 OWN = formats.OWN
 
@@ -177,4 +177,5 @@ def _bar() -> Callable[[int, int, str], None] | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with reader_may_leave():
+        sys.exit(main())

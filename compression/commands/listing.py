@@ -4,7 +4,8 @@ import argparse
 import contextlib
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 
 import compression
 from compression import CompressionError, Recipe, architectures, devices
@@ -39,36 +40,68 @@ def list_methods(options: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Opening:
+    """Whether an engine opens what a format holds.
+
+    Attributes:
+        why: it does not; None where it does.
+        on_gpu: whether it does so on a GPU alone.
+    """
+
+    why: str | None = None
+    on_gpu: bool = False
+
+
 def list_formats(options: argparse.Namespace) -> int:
     """For each method the formats that hold what it stores exactly, and which engine opens it there."""
-    entries = [{"recipe": text, "formats": holding(text)} for text in spellings()]
+    found = {text: holding(text) for text in spellings()}
     if options.json:
+        entries = [
+            {"recipe": text, "formats": {name: {engine: asdict(each) for engine, each in engines.items()}
+                                         for name, engines in held.items()}}
+            for text, held in found.items()
+        ]  # fmt: skip
         print(json.dumps(entries, indent=1))
         return 0
-    for entry in entries:
-        print(f"{entry['recipe']}:")
-        for format, engines in entry["formats"].items():
-            opening = ", ".join(engine for engine, why in engines.items() if why is None) or "this package"
-            print(f"    {format}: {opening}")
-            for why in filter(None, engines.values()):
+    for text, held in found.items():
+        print(f"{text}:")
+        for format, engines in held.items():
+            print(f"    {format}: {opening(engines)}")
+            for why in filter(None, (each.why for each in engines.values())):
                 print(f"        {why}")
     return 0
 
 
+def opening(engines: Mapping[str, Opening]) -> str:
+    """The engines that open it, in words.
+
+    >>> opening({"vllm": Opening(on_gpu=True), "transformers": Opening(why="none")})
+    'vllm (GPU)'
+    """
+    names = [f"{name} (GPU)" if each.on_gpu else name for name, each in engines.items() if each.why is None]
+    return ", ".join(names) or "this package"
+
+
 def spellings() -> Iterator[str]:
-    """Every built-in method by itself; with each number of bits, and symmetric, where it has these settings."""
-    for name, method in built_in().items():
-        types = typing.get_type_hints(method)
-        settings = [f"bits={bits}" for bits in typing.get_args(types.get("bits"))] or [""]
-        for each in settings:
-            yield f"{name}({each})" if each else name
-            if "symmetric" in types:
-                yield f"{name}({','.join(filter(None, (each, 'symmetric=true')))})"
+    """Every built-in method in the settings that decide which formats hold the result, as recipes."""
+    for name in built_in():
+        yield from spellings_of(name)
 
 
-def holding(recipe: str, base: str = "reference") -> dict[str, dict[str, str | None]]:
-    """The formats that hold what a recipe makes of a base, as far as shapes tell, and for each engine why it does not
-    open it there; None where it does.
+def spellings_of(name: str) -> Iterator[str]:
+    """One method: with each number of bits, symmetric or not, each type, and in each of its `variants`."""
+    method = built_in()[name]
+    types = typing.get_type_hints(method)
+    settings = [f"{field}={each}" for field in ("bits", "type") for each in typing.get_args(types.get(field))]
+    if "symmetric" in types:
+        settings = [each for plain in settings for each in (plain, f"{plain},symmetric=true")]
+    for each in dict.fromkeys((*settings, *method.variants)) or [""]:
+        yield f"{name}({each})" if each else name
+
+
+def holding(recipe: str, base: str = "reference") -> dict[str, dict[str, Opening]]:
+    """The formats that hold what a recipe makes of a base, as far as shapes tell, and whether each engine opens it.
 
     Raises:
         CompressionError: the recipe cannot be.
@@ -77,13 +110,18 @@ def holding(recipe: str, base: str = "reference") -> dict[str, dict[str, str | N
     needs = {need for step in steps.steps for need in step.method.info.needs}
     given = {"teacher": "self"} if "teacher" in needs else {}
     outcome = compression.plan(base, steps, **given).outcome
-    dense = not architectures.decoder.stored_layers(outcome) and not architectures.description.describe(outcome)
-    found: dict[str, dict[str, str | None]] = {formats.OWN: dict.fromkeys(formats.DENSE) if dense else {}}
+    layers = architectures.decoder.stored_layers(outcome)
+    dense = not layers and not architectures.description.describe(outcome)
+    found = {formats.OWN: dict.fromkeys(formats.DENSE, Opening()) if dense else {}}
     for name in formats.names()[1:]:
         format = formats.find(name)
         with contextlib.suppress(LayerError):
             format.check_shapes(outcome)
-            found[name] = {engine: format.refusal_of_model(engine, outcome) for engine in format.engines}
+            found[name] = {
+                engine: Opening(why) if (why := format.refusal_of_model(engine, outcome)) else
+                Opening(on_gpu=format.needs_gpu(engine, layers.values()))
+                for engine in format.engines
+            }  # fmt: skip
     return found
 
 

@@ -4,8 +4,14 @@ A terminal obeys control characters, and GitHub's runner obeys lines of a log th
 they are shown instead: `\\x1b`, `\\x3a:error`.
 """
 
+import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
+
+CLOSED_PIPE = 141  # the exit status that a shell gives for SIGPIPE
 
 _BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 HIDDEN = re.compile(  # controls, marks that turn the direction of writing, halves of surrogate pairs
@@ -48,6 +54,23 @@ class Lines:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """End the program without a traceback when the reader of its output ends first, as `| head` does.
+
+    Raises:
+        SystemExit: with `CLOSED_PIPE`.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        raise SystemExit(CLOSED_PIPE) from None
 
 
 def _shown(text: str) -> str:

@@ -67,11 +67,14 @@ class Method(ABC):
         info: set by `@method`.
         unit: what the engine hands it at a time; by parameters, for a method that can be of several.
         per_layer: whether recipes may give layers settings of their own.
+        variants: settings, as recipes spell them, that decide which formats hold the result; `bits`, `symmetric` and
+            `type` need not be named.
     """
 
     info: ClassVar[MethodInfo]
     unit: Unit | None = None
     per_layer: ClassVar[bool] = False
+    variants: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:  # noqa: B027 - most have nothing to check
         """Raise RecipeError if parameters are out of their range or contradict each other."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.metrics import Metric, all_metrics
+from compression.commands.listing import holding, opening, spellings_of
 from compression.recipes.registry import build, built_in, spell_value
 from generator.markdown import joined, page, plain, prose, table
 
@@ -104,7 +105,20 @@ def _method(cls: type) -> str:
     ]
     fields = parameters(cls)
     listed = table(("Parameter", "Type", "Default", "Meaning"), fields) if fields else "It has no parameters."
-    return joined([f"### {info.name}", prose(inspect.getdoc(cls)), " ".join(filter(None, facts)), listed])
+    return joined([f"### {info.name}", prose(inspect.getdoc(cls)), " ".join(filter(None, facts)), listed,
+                   formats_of(info.name)])  # fmt: skip
+
+
+def formats_of(name: str) -> str:
+    """Which formats hold a method's results exactly, and the engines that open them; recipes alike share a line."""
+    alike: dict[str, list[str]] = {}
+    for recipe in spellings_of(name):
+        held = holding(recipe)
+        alike.setdefault("; ".join(f"{format}: {opening(engines)}" for format, engines in held.items()), []).append(
+            recipe
+        )
+    rows = [(", ".join(f"`{each}`" for each in recipes), said) for said, recipes in alike.items()]
+    return table(("Recipe", "Formats that hold it, and the engines that open it"), rows)
 
 
 def parameters(cls: type) -> list[tuple[str, str, str, str]]:

@@ -11,7 +11,7 @@ from compression.__main__ import main
 from compression.architectures import decoder
 from compression.checkpoints import weights
 from compression.checkpoints.formats import registry as formats
-from compression.commands.listing import holding, spellings
+from compression.commands.listing import Opening, holding, opening, spellings, spellings_of
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +115,24 @@ def test_what_is_listed_is_what_becomes_of_a_model(half):
         listed = holding(steps, half if "(" not in steps else "reference")
         result = compression.compress("reference", steps)
         assert set(listed) - {"own"} == set(result.published_formats), steps
-        opening = {engine for engines in listed.values() for engine, why in engines.items() if why is None}
+        opening = {engine for engines in listed.values() for engine, each in engines.items() if each.why is None}
         assert opening == set(result.portable), steps
-    assert {"transformers": None, "vllm": None} == holding("magnitude")["own"]
+    assert {"transformers": Opening(), "vllm": Opening()} == holding("magnitude")["own"]
     assert {} == holding("nf4")["own"]
+
+
+def test_what_only_a_gpu_opens_is_listed_as_such():
+    assert Opening(on_gpu=True) == holding("nf4")["bitsandbytes"]["vllm"]
+    assert Opening() == holding("nf4")["bitsandbytes"]["transformers"]
+    assert "transformers, vllm (GPU)" == opening(holding("nf4")["bitsandbytes"])
+
+
+def test_a_method_is_listed_in_each_setting_that_decides_on_the_format():
+    assert [f"gguf(type={each})" for each in ("q4_0", "q8_0")] == [
+        each for each in spellings_of("gguf") if each.endswith(("q4_0)", "q8_0)"))
+    ]
+    assert "rtn(bits=4,group_size=32,symmetric=true)" in spellings_of("rtn")
+    assert "llama.cpp" in holding("rtn(bits=4,group_size=32,symmetric=true)")["gguf"]
 
 
 def test_the_list_of_formats_names_every_spelling(capsys):

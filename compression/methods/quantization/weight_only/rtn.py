@@ -5,7 +5,7 @@ Departures: scales are rounded up to the dtype of the weight, so that storing th
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from compression import layers, numeric
 from compression.errors import RecipeError
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class RTN(Quantizer):
     """Round every weight to the nearest of 2**bits evenly spaced levels, group by group, without data."""
+
+    variants: ClassVar[tuple[str, ...]] = (
+        "bits=4,group_size=32,symmetric=true", "bits=8,group_size=32,symmetric=true", "bits=8,group_size=-1",
+    )  # fmt: skip
 
     bits: Literal[2, 3, 4, 5, 6, 7, 8] = 4  # of a weight
     group_size: int = 128  # inputs that share a scale; -1: one scale per output channel

@@ -5,7 +5,7 @@ Departures: weights alone are rounded; what hardware multiplies in FP8 or FP4 ar
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from compression import layers, numeric
 from compression.errors import RecipeError
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class RTNFloat(Quantizer):
     """Round every weight to the nearest value of FP8 or FP4, without data."""
+
+    variants: ClassVar[tuple[str, ...]] = (
+        "element=e4m3", "element=e2m1,group_size=16,scale=e4m3", "element=e2m1,group_size=32,scale=e8m0",
+    )  # fmt: skip
 
     element: Literal["e4m3", "e2m1"] = "e4m3"  # 8 bits, or 4
     group_size: int = -1  # inputs that share a scale; -1: one scale per output channel
