@@ -13,6 +13,7 @@ from torch import Tensor
 from compression.errors import LayerError
 from compression.files.strict_json import finite
 from compression.layers import positions
+from compression.layers.kernels.integer_products import token_steps
 from compression.layers.parts import InputPart, OutputPart, part, straight_through
 from compression.numeric.checks import check_finite, check_shape, check_size
 
@@ -67,16 +68,10 @@ class TokenRange(InputPart):
             if not self.step.is_meta and not self.step > 0:
                 raise LayerError(f"step={float(self.step)} must be above 0")
 
-    def steps(self, x: Tensor) -> Tensor:
-        """s for each token, (..., 1), in the dtype of x; tokens of zeros have 1."""
-        if self.step is not None:
-            return self.step.to(x.dtype)
-        largest = x.detach().abs().amax(-1, keepdim=True) / self.highest
-        return torch.where(largest == 0, torch.ones_like(largest), largest)
-
     def forward(self, x: Tensor) -> Tensor:
-        step = self.steps(x)
-        return straight_through(x, (x / step).round().clamp(-self.highest, self.highest) * step)
+        step = token_steps(x.detach(), self.highest) if self.step is None else self.step
+        rounded = (x.detach().float() / step).round_().clamp_(-self.highest, self.highest)
+        return straight_through(x, rounded.mul_(step).to(x.dtype))
 
 
 @part("outlier_columns", place="input")
