@@ -52,6 +52,8 @@ def list_formats(options: argparse.Namespace) -> int:
             print(f"    {format}: {opening}")
             for why in filter(None, engines.values()):
                 print(f"        {why}")
+    for name in formats.read_only():
+        print(f"{name}: read, not written; take {formats.find(name).instead}")
     return 0
 
 
