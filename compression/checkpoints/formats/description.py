@@ -68,7 +68,20 @@ class Published:
     recipe: Any = None
 
 
-Description = Published | CompressedTensors | BitsAndBytes
+@dataclass(frozen=True, kw_only=True)
+class GGUFTypes:
+    """A GGUF file with quantized tensors.
+
+    Attributes:
+        recipe: that it was made by, or the method `gguf` with the types of its layers, in JSON; without steps where
+            that method does not make them.
+    """
+
+    recipe: Any
+    quant_method: str = "gguf"
+
+
+Description = Published | CompressedTensors | BitsAndBytes | GGUFTypes
 
 
 def read_config(folder: Path, config: Mapping[str, Any]) -> Description | None:

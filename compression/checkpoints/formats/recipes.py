@@ -8,7 +8,7 @@ from typing import Any
 
 from compression.checkpoints.formats.bitsandbytes_config import BitsAndBytes
 from compression.checkpoints.formats.compressed_tensors_config import MXFP4, NVFP4, CompressedTensors, Scheme
-from compression.checkpoints.formats.description import Description
+from compression.checkpoints.formats.description import Description, GGUFTypes
 from compression.checkpoints.formats.hqq_config import METHOD as HQQ
 from compression.errors import RecipeError
 from compression.recipes import registry
@@ -29,6 +29,8 @@ def recipe_of(published: Description, layers: Mapping[str, Scheme | None] | None
         with contextlib.suppress(RecipeError):
             if (found := Recipe.from_json(published.recipe)).steps:
                 return found
+    if isinstance(published, GGUFTypes):
+        return Recipe()
     if isinstance(published, CompressedTensors):
         return Recipe(_steps(published, layers))
     if isinstance(published, BitsAndBytes):
