@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m compression", description=__doc__.split("\n")[0])
     parser.add_argument("recipe", help='a recipe such as nf4 or "rtn(bits=3)", or the word list or convert')
     parser.add_argument("folders", nargs="*", type=path_option, help="of convert: the checkpoint, and the new folder")
-    parser.add_argument("--base", default="reference", help="reference, smollm2, random:<shape>, a folder or a hub id")
+    parser.add_argument("--base", default="reference", help="reference, smollm2, random:<shape>, a folder, a GGUF file "
+                        "or a hub id")  # fmt: skip
     parser.add_argument("--out", type=path_option, help="folder for the compressed model: a new one, or that of an "
                         "interrupted run, which is then resumed")  # fmt: skip
     parser.add_argument("--format", choices=formats.names(), help="of what is written, exactly or not at all; default "

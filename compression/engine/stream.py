@@ -37,7 +37,6 @@ from compression.checkpoints import weights as _weights
 from compression.checkpoints.artefact import STATE, Compressed, outline
 from compression.checkpoints.base import MANIFEST
 from compression.checkpoints.output import check_writable, write_beside
-from compression.checkpoints.side_files import read_generation_config
 from compression.checkpoints.weight_files import INDEX
 from compression.checkpoints.weights import Weights
 from compression.cost import CostMeter
@@ -93,8 +92,8 @@ def stream(
                           "compress(...).save(...)")  # fmt: skip
     base.refuse_compressed(plan.source)
     skeleton = decoder.without_weights(plan.base)
-    skeleton.generation_config = read_generation_config(plan.source.folder)
-    weights = _weights.open_weights(plan.source, device, seed)
+    skeleton.generation_config = plan.source.generation_config
+    weights = plan.source.weights(device, seed)
     _weights.fit(skeleton, weights.headers, where=weights.where)
     passes = make_passes(make_contexts(plan, device, seed, progress), skeleton)
     with _written(target, _identity(plan, seed, device, passes)) as output:

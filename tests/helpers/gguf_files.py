@@ -6,9 +6,10 @@ from checkpoints import TINY, transformers_model
 
 from compression.architectures import skeleton
 from compression.checkpoints import weights
-from compression.checkpoints.formats import gguf
+from compression.checkpoints.formats import gguf, gguf_tokenizer
 
 SIZES = TINY | {"hidden_size": 64, "intermediate_size": 96}  # rows of whole blocks of 32
+TEXT = "It's 2024, isn't it? Ünïcode - naïve; the 1,234,567 cats' tails\n\n   sat.\tYOU'LL see <s>x</s>"
 _PARTS = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -83,3 +84,28 @@ def write(path, kind="Q4_1", tied=True, change=lambda writer: None, tensors=lamb
     writer.write_tensors_to_file()
     writer.close()
     return model
+
+
+def tokenizer_of(name, **changes):
+    """A small tokenizer that cuts text as llama.cpp does under a name."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    cuts = {
+        "bytes": lambda regex: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex),
+        "split": lambda pattern: pre_tokenizers.Split(Regex(pattern), "isolated"),
+        "digits": lambda alone: pre_tokenizers.Digits(individual_digits=alone),
+    }
+    made = Tokenizer(models.BPE(ignore_merges=name in gguf_tokenizer.WHOLE_WORDS))
+    steps = gguf_tokenizer.STEPS[name]
+    made.pre_tokenizer = pre_tokenizers.Sequence([cuts[step](argument) for step, argument in steps])
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator([TEXT * 3], trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    ))  # fmt: skip
+    made.add_tokens(["YOU'LL"])
+    for key, value in changes.items():
+        setattr(made, key, value)
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>",
+                                   chat_template="{{ messages }}")  # fmt: skip

@@ -29,11 +29,10 @@ def make_base(root: Path, **sizes) -> None:
 
 def options(root: Path, *recipes: str, **given) -> Options:
     """Those of a run on what `make_base` made; journal and baselines are beside it."""
-    known = {"journal": root / "journal.jsonl", "baselines": root / "baselines", "force_update": True,
-             "prompt_tokens": 8, "new_tokens": 4,
+    known = {"base": str(root / "tiny"), "journal": root / "journal.jsonl", "baselines": root / "baselines",
+             "force_update": True, "prompt_tokens": 8, "new_tokens": 4,
              "protocol": {"name": "default", "samples": 4, "length": 32, "stride": None}}  # fmt: skip
-    return Options(base=str(root / "tiny"), data=str(root / "data"), recipes=tuple(map(Recipe.parse, recipes)),
-                   **known | given)  # fmt: skip
+    return Options(data=str(root / "data"), recipes=tuple(map(Recipe.parse, recipes)), **known | given)
 
 
 def measured(workbench: Workbench, *, measurements=MEASUREMENTS, done=lambda recipe, what: None) -> list[str]:

@@ -33,7 +33,8 @@ class LocalJudge:
         if source.kind == "named":
             source = source.fetch()
         self.name = f"local:{source.label}"
-        digest = None if source.folder is None else source.digest  # what the hub has goes by its name alone
+        known = source.kind == "folder" or source.folder is not None
+        digest = source.digest if known else None  # what the hub has goes by its name alone
         self.read = Input(self.name, digest, named=source.kind != "folder")
 
     @functools.cached_property

@@ -30,7 +30,7 @@ class Scheme:
     """How the weights of a group of layers are stored.
 
     Attributes:
-        format: one of `FORMATS`.
+        format: one of `FORMATS`; "hqq" for its packings.
         bits: of a code.
         float: whether codes are floating-point numbers.
         symmetric: whether no zero points are stored.
@@ -57,7 +57,7 @@ class Scheme:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressedTensors:
-    """The schemes of a checkpoint.
+    """The schemes of a checkpoint; also what the configurations of hqq and torchao are translated to.
 
     Attributes:
         groups: targets and scheme of each, by name.

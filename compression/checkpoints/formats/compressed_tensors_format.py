@@ -12,11 +12,10 @@ from compression.architectures import published as layouts
 from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
 from compression.checkpoints.base import BaseSource
-from compression.checkpoints.formats import reading, writing
+from compression.checkpoints.formats import grouped, reading, writing
 from compression.checkpoints.formats.compressed_tensors import scheme_of, store_of
-from compression.checkpoints.formats.compressed_tensors_config import CLASS, METHOD, MIXED, CompressedTensors, Scheme
+from compression.checkpoints.formats.compressed_tensors_config import CLASS, METHOD, MIXED, Scheme
 from compression.checkpoints.formats.layer import check_shared
-from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
 from compression.errors import LayerError
 from compression.layers.linear import Linear
@@ -76,16 +75,7 @@ class CompressedTensorsFormat(Format):
         return reading.describes(folder, self.name)
 
     def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
-        published = source.published
-        assert isinstance(published, CompressedTensors)
-        model = reading.open_model(source)
-        row = architecture_of(model)
-        names = [name for block in decoder.decoder_blocks(model) for name, _ in block.linears()]
-        names += [row.head] if isinstance(model.get_submodule(row.head), Linear) else []
-        fused = {f"{name}.{each}": name for name, module in model.named_modules() if isinstance(module, Fused)
-                 for each in module.names}  # fmt: skip
-        theirs = {name: layouts.their_name(fused.get(name, name), row) for name in names}
-        return model, recipe_of(published, {name: published.scheme_of(their) for name, their in theirs.items()})
+        return grouped.read(source)
 
     def refusal(self, engine: str, layers: Iterable[Any]) -> str | None:
         """vLLM 0.32, tried on a CPU, by its kernel tables on GPUs; transformers 5.23."""

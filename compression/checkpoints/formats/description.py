@@ -10,14 +10,15 @@ AutoAWQ (`modules/linear/gemm.py`), `GPTQConfig` and `AwqConfig` of transformers
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compression.checkpoints.formats import bitsandbytes_config, compressed_tensors_config
+from compression.checkpoints.formats import bitsandbytes_config, compressed_tensors_config, hqq_config, torchao_config
 from compression.checkpoints.formats.bitsandbytes_config import BitsAndBytes
 from compression.checkpoints.formats.compressed_tensors_config import CompressedTensors
+from compression.checkpoints.weight_files import weight_files
 from compression.errors import CheckpointError
 from compression.files.strict_json import read_json
 
@@ -26,7 +27,12 @@ VERSIONS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 GROUP_SIZES = {"gptq": (-1, 16, 32, 64, 128, 256, 512, 1024), "awq": (-1, 16, 32, 64, 128)}  # that GPTQModel takes
 SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # and the method of those that name none
 
-_OTHERS = (compressed_tensors_config.METHOD, bitsandbytes_config.METHOD)
+_PARSERS: Mapping[str, Callable[[Mapping[str, Any], str], "Description"]] = {
+    compressed_tensors_config.METHOD: compressed_tensors_config.parse,
+    bitsandbytes_config.METHOD: bitsandbytes_config.parse,
+    hqq_config.METHOD: hqq_config.parse,
+}
+_OTHERS = (*_PARSERS, torchao_config.METHOD)
 _SPELLINGS = {"w_bit": "bits", "q_group_size": "group_size", "method": "quant_method"}
 _COMPARED = ("quant_method", "bits", "group_size", "sym", "zero_point", "desc_act", "version")
 _UNSUPPORTED = {  # field: the values that change nothing
@@ -62,7 +68,20 @@ class Published:
     recipe: Any = None
 
 
-Description = Published | CompressedTensors | BitsAndBytes
+@dataclass(frozen=True, kw_only=True)
+class GGUFTypes:
+    """A GGUF file with quantized tensors.
+
+    Attributes:
+        recipe: that it was made by, or the method `gguf` with the types of its layers, in JSON; without steps where
+            that method does not make them.
+    """
+
+    recipe: Any
+    quant_method: str = "gguf"
+
+
+Description = Published | CompressedTensors | BitsAndBytes | GGUFTypes
 
 
 def read_config(folder: Path, config: Mapping[str, Any]) -> Description | None:
@@ -85,11 +104,11 @@ def read_config(folder: Path, config: Mapping[str, Any]) -> Description | None:
             both = " and ".join(f"{name} says {key}={value!r}" for name, value in values.items())
             raise CheckpointError(f"{folder}: {both}; set both to what the weights were stored with")
     merged = {key: value for fields in reversed(said.values()) for key, value in fields.items()}
-    if merged.get("quant_method") == compressed_tensors_config.METHOD:
-        return compressed_tensors_config.parse(merged, f"{folder} ({', '.join(said)})")
-    if merged.get("quant_method") == bitsandbytes_config.METHOD:
-        return bitsandbytes_config.parse(merged, f"{folder} ({', '.join(said)})")
-    return _parse(merged, f"{folder} ({', '.join(said)})")
+    method, where = merged.get("quant_method"), f"{folder} ({', '.join(said)})"
+    if method == torchao_config.METHOD:
+        return torchao_config.parse(merged, weight_files(folder, config), where)
+    parser = _PARSERS.get(method, _parse) if isinstance(method, str) else _parse
+    return parser(merged, where)
 
 
 def _read(path: Path) -> Any:

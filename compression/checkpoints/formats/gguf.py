@@ -3,26 +3,29 @@
 Needs the library `gguf` (extra `smollm2`), which takes files apart and dequantizes blocks. Names and shapes are those
 of transformers, by the row of the architecture; the order of rows within the heads of queries and keys, which the
 converter of llama.cpp changes for Llama because it rotates pairs of neighbours, is changed back.
-Limits: one file, little-endian, of the architectures in `ROWS`; no scaled or partly rotary positions. Tokenizers are
+Limits: one file, little-endian, of the architectures in `ROWS`; positions scaled as `gguf_rope` has it, and none that
+are partly rotary. Tokenizers are
 those of `_TOKENIZERS`, as transformers converts them, and of `gguf_tokenizer`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from compression.architectures import table
 from compression.checkpoints import config as checks
-from compression.checkpoints.formats import gguf_header, gguf_tokenizer
+from compression.checkpoints.formats import gguf_header, gguf_rope, gguf_tokenizer
 from compression.errors import CheckpointError, install_command
 from compression.files.libraries import failures_as
 
 ROWS = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 PERMUTED = ("llama",)  # whose queries and keys the converter puts in another order
-_NEUTRAL = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "expert_count": 0}  # as if they were not there
+_NEUTRAL = {"expert_count": 0}  # as if they were not there
 _CHANGING = ("scale", "scaling", "sliding_window", "expert", "softcap")  # in names of values that change the function
 _TOKENIZERS = {("gpt2", "smollm")}  # model and pre-tokenizer
 _SIZES = {
@@ -60,7 +63,7 @@ class GGUFile:
         """
         import gguf
 
-        for tensor in self._reader.tensors:
+        for tensor in self._tensors:
             name = self._names[tensor.name]
             with failures_as(self._unread(tensor)):
                 values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
@@ -68,13 +71,28 @@ class GGUFile:
             heads = self._rotated().get(part_of(name))
             yield name, values if heads is None else rotated_by_halves(values, heads)
 
-    def stored(self) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-        """Every tensor by its name in transformers: its shape, and its bytes uint8 (rows, row_bytes), or (row_bytes,).
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor by its name in transformers."""
+        return {self._names[each.name]: tuple(int(size) for size in reversed(each.shape)) for each in self._tensors}
+
+    @property
+    def _tensors(self) -> list[Any]:
+        """Those of the library that the model has."""
+        return [each for each in self._reader.tensors if each.name in self._names]
+
+    def stored(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+        """Every tensor, or those of the names, by its name in transformers: its shape, and its bytes uint8 (rows,
+        row_bytes), or (row_bytes,).
 
         The order of rows is that of transformers.
         """
-        for tensor in self._reader.tensors:
-            name, shape = self._names[tensor.name], tuple(int(size) for size in reversed(tensor.shape))
+        wanted = self.types if names is None else set(names)
+        for tensor in self._tensors:
+            name = self._names[tensor.name]
+            if name not in wanted:
+                continue
+            shape = self.shapes[name]
             raw = np.ascontiguousarray(tensor.data).reshape(*shape[:-1], -1).view(np.uint8)
             heads = self._rotated().get(part_of(name))
             if heads is not None:
@@ -154,10 +172,11 @@ def open_file(path: Path) -> GGUFile:
         raise CheckpointError(f"{path} is one of {parts!r:.20} parts; join them with llama-gguf-split --merge")
     config = _config(path, values, reader)
     row = table.named(config["architectures"][0])
-    names = {each.name: _name(path, each.name, row, config["num_hidden_layers"]) for each in reader.tensors}
-    if len(set(names.values())) < len(reader.tensors):
+    tensors = [each for each in reader.tensors if each.name != gguf_rope.TENSOR or row.name != ROWS["llama"]]
+    names = {each.name: _name(path, each.name, row, config["num_hidden_layers"]) for each in tensors}
+    if len(set(names.values())) < len(tensors):
         raise CheckpointError(f"{path} holds a tensor twice")
-    types = {names[each.name]: each.tensor_type.name for each in reader.tensors}
+    types = {names[each.name]: each.tensor_type.name for each in tensors}
     return GGUFile(path, config | {"tie_word_embeddings": row.head_weight not in types}, types, reader, names)
 
 
@@ -168,7 +187,8 @@ def _config(path: Path, values: Mapping[str, Any], reader: Any) -> dict[str, Any
     row = table.named(ROWS[kind])
     for key, value in values.items():
         own = key.removeprefix(f"{kind}.")
-        if own != key and any(word in own for word in _CHANGING) and _NEUTRAL.get(own) != value:
+        changing = any(word in own for word in _CHANGING) and own not in gguf_rope.KEYS
+        if own != key and changing and _NEUTRAL.get(own) != value:
             raise CheckpointError(f"{path}: {key} = {value!r:.80} is not read from GGUF; take the checkpoint that the "
                                   "file was made of")  # fmt: skip
     if missing := [f"{kind}.{key}" for key in _SIZES.values() if f"{kind}.{key}" not in values]:
@@ -188,10 +208,26 @@ def _config(path: Path, values: Mapping[str, Any], reader: Any) -> dict[str, Any
     if values.get(f"{kind}.rope.dimension_count", config["head_dim"]) != config["head_dim"]:
         raise CheckpointError(f"{path} turns a part of each head by its position, which is not read from GGUF")
     checks.architecture_of(config, str(path))
+    if (scaled := _positions(path, values, reader, config)) is not None:
+        config["rope_parameters"] = scaled
     for name, key in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
         if (token := values.get(f"tokenizer.ggml.{key}_token_id")) is not None:
             config[name] = token
     return config
+
+
+def _positions(path: Path, values: Mapping[str, Any], reader: Any, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`rope_parameters` of scaled positions."""
+    kind = values["general.architecture"]
+    said = {key: values[f"{kind}.{key}"] for key in gguf_rope.KEYS if f"{kind}.{key}" in values}
+    factors = next((each for each in reader.tensors if each.name == gguf_rope.TENSOR and kind == "llama"), None)
+    if factors is not None and factors.tensor_type.name != "F32":
+        raise CheckpointError(f"{path}: {gguf_rope.TENSOR} is stored as {factors.tensor_type.name}, expected F32")
+    table = None if factors is None else torch.from_numpy(factors.data.copy())
+    try:
+        return gguf_rope.read(said, config, table, values.get(gguf_rope.SETTINGS))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def places(row: table.Architecture) -> tuple[dict[str, str], dict[str, str]]:
@@ -228,8 +264,7 @@ def _name(path: Path, name: str, row: table.Architecture, layers: int) -> str:
     block, _, part = rest.partition(".")
     if lead == "blk" and suffix in ("weight", "bias") and block in map(str, range(layers)) and part in inside:
         return f"{row.block(int(block))}.{inside[part]}.{suffix}"
-    raise CheckpointError(f"{path}: tensor {name!r:.80} has no place in {row.name}; it is of another architecture, or "
-                          "scales its positions")  # fmt: skip
+    raise CheckpointError(f"{path}: tensor {name!r:.80} has no place in {row.name}; it is of another architecture")
 
 
 def _text(reader: Any, key: str) -> str:

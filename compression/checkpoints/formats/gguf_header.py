@@ -1,4 +1,4 @@
-"""The head of a GGUF file (ggml's docs/gguf.md), walked through before a library reads it.
+"""Where a GGUF file is, and its head (ggml's docs/gguf.md), walked through before a library reads it.
 
 A library that trusts a count reads, allocates or loops as often as a damaged file says; here it must be one that the
 length of the file can hold.
@@ -9,6 +9,8 @@ import struct
 from pathlib import Path
 
 from compression.errors import CheckpointError
+
+SUFFIX = ".gguf"
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value of a type
 _STRING, _ARRAY = 8, 9
@@ -94,3 +96,20 @@ def _walk_through(walk: _Walk) -> None:
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise ValueError(f"a tensor has {dimensions} dimensions")
         walk.skip(dimensions * 8 + 4 + 8)
+
+
+def file_in(path: Path) -> Path | None:
+    """The file that a path names, or the only one of a folder without config.json.
+
+    Raises:
+        CheckpointError: the folder has several.
+    """
+    if path.is_file():
+        return path if path.suffix == SUFFIX else None
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    found = sorted(path.glob(f"*{SUFFIX}"))
+    if len(found) > 1:
+        raise CheckpointError(f"{path} has {len(found)} GGUF files, {found[0].name} the first; give the path of one, "
+                              "or join parts of one with llama-gguf-split --merge")  # fmt: skip
+    return found[0] if found else None

@@ -20,7 +20,8 @@ from compression.architectures import decoder, embeddings, skeleton
 from compression.architectures.table import architecture_of
 from compression.checkpoints import weights
 from compression.checkpoints.base import BaseSource
-from compression.checkpoints.formats import gguf, gguf_tokenizer, gguf_writing
+from compression.checkpoints.formats import gguf, gguf_header, gguf_tokenizer, gguf_writing
+from compression.checkpoints.formats.description import GGUFTypes
 from compression.checkpoints.formats.registry import Format
 from compression.errors import CheckpointError, LayerError
 from compression.files.atomic import digest_of_file
@@ -33,7 +34,6 @@ from compression.recipes.recipe import Recipe
 from compression.recipes.registry import resolve
 
 FLOATS = ("F32", "F16", "BF16")
-SUFFIX = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,23 @@ class GGUFSource(BaseSource):
     @cached_property
     def file(self) -> gguf.GGUFile:
         return gguf.open_file(self.path)
+
+    decodes = True
+
+    @property
+    def place(self) -> Path:
+        return self.path
+
+    @cached_property
+    def published(self) -> GGUFTypes | None:
+        """None for a file of floating-point numbers alone."""
+        if set(self.file.types.values()) <= set(FLOATS):
+            return None
+        return GGUFTypes(recipe=_recipe(self.file).to_json())
+
+    def weights(self, device: str = "cpu", seed: int = 0) -> weights.Weights:
+        """Dense, quantized ones decoded to fp32."""
+        return dense_weights(self.file, device)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -100,16 +117,15 @@ class GGUFFormat(Format):
         return gguf_writing.filler(result)
 
     def reads(self, folder: Path) -> bool:
-        return _file_in(folder) is not None
+        return gguf_header.file_in(folder) is not None
 
     def source(self, folder: Path) -> GGUFSource:
-        path = _file_in(folder)
+        path = gguf_header.file_in(folder)
         assert path is not None
         return GGUFSource(str(folder), "folder", path=path)
 
     def read(self, source: GGUFSource) -> tuple[Any, Recipe]:
-        model = open_model(source.file)
-        return model, _recipe(source.file, model)
+        return open_model(source.file), _recipe(source.file)
 
     def stored_bytes(self, source: GGUFSource) -> int | None:
         return None
@@ -125,9 +141,7 @@ def open_model(file: gguf.GGUFile) -> nn.Module:
         CheckpointError: a tensor is of a type that is not read, is missing, has another shape, or is not finite.
     """
     where = str(file.path)
-    if unread := [f"{name} is stored as {kind}" for name, kind in file.types.items()
-                  if kind not in (*FLOATS[:1], *ggml.TYPES)]:  # fmt: skip
-        raise CheckpointError(f"{where}: {unread[0]}, which is not read; read are F32, {', '.join(ggml.TYPES)}")
+    _check_types(file)
     quantized = not set(file.types.values()) <= set(FLOATS)
     model = skeleton.build(file.config, torch.float32, device="meta")
     held = _put_parts(model, file.types) if quantized else {}
@@ -141,10 +155,41 @@ def open_model(file: gguf.GGUFile) -> nn.Module:
         else:
             tensors[name] = _floats(stored, kind).view(shape)
     if not quantized and expected:
-        dtype = _narrowest(tensors, file.types)
+        dtype = _narrowest(tensors, {file.types[name] for name, tensor in tensors.items() if tensor.ndim > 1})
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     weights.fill(model, tensors, where=where)
     return model
+
+
+def dense_weights(file: gguf.GGUFile, device: str) -> weights.Weights:
+    """The tensors of a file as those of a dense model, in the dtype that `open_model` gives them.
+
+    Raises:
+        CheckpointError: a tensor is of a type that is not read; `read`: a value is not finite.
+    """
+    _check_types(file)
+    small = [name for name, shape in file.shapes.items() if len(shape) == 1]
+    vectors = {name: _floats(torch.from_numpy(raw.copy()), file.types[name]) for name, _, raw in file.stored(small)}
+    quantized = not set(file.types.values()) <= set(FLOATS)
+    matrices = {kind for name, kind in file.types.items() if name not in vectors}
+    dtype = torch.float32 if quantized else _narrowest(vectors, matrices)
+
+    def read(names: list[str]) -> dict[str, Tensor]:
+        found = {}
+        for name, shape, raw in file.stored(names):
+            values = _floats(torch.from_numpy(raw.copy()), file.types[name])
+            found[name] = values.view(shape).to(device=device, dtype=dtype)
+        weights.check_finite(found, str(file.path))
+        return found
+
+    headers = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in file.shapes.items()}
+    return weights.Weights(str(file.path), headers, dtype, read)
+
+
+def _check_types(file: gguf.GGUFile) -> None:
+    if unread := [f"{name} is stored as {kind}" for name, kind in file.types.items()
+                  if kind not in (*FLOATS[:1], *ggml.TYPES)]:  # fmt: skip
+        raise CheckpointError(f"{file.path}: {unread[0]}, which is not read; read are F32, {', '.join(ggml.TYPES)}")
 
 
 def _put_parts(model: nn.Module, types: Mapping[str, str]) -> dict[str, str]:
@@ -192,15 +237,14 @@ def _floats(stored: Tensor, kind: str) -> Tensor:
     return stored.view(torch.float32) if kind == "F32" else ggml.decode(stored[None], kind)[0]
 
 
-def _narrowest(tensors: Mapping[str, Tensor], types: Mapping[str, str]) -> torch.dtype:
-    """The dtype of all matrices, if it holds every other tensor as well; else fp32."""
-    kinds = {types[name] for name, tensor in tensors.items() if tensor.ndim > 1}
+def _narrowest(tensors: Mapping[str, Tensor], kinds: set[str]) -> torch.dtype:
+    """The dtype of all matrices, whose types are `kinds`, if it holds every other tensor as well; else fp32."""
     dtype = {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(kinds), torch.float32)
     exact = all(torch.equal(tensor.to(dtype).float(), tensor) for tensor in tensors.values())
     return dtype if exact else torch.float32
 
 
-def _recipe(file: gguf.GGUFile, model: nn.Module) -> Recipe:
+def _recipe(file: gguf.GGUFile) -> Recipe:
     """That which the file was written with by this package; of others `gguf` with the types of its layers, if it has
     them all, and else none."""
     if isinstance(own := file.value(gguf_writing.RECIPE), str):
@@ -208,8 +252,10 @@ def _recipe(file: gguf.GGUFile, model: nn.Module) -> Recipe:
             return Recipe.from_json(strict_json(own))
         except ValueError as error:
             raise CheckpointError(f"{file.path}: {gguf_writing.RECIPE} is no recipe: {error}") from error
-    linears = [pair for block in decoder.decoder_blocks(model) for pair in block.linears()]
-    types = {name: layer.weight_part.type.lower() if isinstance(layer, Linear) else None for name, layer in linears}
+    model = skeleton.build(file.config, torch.float32, device="meta")
+    linears = [name for block in decoder.decoder_blocks(model) for name, _ in block.linears()]
+    kinds = {name: file.types.get(f"{name}.weight", "F32") for name in linears}
+    types = {name: None if kind == "F32" else kind.lower() for name, kind in kinds.items()}
     known = typing.get_args(typing.get_type_hints(resolve("gguf"))["type"])
     stored = [each for each in types.values() if each is not None]
     if not stored or not set(stored) <= set(known):
@@ -218,20 +264,3 @@ def _recipe(file: gguf.GGUFile, model: nn.Module) -> Recipe:
     others = {name: None if each is None else {"type": each} for name, each in types.items() if each != most}
     step = {"method": "gguf", "type": most} | ({"layers": others} if others else {})
     return Recipe.from_json({"schema": 2, "steps": [step]})
-
-
-def _file_in(path: Path) -> Path | None:
-    """The file that a path names, or the only one of a folder without config.json.
-
-    Raises:
-        CheckpointError: the folder has several.
-    """
-    if path.is_file():
-        return path if path.suffix == SUFFIX else None
-    if not path.is_dir() or (path / "config.json").exists():
-        return None
-    found = sorted(path.glob(f"*{SUFFIX}"))
-    if len(found) > 1:
-        raise CheckpointError(f"{path} has {len(found)} GGUF files, {found[0].name} the first; give the path of one, "
-                              "or join parts of one with llama-gguf-split --merge")  # fmt: skip
-    return found[0] if found else None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from compression.architectures import decoder, description, embeddings
 from compression.architectures.table import architecture_of
-from compression.checkpoints.formats import gguf, gguf_tokenizer
+from compression.checkpoints.formats import gguf, gguf_rope, gguf_tokenizer
 from compression.errors import LayerError
 from compression.layers.embedding import Embedding
 from compression.layers.linear import Linear
@@ -69,8 +69,10 @@ def check_model(model: nn.Module) -> None:
         raise LayerError("format gguf cannot hold edits of the model (compression.architectures.edits); leave out the "
                          "step that makes them")  # fmt: skip
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") != "default":
-        raise LayerError(f"format gguf is not written with scaled positions (rope_type {rope['rope_type']!r})")
+    try:
+        gguf_rope.written(rope, ARCHITECTURES[name])
+    except ValueError as error:
+        raise LayerError(f"format gguf cannot hold these scaled positions: {error}") from error
     window = getattr(config, "sliding_window", None)
     if window is not None and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
         raise LayerError(f"format gguf is not written with a sliding window ({window}), which llama.cpp passes over")
@@ -140,9 +142,13 @@ def _write_values(writer: Any, result: Any, tokens: dict[str, Any], file_type: i
     writer.add_rope_dimension_count(width)
     writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    for key, value in tokens.items():
-        add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}
-        add[type(value)](f"tokenizer.{key}", value)
+    kind = ARCHITECTURES[type(result.model).__name__]
+    scaled = {key if key == gguf_rope.SETTINGS else f"{kind}.{key}": value
+              for key, value in gguf_rope.written(rope, kind).items()}  # fmt: skip
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+           list: writer.add_array}  # fmt: skip
+    for key, value in (scaled | {f"tokenizer.{key}": value for key, value in tokens.items()}).items():
+        add[type(value)](key, value)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -152,6 +158,10 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, str, np.ndarray]]:
     paths = {path: name for name, path in outside.items()}
     for number in range(config.num_hidden_layers):
         paths |= {f"{row.block(number)}.{path}": f"blk.{number}.{name}" for name, path in inside.items()}
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "llama3":
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        yield gguf_rope.TENSOR, "F32", gguf_rope.factors_of(rope, width).numpy()
     attention = row.attentions[0]
     permuted = ARCHITECTURES[type(model).__name__] in gguf.PERMUTED
     heads = {attention.queries: config.num_attention_heads, attention.keys: config.num_key_value_heads}

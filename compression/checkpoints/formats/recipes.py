@@ -8,7 +8,8 @@ from typing import Any
 
 from compression.checkpoints.formats.bitsandbytes_config import BitsAndBytes
 from compression.checkpoints.formats.compressed_tensors_config import MXFP4, NVFP4, CompressedTensors, Scheme
-from compression.checkpoints.formats.description import Description
+from compression.checkpoints.formats.description import Description, GGUFTypes
+from compression.checkpoints.formats.hqq_config import METHOD as HQQ
 from compression.errors import RecipeError
 from compression.recipes import registry
 from compression.recipes.recipe import Recipe, Step
@@ -17,17 +18,19 @@ from compression.recipes.recipe import Recipe, Step
 def recipe_of(published: Description, layers: Mapping[str, Scheme | None] | None = None) -> Recipe:
     """What makes such a checkpoint: the recipe that one of our own names, else its method with what is known of it.
 
-    The format compressed-tensors does not say by which method codes were found: it is called by its grid, as rounding
-    to it (`rtn`, `rtn_fp`).
+    The formats compressed-tensors and torchao do not say by which method codes were found: such a checkpoint is called
+    by its grid, as rounding to it (`rtn`, `rtn_fp`).
 
     Args:
-        layers: of a checkpoint of that format the scheme of every linear layer of the model; without it, layers with
-            another setting than those of the first group are left out.
+        layers: of a checkpoint of groups of layers the scheme of every linear layer of the model; without it, layers
+            with another setting than those of the first group are left out.
     """
     if published.recipe:
         with contextlib.suppress(RecipeError):
             if (found := Recipe.from_json(published.recipe)).steps:
                 return found
+    if isinstance(published, GGUFTypes):
+        return Recipe()
     if isinstance(published, CompressedTensors):
         return Recipe(_steps(published, layers))
     if isinstance(published, BitsAndBytes):
@@ -58,6 +61,8 @@ def _steps(published: CompressedTensors, layers: Mapping[str, Scheme | None] | N
 
 def _method(scheme: Scheme) -> Any:
     size = scheme.block[1] if scheme.block else scheme.group_size or -1
+    if scheme.format == HQQ:
+        return registry.build("hqq", {"bits": scheme.bits, "group_size": size})
     if not scheme.float:
         return registry.build("rtn", {"bits": scheme.bits, "group_size": size, "symmetric": scheme.symmetric})
     scale = {NVFP4: "e4m3", MXFP4: "e8m0"}.get(scheme.format, "float")

@@ -129,11 +129,15 @@ _FORMATS: dict[str, Format | str] = {
     "bitsandbytes": "compression.checkpoints.formats.bitsandbytes_format:BITSANDBYTES",
     "gguf": "compression.checkpoints.formats.gguf_model:GGUF",
 }
+_READ_ONLY: dict[str, Format | str] = {
+    "hqq": "compression.checkpoints.formats.read_only:HQQ",
+    "torchao": "compression.checkpoints.formats.read_only:TORCHAO",
+}
 
 
 def register(format: Format) -> Format:
     """Add a format. Raises RecipeError if its name is taken."""
-    if format.name == OWN or format.name in _FORMATS:
+    if format.name == OWN or format.name in _FORMATS or format.name in _READ_ONLY:
         raise RecipeError(f"format {format.name!r} is registered already; choose another name")
     _FORMATS[format.name] = format
     return format
@@ -149,14 +153,20 @@ def names() -> tuple[str, ...]:
     return (OWN, *_FORMATS)
 
 
+def read_only() -> tuple[str, ...]:
+    """Every format that a model can be opened from and not written in."""
+    return tuple(_READ_ONLY)
+
+
 def find(name: str) -> Format:
     """The format of a name. Raises LayerError if there is none, or it is that of this package."""
-    found = _FORMATS.get(name)
+    table = _READ_ONLY if name in _READ_ONLY else _FORMATS
+    found = table.get(name)
     if found is None:
         raise LayerError(f"format {name!r} cannot be written; it must be one of {', '.join(_FORMATS)}")
     if isinstance(found, str):
         module, _, attribute = found.partition(":")
-        found = _FORMATS[name] = getattr(importlib.import_module(module), attribute)
+        found = table[name] = getattr(importlib.import_module(module), attribute)
     return found
 
 
@@ -189,4 +199,4 @@ def of_folder(folder: Path) -> Format | None:
     Raises:
         CheckpointError: it is described in a way that none of them reads.
     """
-    return next((each for each in map(find, reversed(list(_FORMATS))) if each.reads(folder)), None)
+    return next((each for each in map(find, reversed([*_READ_ONLY, *_FORMATS])) if each.reads(folder)), None)

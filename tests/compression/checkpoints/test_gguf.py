@@ -82,11 +82,8 @@ def with_tensor(name, values):
 REFUSED = {
     "big endian": ({"endian": library.GGUFEndian.BIG}, ["byte order"]),
     "split": ({"change": lambda writer: writer.add_uint16("split.count", 3)}, ["one of 3 parts", "--merge"]),
-    "scaled": ({"change": lambda writer: writer.add_rope_scaling_factor(4.0)}, ["llama.rope.scaling.factor = 4.0"]),
     "experts": ({"change": lambda writer: writer.add_expert_count(8)}, ["llama.expert_count = 8"]),
     "no size": ({"change": without("llama.block_count")}, ["has no llama.block_count"]),
-    "factors": (with_tensor("rope_freqs.weight", np.ones(4)), ["rope_freqs.weight", "no place"]),
-    "linear": ({"change": lambda writer: writer.add_float32("llama.rope.scale_linear", 4.0)}, ["rope.scale_linear"]),
     "attention": ({"change": lambda writer: writer.add_float32("llama.attention.scale", 2.0)}, ["attention.scale"]),
     "partial": ({"change": lambda writer: writer.add_rope_dimension_count(8)}, ["a part of each head"]),
     "heads": ({"change": changed("llama.attention.head_count_kv", 3)}, ["num_key_value_heads=3 does not divide"]),

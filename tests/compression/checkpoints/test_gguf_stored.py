@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import TOKENS, says, transformers_model
-from gguf_files import SIZES, opened_model, write
-from transformers import PreTrainedTokenizerFast
+from gguf_files import SIZES, TEXT, opened_model, tokenizer_of, write
 
 import compression
 from compression import CheckpointError, LayerError
@@ -17,7 +16,6 @@ from compression.checkpoints.formats import gguf_tokenizer
 from compression.layers.embedding import Embedding
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
-TEXT = "It's 2024, isn't it? Ünïcode - naïve; the 1,234,567 cats' tails\n\n   sat.\tYOU'LL see <s>x</s>"
 
 
 def content(path):
@@ -175,8 +173,8 @@ REFUSED = {
     "scales": ({"recipe": "rtn(group_size=32,symmetric=true)", "dtype": torch.float32}, ["fp16", "would round"]),
     "architecture": ({"recipe": "fp16", "name": "Olmo2ForCausalLM"}, ["cannot hold Olmo2ForCausalLM", "LlamaFor"]),
     "window": ({"recipe": "fp16", "name": "MistralForCausalLM", "sliding_window": 8}, ["sliding window (8)"]),
-    "positions": ({"recipe": "fp16", "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-                  ["scaled positions (rope_type 'linear')"]),
+    "positions": ({"recipe": "fp16", "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+                  ["scaled positions: rope_type 'dynamic'", "linear, yarn"]),
     "activation": ({"recipe": "fp16", "hidden_act": "gelu"}, ["hidden_act=silu, not gelu"]),
 }  # fmt: skip
 
@@ -193,30 +191,6 @@ def test_what_has_no_place_in_a_file_is_refused_and_nothing_is_written(tmp_path,
 
 
 # --- Tokenizers -------------------------------------------------------------------------------------------------------
-
-
-def tokenizer_of(name, **changes):
-    """A small tokenizer that cuts text as llama.cpp does under a name."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    cuts = {
-        "bytes": lambda regex: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex),
-        "split": lambda pattern: pre_tokenizers.Split(Regex(pattern), "isolated"),
-        "digits": lambda alone: pre_tokenizers.Digits(individual_digits=alone),
-    }
-    made = Tokenizer(models.BPE(ignore_merges=name in gguf_tokenizer.WHOLE_WORDS))
-    steps = gguf_tokenizer.STEPS[name]
-    made.pre_tokenizer = pre_tokenizers.Sequence([cuts[step](argument) for step, argument in steps])
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator([TEXT * 3], trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    ))  # fmt: skip
-    made.add_tokens(["YOU'LL"])
-    for key, value in changes.items():
-        setattr(made, key, value)
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>",
-                                   chat_template="{{ messages }}")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", gguf_tokenizer.STEPS)

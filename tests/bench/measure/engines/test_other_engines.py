@@ -146,6 +146,39 @@ def test_what_is_no_model_is_an_error_in_the_engines_words(name, tmp_path):
     assert (tmp_path / "log").read_text()
 
 
+ROPES = {
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 64},
+    "llama3": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.5, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 64},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
+@torch.inference_mode()
+def test_llama_cpp_scales_positions_as_they_are_written(tmp_path, rope):
+    prompt = torch.arange(40)[None] * 79 % 48
+    default = {"rope_type": "default", "rope_theta": 1e4}
+    expected, out = [], tmp_path / "out"
+    for each in (default, rope):
+        sizes = SIZES | {"initializer_range": 0.02, "max_position_embeddings": 512, "rope_parameters": dict(each)}
+        model = transformers_model("LlamaForCausalLM", **sizes).eval()
+        for name, weight in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                weight.mul_(12)  # attention that depends on positions
+        logprobs = model(prompt, use_cache=False).logits[0, :-1].log_softmax(-1)
+        expected.append(logprobs.gather(1, prompt[0, 1:, None])[:, 0])
+    model.save_pretrained(tmp_path / "base")
+    compression.compress(str(tmp_path / "base"), "fp16").save(out, "gguf")
+
+    with started("llama.cpp", out / "model.gguf", tmp_path / "log", dtype="auto") as engine:
+        (scores,) = engine.logprobs(prompt.tolist())
+
+    unscaled, scaled = ((torch.tensor(scores.logprobs) - each).abs().mean() for each in expected)
+    assert float(scaled) < NEAR < 20 * NEAR < float(unscaled)
+
+
 def test_llama_cpp_takes_no_other_dtype_than_that_of_the_file(gguf_file, tmp_path):
     with pytest.raises(EngineError, match="dtype must be auto, not float32"):
         started("llama.cpp", gguf_file[0], tmp_path / "log", dtype="float32")
