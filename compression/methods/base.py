@@ -89,10 +89,15 @@ class Context:
 
 
 class LayerMethod(Method):
-    """Treats every linear layer by itself: subclasses define `compress_linear`."""
+    """Treats every linear layer by itself: subclasses define `compress_linear`, or `fit_linear` where they measure."""
 
     unit = "layer"
     per_layer: ClassVar[bool] = True
+
+    @property
+    def measured(self) -> "calibration.capture.MakeObserver | None":
+        """Makes the observer of the inputs of each layer; None for a method that, as it is set, reads none."""
+        return None
 
     def check_layer(self, in_features: int, out_features: int) -> None:
         """Raise LayerError if a layer of this shape cannot be taken; called for all layers before any work."""
@@ -108,9 +113,14 @@ class LayerMethod(Method):
     def compress_linear(self, linear: "nn.Linear", context: Context) -> Any:
         """The layer that takes the place of `linear`, which itself stays as it is."""
 
+    def fit_linear(self, linear: "nn.Linear", inputs: Any, context: Context) -> Any:
+        """As `compress_linear`, with the value of the layer's observer."""
+        return self.compress_linear(linear, context)
+
     def apply_block(self, block: "Block", seen: "Seen | None", context: Context) -> None:
         """Replace every linear of a block; one report entry for each."""
         assert context.step is not None
+        inputs = {} if self.measured is None or seen is None else seen.inputs(self.measured)
         for name, stored in block.linears():
             each: Any = context.step.for_layer(name)
             if each is None:
@@ -119,14 +129,13 @@ class LayerMethod(Method):
             each = each.in_block(name, block)
             linear = architectures.decoder.as_linear(stored)  # type: ignore[arg-type]
             with _naming(name):
-                layer = each.compress_linear(linear, context)
+                layer = each.fit_linear(linear, inputs.get(name), context)
             block.replace(name, architectures.decoder.with_output(layer, getattr(stored, "output_part", None)))
             context.replaced(name, each.describe(linear, layer))
 
     def describe(self, linear: "nn.Linear", layer: Any) -> str:
         """What became of a linear layer, for the report."""
-        stored = getattr(layer, "weight_part", None)
-        return spell(self) + ("" if stored is None else f", {stored.words}, kernel {layer.kernel_name()}")
+        return spell(self) + _stored_words(layer)
 
 
 @dataclass(frozen=True, kw_only=True)
