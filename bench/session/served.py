@@ -15,6 +15,7 @@ from bench.measure import engines
 from bench.measure.engines.engine import Engine, Options
 from bench.measure.engines.environments import requirement
 from bench.measure.generation import Load
+from bench.results.row import VERSIONS
 from compression import UNCOMPRESSED, LayerError, Recipe
 from compression.checkpoints.formats import registry as formats
 
@@ -135,7 +136,8 @@ class Served:
     def facts(self, runtime: str, recipe: Recipe) -> dict[str, Any]:
         """What a row says of the engine that it was measured with."""
         facts = self.engine(runtime, recipe).facts
-        return {"engine": facts.engine, "version": facts.version, "flags": dict(facts.flags)}
+        told = {name: getattr(facts, name) for name in ("engine", *VERSIONS)}
+        return told | {"flags": dict(facts.flags)}
 
     def release(self, recipe: Recipe | None) -> None:
         """Let go of what serves a recipe, and of its files; the base's stay."""
