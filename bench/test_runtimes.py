@@ -63,13 +63,7 @@ def test_served_memory(workbench, recipe, runtime, batch_size):
 
 
 def _likelihoods(workbench, runtime, recipe, protocol):
-    def take():
-        return workbench.served.likelihoods(runtime, recipe, workbench.data, protocol)
-
-    key = ("served", runtime, protocol)
-    if recipe.text == UNCOMPRESSED:
-        return workbench.base_reading(key, take)
-    return workbench.reading(recipe, key, lambda model: take())
+    return workbench.served.likelihoods(runtime, recipe, workbench.data, protocol)
 
 
 @pytest.mark.quality

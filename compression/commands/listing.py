@@ -74,6 +74,9 @@ def holding(recipe: str, base: str = "reference") -> dict[str, dict[str, str | N
         CompressionError: the recipe cannot be.
     """
     steps = Recipe.parse(recipe)
+    if steps.on_load is not None:
+        exported = holding(steps.exported.text, base)[formats.OWN]
+        return {formats.OWN: {engine: None for engine in exported if engine == steps.on_load.method.engine}}
     needs = {need for step in steps.steps for need in step.method.info.needs}
     given = {"teacher": "self"} if "teacher" in needs else {}
     outcome = compression.plan(base, steps, **given).outcome
@@ -96,6 +99,8 @@ def _kernels(name: str, method: type, device: str) -> list[str]:
     found = []
     for text in [f"{name}(bits={bits})" for bits in widths] or [name]:
         instance = Recipe.parse(text).steps[0].method
+        if instance.engine is not None:
+            return [f"those of {instance.engine}, which does it while it loads a model"]
         if not isinstance(instance, LayerMethod):
             return ["of the layers as they are"]
         try:

@@ -67,11 +67,13 @@ class Method(ABC):
         info: set by `@method`.
         unit: what the engine hands it at a time; by parameters, for a method that can be of several.
         per_layer: whether recipes may give layers settings of their own.
+        engine: the engine that does it while it loads the model; None for what this package does.
     """
 
     info: ClassVar[MethodInfo]
     unit: Unit | None = None
     per_layer: ClassVar[bool] = False
+    engine: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:  # noqa: B027 - most have nothing to check
         """Raise RecipeError if parameters are out of their range or contradict each other."""

@@ -30,6 +30,7 @@ class Options:
         max_length: tokens of a sequence, prompt and generated ones together.
         sequences: at once, at most.
         seed: of the engine's random numbers; greedy decoding draws none.
+        quantization: what the engine is told to make of the weights while it loads them; None for what the file has.
     """
 
     dtype: str = "auto"
@@ -37,6 +38,7 @@ class Options:
     max_length: int = 1024
     sequences: int = 1
     seed: int = 0
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -121,7 +123,8 @@ class Engine:
 
     def __init__(self, child: Child, model: Path | str, options: Options, python: Path | str):
         self.options, self.log, self._child = options, child.log, child
-        answer = child.ask({"model": str(model)} | asdict(options))
+        given = {name: value for name, value in asdict(options).items() if value is not None}
+        answer = child.ask({"model": str(model)} | given)
         try:
             self.facts = Facts(**answer, python=str(python))
             if not (isinstance(self.facts.vocabulary, int) and math.isfinite(self.facts.load_s)):
@@ -163,10 +166,13 @@ class Engine:
             script: the file that the Python runs; default the engine's own.
 
         Raises:
-            OptionError: there is no engine of that name.
+            OptionError: there is no engine of that name, or it quantizes nothing while it loads.
             EngineError: the engine is not installed there, cannot open the model, ends, or takes too long.
         """
-        need = requirement(name)
+        need, options = requirement(name), options or Options()
+        if options.quantization is not None and not need.quantizes:
+            raise OptionError(f"quantization must be None for {name}, not {options.quantization!r}: it opens weights "
+                              "as they are stored")  # fmt: skip
         if python is None:
             python = python_of(name)
         else:
@@ -176,7 +182,7 @@ class Engine:
             environment=environment_of(python), log=log, patience_s=patience_s,
         )  # fmt: skip
         try:
-            return cls(child, model, options or Options(), python)
+            return cls(child, model, options, python)
         except BaseException:
             child.close()
             raise

