@@ -3,7 +3,6 @@
 import pytest
 
 from bench.data.tasks.table import SEED
-from bench.errors import NotAvailable
 from bench.gate import verdicts
 from bench.machine import device
 from bench.measure.generation import Interleaved
@@ -106,15 +105,13 @@ def test_served_task(workbench, recipe, runtime, task):
         return score_with(scorer, workbench.task(task), limit=options.limit, chat=options.chat_template)
 
     def take():
-        if task.temperature:
-            raise NotAvailable("engines are asked for greedy answers, and this task wants sampled ones")
         base = workbench.base_reading(("served task", runtime, task), lambda: of(BASE))
         return (base, None) if recipe.text == UNCOMPRESSED else (of(recipe), base)
 
     filtered = None if task.filter == "none" else task.filter
     asked = {"task": task.name, "shots": task.shots, "score": task.metric, "filter": filtered, "limit": options.limit,
-             "chat": options.chat_template or None, "programs": _programs(options, [task]),
-             "template": _template(options)}  # fmt: skip
+             "temperature": task.temperature or None, "chat": options.chat_template or None,
+             "programs": _programs(options, [task]), "template": _template(options)}  # fmt: skip
     workbench.measure("task", recipe, take, asked | _runtime(workbench, runtime),
                       notes=_notes(workbench, runtime, recipe))  # fmt: skip
 

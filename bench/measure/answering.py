@@ -340,9 +340,13 @@ def _sampled(distribution: "Tensor", draws: "Tensor") -> "Tensor":
     return torch.searchsorted(mass, draws * mass[:, -1:], right=True)[:, 0].clamp(max=mass.shape[-1] - 1)
 
 
+def seed_of(seed: int, place: int) -> int:
+    """The seed of what is drawn for the prompt at a place: below 2**56, so that every generator takes it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{place}".encode()).digest()[:7], "big")
+
+
 def _draws(seed: int, place: int, count: int) -> "Tensor":
     """Numbers in [0, 1) for the tokens of one prompt, (count,) in float64, the same on every device."""
     import torch
 
-    number = int.from_bytes(hashlib.sha256(f"{seed}/{place}".encode()).digest()[:7], "big")
-    return torch.rand(count, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed_of(seed, place)), dtype=torch.float64)

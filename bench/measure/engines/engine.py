@@ -1,4 +1,4 @@
-"""An engine that serves one checkpoint in a process of its own: log-probabilities, greedy generation, memory."""
+"""An engine that serves one checkpoint in a process of its own: log-probabilities, generation, memory."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class Options:
         threads: of the processor.
         max_length: tokens of a sequence, prompt and generated ones together.
         sequences: at once, at most.
-        seed: of the engine's random numbers; greedy decoding draws none.
+        seed: of the engine's random numbers; those of sampled tokens have seeds of their own (`Drawn`).
         quantization: what the engine is told to make of the weights while it loads them; None for what the file has.
     """
 
@@ -81,6 +81,29 @@ class Scores:
 
     logprobs: tuple[float, ...]
     top: tuple[tuple[tuple[int, float], ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """How tokens are drawn: from the likeliest that reach `top_p` of the distribution at a temperature.
+
+    The same request to the same version of an engine has the same answer.
+
+    Attributes:
+        seeds: of each prompt. transformers draws for all prompts of a request together, from the first of them.
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise OptionError(f"temperature must be above 0 and finite, not {self.temperature!r}; None is greedy")
+        if not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
+        for seed in self.seeds:
+            at_least("a seed", seed, 0, OptionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,15 +223,22 @@ class Engine:
         return tuple(self._scores(prompt, each, top) for prompt, each in self._each(answer, "scores", asked))
 
     def generate(
-        self, prompts: Sequence[Ids], new_tokens: int, *, stop_ids: Ids = (), ignore_eos: bool = False
+        self,
+        prompts: Sequence[Ids],
+        new_tokens: int,
+        *,
+        stop_ids: Ids = (),
+        ignore_eos: bool = False,
+        sampling: Drawn | None = None,
     ) -> tuple[Continuation, ...]:
-        """Greedy continuations of prompts that are submitted at once.
+        """Continuations of prompts that are submitted at once.
 
         Args:
             prompts: at most as many as the engine was opened for.
             new_tokens: for each prompt, at most.
             stop_ids: tokens that end a sequence, and belong to it.
             ignore_eos: whether `stop_ids` end nothing, so that all sequences have `new_tokens`.
+            sampling: how tokens are drawn; None is greedy.
 
         Raises:
             OptionError: the engine cannot be asked this.
@@ -221,8 +251,11 @@ class Engine:
                 f"a batch must have at most {self.options.sequences} prompts, not {len(asked)}. Open the engine with "
                 "more sequences"
             )
-        request = {"op": "generate", "prompts": asked, "new_tokens": new_tokens, "temperature": 0, "stop_ids": stops}
-        answer = self._child.ask(request | {"ignore_eos": ignore_eos})
+        if sampling is not None and len(sampling.seeds) != len(asked):
+            raise OptionError(f"sampling must have a seed for each of {len(asked)} prompts, not {len(sampling.seeds)}")
+        request = {"op": "generate", "prompts": asked, "new_tokens": new_tokens, "stop_ids": stops}
+        drawn = None if sampling is None else asdict(sampling)
+        answer = self._child.ask(request | {"ignore_eos": ignore_eos, "sampling": drawn})
         ends = frozenset() if ignore_eos else frozenset(stops)
         return tuple(
             self._sequence(prompt, each, new_tokens, ends) for prompt, each in self._each(answer, "sequences", asked)

@@ -4,7 +4,8 @@ The first line opens a model; its fields are those of `open_model`. Every furthe
 
     logprobs   {"prompts": [[id, ...], ...], "top": k}
                {"scores": [{"tokens": ids, "logprobs": [...], "top": [[[id, logprob], ...], ...]}, ...]}
-    generate   {"prompts": ..., "new_tokens": n, "temperature": 0, "stop_ids": [...], "ignore_eos": false}
+    generate   {"prompts": ..., "new_tokens": n, "stop_ids": [...], "ignore_eos": false, "sampling": null}
+               or, as "sampling", {"temperature": t, "top_p": p, "seeds": [one for each prompt]}
                {"sequences": [{"prompt": ids, "ids": [...], "arrivals_s": [...]}, ...]}
     memory     {}
                {"anonymous_bytes": n, "peak_bytes": n, "source": where they were read}
@@ -26,8 +27,8 @@ def serve(open_model):
 
     `open_model` takes the fields of the first line and returns a model and a dictionary of facts. A model has
     `logprobs(prompts, top)`, which yields (tokens, logprobs, top) per prompt, and
-    `generate(prompts, new_tokens, stop_ids)`, which yields (number of the prompt, token, moment of `perf_counter` at
-    which it arrived), those of a prompt in order.
+    `generate(prompts, new_tokens, stop_ids, sampling)`, which yields (number of the prompt, token, moment of
+    `perf_counter` at which it arrived), those of a prompt in order.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -54,11 +55,9 @@ def logprobs(model, begin, prompts, top):
     return {"scores": scores}
 
 
-def generate(model, begin, prompts, new_tokens, temperature, stop_ids, ignore_eos):
-    if temperature != 0:
-        raise ValueError(f"temperature must be 0 (greedy decoding), not {temperature}")
+def generate(model, begin, prompts, new_tokens, stop_ids, ignore_eos, sampling):
     sequences = [{"prompt": prompt, "ids": [], "arrivals_s": []} for prompt in prompts]
-    for number, token, moment in model.generate(prompts, new_tokens, [] if ignore_eos else stop_ids):
+    for number, token, moment in model.generate(prompts, new_tokens, [] if ignore_eos else stop_ids, sampling):
         sequences[number]["arrivals_s"].append(moment - begin)
         sequences[number]["ids"].append(token)
     return {"sequences": sequences}

@@ -81,7 +81,7 @@ class Model:
 
         self.requests += 1
         name = str(self.requests)
-        parameters = SamplingParams(temperature=0, detokenize=False, ignore_eos=True, **options)
+        parameters = SamplingParams(**{"temperature": 0} | options, detokenize=False, ignore_eos=True)
         self.engine.add_request(name, {"prompt_token_ids": prompt}, parameters)
         return name
 
@@ -107,8 +107,15 @@ class Model:
             ]
             yield tokens, values, best
 
-    def generate(self, prompts, new_tokens, stop_ids):
-        names = [self._add(prompt, max_tokens=new_tokens, stop_token_ids=stop_ids) for prompt in prompts]
+    def generate(self, prompts, new_tokens, stop_ids, sampling):
+        drawn = [{}] * len(prompts)
+        if sampling is not None:
+            seeds = sampling.pop("seeds")
+            drawn = [sampling | {"seed": seed} for seed in seeds]
+        names = [
+            self._add(prompt, max_tokens=new_tokens, stop_token_ids=stop_ids, **each)
+            for prompt, each in zip(prompts, drawn, strict=True)
+        ]
         told = [0] * len(prompts)
         for number, output, moment in self._steps(names):
             ids = output.outputs[0].token_ids
