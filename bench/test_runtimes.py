@@ -5,10 +5,12 @@ import pytest
 from bench.data.tasks.table import SEED
 from bench.gate import verdicts
 from bench.machine import device
+from bench.measure.engines.traffic import Traffic
 from bench.measure.generation import Interleaved
 from bench.measure.memory import MemoryReading
 from bench.metrics import speed
 from bench.metrics.tasks import score_with
+from bench.metrics.traffic import TrafficReading
 from bench.test_efficiency import _params
 from bench.test_quality import _programs, _protocol, _template
 from compression import Recipe, checkpoints
@@ -35,6 +37,29 @@ def test_served_generation(workbench, recipe, runtime, batch_size):
 
     asked = _params(load, **_runtime(workbench, runtime))
     workbench.measure("generation", recipe, take, asked, each=lambda r: r.each(), more=take,
+                      notes=_notes(workbench, runtime, recipe))  # fmt: skip
+
+
+@pytest.mark.efficiency
+def test_served_traffic(workbench, recipe, runtime, request_rate):
+    options = workbench.options
+    round_of = {"requests": options.requests, "prompt_tokens": options.prompt_tokens, "new_tokens": options.new_tokens}
+    pair = None
+
+    def take(times=verdicts.MORE[-1] if options.update else 1):
+        nonlocal pair
+
+        if pair is None:
+            traffic = Traffic(rate=request_rate, **round_of)
+            recipes = dict.fromkeys((BASE, recipe))
+            pair = Interleaved([workbench.served.traffic(runtime, each, traffic) for each in recipes])
+        pair.run(options.warmup + options.runs)
+        pair.run(options.warmup + times * options.runs, seconds=verdicts.SECONDS)
+        *base, own = (TrafficReading(rounds=tuple(rounds[options.warmup :])) for rounds in pair.rounds)
+        return own, base[0] if base else None
+
+    asked = round_of | {"rate": request_rate, "batch": max(options.batch_sizes)}
+    workbench.measure("traffic", recipe, take, asked | _runtime(workbench, runtime), each=lambda r: r.each(), more=take,
                       notes=_notes(workbench, runtime, recipe))  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from bench.errors import EngineError, NotAvailable
 from bench.measure import engines
 from bench.measure.engines.engine import Engine, Options
 from bench.measure.engines.environments import requirement
+from bench.measure.engines.traffic import Traffic, TrafficServer
 from bench.measure.generation import Load
 from bench.results.row import VERSIONS
 from compression import UNCOMPRESSED, LayerError, Recipe
@@ -130,6 +131,11 @@ class Served:
         """What generates by an engine, in rounds."""
         model = self._model(recipe).model
         return engines.generation.EngineDecoder(self.engine(runtime, recipe), model, load, seed=self._options.seed)
+
+    def traffic(self, runtime: str, recipe: Recipe, traffic: Traffic) -> TrafficServer:
+        """What serves requests that come at a rate, in rounds."""
+        vocabulary = self.models.base.model.config.vocab_size
+        return TrafficServer(runtime, self.engine(runtime, recipe), vocabulary, traffic, seed=self._options.seed)
 
     def likelihoods(self, runtime: str, recipe: Recipe, data: Any, protocol: Any) -> "Likelihoods":
         """Log-probabilities of held-out text, taken once."""

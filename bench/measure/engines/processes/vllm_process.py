@@ -85,13 +85,18 @@ class Model:
         self.engine.add_request(name, {"prompt_token_ids": prompt}, parameters)
         return name
 
-    def _steps(self, names):
-        """(number of the prompt, output, moment) as they arrive; what fails leaves no request behind."""
-        numbers = {name: number for number, name in enumerate(names)}
+    def _steps(self, names, submit=lambda idle: None):
+        """(number of the prompt, output, moment) as they arrive; what fails leaves no request behind.
+
+        Before each step `submit` may add names; if the engine is idle, it waits until it has one to add.
+        """
         try:
-            while self.engine.has_unfinished_requests():
+            while True:
+                submit(not self.engine.has_unfinished_requests())
+                if not self.engine.has_unfinished_requests():
+                    return
                 outputs, moment = self.engine.step(), time.perf_counter()
-                yield from ((numbers[output.request_id], output, moment) for output in outputs)
+                yield from ((names.index(output.request_id), output, moment) for output in outputs)
         except BaseException:
             self.engine.abort_request(names)
             raise
@@ -116,11 +121,30 @@ class Model:
             self._add(prompt, max_tokens=new_tokens, stop_token_ids=stop_ids, **each)
             for prompt, each in zip(prompts, drawn, strict=True)
         ]
-        told = [0] * len(prompts)
-        for number, output, moment in self._steps(names):
-            ids = output.outputs[0].token_ids
-            yield from ((number, token, moment) for token in ids[told[number] :])
-            told[number] = len(ids)
+        yield from new_of(self._steps(names))
+
+    def arrive(self, prompts, moments, new_tokens):
+        names = []
+
+        def submit(idle):
+            while len(names) < len(prompts):
+                if (left := moments[len(names)] - time.perf_counter()) > 0:
+                    if not idle:
+                        return
+                    time.sleep(left)
+                names.append(self._add(prompts[len(names)], max_tokens=new_tokens))
+                idle = False
+
+        yield from new_of(self._steps(names, submit))
+
+
+def new_of(steps):
+    """(number of the prompt, token, moment) of each token that a step adds to what was told before."""
+    told = {}
+    for number, output, moment in steps:
+        ids = output.outputs[0].token_ids
+        yield from ((number, token, moment) for token in ids[told.get(number, 0) :])
+        told[number] = len(ids)
 
 
 if __name__ == "__main__":
