@@ -82,12 +82,19 @@ class Served:
             max_length=min(asked, config.max_position_embeddings), sequences=max(options.batch_sizes),
             quantization=recipe.on_load and recipe.on_load.method.quantization,
         )  # fmt: skip
+        log = self.log(runtime, recipe)
         try:
-            return Engine.start(
-                runtime, path, log=self.log(runtime, recipe), python=options.runtime_pythons[runtime], options=flags
-            )
+            engine = Engine.start(runtime, path, log=log, python=options.runtime_pythons[runtime], options=flags)
         except EngineError as error:
             raise NotAvailable(f"{runtime} does not open {recipe.text}: {error}") from error
+        try:
+            engine.generate([[0]], 1, ignore_eos=True)  # a kernel that does not run here is noticed at its first use
+        except EngineError as error:
+            if not engine.alive:
+                raise
+            engine.close()
+            raise NotAvailable(f"{runtime} opens {recipe.text}, but cannot compute with it: {error}") from error
+        return engine
 
     def dtype(self, runtime: str) -> str | None:
         """What an engine is asked for; None where it chooses, or cannot be asked."""
@@ -133,9 +140,15 @@ class Served:
         return engines.generation.EngineDecoder(self.engine(runtime, recipe), model, load, seed=self._options.seed)
 
     def traffic(self, runtime: str, recipe: Recipe, traffic: Traffic) -> TrafficServer:
-        """What serves requests that come at a rate, in rounds."""
+        """What serves requests that come at a rate, in rounds.
+
+        Raises:
+            NotAvailable: as `engine`, and of an engine that takes no requests while it computes others.
+        """
+        if not requirement(runtime).joins:
+            raise NotAvailable(f"{runtime} is asked for batches, and takes no request while it computes others here")
         vocabulary = self.models.base.model.config.vocab_size
-        return TrafficServer(runtime, self.engine(runtime, recipe), vocabulary, traffic, seed=self._options.seed)
+        return TrafficServer(self.engine(runtime, recipe), vocabulary, traffic, seed=self._options.seed)
 
     def likelihoods(self, runtime: str, recipe: Recipe, data: Any, protocol: Any) -> "Likelihoods":
         """Log-probabilities of held-out text, taken once."""

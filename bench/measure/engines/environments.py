@@ -137,7 +137,7 @@ def check_installed(name: str, python: Path | str) -> None:
 
 
 def python_of(name: str, named: Mapping[str, Path] | None = None) -> Path:
-    """The Python of an engine: the one that is named, else this one if it has the engine, else that of the variable.
+    """The Python of an engine: the one that is named, else that of the variable, else this one if it has the engine.
 
     Raises:
         OptionError: there is no engine of that name.
@@ -147,12 +147,12 @@ def python_of(name: str, named: Mapping[str, Path] | None = None) -> Path:
     if named and name in named:
         check_installed(name, named[name])
         return named[name]
-    if has_module(sys.executable, need.module):
-        return Path(sys.executable)
     if value := os.environ.get(need.variable):
         path = expanded(value, EngineError)
         check_installed(name, path)
         return path
+    if has_module(sys.executable, need.module):
+        return Path(sys.executable)
     raise EngineError(
         f"{name} must be installed in some Python, and none is known. Name one by --runtime-python {name}=PATH, or by "
         f"the environment variable {need.variable}, or install it here ({need.command}). "

@@ -8,9 +8,8 @@ import random
 from dataclasses import dataclass
 from itertools import accumulate
 
-from bench.errors import NotAvailable, OptionError
+from bench.errors import OptionError
 from bench.measure.engines.engine import Engine
-from bench.measure.engines.environments import requirement
 from bench.measure.generation import Load, random_prompts
 from compression.files.strict_json import at_least
 
@@ -59,15 +58,9 @@ class TrafficRound:
 
 
 class TrafficServer:
-    """An engine under traffic, in the form of `measure.generation`, so that `Interleaved` runs two in turn.
+    """An engine under traffic, in the form of `measure.generation`, so that `Interleaved` runs two in turn."""
 
-    Raises:
-        NotAvailable: the engine takes no requests while it computes others.
-    """
-
-    def __init__(self, runtime: str, engine: Engine, vocabulary: int, traffic: Traffic, *, seed: int = 0):
-        if not requirement(runtime).joins:
-            raise NotAvailable(f"{runtime} is asked for batches, and takes no request while it computes others here")
+    def __init__(self, engine: Engine, vocabulary: int, traffic: Traffic, *, seed: int = 0):
         self.engine, self.traffic, self.seed = engine, traffic, seed
         load = Load(batch_size=traffic.requests, prompt_tokens=traffic.prompt_tokens, new_tokens=traffic.new_tokens)
         self._prompts = random_prompts(load, vocabulary, seed).tolist()

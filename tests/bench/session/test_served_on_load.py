@@ -18,9 +18,9 @@ from bench.session.plan import plan
 from bench.session.session import Workbench
 from compression import Recipe, RecipeError
 
-FP8, PRUNED = "vllm(type=fp8_per_channel)", "magnitude-vllm(type=mxfp4)"
+FP8, PRUNED, FIRST_USE = "vllm(type=fp8_per_channel)", "magnitude-vllm(type=mxfp4)", "vllm(type=mxfp8)"
 ENGINE = f"""
-import sys
+import sys, time
 sys.path.insert(0, {processes.__path__[0]!r})
 from serving import serve
 class Model:
@@ -29,9 +29,14 @@ class Model:
     def logprobs(self, prompts, top):
         for prompt in prompts:
             yield prompt, [-self.loss] * (len(prompt) - 1), [[[i, -3.0 - i] for i in range(top)]] * (len(prompt) - 1)
+    def generate(self, prompts, new_tokens, stop_ids, sampling):
+        if self.loss == 3.0:
+            raise RuntimeError("no kernel image is available")
+        for number in range(len(prompts)):
+            yield from ((number, 7, time.perf_counter()) for _ in range(new_tokens))
 def opened(model, quantization=None, **fields):
     print(model.rpartition("/")[2], quantization, file=sys.stderr)
-    loss = {{None: 2.0, "fp8_per_channel": 2.5}}.get(quantization)
+    loss = {{None: 2.0, "fp8_per_channel": 2.5, "mxfp8": 3.0}}.get(quantization)
     if loss is None:
         raise ValueError(f"no kernel for {{quantization}}")
     flags = {{"quantization": quantization}}
@@ -51,7 +56,7 @@ def run(tmp_path_factory):
         patch.setitem(ENGINES, "vllm", need)
         measurements = {"served perplexity": partial(served.test_served_perplexity, runtime="vllm")}
         found = small_runs.one_run(
-            root, "fp16", FP8, PRUNED, measurements=measurements | small_runs.MEASUREMENTS,
+            root, "fp16", FP8, PRUNED, FIRST_USE, measurements=measurements | small_runs.MEASUREMENTS,
             runtimes=("native", "vllm"), runtime_pythons={"vllm": Path(sys.executable)},
         )  # fmt: skip
     found.root = root
@@ -77,6 +82,14 @@ def test_what_the_engine_refuses_is_not_available_in_its_words_and_the_steps_bef
 
     assert "not_available" == row.status and "no kernel for mxfp4" in row.reason
     assert "magnitude-own mxfp4" in (run.root / f"journal.vllm.{Recipe.parse(PRUNED).slug}.log").read_text()
+
+
+def test_what_opens_and_fails_in_its_first_kernel_is_not_available_in_its_words(run):
+    [row] = of(run, FIRST_USE, "quality.nll", "vllm")
+
+    assert "not_available" == row.status
+    assert "vllm opens vllm(type=mxfp8), but cannot compute with it" in row.reason
+    assert "RuntimeError: no kernel image is available" in row.reason
 
 
 @pytest.mark.parametrize("text", [FP8, PRUNED])

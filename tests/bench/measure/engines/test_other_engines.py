@@ -98,6 +98,22 @@ def test_the_same_request_has_the_same_answer(opened):
     assert 1 == len({tuple(each.ids for each in engine.generate(PROMPTS, 12)) for _ in range(3)})
 
 
+def test_requests_that_come_while_others_are_computed_have_the_same_tokens_behind_their_arrival(opened):
+    engine, _ = opened
+    if engine.facts.engine != "vllm":
+        with pytest.raises(EngineError, match="arrive"):
+            engine.arrive(PROMPTS, [0.0, 0.0, 0.0], 12)
+        return
+    prompts, arrivals = [*PROMPTS, *PROMPTS], [0.0, 0.001, 0.002, 0.3, 0.3, 1.0]  # six, three of which at once
+
+    found = engine.arrive(prompts, arrivals, 12)
+
+    alone = [engine.generate([prompt], 12)[0].ids for prompt in PROMPTS]
+    assert [*alone, *alone] == [each.ids for each in found]
+    assert all(each.arrivals_s[0] > arrival for each, arrival in zip(found, arrivals, strict=True))
+    assert found[-1].arrivals_s[0] > 1.0 > found[0].arrivals_s[-1]
+
+
 def test_tokens_are_drawn_by_their_seeds_of_each_prompt_by_its_own(opened):
     engine, _ = opened
 

@@ -5,6 +5,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 
 import pytest
 import small_runs
@@ -19,10 +20,14 @@ from bench.measure.engines.environments import ENGINES, Requirement
 from bench.measure.engines.traffic import Traffic, TrafficRound, TrafficServer
 from bench.metrics import metrics_of
 from bench.metrics.traffic import TrafficReading
+from bench.session.served import Served
+from compression import Recipe
 
 ONE_AT_A_TIME = """
 import time
 class Model:
+    def generate(self, prompts, new_tokens, stop_ids, sampling):
+        yield from ((number, 7, time.perf_counter()) for number in range(len(prompts)) for _ in range(new_tokens))
     def arrive(self, prompts, moments, new_tokens):
         for number, moment in enumerate(moments):
             time.sleep(max(0.0, moment - time.perf_counter()))
@@ -68,7 +73,7 @@ def test_traffic_that_cannot_be_is_refused(wrong, words):
 def test_a_request_that_waits_has_a_later_first_token_and_steps_of_its_own(tmp_path):
     with misbehaving(tmp_path, ONE_AT_A_TIME, options=Options(sequences=1, max_length=40)) as engine:
         traffic = Traffic(rate=200, requests=6, prompt_tokens=4, new_tokens=5)
-        server = TrafficServer("vllm", engine, 10, traffic, seed=1)
+        server = TrafficServer(engine, 10, traffic, seed=1)
         found = server.run(3)
 
     arrivals = traffic.arrivals(1, 3)
@@ -98,9 +103,9 @@ def test_a_token_before_its_request_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("runtime", ["transformers", "llama.cpp"])
-def test_an_engine_that_is_given_batches_is_not_available(runtime):
+def test_an_engine_that_is_given_batches_is_not_available_and_not_opened(runtime):
     with pytest.raises(NotAvailable, match=f"{runtime} is asked for batches"):
-        TrafficServer(runtime, None, 10, Traffic(rate=1))
+        Served(SimpleNamespace(options=None)).traffic(runtime, Recipe(), Traffic(rate=1))
 
 
 # --- What is told -----------------------------------------------------------------------------------------------------
