@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import compression
 from bench.machine import device as machine
+from bench.session.models import plans_of
 from bench.session.time_plan import Estimate, Selected, estimate
 from bench.session.training_plan import plan_training
 from compression import CheckpointError, checkpoints
@@ -52,10 +53,7 @@ def plan(options: "Options", selected: Sequence[Selected]) -> str:
         source, calibration=options.calibration, teacher=options.teacher, downstream=options.downstream, dtype=None
     )  # fmt: skip
     recipes = [recipe for recipe in options.recipes if recipe.text not in options.refused]
-    if options.named:
-        plans, refused = planner.plan_all(recipes)
-    else:
-        plans, refused = {recipe.text: planner.plan(recipe) for recipe in recipes}, {}
+    plans, refused = plans_of(planner, recipes, named=options.named)
     device = _Device.measured(options.device, trains=any(each.trains for each in plans.values()))
     selected = [each for each in selected if each.recipe in plans]
     timed = estimate(options, source, selected)

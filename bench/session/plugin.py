@@ -25,6 +25,7 @@ from bench.session import plan as run_plan
 from bench.session import summary, worker_place, workers
 from bench.session.command_line import (
     asked_batch_sizes,
+    asked_request_rates,
     asked_runtimes,
     asked_tasks,
     may_have_cuda,
@@ -46,6 +47,7 @@ _REPORTED = pytest.StashKey[list[Path]]()
 _CONTROLLER = pytest.StashKey[workers.Controller]()
 
 _AGAINST = "against"  # the parameter of what is measured with --against alone
+_RATE = "request_rate"  # that of what is measured with --request-rate alone
 _RUNTIME = "runtime"  # the parameter of what engines serve
 
 MARKERS = {
@@ -86,6 +88,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         try:
             recipes = select(metafunc.config).recipes
             batch_sizes, runtimes = asked_batch_sizes(metafunc.config), asked_runtimes(metafunc.config)
+            rates = asked_request_rates(metafunc.config)
         except ValueError as error:
             raise pytest.Collector.CollectError(terminal(error)) from error
         metafunc.parametrize("recipe", recipes, ids=[recipe.text for recipe in recipes], scope="session")
@@ -95,6 +98,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize("batch_size", batch_sizes, ids=[f"b{size}" for size in batch_sizes])
         if _AGAINST in metafunc.fixturenames:
             metafunc.parametrize(_AGAINST, [metafunc.config.getoption("--against")])
+        if _RATE in metafunc.fixturenames:
+            metafunc.parametrize(_RATE, rates or [None])
         if _RUNTIME in metafunc.fixturenames:
             metafunc.parametrize(_RUNTIME, [each for each in runtimes if each != NATIVE] or [NATIVE])
         if "mode" in metafunc.fixturenames:
@@ -115,8 +120,9 @@ def _parametrize_tasks(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """All measurements of a recipe follow each other, so that it is compressed once; other tests keep their places."""
-    if not config.getoption("--against"):
-        _leave_out(config, items, [item for item in items if _AGAINST in getattr(item, "fixturenames", ())])
+    for name, option in ((_AGAINST, "--against"), (_RATE, "--request-rate")):
+        if not config.getoption(option):
+            _leave_out(config, items, [item for item in items if name in getattr(item, "fixturenames", ())])
     _keep_runtimes(config, items)
     if config.getoption("--tasks") == "none":
         unasked = [item for item in items if {"recipe", "task", "tasks"} & set(getattr(item, "fixturenames", ()))

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from compression.recipes.recipe import Step
     from compression.training.downstream import Downstream
 
-__all__ = ["BlockMethod", "Context", "LayerMethod", "ModelMethod", "Progress", "Quantizer", "TrainingMethod",
-           "check_samples", "method"]  # fmt: skip
+__all__ = ["BlockMethod", "Context", "LayerMethod", "ModelMethod", "OnLoadMethod", "Progress", "Quantizer",
+           "TrainingMethod", "check_samples", "method"]  # fmt: skip
 
 Progress = Callable[[int, int, str], None]
 
@@ -238,6 +238,29 @@ class TrainingMethod(ModelMethod):
     @property
     def trains(self) -> bool:
         return True
+
+
+class OnLoadMethod(ModelMethod):
+    """What an engine does while it loads a model: the last step of a recipe, which this package cannot take itself."""
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the engine does it on GPUs alone."""
+        raise NotImplementedError
+
+    @property
+    @abstractmethod
+    def quantization(self) -> str:
+        """What the engine is told to do."""
+
+    def reshape(self, model: "nn.Module") -> "nn.Module":
+        """Raises RecipeError: there is nothing that this package could store or measure."""
+        raise RecipeError(f"{spell(self)} is what {self.engine} makes of a model while it loads it: measure it with "
+                          f"pytest bench --runtime {self.engine}")  # fmt: skip
+
+    def apply(self, model: "nn.Module", context: Context) -> "nn.Module":
+        """As `reshape`."""
+        return self.reshape(model)
 
 
 def check_samples(instance: Any) -> None:
