@@ -34,8 +34,9 @@ from compression.architectures.skeleton import renew_tables
 from compression.architectures.table import architecture_of
 from compression.checkpoints import base
 from compression.checkpoints import weights as _weights
-from compression.checkpoints.artefact import STATE, Compressed, outline
+from compression.checkpoints.artefact import STATE, Compressed
 from compression.checkpoints.base import MANIFEST
+from compression.checkpoints.opening import outline
 from compression.checkpoints.output import check_writable, write_beside
 from compression.checkpoints.side_files import read_generation_config
 from compression.checkpoints.weight_files import INDEX

@@ -16,6 +16,7 @@ from compression.checkpoints.formats.layer import check_order
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
 from compression.checkpoints.formats.stores import affine_store
+from compression.checkpoints.pieces import Unread
 from compression.errors import LayerError
 from compression.layers.linear import Linear
 from compression.numeric.grids import AffineGrid
@@ -150,7 +151,7 @@ class PublishedFormat(Format):
     def reads(self, folder: Path) -> bool:
         return reading.describes(folder, self.name)
 
-    def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
+    def read(self, source: BaseSource) -> tuple[Unread, Recipe]:
         assert source.published is not None
         return reading.open_model(source), recipe_of(source.published)
 

@@ -18,6 +18,7 @@ from compression.checkpoints.formats.compressed_tensors_config import CLASS, MET
 from compression.checkpoints.formats.layer import check_shared
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
+from compression.checkpoints.pieces import Unread
 from compression.errors import LayerError
 from compression.layers.linear import Linear
 from compression.recipes.recipe import Recipe
@@ -75,17 +76,17 @@ class CompressedTensorsFormat(Format):
     def reads(self, folder: Path) -> bool:
         return reading.describes(folder, self.name)
 
-    def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
+    def read(self, source: BaseSource) -> tuple[Unread, Recipe]:
         published = source.published
         assert isinstance(published, CompressedTensors)
-        model = reading.open_model(source)
-        row = architecture_of(model)
+        unread = reading.open_model(source)
+        model, row = unread.model, architecture_of(unread.model)
         names = [name for block in decoder.decoder_blocks(model) for name, _ in block.linears()]
         names += [row.head] if isinstance(model.get_submodule(row.head), Linear) else []
         fused = {f"{name}.{each}": name for name, module in model.named_modules() if isinstance(module, Fused)
                  for each in module.names}  # fmt: skip
         theirs = {name: layouts.their_name(fused.get(name, name), row) for name in names}
-        return model, recipe_of(published, {name: published.scheme_of(their) for name, their in theirs.items()})
+        return unread, recipe_of(published, {name: published.scheme_of(their) for name, their in theirs.items()})
 
     def refusal(self, engine: str, layers: Iterable[Any]) -> str | None:
         """vLLM 0.32, tried on a CPU, by its kernel tables on GPUs; transformers 5.23."""

@@ -7,7 +7,7 @@ Limits: one file, little-endian, of the architectures in `ROWS`; no scaled or pa
 those of `_TOKENIZERS`, as transformers converts them, and of `gguf_tokenizer`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,26 @@ class GGUFile:
             heads = self._rotated().get(part_of(name))
             yield name, values if heads is None else rotated_by_halves(values, heads)
 
-    def stored(self) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-        """Every tensor by its name in transformers: its shape, and its bytes uint8 (rows, row_bytes), or (row_bytes,).
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor by its name in transformers."""
+        return {self._names[each.name]: tuple(int(size) for size in reversed(each.shape))
+                for each in self._reader.tensors}  # fmt: skip
+
+    def stored(self, names: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Tensors by these names, those in transformers: the bytes, uint8 (rows, row_bytes) or (row_bytes,).
 
         The order of rows is that of transformers.
         """
         for tensor in self._reader.tensors:
             name, shape = self._names[tensor.name], tuple(int(size) for size in reversed(tensor.shape))
+            if name not in names:
+                continue
             raw = np.ascontiguousarray(tensor.data).reshape(*shape[:-1], -1).view(np.uint8)
             heads = self._rotated().get(part_of(name))
             if heads is not None:
                 raw = rotated_by_halves(raw if len(shape) > 1 else raw.reshape(shape[0], -1), heads)
-            yield name, shape, raw.reshape(*shape[:-1], -1)
+            yield name, raw.reshape(*shape[:-1], -1)
 
     def _rotated(self) -> dict[str, int]:
         """Heads of the layers whose rows the converter put in another order, by path in a block."""

@@ -22,6 +22,8 @@ from compression.checkpoints import weights
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import gguf, gguf_tokenizer, gguf_writing
 from compression.checkpoints.formats.registry import Format
+from compression.checkpoints.pieces import Unread
+from compression.checkpoints.weights import Weights
 from compression.errors import CheckpointError, LayerError
 from compression.files.atomic import digest_of_file
 from compression.files.strict_json import strict_json
@@ -107,9 +109,9 @@ class GGUFFormat(Format):
         assert path is not None
         return GGUFSource(str(folder), "folder", path=path)
 
-    def read(self, source: GGUFSource) -> tuple[Any, Recipe]:
-        model = open_model(source.file)
-        return model, _recipe(source.file, model)
+    def read(self, source: GGUFSource) -> tuple[Unread, Recipe]:
+        unread = open_model(source.file)
+        return unread, _recipe(source.file, unread.model)
 
     def stored_bytes(self, source: GGUFSource) -> int | None:
         return None
@@ -118,33 +120,37 @@ class GGUFFormat(Format):
 GGUF = GGUFFormat()
 
 
-def open_model(file: gguf.GGUFile) -> nn.Module:
+def open_model(file: gguf.GGUFile) -> Unread:
     """The model of a file on the CPU.
 
     Raises:
         CheckpointError: a tensor is of a type that is not read, is missing, has another shape, or is not finite.
     """
-    where = str(file.path)
+    where, shapes = str(file.path), file.shapes
     if unread := [f"{name} is stored as {kind}" for name, kind in file.types.items()
                   if kind not in (*FLOATS[:1], *ggml.TYPES)]:  # fmt: skip
         raise CheckpointError(f"{where}: {unread[0]}, which is not read; read are F32, {', '.join(ggml.TYPES)}")
     quantized = not set(file.types.values()) <= set(FLOATS)
     model = skeleton.build(file.config, torch.float32, device="meta")
     held = _put_parts(model, file.types) if quantized else {}
-    expected, tensors = model.state_dict(), {}
-    for name, shape, raw in file.stored():
-        own, kind = held.get(name, name), file.types[name]
-        stored = torch.from_numpy(raw.copy())
-        if own != name:
+    dtype = torch.float32 if quantized else _narrowest(file, shapes)
+    expected, headers = model.state_dict(), {}
+    for name, shape in shapes.items():
+        if (own := held.get(name)) is not None:
             _check_shape(where, name, shape, model, own)
-            tensors[own] = stored
-        else:
-            tensors[name] = _floats(stored, kind).view(shape)
-    if not quantized and expected:
-        dtype = _narrowest(tensors, file.types)
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    weights.fill(model, tensors, where=where)
-    return model
+        headers[own or name] = expected[own] if own else torch.empty(shape, dtype=dtype, device="meta")
+    theirs = {own: name for name, own in held.items()}
+
+    def read(names: list[str]) -> dict[str, Tensor]:
+        tensors = {}
+        for name, raw in file.stored({theirs.get(name, name) for name in names}):
+            stored = torch.from_numpy(raw.copy())
+            own = held.get(name)
+            tensors[own or name] = stored if own else _floats(stored, file.types[name]).view(shapes[name]).to(dtype)
+        weights.check_finite(tensors, where)
+        return tensors
+
+    return Unread.of(model, Weights(where, headers, dtype, read))
 
 
 def _put_parts(model: nn.Module, types: Mapping[str, str]) -> dict[str, str]:
@@ -192,12 +198,13 @@ def _floats(stored: Tensor, kind: str) -> Tensor:
     return stored.view(torch.float32) if kind == "F32" else ggml.decode(stored[None], kind)[0]
 
 
-def _narrowest(tensors: Mapping[str, Tensor], types: Mapping[str, str]) -> torch.dtype:
+def _narrowest(file: gguf.GGUFile, shapes: Mapping[str, tuple[int, ...]]) -> torch.dtype:
     """The dtype of all matrices, if it holds every other tensor as well; else fp32."""
-    kinds = {types[name] for name, tensor in tensors.items() if tensor.ndim > 1}
+    kinds = {file.types[name] for name, shape in shapes.items() if len(shape) > 1}
     dtype = {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(kinds), torch.float32)
-    exact = all(torch.equal(tensor.to(dtype).float(), tensor) for tensor in tensors.values())
-    return dtype if exact else torch.float32
+    others = [name for name, shape in shapes.items() if len(shape) == 1]
+    values = (_floats(torch.from_numpy(raw.copy()), file.types[name]) for name, raw in file.stored(others))
+    return dtype if all(torch.equal(each.to(dtype).float(), each) for each in values) else torch.float32
 
 
 def _recipe(file: gguf.GGUFile, model: nn.Module) -> Recipe:
