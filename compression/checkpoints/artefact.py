@@ -13,7 +13,7 @@ compression.json, which names the files of the weights and says how each packed 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from compression.architectures import decoder, description, published
 from compression.architectures.table import architecture_of
 from compression.checkpoints.base import MANIFEST
 from compression.checkpoints.formats import registry as formats
-from compression.checkpoints.formats.registry import OWN
+from compression.checkpoints.formats.registry import OWN, Written
 from compression.checkpoints.output import check_writable, tensor_filler
 from compression.checkpoints.size import count_parameters, stored_bytes
 from compression.checkpoints.weight_files import WEIGHTS
@@ -113,17 +113,24 @@ class Compressed:
 
         return tuple(filter(fits, formats.names()[1:]))
 
-    def _filler(self) -> Callable[[Path], None]:
-        """What writes the model in the format of this package."""
+    def own_format(self, files: list[str]) -> Written:
+        """How the model is written in the format of this package, its weights in these files."""
         layers = {name: describe(layer) for name, layer in decoder.stored_layers(self.model).items()}
-        packed = _PACKED if layers or description.describe(self.model) else None
         blocks = decoder.decoder_blocks(self.model)
         inside = tuple(f"{block.name}." for block in blocks if decoder.stored_layers(block.module))
-        state = self.model.state_dict()
-        own = {name: tensor for name, tensor in state.items() if name.startswith(inside)}
-        dense = {name: tensor for name, tensor in state.items() if name not in own}
-        state = published.together(dense, architecture_of(self.model), self.model.config) | own
-        return tensor_filler(self, state, {MANIFEST: self.manifest(layers, [packed or WEIGHTS])}, packed=packed)
+
+        def tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+            own = {name: tensor for name, tensor in state.items() if name.startswith(inside)}
+            dense = {name: tensor for name, tensor in state.items() if name not in own}
+            return published.together(dense, architecture_of(self.model), self.model.config) | own
+
+        return Written(tensors, {MANIFEST: self.manifest(layers, files)})
+
+    def _filler(self) -> Callable[[Path], None]:
+        """What writes the model in the format of this package."""
+        packed = _PACKED if self.stored else None
+        written = self.own_format([packed or WEIGHTS])
+        return tensor_filler(self, written.tensors(self.model.state_dict()), written.described, packed=packed)
 
     def manifest(self, layers: dict[str, dict[str, Any]], files: list[str]) -> dict[str, Any]:
         """What compression.json says, with a description of each stored layer by name, and the files of the weights."""

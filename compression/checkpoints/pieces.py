@@ -65,6 +65,12 @@ class Unread:
         finally:
             self._put(number, {name: tensor.to("meta") for name, tensor in tensors.items()})
 
+    def filling(self) -> Iterator[dict[str, Tensor]]:
+        """Each piece in turn, filled until the next is asked for."""
+        for number in range(len(self.names)):
+            with self.filled(number) as tensors:
+                yield tensors
+
     def whole(self) -> Any:
         """The model with all of its tensors. Raises CheckpointError as `filled`."""
         for number, names in enumerate(self.names):

@@ -61,8 +61,8 @@ class BitsAndBytesFormat(Format):
         self.check_shapes(model)
         layers = decoder.stored_layers(model)
         store = _store(next(iter(layers.values())))
-        tensors = writing.tensors_of(model, dict.fromkeys(layers, store))
-        return Written(tensors, {"config.json": {"quantization_config": _config(model, recipe)}})
+        writer = writing.Writer(self.name, model, dict.fromkeys(layers, store))
+        return Written(writer.tensors, {"config.json": {"quantization_config": _config(model, recipe)}})
 
     def reads(self, folder: Path) -> bool:
         return reading.describes(folder, self.name)

@@ -82,6 +82,7 @@ class GGUFFormat(Format):
     name = "gguf"
     engines = ("llama.cpp",)
     last = gguf_writing.NAME
+    one_file = True
 
     def accepts(self, layer: Any) -> str | None:
         return gguf_writing.obstacle(layer)
@@ -99,7 +100,11 @@ class GGUFFormat(Format):
 
     def filler(self, result: Any) -> Callable[[Path], None]:
         self.check(result.model)
-        return gguf_writing.filler(result)
+        return gguf_writing.filler(result, lambda: iter([None]))
+
+    def piecewise_filler(self, result: Any, unread: Unread) -> Callable[[Path], None]:
+        self.check_shapes(result.model)
+        return gguf_writing.filler(result, unread.filling)
 
     def reads(self, folder: Path) -> bool:
         return _file_in(folder) is not None

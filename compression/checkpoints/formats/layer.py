@@ -13,6 +13,7 @@ from compression.layers.codes import Codes
 from compression.numeric import grouping, packing
 from compression.numeric.grids import AffineGrid
 
+PACKED = ".weight_part."  # in the names of tensors, between that of a stored layer and what it stores
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # that scales are stored in
 
 

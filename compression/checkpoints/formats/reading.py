@@ -15,15 +15,13 @@ from compression.architectures.table import named
 from compression.checkpoints import base, weights
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats.description import read_config
-from compression.checkpoints.formats.layer import LayerStore, split
+from compression.checkpoints.formats.layer import PACKED, LayerStore, split
 from compression.checkpoints.formats.stores import stores_of
 from compression.checkpoints.pieces import Unread
 from compression.checkpoints.weights import Weights
 from compression.errors import CheckpointError, LayerError
 from compression.layers.codes import Codes
 from compression.layers.linear import Linear
-
-PACKED = ".weight_part."  # between the name of a layer and what it stores
 
 
 def describes(folder: Path, quant_method: str) -> bool:

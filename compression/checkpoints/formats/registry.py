@@ -22,11 +22,13 @@ class Written:
     """What a format makes of a model.
 
     Attributes:
-        tensors: by name; they go into one safetensors file.
+        tensors: those of the format by name, given those of a piece of the model by the names of its state dict: of all
+            of it, of what is outside its blocks, or of a block. Only the tensors of the piece have to be in the model.
+            Raises LayerError where the format would change a weight.
         described: JSON by the name of its file, merged into that file where there is one (config.json).
     """
 
-    tensors: Mapping[str, Any]
+    tensors: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     described: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -37,11 +39,13 @@ class Format:
         name: how it is asked for.
         engines: the other programs that open what is written, or some of it.
         last: the file without which nothing opens what is written.
+        one_file: whether it is a single file, whose writing begins anew after a kill.
     """
 
     name: str
     engines: tuple[str, ...] = ()
     last: str = "config.json"
+    one_file: bool = False
 
     def accepts(self, layer: Any) -> str | None:
         """Why the format has no place for a linear layer of the blocks (torch's, or a `layers.Linear`), or None."""
@@ -67,7 +71,11 @@ class Format:
         self.check_tokenizer(result.tokenizer, result.model.config)
 
     def write(self, model: Any, recipe: Any) -> Written:
-        """The model in this format. Raises LayerError if that would change a weight."""
+        """How the model is written in this format; it may be without weights, and no value is looked at yet.
+
+        Raises:
+            LayerError: the format cannot hold it, as far as shapes and kinds tell.
+        """
         raise NotImplementedError
 
     def filler(self, result: Any) -> Callable[[Path], None]:
@@ -77,7 +85,15 @@ class Format:
             LayerError: the format cannot hold the result; nothing is written.
         """
         written = self.write(result.model, result.recipe)
-        return checkpoints.output.tensor_filler(result, written.tensors, written.described)
+        return checkpoints.output.tensor_filler(result, written.tensors(result.model.state_dict()), written.described)
+
+    def piecewise_filler(self, result: Any, unread: Any) -> Callable[[Path], None]:
+        """The same of a model without weights, which a `pieces.Unread` reads; of formats of one file.
+
+        Raises:
+            LayerError: the format cannot hold the model, as far as shapes and kinds tell; what values tell comes later.
+        """
+        raise NotImplementedError
 
     def reads(self, folder: Path) -> bool:
         """Whether a folder, or a file, is of this format; only what describes it is looked at."""
@@ -92,7 +108,7 @@ class Format:
         return checkpoints.weights.bytes_in(source.files)
 
     def read(self, source: Any) -> tuple[Any, Any]:
-        """The model of a `BaseSource` on the CPU, its layers as they are stored, and the recipe that made it.
+        """The model of a `BaseSource`, a `pieces.Unread` of layers as they are stored, and the recipe that made it.
 
         Raises:
             CheckpointError: it is damaged.
