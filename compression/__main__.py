@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import compression
 from compression import CompressionError, Recipe, checkpoints, devices, engine
 from compression.checkpoints.formats import registry as formats
-from compression.commands import convert, listing
+from compression.commands import convert, listing, progress
 from compression.files.strict_json import path_option
 from compression.files.terminal import terminal
 
@@ -129,7 +129,8 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
     resumed = "training is resumed" if settled.trains else "nothing can be resumed"
     print(f"{settled.whole_model}: the model is held in memory, and {resumed}", file=sys.stderr)
     result = compression.compress(
-        options.base, settled, cache=options.cache, device=device, seed=options.seed, progress=_bar()
+        options.base, settled, cache=options.cache, device=device, seed=options.seed,
+        progress=progress.bar("compressing"),
     )  # fmt: skip
     result.save(options.out, options.format)
     return result
@@ -147,7 +148,9 @@ def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: 
     settled = planned()
     if options.format != OWN:
         settled.check_format(options.format)
-    result = compression.compress(options.base, settled, into=folder, device=device, seed=options.seed, progress=_bar())
+    result = compression.compress(
+        options.base, settled, into=folder, device=device, seed=options.seed, progress=progress.bar("compressing")
+    )
     if options.format != OWN:
         try:
             compression.load(folder).save(options.out, options.format)
@@ -155,25 +158,6 @@ def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: 
             raise CompressionError(f"{error}; in the format of this package it is in {folder}") from error
         shutil.rmtree(folder)
     return result
-
-
-def _bar() -> Callable[[int, int, str], None] | None:
-    if not sys.stderr.isatty():
-        return None
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress
-
-    progress = Progress(transient=True, console=Console(stderr=True))
-    progress.start()
-    task = progress.add_task("compressing", total=None)
-
-    def update(done: int, total: int, what: str) -> None:
-        progress.update(task, completed=done, total=total, description=escape(terminal(what)))
-        if done == total:
-            progress.stop()
-
-    return update
 
 
 if __name__ == "__main__":

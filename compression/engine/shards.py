@@ -24,6 +24,11 @@ from compression.files.atomic import filling, sync
 from compression.files.sealed_folder import SealedFolder
 
 
+def names(blocks: int) -> list[str]:
+    """Of the files of a model of so many blocks, from 1 as transformers has them; the first is of what is outside."""
+    return [f"model-{number + 1:05d}-of-{blocks + 1:05d}.safetensors" for number in range(blocks + 1)]
+
+
 @contextmanager
 def written(target: Path, identity: dict[str, Any], blocks: int) -> Iterator["Shards"]:
     """The folder with its state, this process alone writing to it.
@@ -58,12 +63,8 @@ class Shards:
             raise folder.damaged(wrong)
 
     def name(self, number: int) -> str:
-        """Of the file of a piece: 0 is what is outside the blocks, i + 1 block i; as transformers has them, from 1."""
-        return f"model-{number + 1:05d}-of-{self.blocks + 1:05d}.safetensors"
-
-    @property
-    def names(self) -> list[str]:
-        return [self.name(number) for number in range(self.blocks + 1)]
+        """Of the file of a piece: 0 is what is outside the blocks, i + 1 block i."""
+        return names(self.blocks)[number]
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         with self._said(name), self.folder.writing(name) as temporary:

@@ -7,7 +7,7 @@ Everything else is dense, in fp32, and products are taken in fp32.
 
 import typing
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,9 +102,9 @@ class GGUFFormat(Format):
         self.check(result.model)
         return gguf_writing.filler(result, lambda: iter([None]))
 
-    def piecewise_filler(self, result: Any, unread: Unread) -> Callable[[Path], None]:
+    def piecewise_filler(self, result: Any, filling: Callable[[], Iterator[Any]]) -> Callable[[Path], None]:
         self.check_shapes(result.model)
-        return gguf_writing.filler(result, unread.filling)
+        return gguf_writing.filler(result, filling)
 
     def reads(self, folder: Path) -> bool:
         return _file_in(folder) is not None

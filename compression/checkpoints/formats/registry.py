@@ -4,7 +4,7 @@ Nothing here needs torch until a format is used.
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,12 @@ class Format:
         written = self.write(result.model, result.recipe)
         return checkpoints.output.tensor_filler(result, written.tensors(result.model.state_dict()), written.described)
 
-    def piecewise_filler(self, result: Any, unread: Any) -> Callable[[Path], None]:
-        """The same of a model without weights, which a `pieces.Unread` reads; of formats of one file.
+    def piecewise_filler(self, result: Any, filling: Callable[[], Iterator[Any]]) -> Callable[[Path], None]:
+        """The same of a model without weights; of formats of one file.
+
+        Args:
+            filling: goes through the pieces of the model, what is outside the blocks first, each of which has its
+                tensors until the next is asked for (`pieces.Unread.filling`).
 
         Raises:
             LayerError: the format cannot hold the model, as far as shapes and kinds tell; what values tell comes later.
@@ -176,27 +180,47 @@ def find(name: str) -> Format:
     return found
 
 
-def format_for(engine: str, result: Any) -> str:
-    """The first format that holds a `Compressed`, and in which an engine opens it: our own where it is dense.
-
-    Raises:
-        LayerError: there is none; the message says why of each.
-    """
+def formats_for(engine: str, result: Any) -> tuple[list[str], list[str]]:
+    """The formats that hold a `Compressed`, as far as shapes and kinds tell, and in which an engine opens it: our own
+    alone where it is dense. Then why the others do not."""
     if engine in DENSE and not result.stored:
-        return OWN
-    reasons = []
+        return [OWN], []
+    found, reasons = [], []
     for format in map(find, _FORMATS):
         if engine not in format.engines:
             continue
         try:
-            format.check_result(result)
+            format.check_shapes(result.model)
+            format.check_tokenizer(result.tokenizer, result.model.config)
         except LayerError as error:
             reasons.append(str(error))
             continue
         if (reason := format.refusal_of_model(engine, result.model)) is None:
-            return format.name
-        reasons.append(f"{engine} does not open it in format {format.name}: {reason}")
-    raise LayerError(f"no format holds this model for {engine}: {'; '.join(reasons)}")
+            found.append(format.name)
+        else:
+            reasons.append(f"{engine} does not open it in format {format.name}: {reason}")
+    return found, reasons
+
+
+def format_for(engine: str, result: Any) -> str:
+    """The first of `formats_for` that holds the values of a `Compressed` as well.
+
+    Raises:
+        LayerError: there is none; the message says why of each.
+    """
+    found, reasons = formats_for(engine, result)
+    for name in found:
+        try:
+            if name != OWN:
+                find(name).check(result.model)
+            return name
+        except LayerError as error:
+            reasons.append(str(error))
+    raise no_format(engine, reasons)
+
+
+def no_format(engine: str, reasons: Iterable[str]) -> LayerError:
+    return LayerError(f"no format holds this model for {engine}: {'; '.join(reasons)}")
 
 
 def of_folder(folder: Path) -> Format | None:
