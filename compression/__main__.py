@@ -12,10 +12,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import compression
 from compression import CompressionError, Recipe, checkpoints, devices, engine
+from compression.checkpoints.base import MANIFEST
 from compression.checkpoints.formats import registry as formats
 from compression.commands import convert, listing, progress
 from compression.files.strict_json import path_option
@@ -119,6 +121,10 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
         downstream=options.downstream,
     )  # fmt: skip
     streams = not any(step.method.unit in ("model", "training") for step in recipe.steps)
+    if options.format != OWN and (_beside(options.out) / MANIFEST).exists():  # of a run that was killed behind it
+        raise CompressionError(f"{_beside(options.out)} holds a result already: python -m compression convert "
+                               f"{_beside(options.out)} {options.out} --format {options.format} writes it, or goes on "
+                               "writing; or delete it")  # fmt: skip
     if options.format != OWN or not streams:
         checkpoints.output.check_writable(options.out)
     if streams:
@@ -138,9 +144,7 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
 
 def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: str) -> "Compressed":
     """Write a folder block by block, and in a published format from that."""
-    folder = options.out
-    if options.format != OWN:  # written from our own, which lies beside it until then
-        folder = options.out.with_name(f"{options.out.name}.{OWN}")
+    folder = options.out if options.format == OWN else _beside(options.out)
     if (done := engine.stream_state.unfinished(folder)) is not None:
         print(terminal(f"{folder} is not finished: {done} blocks are done; resuming after them"), file=sys.stderr)
     else:
@@ -153,11 +157,17 @@ def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: 
     )
     if options.format != OWN:
         try:
-            compression.load(folder).save(options.out, options.format)
+            opened = checkpoints.opening.open_unread(str(folder))
+            engine.conversion.convert(opened, options.out, options.format, progress.bar("converting"))
         except CompressionError as error:
             raise CompressionError(f"{error}; in the format of this package it is in {folder}") from error
         shutil.rmtree(folder)
     return result
+
+
+def _beside(folder: Path) -> Path:
+    """Where the result lies in our own format until it is written in another one."""
+    return folder.with_name(f"{folder.name}.{OWN}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import Tensor
 from compression.architectures import decoder
 from compression.architectures.table import architecture_of
 from compression.checkpoints.weights import Weights, assign, fit
+from compression.cost import trim
 from compression.errors import CheckpointError, LayerError
 
 
@@ -58,6 +59,7 @@ class Unread:
         Raises:
             CheckpointError: a file is damaged, or tensors are not what the model is described as.
         """
+        trim()
         tensors = self.weights.read(self.names[number])
         self._put(number, tensors)
         try:

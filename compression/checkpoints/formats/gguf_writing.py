@@ -11,6 +11,7 @@ Needs the library `gguf` (extra `gguf`) to write; a check does not.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -113,26 +114,31 @@ def filler(result: Any, filling: Callable[[], Iterator[Any]]) -> Callable[[Path]
     tokens = gguf_tokenizer.described(result.tokenizer, config.vocab_size)
 
     def fill(folder: Path) -> None:
-        modules = list(_modules(result.model))
         writer = library.GGUFWriter(folder / NAME, ARCHITECTURES[type(result.model).__name__])
-        _write_values(writer, result, tokens)
-        count: Counter[str] = Counter()
-        for _, name, module, _ in modules:
-            for suffix, (kind, values) in _of_module(module).items():
-                dtype = np.dtype(np.float32 if values.dtype == torch.float32 else np.uint8)
-                quantization = library.GGMLQuantizationType[kind]
-                writer.add_tensor_info(f"{name}.{suffix}", values.shape, dtype, values.nbytes, quantization)
-                count[kind] += values.nbytes if name.startswith("blk.") and values.ndim > 1 else 0
-        writer.add_file_type(_FILE_TYPES[count.most_common(1)[0][0]])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for _ in filling():
-            while modules and not next(iter(_layer(modules[0][2]).state_dict().values())).is_meta:
-                _write_module(writer, *modules.pop(0))
-        writer.close()
+        with closing(writer):
+            _write_values(writer, result, tokens)
+            _write_tensors(writer, list(_modules(result.model)), filling)
 
     return fill
+
+
+def _write_tensors(
+    writer: Any, modules: list[tuple[str, str, Any, int | None]], filling: Callable[[], Iterator[Any]]
+) -> None:
+    """What is in the file is told first; values follow in that order, which is that of the pieces."""
+    types, count = gguf.library().GGMLQuantizationType, Counter[str]()
+    for _, name, module, _ in modules:
+        for suffix, (kind, values) in _of_module(module).items():
+            dtype = np.dtype(np.float32 if values.dtype == torch.float32 else np.uint8)
+            writer.add_tensor_info(f"{name}.{suffix}", values.shape, dtype, values.nbytes, types[kind])
+            count[kind] += values.nbytes if name.startswith("blk.") and values.ndim > 1 else 0
+    writer.add_file_type(_FILE_TYPES[count.most_common(1)[0][0]])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for _ in filling():
+        while modules and not next(iter(_layer(modules[0][2]).state_dict().values())).is_meta:
+            _write_module(writer, *modules.pop(0))
 
 
 def _write_module(writer: Any, path: str, _: str, module: Any, heads: int | None) -> None:
