@@ -92,7 +92,7 @@ def saved(tmp_path_factory):
     return folder_of
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(case=st.sampled_from(CASES), source=st.sampled_from(SOURCES), target=st.sampled_from(formats.names()),
        after=st.integers(0, 2))  # fmt: skip
 def test_a_format_becomes_another_as_it_does_at_once(saved, case, source, target, after):
@@ -293,6 +293,20 @@ def test_the_command_goes_on_with_an_interrupted_run_and_says_so(deep, tmp_path,
     captured = capsys.readouterr()
     assert "is not finished: 2 blocks are done; resuming after them" in captured.err
     assert "format: compressed-tensors\n" in captured.out
+
+
+def test_what_was_killed_behind_compressing_names_the_command_that_goes_on(deep, tmp_path, capsys):
+    base, out = str(deep.parent / "base"), tmp_path / "out"
+    compression.compress_to(tmp_path / "out.own", base, SYMMETRIC)
+    with pytest.raises(Stop):
+        convert(open_unread(str(tmp_path / "out.own")), out, "gptq", stop_after(2))
+
+    assert 2 == main([SYMMETRIC, "--base", base, "--out", str(out), "--format", "gptq"])
+
+    command = f"convert {out}.own {out} --format gptq"
+    assert command in capsys.readouterr().err
+    assert 0 == main(command.split())
+    assert compression.load(out).published_formats
 
 
 # --- Refused ----------------------------------------------------------------------------------------------------------
