@@ -8,7 +8,8 @@ compression.json, which names the files of the weights and says how each packed 
   of a model that they know, skip a quantization that they do not, and draw the weights that they miss. So its model
   type is one that nobody knows, and its weights are neither in model.safetensors nor in an index.
 - With a `format` the folder is one of the published formats instead (`formats.description`), without compression.json.
-- A folder written block by block (`engine.stream`) has several safetensors files, with an index if it is dense.
+- A folder written block by block (`engine.stream`, `engine.conversion`) has several safetensors files, with an index
+  unless only this package opens it.
 """
 
 import contextlib
