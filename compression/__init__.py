@@ -73,10 +73,10 @@ _LATE = {
     "StepCache": "engine.kept_steps",
     "compress": "engine.run",
     "compress_to": "engine.run",
-    "load": "checkpoints.artefact",
+    "load": "checkpoints.opening",
     "locate": "checkpoints.base",
     "open_base": "checkpoints.base",
-    "outline": "checkpoints.artefact",
+    "outline": "checkpoints.opening",
     "plan": "engine.plan",
 }
 

@@ -12,12 +12,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import compression
 from compression import CompressionError, Recipe, checkpoints, devices, engine
+from compression.checkpoints.base import MANIFEST
 from compression.checkpoints.formats import registry as formats
-from compression.commands import convert, listing
+from compression.commands import convert, listing, progress
 from compression.files.strict_json import path_option
 from compression.files.terminal import reader_may_leave, terminal
 
@@ -120,6 +122,10 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
         downstream=options.downstream,
     )  # fmt: skip
     streams = not any(step.method.unit in ("model", "training") for step in recipe.steps)
+    if options.format != OWN and (_beside(options.out) / MANIFEST).exists():  # of a run that was killed behind it
+        raise CompressionError(f"{_beside(options.out)} holds a result already: python -m compression convert "
+                               f"{_beside(options.out)} {options.out} --format {options.format} writes it, or goes on "
+                               "writing; or delete it")  # fmt: skip
     if options.format != OWN or not streams:
         checkpoints.output.check_writable(options.out)
     if streams:
@@ -130,7 +136,8 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
     resumed = "training is resumed" if settled.trains else "nothing can be resumed"
     print(f"{settled.whole_model}: the model is held in memory, and {resumed}", file=sys.stderr)
     result = compression.compress(
-        options.base, settled, cache=options.cache, device=device, seed=options.seed, progress=_bar()
+        options.base, settled, cache=options.cache, device=device, seed=options.seed,
+        progress=progress.bar("compressing"),
     )  # fmt: skip
     result.save(options.out, options.format)
     return result
@@ -138,9 +145,7 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compres
 
 def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: str) -> "Compressed":
     """Write a folder block by block, and in a published format from that."""
-    folder = options.out
-    if options.format != OWN:  # written from our own, which lies beside it until then
-        folder = options.out.with_name(f"{options.out.name}.{OWN}")
+    folder = options.out if options.format == OWN else _beside(options.out)
     if (done := engine.stream_state.unfinished(folder)) is not None:
         print(terminal(f"{folder} is not finished: {done} blocks are done; resuming after them"), file=sys.stderr)
     else:
@@ -148,33 +153,22 @@ def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: 
     settled = planned()
     if options.format != OWN:
         settled.check_format(options.format)
-    result = compression.compress(options.base, settled, into=folder, device=device, seed=options.seed, progress=_bar())
+    result = compression.compress(
+        options.base, settled, into=folder, device=device, seed=options.seed, progress=progress.bar("compressing")
+    )
     if options.format != OWN:
         try:
-            compression.load(folder).save(options.out, options.format)
+            opened = checkpoints.opening.open_unread(str(folder))
+            engine.conversion.convert(opened, options.out, options.format, progress.bar("converting"))
         except CompressionError as error:
             raise CompressionError(f"{error}; in the format of this package it is in {folder}") from error
         shutil.rmtree(folder)
     return result
 
 
-def _bar() -> Callable[[int, int, str], None] | None:
-    if not sys.stderr.isatty():
-        return None
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress
-
-    progress = Progress(transient=True, console=Console(stderr=True))
-    progress.start()
-    task = progress.add_task("compressing", total=None)
-
-    def update(done: int, total: int, what: str) -> None:
-        progress.update(task, completed=done, total=total, description=escape(terminal(what)))
-        if done == total:
-            progress.stop()
-
-    return update
+def _beside(folder: Path) -> Path:
+    """Where the result lies in our own format until it is written in another one."""
+    return folder.with_name(f"{folder.name}.{OWN}")
 
 
 if __name__ == "__main__":
