@@ -23,14 +23,11 @@ from bench.results.row import NATIVE
 from bench.results.run_options import declare
 from bench.session import plan as run_plan
 from bench.session import summary, worker_place, workers
-from bench.session.command_line import (
-    asked_batch_sizes,
-    asked_runtimes,
-    asked_tasks,
-    may_have_cuda,
-    options_of,
-)
-from bench.session.progress import Bar, Lines
+from bench.session.command_line import asked_batch_sizes, asked_runtimes, asked_tasks, may_have_cuda, options_of
+from bench.session.grid import worker as grid_worker
+from bench.session.grid.driver import Driver
+from bench.session.grid.worker import Measuring
+from bench.session.progress import progress_of
 from bench.session.refusals import refuse_early
 from bench.session.selection import select
 from bench.session.session import Workbench
@@ -44,6 +41,8 @@ _WORKBENCH = pytest.StashKey["Workbench"]()
 _FAILING = pytest.StashKey[list[str]]()
 _REPORTED = pytest.StashKey[list[Path]]()
 _CONTROLLER = pytest.StashKey[workers.Controller]()
+_DRIVER = pytest.StashKey[Driver]()
+_MEASURING = pytest.StashKey[Measuring]()
 
 _AGAINST = "against"  # the parameter of what is measured with --against alone
 _RUNTIME = "runtime"  # the parameter of what engines serve
@@ -64,13 +63,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Any:
-    """With -n, and without --dist, a recipe belongs to one worker; a plan needs none."""
+    """With -n, and without --dist, a recipe belongs to one worker; a plan needs none. Workers of Ray are told."""
+    if grid_worker.asked_for():
+        config.stash[_MEASURING] = Measuring(config)
+        config.pluginmanager.register(config.stash[_MEASURING])
+    elif _by_ray(config) and getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("--ray and -n both share the recipes: give one of them")
     if getattr(config.option, "numprocesses", None):
         if config.getoption("--plan"):
             config.option.numprocesses = 0
         elif config.option.dist == "no" and not config.option.distload and workers.asks_for_benchmarks(config):
             config.option.dist = workers.GROUPED
     return (yield)
+
+
+def _by_ray(config: pytest.Config) -> bool:
+    """Whether other processes measure, on nodes of Ray; in those it is not."""
+    return bool(config.getoption("--ray")) and _MEASURING not in config.stash
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -185,6 +194,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         config.stash[_WORKBENCH] = workbench
         if worker_place.worker_of(config):
             config.pluginmanager.register(workers.Leaving(workbench))
+        if _MEASURING in config.stash:
+            config.stash[_MEASURING].workbench = workbench
+        elif _by_ray(config):
+            config.stash[_DRIVER] = Driver(config, workbench, session.items)
+            config.pluginmanager.register(config.stash[_DRIVER])
     except (BenchError, compression.CompressionError) as error:
         if worker_place.worker_of(config):
             workers.refuse(session, terminal(error))
@@ -201,8 +215,10 @@ def _opened(config: pytest.Config, items: list[pytest.Item]) -> Workbench:
         pytest.exit("--plan: nothing was run", returncode=0)
     if config.getoption("--report"):
         writable(config.getoption("--report"))
-    workbench = Workbench(options, progress=_progress(config, items, options))
-    refuse_early(workbench, marked, dict.fromkeys(filter(None, map(_task_of, items))))
+    measuring, elsewhere = config.stash.get(_MEASURING, None), _by_ray(config)
+    progress = None if elsewhere else (measuring.lines if measuring else progress_of)(config, options, len(items))
+    workbench = Workbench(options, progress=progress)
+    refuse_early(workbench, marked, dict.fromkeys(filter(None, map(_task_of, items))), base=not elsewhere)
     return workbench
 
 
@@ -236,18 +252,6 @@ def _task_of(item: pytest.Item) -> Any:
     return getattr(getattr(item, "callspec", None), "params", {}).get("task")
 
 
-def _progress(config: pytest.Config, items: list[pytest.Item], options: "Options") -> Any:
-    """A bar on a terminal, lines elsewhere, nothing with -q."""
-    if config.getoption("verbose") < 0:
-        return None
-
-    if sys.stderr.isatty():
-        return Bar(config)
-    lines = Lines(config, recipes=len(options.recipes), measurements=len(items))
-    config.pluginmanager.register(lines)
-    return lines
-
-
 @pytest.fixture(scope="session")
 def workbench(request: pytest.FixtureRequest) -> "Workbench":
     """The run that measures, records and judges."""
@@ -257,17 +261,20 @@ def workbench(request: pytest.FixtureRequest) -> "Workbench":
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config = session.config
-    controller = config.stash.get(_CONTROLLER, None)
+    controller, driver = config.stash.get(_CONTROLLER, None), config.stash.get(_DRIVER, None)
     if controller and controller.refused:
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
-    elif controller:
+    elif controller or (driver and not driver.refused):
         try:
-            if gathered := controller.workbench():
+            if gathered := (controller or driver).workbench():
                 config.stash[_WORKBENCH] = gathered
         except BenchError as error:
             config.stash[_FAILING] = [str(error)]
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
             return
+    elif driver:
+        config.stash[_WORKBENCH].close()
+        del config.stash[_WORKBENCH]
     workbench = config.stash.get(_WORKBENCH, None)
     if workbench is None:
         return
