@@ -259,9 +259,8 @@ class Findings:
             lacking = [metric for metric in metrics_of(each["of"]) if metric.name not in there]
             lost = [self._row(each["of"], recipe, metric, each["params"], value=None, status="failed", reason=killed)
                     for metric in lacking]  # fmt: skip
-            lost = [
-                row for row in lost if (row.recipe, row.key) not in self.rows
-            ]  # or begun by several
+            # it may have been begun by several workers, one after another
+            lost = [row for row in lost if (row.recipe, row.key) not in self.rows]
             for row, verdict in zip(found, self._judge(found), strict=True):
                 self.rows[row.recipe, row.key], self.verdicts[row.recipe, row.key] = row, verdict
             self._record(lost, self._judge(lost))

@@ -27,6 +27,15 @@ _SENT = ("BENCH_", "COMPRESSION_", "HF_", "MKL_", "OMP_", "PYTEST_", "TORCH")  #
 _KEPT_BACK = ("BENCH_JUDGE_KEY", node.CHANNEL, "PYTEST_CURRENT_TEST")  # a key is set on nodes that need it
 
 
+def count(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> count(1, "node"), count(2, "node")
+    ('1 node', '2 nodes')
+    """
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 class Needs(NamedTuple):
     """What a task occupies while it runs; memory of the machine in bytes."""
 
@@ -35,7 +44,7 @@ class Needs(NamedTuple):
     memory: int
 
     def __str__(self) -> str:
-        return f"{self.cpus} CPUs, {self.gpus} GPUs and {self.memory / 2**30:.2f} GiB of memory"
+        return f"{count(self.cpus, 'CPU')}, {count(self.gpus, 'GPU')} and {self.memory / 2**30:.2f} GiB of memory"
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class Node:
 
     def lacks(self, needs: Needs) -> list[str]:
         """What is missing for a task, in words."""
-        words = [f"{need - has:g} {what}" for what, need, has in
-                 (("CPUs", needs.cpus, self.has.cpus), ("GPUs", needs.gpus, self.has.gpus)) if need > has]  # fmt: skip
+        words = [count(need - has, what) for what, need, has in
+                 (("CPU", needs.cpus, self.has.cpus), ("GPU", needs.gpus, self.has.gpus)) if need > has]  # fmt: skip
         if (short := needs.memory - self.has.memory) > 0:
             words.append(f"{short / 2**30:.2f} GiB of memory")
         return words

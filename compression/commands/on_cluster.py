@@ -9,7 +9,7 @@ import psutil
 
 import compression
 from compression.cluster import facts, node
-from compression.cluster.ray import Needs, check_fits, connected, environment, library, token_in
+from compression.cluster.ray import Needs, check_fits, connected, count, environment, library, token_in
 from compression.errors import ClusterError
 from compression.files.terminal import terminal
 
@@ -42,7 +42,7 @@ def compress(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         with token_in(options.out.absolute().parent) as token:
             asked = {"base": options.base, "paths": [folder], "token": token}
             cluster.check_alike(facts.__name__, asked, facts.facts(asked), variables, [needs])
-        words = f"{plan.recipe}: given to a cluster of {len(cluster.nodes)} nodes; it needs {needs}"
+        words = f"{plan.recipe}: given to a cluster of {count(len(cluster.nodes), 'node')}; it needs {needs}"
         print(terminal(words), file=sys.stderr, flush=True)
         task = cluster.task(node.complete_or_raise, plan.recipe.text, needs)
         done = cluster.get(task.remote(["-m", "compression", *without_ray(arguments)], folder, variables))

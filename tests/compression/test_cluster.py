@@ -34,8 +34,8 @@ def test_a_recipe_is_refused_if_and_only_if_no_node_has_room(needs, nodes):
 def test_what_is_missing_is_said_of_the_nearest_node():
     nodes = [Node("a" * 56, "10.0.0.1", Needs(2, 0, 2**33)), Node("b" * 56, "10.0.0.2", Needs(1, 1, 2**32))]
 
-    with pytest.raises(ClusterError, match=says("gptq needs 2 CPUs, 1 GPUs and 4.00 GiB", "the nearest, aaaaaaaa, has",
-                                                "missing: 1 GPUs. Start")):  # fmt: skip
+    with pytest.raises(ClusterError, match=says("gptq needs 2 CPUs, 1 GPU and 4.00 GiB", "the nearest, aaaaaaaa, has",
+                                                "missing: 1 GPU. Start")):  # fmt: skip
         check_fits({"gptq": Needs(2, 1, 2**32)}, nodes)
     with pytest.raises(ClusterError, match=says("no node takes tasks")):
         check_fits({"gptq": Needs(2, 1, 2**32)}, [])

@@ -121,7 +121,7 @@ def test_nothing_is_measured_twice_though_a_worker_and_a_process_are_killed(repo
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
-        (("--base", "random:mistral-7b"), {}, "fp16 needs 1 CPUs, 0 GPUs and"),
+        (("--base", "random:mistral-7b"), {}, "fp16 needs 1 CPU, 0 GPUs and"),
         ((), {"OTHER_VERSIONS": "1"}, "torch is 0.1 there and"),
         (("--max-new-tokens", "999"), {}, "exceed the"),
     ],

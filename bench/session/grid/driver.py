@@ -25,7 +25,17 @@ from bench.session.progress import spelled
 from bench.session.worker_place import Worker
 from compression import CompressionError
 from compression.cluster import node
-from compression.cluster.ray import Cluster, Needs, at_once, check_fits, connected, environment, library, token_in
+from compression.cluster.ray import (
+    Cluster,
+    Needs,
+    at_once,
+    check_fits,
+    connected,
+    count,
+    environment,
+    library,
+    token_in,
+)
 from compression.files.terminal import terminal
 
 if TYPE_CHECKING:
@@ -137,8 +147,9 @@ class Driver:
         threads = {"OMP_NUM_THREADS": str(next(iter(needs.values())).cpus)}
         folder = self._config.invocation_params.dir
         named = [*map(str, self._config.invocation_params.args), *filter(None, [options.data])]
-        self._say(f"{len(self._groups)} recipes for {len(cluster.nodes)} nodes of Ray; each takes up to "
-                  f"{max(needs.values(), key=lambda each: each.memory)}")  # fmt: skip
+        most = max(needs.values(), key=lambda each: each.memory)
+        self._say(f"{count(len(self._groups), 'recipe')} for {count(len(cluster.nodes), 'node')} of Ray; each takes up "
+                  f"to {most}")  # fmt: skip
         with token_in(options.journal.absolute().parent) as token:
             asked = {"base": options.base, "device": options.device, "token": token,
                      "paths": [str(folder), *paths_in(named, str(folder))]}  # fmt: skip
