@@ -24,7 +24,7 @@ AUTO = "auto"
 _ANSWER_S = 10  # for a connection; Ray itself tries for five minutes
 _STORE = 10**8  # bytes of the object store of a cluster that is started here: only short messages pass
 _SENT = ("BENCH_", "COMPRESSION_", "HF_", "MKL_", "OMP_", "PYTEST_", "TORCH")  # beginnings of variables
-_KEPT_BACK = ("BENCH_JUDGE_KEY", node.CHANNEL, "PYTEST_CURRENT_TEST")  # a key is set on nodes that need it
+_KEPT_BACK = ("KEY", "TOKEN", node.CHANNEL, "PYTEST_CURRENT_TEST")  # in names; a key is set on nodes that need it
 
 
 def count(number: int, what: str) -> str:
@@ -114,11 +114,12 @@ def at_once(needs: Mapping[str, Needs], nodes: Sequence[Node]) -> int:
 def environment(**more: str) -> dict[str, str]:
     """The variables that processes on nodes are given: settings of this project and its libraries, where its code is.
 
-    The key of a judge is not sent.
+    Keys and tokens are not sent.
     """
     root = Path(compression.__file__).parents[1]
     path = [*([] if "site-packages" in root.parts else [str(root)]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    sent = {name: value for name, value in os.environ.items() if name.startswith(_SENT) and name not in _KEPT_BACK}
+    sent = {name: value for name, value in os.environ.items()
+            if name.startswith(_SENT) and not any(word in name for word in _KEPT_BACK)}  # fmt: skip
     return sent | ({"PYTHONPATH": os.pathsep.join(path)} if path else {}) | more
 
 

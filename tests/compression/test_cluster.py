@@ -103,6 +103,7 @@ def test_the_same_machine_is_alike_and_another_disk_base_or_version_is_not(tmp_p
 
 def test_a_key_is_not_sent_and_settings_are(monkeypatch):
     monkeypatch.setenv("BENCH_JUDGE_KEY", "secret")
+    monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("BENCH_DATA", "/data")
     sent = environment(OMP_NUM_THREADS="3")
 
