@@ -144,6 +144,7 @@ class Findings:
         rows = [row for row in rows if read.items() <= {name: each.digest for name, each in row.inputs.items()}.items()]
         if {row.metric for row in rows} != {m.name for m in metrics_of(of)}:
             return False
+        self._write(*filter(_is_refused, rows))  # refused now as well, for who gathers what was measured since a time
         found = self._judge(rows)
         for row, verdict in zip(rows, found, strict=True):
             self.rows[recipe.text, row.key], self.verdicts[recipe.text, row.key] = row, verdict
