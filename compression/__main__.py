@@ -19,7 +19,8 @@ import compression
 from compression import CompressionError, Recipe, checkpoints, devices, engine
 from compression.checkpoints.base import MANIFEST
 from compression.checkpoints.formats import registry as formats
-from compression.commands import convert, listing, progress
+from compression.cluster.channel import bound
+from compression.commands import convert, listing, on_cluster, progress
 from compression.files.strict_json import path_option
 from compression.files.terminal import reader_may_leave, terminal
 
@@ -56,12 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=path_option, help="folder of cached training results; default "
                         "$COMPRESSION_CACHE, or compression-bench in the user's cache folder")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--ray", metavar="ADDRESS", help="compress on a node of a Ray cluster: its HOST:PORT, or "
+                        "auto for that of $RAY_ADDRESS, else one that is started here; --out is on a disk of "
+                        "both")  # fmt: skip
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
+    bound()
     try:
         _check_command(options)
         if options.recipe == "list":
             return listing.list_formats(options) if options.formats else listing.list_methods(options)
-        return convert.convert(options) if options.recipe == "convert" else _compress(options)
+        return convert.convert(options) if options.recipe == "convert" else _compress(options, arguments)
     except CompressionError as error:
         print(terminal(f"error: {error}"), file=sys.stderr)
         return 2
@@ -75,13 +81,17 @@ def _check_command(options: argparse.Namespace) -> None:
             what = " ".join(map(str, options.folders)) if name == "folders" else f"--{name}"
             raise CompressionError(f"{what} belongs to python -m compression {command}; the command is "
                                    f"{options.recipe}")  # fmt: skip
+    if options.ray and options.recipe in ("list", "convert"):
+        raise CompressionError(f"--ray belongs to compressing; the command is {options.recipe}")
 
 
-def _compress(options: argparse.Namespace) -> int:
+def _compress(options: argparse.Namespace, arguments: list[str]) -> int:
     options.format = options.format or OWN
     recipe = Recipe.parse(options.recipe)
     if options.out is None:
         raise CompressionError("--out DIR is missing: the folder to write the compressed model to")
+    if options.ray:
+        return on_cluster.compress(options, arguments)
     base = compression.locate(options.base)
 
     device = devices.default(options.device)

@@ -7,7 +7,8 @@
     ├── TeacherError       a teacher, its tokenizer or its stored outputs do not fit the student
     ├── TrainingError      a training run that cannot start, or had to stop
     ├── LayerError         a method cannot take this layer of this model
-    └── BackendError       a requested optional library or kernel is not available
+    ├── BackendError       a requested optional library or kernel is not available
+    └── ClusterError       other machines cannot do what is asked of them
 
 Every message says what must be, what was got, and what to do.
 """
@@ -50,3 +51,7 @@ class LayerError(CompressionError, ValueError):
 
 class BackendError(CompressionError):
     """A library or a kernel that was asked for by name is not available here."""
+
+
+class ClusterError(CompressionError):
+    """A cluster is not there, has too little, or its nodes are unlike this machine."""

@@ -102,6 +102,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--journal": dict(type=path_option, metavar="FILE", help="journal of results; default ./.bench/journal.jsonl"),
     "--resume": dict(action="store_true", help="resume the last unfinished run of the journal"),
+    "--ray": dict(
+        metavar="ADDRESS",
+        help="give each recipe to a node of a Ray cluster: its HOST:PORT, or auto for that of $RAY_ADDRESS, else one "
+        "that is started here for the run; journal, base and data are on a disk that all nodes see",
+    ),
     "--report": dict(
         type=path_option,
         metavar="DIR",

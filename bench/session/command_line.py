@@ -65,7 +65,7 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         update=get("--update-baselines"),
         force_update=get("--force-update"),
         journal=worker_place.journal_of(config),
-        resume=get("--resume"),
+        resume=get("--resume") or bool(worker and worker.ray),
         runtimes=tuple(runtimes := asked_runtimes(config)),
         runtime_pythons=_pythons(runtimes, get("--runtime-python") or ()),
         runtime_dtype=get("--runtime-dtype"),
@@ -247,7 +247,7 @@ def _device(text: str) -> str:
 
 def _placed(device: str, worker: worker_place.Worker | None) -> tuple[str, str | None]:
     """The device of this process, and why it can take no times on it."""
-    if worker is None or not device.startswith("cuda"):
+    if worker is None or worker.ray or not device.startswith("cuda"):
         return worker_place.placed(device, worker, 0)
     import torch
 
