@@ -17,12 +17,11 @@ model) takes seconds. Writing them costs each block the same, which is little be
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -51,16 +50,24 @@ from compression.engine.passes import (
     notes_of,
 )
 from compression.engine.plan import Plan
+from compression.engine.same_run import identity, planned_together
 from compression.engine.stream_state import SEAL, State, unfinished
 from compression.errors import CheckpointError, RecipeError
-from compression.files.atomic import code_digest, digest_of, sync, write_json
+from compression.files.atomic import sync, write_json
 from compression.files.sealed_folder import SealedFolder
 from compression.layers.kernels import choose
 from compression.layers.stored import describe
+from compression.workers import ALONE, Workers
 
 
 def stream(
-    folder: str | Path, planned: Callable[[], Plan], *, device: str, seed: int, progress: Progress | None
+    folder: str | Path,
+    planned: Callable[[], Plan],
+    *,
+    device: str,
+    seed: int,
+    progress: Progress | None,
+    workers: Workers = ALONE,
 ) -> Compressed:
     """Run a plan and write the result, holding one block at a time; `compression.load` opens it.
 
@@ -74,20 +81,21 @@ def stream(
         device: where blocks are compressed.
         seed: as for `compress`.
         progress: called with (blocks done, blocks, what), first with those that an interrupted call did.
+        workers: the processes of the run, each of which makes this call. The first alone reads and writes the folder.
 
     Returns:
-        The result, its model without weights.
+        The result, its model without weights; on other processes than the first it names no folder.
 
     Raises:
         RecipeError: a step needs the whole model at once.
         CheckpointError: the base cannot be opened or the folder not be written; the folder holds something else, or
             what a call with other arguments left.
         LayerError, CalibrationError, BackendError: as `compress`.
+        WorkerError: processes differ, or one is gone.
     """
     target, progress = Path(folder), progress or (lambda done, total, what: None)
-    if unfinished(target) is None:
-        target = check_writable(target)
-    plan = planned()
+    target = workers.first(lambda: target if unfinished(target) is not None else check_writable(target))
+    plan = planned_together(workers, planned)
     if reason := plan.whole_model:
         raise RecipeError(f"{plan.recipe.text} cannot be compressed block by block: {reason}; take "
                           "compress(...).save(...)")  # fmt: skip
@@ -96,8 +104,10 @@ def stream(
     skeleton.generation_config = read_generation_config(plan.source.folder)
     weights = _weights.open_weights(plan.source, device, seed)
     _weights.fit(skeleton, weights.headers, where=weights.where)
-    passes = make_passes(make_contexts(plan, device, seed, progress), skeleton)
-    with _written(target, _identity(plan, seed, device, passes)) as output:
+    passes = make_passes(make_contexts(plan, device, seed, progress, workers), skeleton)
+    known = identity(plan, seed, device, [each.context for each in passes])
+    workers.check_same({**known, "output folder": str(folder)})
+    with _written(target, known, workers) as output:
         if plan.schedule:
             choose.warm_up(device)
         with devices.repeatable(device), CostMeter(device) as meter:
@@ -109,47 +119,37 @@ def stream(
             notes=tuple(note for each in passes for note in notes_of(each.context, skeleton)),
         )  # fmt: skip
         output.finish(result, weights.dtype, plan.source.tokenizer)
-    return outline(Path(folder))
-
-
-def _identity(plan: Plan, seed: int, device: str, passes: list[Pass]) -> dict[str, str | int | list[str]]:
-    """What two runs must have in common for one to go on with what the other left."""
-    texts = [each.ids for each in passes if each.ids is not None]
-    return {
-        "base digest": plan.source.digest,
-        "recipe": plan.recipe.text,
-        "seed": seed,
-        "device": device,
-        "calibration text": [digest_of(ids) for ids in texts],
-        "version of torch": torch.__version__,
-        "version of transformers": transformers.__version__,
-        "code of this package": code_digest(),
-    }
+    return outline(Path(folder)) if workers.rank == 0 else result
 
 
 @contextmanager
-def _written(target: Path, identity: dict[str, Any]) -> Iterator["_Output"]:
-    """The folder with its state, this process alone writing to it.
+def _written(target: Path, identity: dict[str, Any], workers: Workers) -> Iterator["_Output"]:
+    """The folder with its state, the first of these processes alone writing to it.
 
     Raises:
         CheckpointError: the state is of another run or names files that are not what they were, another process writes
             here, or something cannot be written.
     """
-    try:
-        if not (target / STATE).exists():
-            with SealedFolder.whole(target, SEAL, identity) as begun:
-                begun.facts = dataclasses.asdict(State())
-    except OSError as error:
-        raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
-    with SealedFolder.claim(target, SEAL, identity, f"another process is writing to {target}") as folder:
-        yield _Output(folder)
+    with ExitStack() as held:
+
+        def claimed() -> SealedFolder:
+            try:
+                if not (target / STATE).exists():
+                    with SealedFolder.whole(target, SEAL, identity) as begun:
+                        begun.facts = dataclasses.asdict(State())
+            except OSError as error:
+                raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
+            busy = f"another process is writing to {target}"
+            return held.enter_context(SealedFolder.claim(target, SEAL, identity, busy))
+
+        yield _Output(workers.first(claimed), workers)
 
 
 class _Output:
-    """A folder that blocks are written to, in order."""
+    """A folder that blocks are written to, in order; every process knows what is in it, the first one touches it."""
 
-    def __init__(self, folder: SealedFolder):
-        self.folder, self.state = folder, State.of(folder)
+    def __init__(self, folder: SealedFolder, workers: Workers):
+        self.folder, self.workers, self.state = folder, workers, State.of(folder)
 
     def enter(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
         """Write what is outside the blocks, unless it is, and take the passes to where they stopped."""
@@ -167,7 +167,7 @@ class _Output:
         for number, each in enumerate(passes):
             stored = self.folder.path / _inputs(done, number)
             hidden = None
-            if stored.name in self.folder.files:
+            if stored.name in self.folder.files and self.workers.rank == 0:
                 tensors = _weights.read_tensors([stored])
                 hidden = [tensors[str(i)].to(each.context.device) for i in range(len(tensors))]
             each.enter(model, done, hidden)
@@ -215,7 +215,7 @@ class _Output:
         self.state.layers |= {f"{block.name}.{name}": describe(layer) for name, layer in stored.items()}
         for number, each in enumerate(passes):
             if each.inputs is not None:
-                hidden = {str(i): states for i, states in enumerate(each.inputs.hidden)}
+                hidden = {str(i): states for i, states in enumerate(each.inputs.gathered())}
                 self._write(_inputs(at + 1, number), hidden)
         self.folder.drop(_inputs(at, number) for number in range(len(passes)))
         self.state.reports = [each.context.report for each in passes]
@@ -223,12 +223,19 @@ class _Output:
 
     def commit(self) -> None:
         """Put the state on disk, then delete what it does not count on any more."""
-        with self._said(STATE):
-            self.folder.commit(**dataclasses.asdict(self.state))
-            self.folder.sweep("inputs-*.safetensors")
+
+        def write() -> None:
+            with self._said(STATE):
+                self.folder.commit(**dataclasses.asdict(self.state))
+                self.folder.sweep("inputs-*.safetensors")
+
+        self.workers.first(write)
 
     def finish(self, result: Compressed, dtype: torch.dtype, tokenizer: Any) -> None:
         """Write what stands beside the tensors; compression.json is the last, and makes the folder one to load."""
+        self.workers.first(lambda: self._finish(result, dtype, tokenizer))
+
+    def _finish(self, result: Compressed, dtype: torch.dtype, tokenizer: Any) -> None:
         path, files, packed = self.folder.path, sorted(self.folder.files), bool(self.state.layers)
         if not packed:
             places, headers = _weights.index(path / name for name in files)
@@ -244,9 +251,12 @@ class _Output:
             (path / STATE).unlink()
 
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        with self._said(name), self.folder.writing(name) as temporary:
-            on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-            save_file(on_cpu, temporary, metadata={"format": "pt"})
+        def write() -> None:
+            with self._said(name), self.folder.writing(name) as temporary:
+                on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+                save_file(on_cpu, temporary, metadata={"format": "pt"})
+
+        self.workers.first(write)
 
     @contextmanager
     def _said(self, name: str) -> Iterator[None]:
