@@ -8,23 +8,17 @@ NCCL between CUDA devices. Errors that are raised on purpose reach all processes
 """
 
 import heapq
-import io
 import os
-import pickle
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from compression import devices
+from compression import devices, files
 from compression.errors import CompressionError, WorkerError
 from compression.files.atomic import code_digest
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 PATIENCE = timedelta(hours=1)  # that a process waits for another, which may be rounding the widest layer
 LAST_WORDS_S = 2  # seconds that one which lost another waits for it to have told why
@@ -82,7 +76,7 @@ def dealt(costs: Sequence[float], count: int) -> list[int]:
     """Who of `count` runs each job: the dearest first, each to the one with the least to do so far.
 
     >>> dealt([3, 1, 5, 7], 2)
-    [0, 1, 1, 0]
+    [1, 0, 1, 0]
     """
     loads, owners = [(0.0, rank) for rank in range(count)], [0] * len(costs)
     for job in sorted(range(len(costs)), key=lambda job: -costs[job]):
@@ -161,45 +155,14 @@ class Group(Workers):
         from torch import distributed
 
         with self._said(to):
-            for tensor in self._parts(value):
+            for tensor in files.messages.parts(value):
                 distributed.send(tensor, to)
 
     def _receive(self, source: int) -> Any:
         from torch import distributed
 
         with self._said(source):
-            return self._taken(lambda tensor: distributed.recv(tensor, source))
-
-    def _parts(self, value: Any) -> Iterator["Tensor"]:
-        """What an object is sent as: the length of a text, the text, the bytes of every tensor."""
-        import torch
-
-        text = io.BytesIO()
-        pickler = _Pickler(text, self._device)
-        pickler.dump(value)
-        head = pickle.dumps((pickler.shapes, text.getvalue()))
-        yield torch.tensor([len(head)])
-        yield torch.frombuffer(bytearray(head), dtype=torch.uint8)
-        for tensor in pickler.tensors:
-            if tensor.numel():
-                yield tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
-
-    def _taken(self, fill: Callable[["Tensor"], Any]) -> Any:
-        """The inverse of `_parts`; `fill` puts the next of the parts into a tensor."""
-        import torch
-
-        length = torch.tensor([0])
-        fill(length)
-        head = torch.empty(int(length), dtype=torch.uint8)
-        fill(head)
-        shapes, text = pickle.loads(head.numpy().tobytes())
-        tensors = []
-        for shape, strides, dtype, cuda in shapes:
-            tensor = torch.empty_strided(shape, strides, dtype=dtype, device=self._device if cuda else "cpu")
-            if tensor.numel():
-                fill(tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8))
-            tensors.append(tensor)
-        return _Unpickler(io.BytesIO(text), tensors, self._device).load()
+            return files.messages.taken(lambda tensor: distributed.recv(tensor, source), self._device)
 
     def leave(self, error: BaseException) -> None:
         """Tell those who will miss this process why it ended."""
@@ -232,52 +195,6 @@ class Group(Workers):
                 time.sleep(0.05)
             return self._store.get(f"left/{other}").decode()
         return None  # whoever kept the store is gone
-
-
-class _Pickler(pickle.Pickler):
-    """Keeps tensors out of the text; a CUDA device in it is that of whoever reads it."""
-
-    def __init__(self, file: io.BytesIO, device: "torch.device"):
-        super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self._device, self.tensors, self.shapes = device, [], []  # type: ignore[var-annotated]
-
-    def persistent_id(self, obj: Any) -> Any:
-        import torch
-
-        if isinstance(obj, torch.device) and obj.type == "cuda":
-            return "device", None
-        if not isinstance(obj, torch.Tensor):
-            return None
-        dense = torch.empty_like(obj, requires_grad=False).copy_(obj.detach()) if _has_gaps(obj) else obj.detach()
-        self.tensors.append(dense)
-        self.shapes.append((tuple(obj.shape), dense.stride(), obj.dtype, obj.is_cuda))
-        return "parameter" if isinstance(obj, torch.nn.Parameter) else "tensor", len(self.tensors) - 1
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, tensors: list["Tensor"], device: "torch.device"):
-        super().__init__(file)
-        self._tensors, self._device = tensors, device
-
-    def persistent_load(self, pid: Any) -> Any:
-        import torch
-
-        kind, number = pid
-        if kind == "device":
-            return self._device
-        tensor = self._tensors[number]
-        return torch.nn.Parameter(tensor, requires_grad=False) if kind == "parameter" else tensor
-
-
-def _has_gaps(tensor: "Tensor") -> bool:
-    """Whether the elements of a tensor are not one run of memory, in whatever order."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return True
-            expected *= size
-    return False
 
 
 def _tried(work: Callable[[], Any]) -> Any:

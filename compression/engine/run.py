@@ -70,9 +70,7 @@ def compress(
         cache: the folder in which training keeps what later runs can use, or a `StepCache`; None is
             `files.atomic.cache_folder()`. A recipe that trains begins behind the steps whose result is there.
         progress: called with (done, total, what) as blocks are done.
-        workers: the processes that share the work, as `workers.joined` has them; each of them makes this call, with the
-            same arguments. All get the same result, bit for bit that of one; with `into` the first one writes it. The
-            base is one that every process can open.
+        workers: processes that share the work (`workers.joined`): each makes this call and gets the result of one.
 
     Raises:
         RecipeError: the recipe cannot be; or, with `into`, has a step that needs the whole model at once.
@@ -83,7 +81,7 @@ def compress(
         TeacherError: a method needs a teacher, and there is none, or it does not fit.
         TrainingError: training had to stop.
         BackendError: a library that the recipe asks for is not there.
-        WorkerError: processes that share the work do not fit together, or one of them is gone.
+        WorkerError: the processes do not fit together, or one is gone.
     """
     recipe = recipe if isinstance(recipe, Plan) else Recipe.parse(recipe)
     given = {"calibration": calibration, "downstream": downstream, "teacher": teacher}

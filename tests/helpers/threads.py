@@ -5,6 +5,7 @@ from queue import Queue
 
 import torch
 
+from compression.files import messages
 from compression.workers import ALONE, Group
 
 
@@ -15,11 +16,11 @@ class Threads(Group):
         self.rank, self.count, self._queues, self._device = rank, count, queues, torch.device("cpu")
 
     def _send(self, value, to):
-        for part in self._parts(value):
+        for part in messages.parts(value):
             self._queues[self.rank, to].put(part.clone())
 
     def _receive(self, source):
-        return self._taken(lambda part: part.copy_(self._queues[source, self.rank].get(timeout=60)))
+        return messages.taken(lambda part: part.copy_(self._queues[source, self.rank].get(timeout=60)), self._device)
 
 
 def together(work, count):
