@@ -198,7 +198,7 @@ def _scale_all(
     notes, found = {}, []
     for site in sites:
         before = layers.get(site.block.full(site.row.producer or ""))
-        scaling = _Scaling(site, [stacks[stack] for stack in _stacks(site)], before)
+        scaling = Scaling(site, [stacks[stack] for stack in _stacks(site)], before)
         if (why := scaling.refusal) is None:
             found.append(scaling)
         else:
@@ -211,7 +211,7 @@ def _scale_all(
 
 
 @dataclass
-class _Scaling:
+class Scaling:
     """How the readers of a site are scaled, and its producer, a norm or the linear `before`, divided."""
 
     site: Site
