@@ -21,6 +21,7 @@ from compression.errors import (
     RecipeError,
     TeacherError,
     TrainingError,
+    WorkerError,
 )
 from compression.recipes import registry
 from compression.recipes.recipe import UNCOMPRESSED, Recipe, Step, parse_setting, slug, split_recipes
@@ -47,6 +48,7 @@ __all__ = [
     "StepCache",
     "TeacherError",
     "TrainingError",
+    "WorkerError",
     "compress",
     "compress_to",
     "list_methods",

@@ -8,7 +8,8 @@
     ├── TrainingError      a training run that cannot start, or had to stop
     ├── LayerError         a method cannot take this layer of this model
     ├── BackendError       a requested optional library or kernel is not available
-    └── ClusterError       other machines cannot do what is asked of them
+    ├── ClusterError       other machines cannot do what is asked of them
+    └── WorkerError        processes that share a run do not fit together, or one of them is gone
 
 Every message says what must be, what was got, and what to do.
 """
@@ -55,3 +56,7 @@ class BackendError(CompressionError):
 
 class ClusterError(CompressionError):
     """A cluster is not there, has too little, or its nodes are unlike this machine."""
+
+
+class WorkerError(CompressionError):
+    """The processes that share a run do not fit together, or one of them is gone."""

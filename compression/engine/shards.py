@@ -6,7 +6,7 @@ Until it is finished its state says of which run it is and what is done (`stream
 import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from compression.engine.stream_state import SEAL, State
 from compression.errors import CheckpointError, CompressionError
 from compression.files.atomic import filling, sync
 from compression.files.sealed_folder import SealedFolder
+from compression.workers import ALONE, Workers
 
 
 def names(blocks: int) -> list[str]:
@@ -30,32 +31,38 @@ def names(blocks: int) -> list[str]:
 
 
 @contextmanager
-def written(target: Path, identity: dict[str, Any], blocks: int) -> Iterator["Shards"]:
-    """The folder with its state, this process alone writing to it.
+def written(target: Path, identity: dict[str, Any], blocks: int, workers: Workers = ALONE) -> Iterator["Shards"]:
+    """The folder with its state, the first of these processes alone writing to it.
 
     Args:
         identity: what two runs must have in common for one to go on with what the other left.
         blocks: of the model.
+        workers: the processes of the run.
 
     Raises:
         CheckpointError: the state is of another run or names files that are not what they were, another process writes
             here, or something cannot be written.
     """
-    try:
-        if not (target / STATE).exists():
-            with SealedFolder.whole(target, SEAL, identity) as begun:
-                begun.facts = dataclasses.asdict(State())
-    except OSError as error:
-        raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
-    with SealedFolder.claim(target, SEAL, identity, f"another process is writing to {target}") as folder:
-        yield Shards(folder, blocks)
+    with ExitStack() as held:
+
+        def claimed() -> SealedFolder:
+            try:
+                if not (target / STATE).exists():
+                    with SealedFolder.whole(target, SEAL, identity) as begun:
+                        begun.facts = dataclasses.asdict(State())
+            except OSError as error:
+                raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
+            busy = f"another process is writing to {target}"
+            return held.enter_context(SealedFolder.claim(target, SEAL, identity, busy))
+
+        yield Shards(workers.first(claimed), blocks, workers)
 
 
 class Shards:
-    """The files of a model of so many blocks, written in order."""
+    """The files of a model of so many blocks, written in order, by the first of the processes of a run."""
 
-    def __init__(self, folder: SealedFolder, blocks: int):
-        self.folder, self.blocks, self.state = folder, blocks, State.of(folder)
+    def __init__(self, folder: SealedFolder, blocks: int, workers: Workers = ALONE):
+        self.folder, self.blocks, self.workers, self.state = folder, blocks, workers, State.of(folder)
         done = self.state.done
         missing = [name for name in map(self.name, range(1, done + 1)) if name not in folder.files]
         if missing or done > blocks:
@@ -67,15 +74,22 @@ class Shards:
         return names(self.blocks)[number]
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        with self._said(name), self.folder.writing(name) as temporary:
-            on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-            save_file(on_cpu, temporary, metadata={"format": "pt"})
+        def write() -> None:
+            with self._said(name), self.folder.writing(name) as temporary:
+                on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+                save_file(on_cpu, temporary, metadata={"format": "pt"})
+
+        self.workers.first(write)
 
     def commit(self) -> None:
         """Put the state on disk, then delete what it does not count on any more."""
-        with self._said(STATE):
-            self.folder.commit(**dataclasses.asdict(self.state))
-            self.folder.sweep("inputs-*.safetensors")
+
+        def commit() -> None:
+            with self._said(STATE):
+                self.folder.commit(**dataclasses.asdict(self.state))
+                self.folder.sweep("inputs-*.safetensors")
+
+        self.workers.first(commit)
 
     def finish(
         self, result: Compressed, tokenizer: Any, described: Mapping[str, Any], *, dtype: Any, packed: bool, last: str
@@ -89,19 +103,26 @@ class Shards:
             last: the file that makes the folder one to open.
         """
         path = self.folder.path
-        if not packed:
-            places, headers = weights.index(path / name for name in sorted(self.folder.files))
-            size = sum(header.nbytes for header in headers.values())
-            weight_map = {name: place.name for name, place in sorted(places.items())}
-            described = {INDEX: {"metadata": {"total_size": size}, "weight_map": weight_map}, **described}
-        with self._said(last):
-            self.folder.sweep("*/")  # of a run that was killed here
-            with filling(path, last) as work:
-                write_beside(work, result, dtype, tokenizer, described, packed=packed)
-                for each in work.rglob("*"):
-                    sync(each)
-            sync(path)
-            (path / STATE).unlink()
+
+        def finish() -> None:
+            index = {} if packed else self._index()
+            with self._said(last):
+                self.folder.sweep("*/")  # of a run that was killed here
+                with filling(path, last) as work:
+                    write_beside(work, result, dtype, tokenizer, {**index, **described}, packed=packed)
+                    for each in work.rglob("*"):
+                        sync(each)
+                sync(path)
+                (path / STATE).unlink()
+
+        self.workers.first(finish)
+
+    def _index(self) -> dict[str, Any]:
+        """The file that tells which tensor is in which file, by its name."""
+        places, headers = weights.index(self.folder.path / name for name in sorted(self.folder.files))
+        size = sum(header.nbytes for header in headers.values())
+        weight_map = {name: place.name for name, place in sorted(places.items())}
+        return {INDEX: {"metadata": {"total_size": size}, "weight_map": weight_map}}
 
     @contextmanager
     def refusing(self) -> Iterator[None]:

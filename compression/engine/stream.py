@@ -19,8 +19,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-import transformers
 from torch import nn
 
 from compression import devices
@@ -35,7 +33,7 @@ from compression.checkpoints.base import MANIFEST
 from compression.checkpoints.opening import outline
 from compression.checkpoints.output import check_writable
 from compression.checkpoints.weights import Weights
-from compression.cost import CostMeter
+from compression.cost import Cost, CostMeter
 from compression.engine import shards
 from compression.engine.passes import (
     Pass,
@@ -47,16 +45,23 @@ from compression.engine.passes import (
     notes_of,
 )
 from compression.engine.plan import Plan
+from compression.engine.same_run import identity, planned_together
 from compression.engine.shards import Shards
 from compression.engine.stream_state import unfinished
 from compression.errors import RecipeError
-from compression.files.atomic import code_digest, digest_of
 from compression.layers.kernels import choose
 from compression.layers.stored import describe
+from compression.workers import ALONE, Workers
 
 
 def stream(
-    folder: str | Path, planned: Callable[[], Plan], *, device: str, seed: int, progress: Progress | None
+    folder: str | Path,
+    planned: Callable[[], Plan],
+    *,
+    device: str,
+    seed: int,
+    progress: Progress | None,
+    workers: Workers = ALONE,
 ) -> Compressed:
     """Run a plan and write the result, holding one block at a time; `compression.load` opens it.
 
@@ -70,20 +75,21 @@ def stream(
         device: where blocks are compressed.
         seed: as for `compress`.
         progress: called with (blocks done, blocks, what), first with those that an interrupted call did.
+        workers: the processes of the run, each of which makes this call. The first alone reads and writes the folder.
 
     Returns:
-        The result, its model without weights.
+        The result, its model without weights; on other processes than the first it names no folder.
 
     Raises:
         RecipeError: a step needs the whole model at once.
         CheckpointError: the base cannot be opened or the folder not be written; the folder holds something else, or
             what a call with other arguments left.
         LayerError, CalibrationError, BackendError: as `compress`.
+        WorkerError: processes differ, or one is gone.
     """
     target, progress = Path(folder), progress or (lambda done, total, what: None)
-    if unfinished(target) is None:
-        target = check_writable(target)
-    plan = planned()
+    target = workers.first(lambda: target if unfinished(target) is not None else check_writable(target))
+    plan = planned_together(workers, planned)
     if reason := plan.whole_model:
         raise RecipeError(f"{plan.recipe.text} cannot be compressed block by block: {reason}; take "
                           "compress(...).save(...)")  # fmt: skip
@@ -92,44 +98,35 @@ def stream(
     skeleton.generation_config = plan.source.generation_config
     weights = plan.source.weights(device, seed)
     _weights.fit(skeleton, weights.headers, where=weights.where)
-    passes = make_passes(make_contexts(plan, device, seed, progress), skeleton)
+    passes = make_passes(make_contexts(plan, device, seed, progress, workers), skeleton)
     blocks = len(decoder.decoder_blocks(skeleton))
-    with shards.written(target, _identity(plan, seed, device, passes), blocks) as output:
+    known = {"command": "compress", **identity(plan, seed, device, [each.context for each in passes])}
+    workers.check_same({**known, "output folder": str(folder)})
+    with shards.written(target, known, blocks, workers) as output:
         if plan.schedule:
             choose.warm_up(device)
         with devices.repeatable(device), CostMeter(device) as meter:
             run = _Run(output, lambda done: progress(done, blocks, plan.recipe.text))
             run.take_all(skeleton, weights, passes, meter)
-        result = Compressed(
-            model=skeleton, recipe=plan.recipe, base=(plan.source.label, plan.source.digest), cost=output.state.cost,
-            executed=plan.executed, folder=plan.source.folder,
-            report=full_report((entry for each in passes for entry in each.context.report), skeleton),
-            notes=tuple(note for each in passes for note in notes_of(each.context, skeleton)),
-        )  # fmt: skip
+        result = _result(plan, skeleton, passes, output.state.cost)
         manifest = result.manifest(output.state.layers, sorted(output.folder.files))
         output.finish(result, plan.source.tokenizer, {MANIFEST: manifest}, dtype=weights.dtype,
                       packed=bool(output.state.layers), last=MANIFEST)  # fmt: skip
-    return outline(Path(folder))
+    return outline(Path(folder)) if workers.rank == 0 else result
 
 
-def _identity(plan: Plan, seed: int, device: str, passes: list[Pass]) -> dict[str, str | int | list[str]]:
-    """What two runs must have in common for one to go on with what the other left."""
-    texts = [each.ids for each in passes if each.ids is not None]
-    return {
-        "command": "compress",
-        "base digest": plan.source.digest,
-        "recipe": plan.recipe.text,
-        "seed": seed,
-        "device": device,
-        "calibration text": [digest_of(ids) for ids in texts],
-        "version of torch": torch.__version__,
-        "version of transformers": transformers.__version__,
-        "code of this package": code_digest(),
-    }
+def _result(plan: Plan, skeleton: nn.Module, passes: list[Pass], cost: Cost) -> Compressed:
+    """What the folder holds, its model without weights."""
+    return Compressed(
+        model=skeleton, recipe=plan.recipe, base=(plan.source.label, plan.source.digest), cost=cost,
+        executed=plan.executed, folder=plan.source.folder,
+        report=full_report((entry for each in passes for entry in each.context.report), skeleton),
+        notes=tuple(note for each in passes for note in notes_of(each.context, skeleton)),
+    )  # fmt: skip
 
 
 class _Run:
-    """Writes blocks in order into a folder."""
+    """Writes blocks in order into a folder; every process knows what is in it."""
 
     def __init__(self, output: Shards, progress: Callable[[int], None]):
         self.output, self.folder, self.state, self.progress = output, output.folder, output.state, progress
@@ -146,7 +143,7 @@ class _Run:
         for number, each in enumerate(passes):
             stored = self.folder.path / _inputs(done, number)
             hidden = None
-            if stored.name in self.folder.files:
+            if stored.name in self.folder.files and self.output.workers.rank == 0:
                 tensors = _weights.read_tensors([stored])
                 hidden = [tensors[str(i)].to(each.context.device) for i in range(len(tensors))]
             each.enter(model, done, hidden)
@@ -187,7 +184,7 @@ class _Run:
         self.state.layers |= {f"{block.name}.{name}": describe(layer) for name, layer in stored.items()}
         for number, each in enumerate(passes):
             if each.inputs is not None:
-                hidden = {str(i): states for i, states in enumerate(each.inputs.hidden)}
+                hidden = {str(i): states for i, states in enumerate(each.inputs.gathered())}
                 self.output.write(_inputs(at + 1, number), hidden)
         self.folder.drop(_inputs(at, number) for number in range(len(passes)))
         self.state.reports = [each.context.report for each in passes]

@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,6 +22,7 @@ from compression import architectures, calibration
 from compression.errors import LayerError, RecipeError
 from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.recipes.registry import Method, method, spell
+from compression.workers import ALONE, Workers, dealt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,6 +60,7 @@ class Context:
         downstream: the task whose examples a step trains on; None for a step that trains on none.
         pruned: whether a step before made zeros, which are to stay.
         trained: runs of training that the step took; what they left in the folder is of no use once its result is kept.
+        workers: the processes that share the samples of the text and the layers of a block; this one alone, mostly.
     """
 
     step: "Step | None"
@@ -73,6 +76,7 @@ class Context:
     downstream: "Downstream | None" = None
     pruned: bool = False
     trained: list[Any] = field(default_factory=list)
+    workers: Workers = ALONE
 
     @property
     def calibration_tokens(self) -> int:
@@ -111,17 +115,19 @@ class LayerMethod(Method):
     def apply_block(self, block: "Block", seen: "Seen | None", context: Context) -> None:
         """Replace every linear of a block; one report entry for each."""
         assert context.step is not None
-        for name, stored in block.linears():
-            each: Any = context.step.for_layer(name)
-            if each is None:
+        sizes = {name: layer.in_features * layer.out_features for name, layer in block.linears()}
+        methods: dict[str, Any] = {name: context.step.for_layer(name) for name in sizes}
+        taken = [name for name in sizes if methods[name] is not None]
+        owners = dealt([sizes[name] for name in taken], context.workers.count)
+        jobs = [partial(_compressed, block, name, methods[name].in_block(name, block), context) for name in taken]
+        results = context.workers.run(owners, jobs)
+        for name in sizes:
+            if methods[name] is None:
                 context.kept(name)
                 continue
-            each = each.in_block(name, block)
-            linear = architectures.decoder.as_linear(stored)  # type: ignore[arg-type]
-            with _naming(name):
-                layer = each.compress_linear(linear, context)
-            block.replace(name, architectures.decoder.with_output(layer, getattr(stored, "output_part", None)))
-            context.replaced(name, each.describe(linear, layer))
+            layer, words = next(results)
+            block.replace(name, layer)
+            context.replaced(name, words)
 
     def describe(self, linear: "nn.Linear", layer: Any) -> str:
         """What became of a linear layer, for the report."""
@@ -261,6 +267,16 @@ class OnLoadMethod(ModelMethod):
     def apply(self, model: "nn.Module", context: Context) -> "nn.Module":
         """As `reshape`."""
         return self.reshape(model)
+
+
+def _compressed(block: "Block", name: str, by: Any, context: Context) -> "tuple[nn.Module, str]":
+    """What the linear layer of that name becomes, and words for the report."""
+    stored = block.layer(name.removeprefix(f"{block.name}."))
+    linear = architectures.decoder.as_linear(stored)
+    with _naming(name):
+        layer = by.compress_linear(linear, context)
+    words = by.describe(linear, layer)
+    return architectures.decoder.with_output(layer, getattr(stored, "output_part", None)), words
 
 
 def check_samples(instance: Any) -> None:
