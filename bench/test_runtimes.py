@@ -3,13 +3,14 @@
 import pytest
 
 from bench.data.tasks.table import SEED
-from bench.errors import NotAvailable
 from bench.gate import verdicts
 from bench.machine import device
+from bench.measure.engines.traffic import Traffic
 from bench.measure.generation import Interleaved
 from bench.measure.memory import MemoryReading
 from bench.metrics import speed
 from bench.metrics.tasks import score_with
+from bench.metrics.traffic import TrafficReading
 from bench.test_efficiency import _params
 from bench.test_quality import _programs, _protocol, _template
 from compression import Recipe, checkpoints
@@ -40,6 +41,29 @@ def test_served_generation(workbench, recipe, runtime, batch_size):
 
 
 @pytest.mark.efficiency
+def test_served_traffic(workbench, recipe, runtime, request_rate):
+    options = workbench.options
+    round_of = {"requests": options.requests, "prompt_tokens": options.prompt_tokens, "new_tokens": options.new_tokens}
+    pair = None
+
+    def take(times=verdicts.MORE[-1] if options.update else 1):
+        nonlocal pair
+
+        if pair is None:
+            traffic = Traffic(rate=request_rate, **round_of)
+            recipes = dict.fromkeys((BASE, recipe))
+            pair = Interleaved([workbench.served.traffic(runtime, each, traffic) for each in recipes])
+        pair.run(options.warmup + options.runs)
+        pair.run(options.warmup + times * options.runs, seconds=verdicts.SECONDS)
+        *base, own = (TrafficReading(rounds=tuple(rounds[options.warmup :])) for rounds in pair.rounds)
+        return own, base[0] if base else None
+
+    asked = round_of | {"rate": request_rate, "batch": max(options.batch_sizes)}
+    workbench.measure("traffic", recipe, take, asked | _runtime(workbench, runtime), each=lambda r: r.each(), more=take,
+                      notes=_notes(workbench, runtime, recipe))  # fmt: skip
+
+
+@pytest.mark.efficiency
 def test_served_memory(workbench, recipe, runtime, batch_size):
     load = workbench.options.load(batch_size)
 
@@ -63,13 +87,7 @@ def test_served_memory(workbench, recipe, runtime, batch_size):
 
 
 def _likelihoods(workbench, runtime, recipe, protocol):
-    def take():
-        return workbench.served.likelihoods(runtime, recipe, workbench.data, protocol)
-
-    key = ("served", runtime, protocol)
-    if recipe.text == UNCOMPRESSED:
-        return workbench.base_reading(key, take)
-    return workbench.reading(recipe, key, lambda model: take())
+    return workbench.served.likelihoods(runtime, recipe, workbench.data, protocol)
 
 
 @pytest.mark.quality
@@ -112,15 +130,13 @@ def test_served_task(workbench, recipe, runtime, task):
         return score_with(scorer, workbench.task(task), limit=options.limit, chat=options.chat_template)
 
     def take():
-        if task.temperature:
-            raise NotAvailable("engines are asked for greedy answers, and this task wants sampled ones")
         base = workbench.base_reading(("served task", runtime, task), lambda: of(BASE))
         return (base, None) if recipe.text == UNCOMPRESSED else (of(recipe), base)
 
     filtered = None if task.filter == "none" else task.filter
     asked = {"task": task.name, "shots": task.shots, "score": task.metric, "filter": filtered, "limit": options.limit,
-             "chat": options.chat_template or None, "programs": _programs(options, [task]),
-             "template": _template(options)}  # fmt: skip
+             "temperature": task.temperature or None, "chat": options.chat_template or None,
+             "programs": _programs(options, [task]), "template": _template(options)}  # fmt: skip
     workbench.measure("task", recipe, take, asked | _runtime(workbench, runtime),
                       notes=_notes(workbench, runtime, recipe))  # fmt: skip
 

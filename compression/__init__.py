@@ -21,6 +21,7 @@ from compression.errors import (
     RecipeError,
     TeacherError,
     TrainingError,
+    WorkerError,
 )
 from compression.recipes import registry
 from compression.recipes.recipe import UNCOMPRESSED, Recipe, Step, parse_setting, slug, split_recipes
@@ -47,6 +48,7 @@ __all__ = [
     "StepCache",
     "TeacherError",
     "TrainingError",
+    "WorkerError",
     "compress",
     "compress_to",
     "list_methods",
@@ -73,10 +75,10 @@ _LATE = {
     "StepCache": "engine.kept_steps",
     "compress": "engine.run",
     "compress_to": "engine.run",
-    "load": "checkpoints.artefact",
+    "load": "checkpoints.opening",
     "locate": "checkpoints.base",
     "open_base": "checkpoints.base",
-    "outline": "checkpoints.artefact",
+    "outline": "checkpoints.opening",
     "plan": "engine.plan",
 }
 

@@ -12,14 +12,18 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import compression
-from compression import CompressionError, Recipe, checkpoints, devices, engine
+from compression import CompressionError, Recipe, WorkerError, checkpoints, engine, workers
+from compression.checkpoints.base import MANIFEST
 from compression.checkpoints.formats import registry as formats
-from compression.commands import convert, listing
+from compression.cluster.channel import bound
+from compression.commands import convert, listing, on_cluster, progress
 from compression.files.strict_json import path_option
 from compression.files.terminal import reader_may_leave, terminal
+from compression.workers import Workers
 
 OWN = formats.OWN
 
@@ -54,40 +58,59 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=path_option, help="folder of cached training results; default "
                         "$COMPRESSION_CACHE, or compression-bench in the user's cache folder")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--ray", metavar="ADDRESS", help="compress on a node of a Ray cluster: its HOST:PORT, or "
+                        "auto for that of $RAY_ADDRESS, else one that is started here; --out is on a disk of "
+                        "both")  # fmt: skip
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
+    bound()
     try:
         _check_command(options)
         if options.recipe == "list":
             return listing.list_formats(options) if options.formats else listing.list_methods(options)
-        return convert.convert(options) if options.recipe == "convert" else _compress(options)
+        return convert.convert(options) if options.recipe == "convert" else _compress(options, arguments)
     except CompressionError as error:
-        print(terminal(f"error: {error}"), file=sys.stderr)
+        if workers.is_first() or isinstance(error, WorkerError):  # what else ends one process, all have in common
+            print(terminal(f"error: {error}"), file=sys.stderr)
         return 2
 
 
 def _check_command(options: argparse.Namespace) -> None:
-    """Refuse what another command would have read."""
+    """Refuse what another command would have read, and several processes for what is not shared out."""
+    if options.recipe in ("list", "convert") and workers.started() > 1:
+        raise CompressionError(f"python -m compression {options.recipe} is not shared out; start one process, without "
+                          "torchrun")  # fmt: skip
     of = {"folders": "convert", "engine": "convert", "formats": "list"}
     for name, command in of.items():
         if getattr(options, name) and options.recipe != command:
             what = " ".join(map(str, options.folders)) if name == "folders" else f"--{name}"
             raise CompressionError(f"{what} belongs to python -m compression {command}; the command is "
                                    f"{options.recipe}")  # fmt: skip
+    if options.ray and options.recipe in ("list", "convert"):
+        raise CompressionError(f"--ray belongs to compressing; the command is {options.recipe}")
 
 
-def _compress(options: argparse.Namespace) -> int:
+def _compress(options: argparse.Namespace, arguments: list[str]) -> int:
     options.format = options.format or OWN
     recipe = Recipe.parse(options.recipe)
     if options.out is None:
         raise CompressionError("--out DIR is missing: the folder to write the compressed model to")
-    base = compression.locate(options.base)
+    if options.ray:
+        return on_cluster.compress(options, arguments)
+    with workers.joined(options.device) as (group, device):
+        base = group.first(lambda: compression.locate(options.base))
+        result = _write(recipe, options, device, group)
+    if group.rank == 0:
+        _report(recipe, base.label, options, device, result)
+    return 0
 
-    device = devices.default(options.device)
-    result = _write(recipe, options, device)
+
+def _report(recipe: Recipe, base: str, options: argparse.Namespace, device: str, result: "Compressed") -> None:
+    """Print what became of the model."""
     stored = convert.bytes_of(options.out)
     facts = {
         "recipe": recipe.text,
-        "base": base.label,
+        "base": base,
         "executed": list(result.executed),
         "folder": str(options.out),
         "format": options.format,
@@ -104,77 +127,74 @@ def _compress(options: argparse.Namespace) -> int:
     }
     if options.json:
         print(json.dumps(facts, indent=1))
-        return 0
+        return
     for line in facts.pop("layers"):
         print(terminal(line))
     for key, value in facts.items():  # last: what is looked for stands at the end, however many layers there are
         for line in value if key == "notes" else [f"{key}: {value}"]:
             print(terminal(line))
-    return 0
 
 
-def _write(recipe: Recipe, options: argparse.Namespace, device: str) -> "Compressed":
+def _write(recipe: Recipe, options: argparse.Namespace, device: str, group: Workers) -> "Compressed":
     """Compress block by block where that can be; what is returned may be without weights."""
     planned = partial(
         compression.plan, options.base, recipe, calibration=options.calibration, teacher=options.teacher,
         downstream=options.downstream,
     )  # fmt: skip
     streams = not any(step.method.unit in ("model", "training") for step in recipe.steps)
+    if options.format != OWN and (_beside(options.out) / MANIFEST).exists():  # of a run that was killed behind it
+        raise CompressionError(f"{_beside(options.out)} holds a result already: python -m compression convert "
+                               f"{_beside(options.out)} {options.out} --format {options.format} writes it, or goes on "
+                               "writing; or delete it")  # fmt: skip
     if options.format != OWN or not streams:
-        checkpoints.output.check_writable(options.out)
+        group.first(lambda: checkpoints.output.check_writable(options.out))
     if streams:
-        return _stream(planned, options, device)
-    settled = planned()
+        return _stream(planned, options, device, group)
+    settled = engine.same_run.planned_together(group, planned)
     if options.format != OWN:
         settled.check_format(options.format)
     resumed = "training is resumed" if settled.trains else "nothing can be resumed"
     print(f"{settled.whole_model}: the model is held in memory, and {resumed}", file=sys.stderr)
     result = compression.compress(
-        options.base, settled, cache=options.cache, device=device, seed=options.seed, progress=_bar()
+        options.base, settled, cache=options.cache, device=device, seed=options.seed,
+        progress=progress.bar("compressing"),
     )  # fmt: skip
     result.save(options.out, options.format)
     return result
 
 
-def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: str) -> "Compressed":
+def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: str, group: Workers) -> "Compressed":
     """Write a folder block by block, and in a published format from that."""
-    folder = options.out
-    if options.format != OWN:  # written from our own, which lies beside it until then
-        folder = options.out.with_name(f"{options.out.name}.{OWN}")
-    if (done := engine.stream_state.unfinished(folder)) is not None:
-        print(terminal(f"{folder} is not finished: {done} blocks are done; resuming after them"), file=sys.stderr)
-    else:
-        checkpoints.output.check_writable(folder)
-    settled = planned()
+    folder = options.out if options.format == OWN else _beside(options.out)
+    group.first(partial(_check_folder, folder))
+    settled = engine.same_run.planned_together(group, planned)
     if options.format != OWN:
         settled.check_format(options.format)
-    result = compression.compress(options.base, settled, into=folder, device=device, seed=options.seed, progress=_bar())
-    if options.format != OWN:
+    result = compression.compress(
+        options.base, settled, into=folder, device=device, seed=options.seed, workers=group,
+        progress=progress.bar("compressing") if group.rank == 0 else None,
+    )  # fmt: skip
+    if options.format != OWN and group.rank == 0:
         try:
-            compression.load(folder).save(options.out, options.format)
+            opened = checkpoints.opening.open_unread(str(folder))
+            engine.conversion.convert(opened, options.out, options.format, progress.bar("converting"))
         except CompressionError as error:
             raise CompressionError(f"{error}; in the format of this package it is in {folder}") from error
         shutil.rmtree(folder)
     return result
 
 
-def _bar() -> Callable[[int, int, str], None] | None:
-    if not sys.stderr.isatty():
-        return None
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress
+def _beside(folder: Path) -> Path:
+    """Where the result lies in our own format until it is written in another one."""
+    return folder.with_name(f"{folder.name}.{OWN}")
 
-    progress = Progress(transient=True, console=Console(stderr=True))
-    progress.start()
-    task = progress.add_task("compressing", total=None)
 
-    def update(done: int, total: int, what: str) -> None:
-        progress.update(task, completed=done, total=total, description=escape(terminal(what)))
-        if done == total:
-            progress.stop()
-
-    return update
+def _check_folder(folder: Path) -> None:
+    """Say that the run in a folder goes on, or see that one can begin there."""
+    if (done := engine.stream_state.unfinished(folder)) is not None:
+        print(terminal(f"{folder} is not finished: {done} blocks are done; resuming after them"), file=sys.stderr)
+    else:
+        checkpoints.output.check_writable(folder)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,13 @@ def anonymous_bytes() -> int | None:
 
 
 def give_back() -> None:
-    """Free what can be freed, and give it back to the system where the C library can (glibc): what it keeps would be
-    used again unseen."""
+    """Free what can be freed, and give it back to the system: what is kept would be used again unseen."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Give what is free back to the system where the C library can: glibc keeps what lies below memory in use."""
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

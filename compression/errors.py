@@ -7,7 +7,9 @@
     ├── TeacherError       a teacher, its tokenizer or its stored outputs do not fit the student
     ├── TrainingError      a training run that cannot start, or had to stop
     ├── LayerError         a method cannot take this layer of this model
-    └── BackendError       a requested optional library or kernel is not available
+    ├── BackendError       a requested optional library or kernel is not available
+    ├── ClusterError       other machines cannot do what is asked of them
+    └── WorkerError        processes that share a run do not fit together, or one of them is gone
 
 Every message says what must be, what was got, and what to do.
 """
@@ -50,3 +52,11 @@ class LayerError(CompressionError, ValueError):
 
 class BackendError(CompressionError):
     """A library or a kernel that was asked for by name is not available here."""
+
+
+class ClusterError(CompressionError):
+    """A cluster is not there, has too little, or its nodes are unlike this machine."""
+
+
+class WorkerError(CompressionError):
+    """The processes that share a run do not fit together, or one of them is gone."""

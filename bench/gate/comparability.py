@@ -21,7 +21,7 @@ from bench.gate.recording import MIGRATE
 from bench.metrics.registry import Metric
 from bench.results import item_pairs
 from bench.results.bases import OLD
-from bench.results.row import Row
+from bench.results.row import ENGINE, VERSIONS, Row
 
 
 class Judged(NamedTuple):
@@ -55,7 +55,7 @@ def compare(judged: Judged, timed: float, items: float) -> Finding:
     """What is found of a row; `timed` and `items` are levels, see `verdicts.Levels`."""
     if finding := _elsewhere(judged):
         return finding
-    row, metric, entry = judged.row, judged.metric, judged.rows.get(judged.row.key)
+    row, entry = judged.row, judged.rows.get(judged.row.key)
     if why := inputs_changed(row, entry, judged.rows.values()):
         return _refused(judged, f"{why}; restore it, or record it again with `{judged.command}`")
     if entry is None:
@@ -65,9 +65,17 @@ def compare(judged: Judged, timed: float, items: float) -> Finding:
         )  # fmt: skip
     if finding := _recorded_otherwise(judged, entry):
         return finding
+    words = upgraded(entry.context["engine"], row.engine)
+    found = _compared(judged, entry, timed, items, same_engine=not words)
+    return found._replace(words=f"{found.words}{words}")
+
+
+def _compared(judged: Judged, entry: Entry, timed: float, items: float, *, same_engine: bool) -> Finding:
+    row, metric = judged.row, judged.metric
     if metric.per_device:
         return compare_timed(row, entry, metric, timed)
-    here = (judged.fingerprint, judged.context.get("torch")) == (entry.context["fingerprint"], entry.context["torch"])
+    now, then = judged.context.get("torch"), entry.context["torch"]
+    here = same_engine and (judged.fingerprint, now) == (entry.context["fingerprint"], then)
     paired = entry.items is not None
     if paired and (row.items is None or (why := item_pairs.mismatch(row.items, entry.items))):
         why = "this run has no results per item" if row.items is None else why
@@ -110,6 +118,8 @@ def _recorded_otherwise(judged: Judged, entry: Entry) -> Finding | None:
             was = f"{condition} was {entry.context[condition]!r} when the baseline was recorded"
             way_out = f"restore it, or record the change with `{judged.command}`"
             return _refused(judged, f"{was} and is {now[condition]!r}; {way_out}")
+    if why := _opened_otherwise(entry.context["engine"] or {}, row.engine or {}):
+        return _refused(judged, f"{why}; restore it, or record the change with `{judged.command}`")
     for fact in ("kind", "unit", "better"):
         if getattr(entry, fact) != getattr(metric, fact):
             differ = f"{fact} is {getattr(entry, fact)!r} in the baseline and {getattr(metric, fact)!r} of the metric"
@@ -122,6 +132,34 @@ def _recorded_otherwise(judged: Judged, entry: Entry) -> Finding | None:
         f"{row.reason or 'no reason given'}",
         cause=f"{row.status} here, {entry.status} in the baseline",
     )
+
+
+def _opened_otherwise(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Which of the flags that change numbers an engine has now other ones of, in words; None where it has none."""
+    differ = (
+        f"{name} of {now['engine']} was {then.get(name)!r} when the baseline was recorded and is {now.get(name)!r}"
+        for name in ENGINE
+        if then and now and then.get(name) != now.get(name)
+    )
+    return "; ".join(differ) or None
+
+
+def upgraded(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+    """How the versions of an engine, and of its libraries, differ from those of a baseline; empty where they do not.
+
+    >>> upgraded({"engine": "vllm", "version": "1"}, {"engine": "vllm", "version": "2"})
+    '; measured with vllm 2, the baseline with vllm 1'
+    """
+    if not (then and now) or all(then.get(name) == now.get(name) for name in VERSIONS):
+        return ""
+    differ = [name for name in VERSIONS if then.get(name) != now.get(name)]
+
+    def said(engine: Mapping[str, Any]) -> str:
+        return ", ".join(
+            f"{engine.get('engine') if name == 'version' else name} {engine.get(name, 'unknown')}" for name in differ
+        )
+
+    return f"; measured with {said(now)}, the baseline with {said(then)}"
 
 
 def another_base(then: str | None, now: str | None, command: str) -> str | None:

@@ -36,7 +36,8 @@ class Entry:
     def of_row(cls, row: Row, metric: Metric, context: Mapping[str, Any], fingerprint: str) -> Self:
         """What is recorded of a row that was measured in `context`."""
         own = {each.name: getattr(row, each.name) for each in fields(cls) if each.name not in ("kind", "context")}
-        entry = cls(**own, kind=metric.kind, context=conditions(stamped(context, fingerprint, row.seed), row.of))
+        known = conditions(stamped(context, fingerprint, row.seed), row.of) | {"engine": row.engine}
+        entry = cls(**own, kind=metric.kind, context=known)
         return replace(entry, samples=_rounded(row.samples), base_samples=_rounded(row.base_samples))
 
     def to_json(self, section: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +70,8 @@ class Entry:
             if not isinstance(row[name], list):
                 raise ValueError(f"{name} must be a list of numbers, not {row[name]!r}")
         own = exact_fields(row.get("context", {}), set(), frozenset(CONDITIONS))
+        if not isinstance(engine := own.get("engine"), dict | None):
+            raise ValueError(f"engine must be a table of names and values, not {engine!r}")
         return cls(
             metric=metric,
             params=params,
@@ -115,7 +118,7 @@ def _plain(number: float | None) -> float | int | None:
     return int(number) if number is not None and number.is_integer() and abs(number) < 2**53 else number
 
 
-CONDITIONS = ("base_hash", "data_hash", "seed", "fingerprint", "torch")
+CONDITIONS = ("base_hash", "data_hash", "seed", "fingerprint", "torch", "engine")  # engine: see `Row.engine`
 
 
 def conditions(context: Mapping[str, Any], of: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 | kind          | compared                                                                                    |
 | ------------- | ------------------------------------------------------------------------------------------- |
 | counted       | exactly                                                                                     |
-| deterministic | exactly (1e-9) on the same device and version of torch, else to 1e-3; where the other was   |
+| deterministic | exactly (1e-9) on the same device, torch and engine, else to 1e-3; where the other was      |
 |               | computed in another dtype, to the metric's `rel` and `dtype_floor`                          |
 | sampled       | to the metric's `rel`                                                                       |
 | timing,       | on the same device only: the ratio to the base of the same run to `rel`, and the value      |
@@ -207,7 +207,9 @@ def levels(baselines: Iterable[Baseline | None], fingerprint: str, context: Mapp
     ):
         for entry in section.rows.values():
             exact = entry.kind == "counted" or (
-                entry.kind == "deterministic" and here == (entry.context["fingerprint"], entry.context["torch"])
+                entry.kind == "deterministic"
+                and entry.context["engine"] is None  # which of an engine's rows are is known when it is started
+                and here == (entry.context["fingerprint"], entry.context["torch"])
             )
             timed += bool(entry.samples) and entry.better != "neither"
             tested += entry.items is not None and not exact

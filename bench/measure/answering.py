@@ -276,7 +276,8 @@ def _write(
     device = model.device
     seen = draws = None
     if sampling is not None:
-        draws = torch.stack([_draws(seed, row.place, new_tokens) for row in rows]).to(device)
+        generators = [torch.Generator().manual_seed(seed_of(seed, row.place)) for row in rows]  # equal on every device
+        draws = torch.stack([torch.rand(new_tokens, generator=g, dtype=torch.float64) for g in generators]).to(device)
         if sampling.repetition_penalty != 1:
             seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
             for row, marks in zip(rows, seen, strict=True):
@@ -291,13 +292,9 @@ def _write(
     for step in range(new_tokens):
         at = (mask.cumsum(1) - 1)[:, -fed.shape[1] :].clamp(min=0)
         out = model(
-            input_ids=fed,
-            attention_mask=mask,
-            position_ids=at,
-            past_key_values=cache,
-            use_cache=cached,
+            input_ids=fed, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=cached,
             logits_to_keep=1,
-        )
+        )  # fmt: skip
         logits = out.logits[:, -1].float()
         if not bool(logits.amax(-1).isfinite().all()):
             raise MetricError(f"the model's logits are not finite after prompt {rows[0].place} and those beside it: "
@@ -340,9 +337,6 @@ def _sampled(distribution: "Tensor", draws: "Tensor") -> "Tensor":
     return torch.searchsorted(mass, draws * mass[:, -1:], right=True)[:, 0].clamp(max=mass.shape[-1] - 1)
 
 
-def _draws(seed: int, place: int, count: int) -> "Tensor":
-    """Numbers in [0, 1) for the tokens of one prompt, (count,) in float64, the same on every device."""
-    import torch
-
-    number = int.from_bytes(hashlib.sha256(f"{seed}/{place}".encode()).digest()[:7], "big")
-    return torch.rand(count, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+def seed_of(seed: int, place: int) -> int:
+    """The seed of what is drawn for the prompt at a place: below 2**56, so that every generator takes it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{place}".encode()).digest()[:7], "big")

@@ -31,7 +31,7 @@ METRICS: dict[str, "Metric"] = {}
 class Metric:
     """One metric. Raises MetricError for facts that cannot be.
 
-    How the gate compares, by kind: `counted` exactly; `deterministic` exactly on one device and version of torch, else
+    How the gate compares, by kind: `counted` exactly; `deterministic` exactly on one device, torch and engine, else
     to a fixed relative 1e-3, or to `rel` and `dtype_floor` if the baseline was computed in another dtype; `sampled` by
     `rel`; `timing` and `memory`, which belong to one device, by `rel` and `rel_absolute`, and by their samples where
     there are enough.

@@ -15,7 +15,7 @@ SHORTENED = "…/ in a command stands for a local folder; replace it with your o
 
 _OF_A_RUN = frozenset({  # say what becomes of a run, or are in the recipes, and not what is measured
     "--model", "--set", "--gate", "--against", "--baselines", "--update-baselines", "--force-update", "--journal",
-    "--resume", "--report", "--plan",
+    "--resume", "--report", "--plan", "--ray",
 })  # fmt: skip
 
 

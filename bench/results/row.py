@@ -23,6 +23,8 @@ REFUSED = "timings are refused"  # how the reason of a row begins that is not th
 RUNTIME = "runtime"  # the parameter that names what ran the model, where that was an engine
 RUN_BY = (RUNTIME, "dtype")  # with the dtype that it was asked for
 NATIVE = "native"  # the runtime of this package
+VERSIONS = ("version", "torch", "transformers")  # of an engine, and of the libraries in its environment
+ENGINE = ("dtype_of_weights", "quantization", "weights", "kv_cache")  # flags of engines that change numbers
 
 Param = str | int | float | bool
 
@@ -197,6 +199,15 @@ class Row:
     def runtime(self) -> str:
         """What ran the model: "native", or an engine."""
         return str(self.params.get(RUNTIME, NATIVE))
+
+    @property
+    def engine(self) -> dict[str, Any] | None:
+        """What served the model: engine, versions, and how it computes (ENGINE); None where no engine is told."""
+        if self.runtime == NATIVE or not isinstance(self.source, Mapping) or "engine" not in self.source:
+            return None
+        flags = self.source.get("flags") or {}
+        told = {name: self.source.get(name, flags.get(name)) for name in ("engine", *VERSIONS, *ENGINE)}
+        return {name: value for name, value in told.items() if value is not None}
 
     @property
     def remark(self) -> str | None:

@@ -72,6 +72,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         help="dtype in which engines serve base and compressed model; default auto: the engine's choice, mostly that "
         "of the checkpoint",
     ),
+    "--request-rate": dict(
+        metavar="RATES",
+        help="requests per second to engines that take them while they compute others (vllm), at random times; several "
+        "rates are separated by commas. At most the largest --batch-size is computed at once, others wait",
+    ),
+    "--requests": dict(type=int, default=32, help="requests of a round of --request-rate; default 32"),
     "--seed": dict(
         type=int, default=0, help="seed of prompts, random weights, calibration and the choice of questions"
     ),
@@ -96,6 +102,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--journal": dict(type=path_option, metavar="FILE", help="journal of results; default ./.bench/journal.jsonl"),
     "--resume": dict(action="store_true", help="resume the last unfinished run of the journal"),
+    "--ray": dict(
+        metavar="ADDRESS",
+        help="give each recipe to a node of a Ray cluster: its HOST:PORT, or auto for that of $RAY_ADDRESS, else one "
+        "that is started here for the run; journal, base and data are on a disk that all nodes see",
+    ),
     "--report": dict(
         type=path_option,
         metavar="DIR",

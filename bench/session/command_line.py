@@ -65,10 +65,11 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         update=get("--update-baselines"),
         force_update=get("--force-update"),
         journal=worker_place.journal_of(config),
-        resume=get("--resume"),
+        resume=get("--resume") or bool(worker and worker.ray),
         runtimes=tuple(runtimes := asked_runtimes(config)),
         runtime_pythons=_pythons(runtimes, get("--runtime-python") or ()),
         runtime_dtype=get("--runtime-dtype"),
+        requests=get("--requests"),
         batch_sizes=tuple(asked_batch_sizes(config)),
         prompt_tokens=get("--prompt-tokens"),
         new_tokens=get("--max-new-tokens"),
@@ -96,7 +97,7 @@ def _check_numbers(get: Callable[[str], Any]) -> None:
     for name in ("--limit", "--task-rows"):
         if get(name) is not None:
             at_least(name, get(name), 1, OptionError, "; leave it out for no limit")
-    for name in ("--runs", "--warmup-runs", "--samples"):
+    for name in ("--runs", "--warmup-runs", "--samples", "--requests"):
         at_least(name, get(name), 0 if name == "--warmup-runs" else 1, OptionError)
     if (watts := get("--tdp")) is not None and not 0 < watts < math.inf:
         raise OptionError(f"--tdp must be a finite number of watts above 0, not {watts:g}; leave it out to detect it")
@@ -207,6 +208,21 @@ def asked_batch_sizes(config: pytest.Config) -> list[int]:
     return list(dict.fromkeys(sizes))
 
 
+def asked_request_rates(config: pytest.Config) -> list[float]:
+    """Those of `--request-rate`, each once. Raises OptionError for what is no list of them, and without an engine."""
+    if (text := config.getoption("--request-rate")) is None:
+        return []
+    try:
+        rates = [float(part) for part in str(text).split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise OptionError(f"--request-rate must be requests per second above 0, separated by commas, not {text}")
+    if not set(asked_runtimes(config)) - {NATIVE}:
+        raise OptionError(f"--request-rate {text}: --runtime must name an engine that takes requests, such as vllm")
+    return list(dict.fromkeys(rates))
+
+
 def may_have_cuda(config: pytest.Config) -> bool:
     """Without importing torch: whether a test in graph mode is worth collecting."""
     device = config.getoption("--device")
@@ -231,7 +247,7 @@ def _device(text: str) -> str:
 
 def _placed(device: str, worker: worker_place.Worker | None) -> tuple[str, str | None]:
     """The device of this process, and why it can take no times on it."""
-    if worker is None or not device.startswith("cuda"):
+    if worker is None or worker.ray or not device.startswith("cuda"):
         return worker_place.placed(device, worker, 0)
     import torch
 

@@ -4,7 +4,7 @@ import functools
 import gc
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,20 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bench.session.options import Options
-    from compression import Base, BaseSource, Compressed, Plan, StepCache
+    from compression import Base, BaseSource, Compressed, Plan, Planner, StepCache
+
+
+def plans_of(planner: "Planner", recipes: Sequence[Recipe], *, named: bool) -> "tuple[dict[str, Plan], dict[str, str]]":
+    """The plans of recipes by their text, and why the others have none; of what an engine does, of what it is given.
+
+    Raises:
+        CompressionError: a recipe that is not of a named list cannot be.
+    """
+    if named:
+        return planner.plan_all(recipes)
+    exported = dict.fromkeys(recipe.exported for recipe in recipes if recipe.exported.steps or not recipe.steps)
+    plans = {recipe.text: planner.plan(recipe) for recipe in exported}
+    return plans, planner.plan_all([recipe for recipe in recipes if recipe.on_load])[1]
 
 
 class Models:
@@ -66,10 +79,7 @@ class Models:
             planner = compression.Planner(
                 self.source, calibration=self.calibration, teacher=self.teacher, downstream=self.downstream_task
             )  # fmt: skip
-            if options.named:
-                self.plans, refused = planner.plan_all(recipes)
-            else:
-                self.plans, refused = {recipe.text: planner.plan(recipe) for recipe in recipes}, {}
+            self.plans, refused = plans_of(planner, recipes, named=options.named)
         self.refused = {**options.refused, **refused}
 
     def _unlike_published(self) -> dict[str, str]:

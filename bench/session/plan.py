@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import compression
 from bench.machine import device as machine
+from bench.session.models import plans_of
 from bench.session.time_plan import Estimate, Selected, estimate
 from bench.session.training_plan import plan_training
 from compression import CheckpointError, checkpoints
 
 if TYPE_CHECKING:
     from bench.session.options import Options
-    from compression import Plan
+    from compression import BaseSource, Plan
 
 _OPEN_SECONDS = 8  # imports and warm-up of one process
 _ENERGY_SECONDS = 5
@@ -48,21 +49,14 @@ def plan(options: "Options", selected: Sequence[Selected]) -> str:
             f"{source.text} is not on this machine: {_mib(download)} would be downloaded; shapes are known after that"
         )
     source = source.fetch()
-    planner = compression.Planner(
-        source, calibration=options.calibration, teacher=options.teacher, downstream=options.downstream, dtype=None
-    )  # fmt: skip
-    recipes = [recipe for recipe in options.recipes if recipe.text not in options.refused]
-    if options.named:
-        plans, refused = planner.plan_all(recipes)
-    else:
-        plans, refused = {recipe.text: planner.plan(recipe) for recipe in recipes}, {}
+    base_bytes, plans, refused = planned(options, source)
     device = _Device.measured(options.device, trains=any(each.trains for each in plans.values()))
     selected = [each for each in selected if each.recipe in plans]
     timed = estimate(options, source, selected)
     rows = [_times(each, options, device, selected, timed) for each in plans.values()]
     free = shutil.disk_usage(tempfile.gettempdir()).free
     return "\n".join([
-        f"base {source.label}: {_mib(planner.base_bytes)} on {options.device}; "
+        f"base {source.label}: {_mib(base_bytes)} on {options.device}; "
         f"{_mib(machine.memory_free(options.device))} of memory free, {_mib(free)} of disk, "
         f"{device.bandwidth / 1e9:.1f} GB/s read",
         pd.DataFrame([_row(*each, options) for each in zip(plans.values(), rows, strict=True)]).to_string(index=False),
@@ -71,6 +65,28 @@ def plan(options: "Options", selected: Sequence[Selected]) -> str:
         "times are rough; those of efficiency leave out the prompt. Compressing, judging, recovery, engines and "
         "--against are not counted; neither is what a cache holds",
     ])  # fmt: skip
+
+
+def planned(options: "Options", source: "BaseSource") -> "tuple[int, dict[str, Plan], dict[str, str]]":
+    """Bytes of the base as it is stored, the plans of recipes by their text, and why the others have none.
+
+    Raises:
+        CompressionError: the base or a recipe that is not of a named list cannot be.
+    """
+    planner = compression.Planner(
+        source, calibration=options.calibration, teacher=options.teacher, downstream=options.downstream, dtype=None
+    )  # fmt: skip
+    recipes = [recipe for recipe in options.recipes if recipe.text not in options.refused]
+    return planner.base_bytes, *plans_of(planner, recipes, named=options.named)
+
+
+def memory_at_once(plan: "Plan", device: str) -> int:
+    """Bytes of memory of the device that measuring a recipe takes at its most: of models, with a process that opens
+    one by itself on a CPU, or of training."""
+    base, size = plan.base_bytes, plan.stored_bytes
+    resident = base + (size if plan.recipe.steps else 0)
+    child = max(base, size) if device == "cpu" else 0
+    return max(resident + child, base + plan_training(plan).memory)
 
 
 def _total(rows: Iterable[Mapping[str, float]], timed: Estimate | None) -> list[str]:
@@ -117,15 +133,12 @@ class _Device:
 
 def _row(plan: "Plan", times: Mapping[str, float], options: "Options") -> dict[str, str]:
     """What a recipe would take, in words; groups of tests have columns if there are several."""
-    base, size, steps = plan.base_bytes, plan.stored_bytes, bool(plan.recipe.steps)
-    training = plan_training(plan)
-    resident = base + (size if steps else 0)
-    child = max(base, size) if options.device == "cpu" else 0
+    size, steps, training = plan.stored_bytes, bool(plan.recipe.steps), plan_training(plan)
     groups = {name: _time(seconds) for name, seconds in times.items() if name != "training"}
     return {
         "recipe": plan.recipe.text, "stored": _mib(size),
         "kernels": ", ".join(plan.kernels(options.device)) or "none",
-        "memory at once": _mib(max(resident + child, base + training.memory)),
+        "memory at once": _mib(memory_at_once(plan, options.device)),
         "disk": _mib(training.disk + (size if steps and options.device == "cpu" else 0)),
         "download": _mib(0), "training": _time(times["training"]) if training.tokens else "none",
         **(groups if set(groups) - {"efficiency"} else {}), "about": _time(sum(times.values())),

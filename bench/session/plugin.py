@@ -17,36 +17,28 @@ from bench.data.tasks.table import Task
 from bench.errors import BenchError, OptionError
 from bench.metrics.recovery import recipes_of
 from bench.report.columns import WIDTH
-from bench.report.recipe_lists import has_a_line
 from bench.report.write import measured, writable, write
-from bench.results.row import NATIVE
 from bench.results.run_options import declare
+from bench.session import collection, command_line, summary, worker_place, workers
 from bench.session import plan as run_plan
-from bench.session import summary, worker_place, workers
-from bench.session.command_line import (
-    asked_batch_sizes,
-    asked_runtimes,
-    asked_tasks,
-    may_have_cuda,
-    options_of,
-)
-from bench.session.progress import Bar, Lines
+from bench.session.grid import worker as grid_worker
+from bench.session.grid.driver import Driver
+from bench.session.grid.worker import Measuring
+from bench.session.progress import progress_of
 from bench.session.refusals import refuse_early
-from bench.session.selection import select
 from bench.session.session import Workbench
 from compression.files.terminal import terminal
 
 if TYPE_CHECKING:
     from bench.session.options import Options
-    from bench.session.session import Workbench
 
 _WORKBENCH = pytest.StashKey["Workbench"]()
 _FAILING = pytest.StashKey[list[str]]()
 _REPORTED = pytest.StashKey[list[Path]]()
 _CONTROLLER = pytest.StashKey[workers.Controller]()
+_DRIVER = pytest.StashKey[Driver]()
+_MEASURING = pytest.StashKey[Measuring]()
 
-_AGAINST = "against"  # the parameter of what is measured with --against alone
-_RUNTIME = "runtime"  # the parameter of what engines serve
 
 MARKERS = {
     "efficiency": "size, speed, memory, energy and cost of compression",
@@ -64,13 +56,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Any:
-    """With -n, and without --dist, a recipe belongs to one worker; a plan needs none."""
+    """With -n, and without --dist, a recipe belongs to one worker; a plan needs none. Workers of Ray are told."""
+    if grid_worker.asked_for():
+        config.stash[_MEASURING] = Measuring(config)
+        config.pluginmanager.register(config.stash[_MEASURING])
+    elif _by_ray(config) and getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("--ray and -n both share the recipes: give one of them")
     if getattr(config.option, "numprocesses", None):
         if config.getoption("--plan"):
             config.option.numprocesses = 0
         elif config.option.dist == "no" and not config.option.distload and workers.asks_for_benchmarks(config):
             config.option.dist = workers.GROUPED
     return (yield)
+
+
+def _by_ray(config: pytest.Config) -> bool:
+    """Whether other processes measure, on nodes of Ray; in those it is not."""
+    return bool(config.getoption("--ray")) and _MEASURING not in config.stash
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,91 +84,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "recipe" in metafunc.fixturenames:
-        try:
-            recipes = select(metafunc.config).recipes
-            batch_sizes, runtimes = asked_batch_sizes(metafunc.config), asked_runtimes(metafunc.config)
-        except ValueError as error:
-            raise pytest.Collector.CollectError(terminal(error)) from error
-        metafunc.parametrize("recipe", recipes, ids=[recipe.text for recipe in recipes], scope="session")
-        if {"task", "tasks"} & set(metafunc.fixturenames):
-            _parametrize_tasks(metafunc)
-        if "batch_size" in metafunc.fixturenames:
-            metafunc.parametrize("batch_size", batch_sizes, ids=[f"b{size}" for size in batch_sizes])
-        if _AGAINST in metafunc.fixturenames:
-            metafunc.parametrize(_AGAINST, [metafunc.config.getoption("--against")])
-        if _RUNTIME in metafunc.fixturenames:
-            metafunc.parametrize(_RUNTIME, [each for each in runtimes if each != NATIVE] or [NATIVE])
-        if "mode" in metafunc.fixturenames:
-            metafunc.parametrize("mode", ("eager", "graph") if may_have_cuda(metafunc.config) else ("eager",))
-
-
-def _parametrize_tasks(metafunc: pytest.Metafunc) -> None:
-    """A test for each task, one for their average."""
-    try:
-        chosen = asked_tasks(metafunc.config)
-    except OptionError as error:
-        raise pytest.Collector.CollectError(terminal(error)) from error
-    if "task" in metafunc.fixturenames:
-        metafunc.parametrize("task", chosen, ids=[task.name for task in chosen])
-    else:
-        metafunc.parametrize("tasks", [metafunc.config.getoption("--tasks")] if chosen else [])
+    collection.parametrize(metafunc)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """All measurements of a recipe follow each other, so that it is compressed once; other tests keep their places."""
-    if not config.getoption("--against"):
-        _leave_out(config, items, [item for item in items if _AGAINST in getattr(item, "fixturenames", ())])
-    _keep_runtimes(config, items)
-    if config.getoption("--tasks") == "none":
-        unasked = [item for item in items if {"recipe", "task", "tasks"} & set(getattr(item, "fixturenames", ()))
-                   > {"recipe"}]  # fmt: skip
-        _leave_out(config, items, unasked)
-    if config.getoption("--model") == "report":
-        _keep_what_tables_show(config, items)
-    ours = [i for i, item in enumerate(items) if "recipe" in _params(item)]
-    order: dict[Any, int] = {}
-    for i in ours:
-        order.setdefault(_params(items[i])["recipe"], len(order))
-    served = {name: place for place, name in enumerate(asked_runtimes(config) if ours else (), 1)}
-
-    def place(item: pytest.Item) -> tuple[int, int]:
-        params = _params(item)
-        return order[params["recipe"]], served.get(params.get(_RUNTIME, NATIVE), 0) if _RUNTIME in params else 0
-
-    ranked = sorted((items[i] for i in ours), key=place)
-    for i, item in zip(ours, ranked, strict=True):
-        items[i] = item
-
-
-def _keep_runtimes(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What engines serve is measured if they are asked for, what this package runs if it is."""
-    ours = {item: params for item in items if "recipe" in (params := _params(item))}
-    wanted = asked_runtimes(config) if ours else ()
-    _leave_out(config, items, [
-        item for item, params in ours.items()
-        if (params.get(_RUNTIME) == NATIVE) or (_RUNTIME not in params and NATIVE not in wanted)
-    ])  # fmt: skip
-
-
-def _params(item: pytest.Item) -> dict[str, Any]:
-    return getattr(getattr(item, "callspec", None), "params", {})
-
-
-def _leave_out(config: pytest.Config, items: list[pytest.Item], unasked: list[pytest.Item]) -> None:
-    config.hook.pytest_deselected(items=unasked)
-    items[:] = [item for item in items if item not in unasked]
-
-
-def _keep_what_tables_show(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of `--model report` what no table has a line for is not measured."""
-    listed = select(config).listed
-
-    def shown(item: pytest.Item) -> bool:
-        recipe = getattr(getattr(item, "callspec", None), "params", {}).get("recipe")
-        return recipe is None or has_a_line(listed[recipe.text], {mark.name for mark in item.iter_markers()})
-
-    _leave_out(config, items, [item for item in items if not shown(item)])
+    collection.arrange(config, items)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -185,6 +107,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         config.stash[_WORKBENCH] = workbench
         if worker_place.worker_of(config):
             config.pluginmanager.register(workers.Leaving(workbench))
+        if _MEASURING in config.stash:
+            config.stash[_MEASURING].workbench = workbench
+        elif _by_ray(config):
+            config.stash[_DRIVER] = Driver(config, workbench, session.items)
+            config.pluginmanager.register(config.stash[_DRIVER])
     except (BenchError, compression.CompressionError) as error:
         if worker_place.worker_of(config):
             workers.refuse(session, terminal(error))
@@ -201,8 +128,10 @@ def _opened(config: pytest.Config, items: list[pytest.Item]) -> Workbench:
         pytest.exit("--plan: nothing was run", returncode=0)
     if config.getoption("--report"):
         writable(config.getoption("--report"))
-    workbench = Workbench(options, progress=_progress(config, items, options))
-    refuse_early(workbench, marked, dict.fromkeys(filter(None, map(_task_of, items))))
+    measuring, elsewhere = config.stash.get(_MEASURING, None), _by_ray(config)
+    progress = None if elsewhere else (measuring.lines if measuring else progress_of)(config, options, len(items))
+    workbench = Workbench(options, progress=progress)
+    refuse_early(workbench, marked, dict.fromkeys(filter(None, map(_task_of, items))), base=not elsewhere)
     return workbench
 
 
@@ -212,8 +141,8 @@ def _checked_options(config: pytest.Config, items: list[pytest.Item], marked: se
         raise OptionError(
             "under pytest-xdist the benchmarks need --dist loadgroup, because each recipe belongs to one worker"
         )
-    options = options_of(config)
-    if options.against and not any(_AGAINST in getattr(item, "fixturenames", ()) for item in items):
+    options = command_line.options_of(config)
+    if options.against and not any(collection.AGAINST in getattr(item, "fixturenames", ()) for item in items):
         raise OptionError(
             f"--against {options.against}: no selected test generates against a commit; select "
             "test_efficiency.py::test_against, as -m efficiency does, or leave --against out"
@@ -236,18 +165,6 @@ def _task_of(item: pytest.Item) -> Any:
     return getattr(getattr(item, "callspec", None), "params", {}).get("task")
 
 
-def _progress(config: pytest.Config, items: list[pytest.Item], options: "Options") -> Any:
-    """A bar on a terminal, lines elsewhere, nothing with -q."""
-    if config.getoption("verbose") < 0:
-        return None
-
-    if sys.stderr.isatty():
-        return Bar(config)
-    lines = Lines(config, recipes=len(options.recipes), measurements=len(items))
-    config.pluginmanager.register(lines)
-    return lines
-
-
 @pytest.fixture(scope="session")
 def workbench(request: pytest.FixtureRequest) -> "Workbench":
     """The run that measures, records and judges."""
@@ -257,17 +174,20 @@ def workbench(request: pytest.FixtureRequest) -> "Workbench":
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config = session.config
-    controller = config.stash.get(_CONTROLLER, None)
+    controller, driver = config.stash.get(_CONTROLLER, None), config.stash.get(_DRIVER, None)
     if controller and controller.refused:
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
-    elif controller:
+    elif controller or (driver and not driver.refused):
         try:
-            if gathered := controller.workbench():
+            if gathered := (controller or driver).workbench():
                 config.stash[_WORKBENCH] = gathered
         except BenchError as error:
             config.stash[_FAILING] = [str(error)]
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
             return
+    elif driver:
+        config.stash[_WORKBENCH].close()
+        del config.stash[_WORKBENCH]
     workbench = config.stash.get(_WORKBENCH, None)
     if workbench is None:
         return

@@ -1,14 +1,19 @@
 """Progress of a run while pytest captures the output: a bar on a terminal, lines elsewhere."""
 
 import os
+import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from compression.files.terminal import terminal
+
+if TYPE_CHECKING:
+    from bench.session.options import Options
 
 EVERY_S = 60.0  # between two lines of a measurement that takes long
 
@@ -45,13 +50,18 @@ class Lines:
     The latter come from a thread that otherwise sleeps, so that also a library's long call is told of.
 
     Args:
-        recipes: how many recipes the run measures.
+        recipes: how many recipes the run measures; 0 where others tell of finished ones.
         measurements: how many tests it has.
+        write: takes a line in place of stderr.
     """
 
-    def __init__(self, config: pytest.Config, recipes: int, measurements: int, every: float = EVERY_S):
+    def __init__(
+        self, config: pytest.Config, recipes: int, measurements: int, every: float = EVERY_S,
+        write: Callable[[str], None] | None = None,
+    ):  # fmt: skip
         with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             self._file = os.dup(2)  # what stderr is outside of tests, whose own is captured
+        self._write = write or self._to_stderr
         self._recipes, self._measurements, self._every = recipes, measurements, every
         self._begin = self._recipe_begin = time.monotonic()
         self._measured = self._of_recipe = self._finished = 0
@@ -73,11 +83,11 @@ class Lines:
         self._measured += 1
         self._of_recipe += 1
         recipe = _recipe_of(item)
-        if recipe is not None and _recipe_of(nextitem) != recipe:
+        if self._recipes and recipe is not None and _recipe_of(nextitem) != recipe:
             self._finished += 1
             now, count = time.monotonic(), self._of_recipe
-            self._line(f"{recipe}: {count} measurement{'s' * (count > 1)} in {_spelled(now - self._recipe_begin)}; "
-                       f"{self._finished} of {self._recipes} recipes after {_spelled(now - self._begin)}")  # fmt: skip
+            self._line(f"{recipe}: {count} measurement{'s' * (count > 1)} in {spelled(now - self._recipe_begin)}; "
+                       f"{self._finished} of {self._recipes} recipes after {spelled(now - self._begin)}")  # fmt: skip
             self._recipe_begin, self._of_recipe = now, 0
         return result
 
@@ -92,12 +102,26 @@ class Lines:
             if (now := self._now) is not None:
                 name, since = now
                 if (taken := time.monotonic() - since) >= self._every:
-                    self._line(f"{name} for {_spelled(taken)}{self._step}; "
+                    self._line(f"{name} for {spelled(taken)}{self._step}; "
                                f"{self._measured} of {self._measurements} measurements done")  # fmt: skip
 
     def _line(self, text: str) -> None:
+        self._write(f"[{time.strftime('%H:%M:%S')}] {terminal(text)}")
+
+    def _to_stderr(self, line: str) -> None:
         with suppress(OSError):  # whoever read it is gone, and the run goes on
-            os.write(self._file, f"\n[{time.strftime('%H:%M:%S')}] {terminal(text)}\n".encode())
+            os.write(self._file, f"\n{line}\n".encode())
+
+
+def progress_of(config: pytest.Config, options: "Options", measurements: int) -> Bar | Lines | None:
+    """A bar on a terminal, lines elsewhere, nothing with -q."""
+    if config.getoption("verbose") < 0:
+        return None
+    if sys.stderr.isatty():
+        return Bar(config)
+    lines = Lines(config, len(options.recipes), measurements)
+    config.pluginmanager.register(lines)
+    return lines
 
 
 def _recipe_of(item: pytest.Item | None) -> str | None:
@@ -105,10 +129,10 @@ def _recipe_of(item: pytest.Item | None) -> str | None:
     return None if recipe is None else recipe.text
 
 
-def _spelled(seconds: float) -> str:
+def spelled(seconds: float) -> str:
     """A time for people.
 
-    >>> _spelled(9.4), _spelled(75), _spelled(7260)
+    >>> spelled(9.4), spelled(75), spelled(7260)
     ('9 s', '1 min 15 s', '2 h 1 min')
     """
     whole = round(seconds)

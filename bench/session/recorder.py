@@ -134,7 +134,9 @@ class Findings:
             return False
         asked = {"of": of, "recipe": recipe.text, "params": keys_of(params)}
         here = (self.source.label, self.source.digest, self.fingerprint, self.options.seed)
-        rows = [row for row in self._done.values() if _ended(row) and matches(row, asked)]
+        again = self.options.shared  # times that were refused would be, for the same reason
+        rows = [row for row in self._done.values()
+                if (_ended(row) or (again and row.reason == again)) and matches(row, asked)]  # fmt: skip
         if not any(row.status in MEASURED for row in rows):
             return False
         rows = [row for row in rows if (row.base, row.base_hash, row.device, row.seed) == here]
@@ -142,6 +144,7 @@ class Findings:
         rows = [row for row in rows if read.items() <= {name: each.digest for name, each in row.inputs.items()}.items()]
         if {row.metric for row in rows} != {m.name for m in metrics_of(of)}:
             return False
+        self._write(*filter(_is_refused, rows))  # refused now as well, for who gathers what was measured since a time
         found = self._judge(rows)
         for row, verdict in zip(rows, found, strict=True):
             self.rows[recipe.text, row.key], self.verdicts[recipe.text, row.key] = row, verdict
@@ -186,16 +189,28 @@ class Findings:
         """Before a measurement: what it is of, so that a process that is killed within it leaves word of that."""
         if recipe.text not in self._ended:
             self._ended[recipe.text] = self._why_ended(recipe)
-        records: list[Mapping[str, Any]] = []
-        if not self._started:
-            self._started = True
-            context = {**self.context, **self._identity, "command": self.options.command, "base": self.source.label,
-                       "schema": SCHEMA}  # fmt: skip
-            records.append({"kind": "run", "context": {**context, "data_hash": dict(context["data_hash"])}})
         data = self.context["data_hash"].get(of)
-        records.append({"kind": "begin", "of": of, "recipe": recipe.text, "params": keys_of(params), "data": data})
+        begun = {"kind": "begin", "of": of, "recipe": recipe.text, "params": keys_of(params), "data": data}
         with suppress(JournalError):  # said by the rows, which are worth more
-            self._write(*records)
+            self._write(*self._opening(), begun)
+
+    def _opening(self) -> list[Mapping[str, Any]]:
+        """The record of how the run starts, unless it is written."""
+        if self._started:
+            return []
+        self._started = True
+        context = {**self.context, **self._identity, "command": self.options.command, "base": self.source.label,
+                   "schema": SCHEMA}  # fmt: skip
+        return [{"kind": "run", "context": {**context, "data_hash": dict(context["data_hash"])}}]
+
+    def announce(self) -> None:
+        """Start the run in the journal, for other processes to go on with. Raises JournalError where it cannot be."""
+        self._write(*self._opening())
+
+    def reread(self) -> None:
+        """Take what other processes have measured for this run by now as done."""
+        resumed = resume(self.options.journal, self.journal.run)
+        self._done = resumed.rows if resumed else {}
 
     def _why_ended(self, recipe: Recipe) -> str | None:
         """A recipe belongs to one worker; another of the same run that has begun it came to its end in it."""
@@ -245,6 +260,8 @@ class Findings:
             lacking = [metric for metric in metrics_of(each["of"]) if metric.name not in there]
             lost = [self._row(each["of"], recipe, metric, each["params"], value=None, status="failed", reason=killed)
                     for metric in lacking]  # fmt: skip
+            # it may have been begun by several workers, one after another
+            lost = [row for row in lost if (row.recipe, row.key) not in self.rows]
             for row, verdict in zip(found, self._judge(found), strict=True):
                 self.rows[row.recipe, row.key], self.verdicts[row.recipe, row.key] = row, verdict
             self._record(lost, self._judge(lost))

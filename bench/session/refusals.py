@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from bench.session.session import Workbench
 
 
-def refuse_early(workbench: "Workbench", marked: set[str], tasks: "Iterable[Task]") -> None:
+def refuse_early(workbench: "Workbench", marked: set[str], tasks: "Iterable[Task]", base: bool = True) -> None:
     """Open the inputs of what was selected; what is not available for a row to say so is left to that row.
 
     Args:
         marked: the markers of the selected tests.
         tasks: those that are scored.
+        base: whether to open the base and what needs it, too; other processes do where they measure.
 
     Raises:
         BenchError, CompressionError: text, questions, an encoder or a checkpoint that is missing or does not fit.
@@ -37,6 +38,8 @@ def refuse_early(workbench: "Workbench", marked: set[str], tasks: "Iterable[Task
         with suppress(NotAvailable):
             _open(workbench, "judging")
         _open(workbench, "coherence", *["small_model"] * bool(workbench.options.judge.fluency))
+    if not base:
+        return
     _open(workbench, "base")
     if "rag" in marked:
         _open(workbench, "retrieved")

@@ -14,7 +14,9 @@ from bench.errors import EngineError, NotAvailable
 from bench.measure import engines
 from bench.measure.engines.engine import Engine, Options
 from bench.measure.engines.environments import requirement
+from bench.measure.engines.traffic import Traffic, TrafficServer
 from bench.measure.generation import Load
+from bench.results.row import VERSIONS
 from compression import UNCOMPRESSED, LayerError, Recipe
 from compression.checkpoints.formats import registry as formats
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from bench.measure.engines.likelihoods import Likelihoods
     from bench.measure.engines.scorer import EngineScorer
     from bench.session.models import Models
+    from compression import Base, Compressed
 
 LENGTH = 4096  # tokens of a sequence for which engines set memory aside, where no more are asked for
 _FOLDER = "bench-served-"  # and the process whose it is
@@ -41,13 +44,17 @@ class Served:
         self._folder: Path | None = None
         self._exports: dict[tuple[str, str], Path] = {}  # by recipe and format
         self._engines: dict[tuple[str, str], Engine | NotAvailable] = {}  # by runtime and recipe
+        self._likelihoods: dict[tuple[str, str, Any], Likelihoods] = {}  # by runtime, recipe and protocol
 
     def engine(self, runtime: str, recipe: Recipe) -> Engine:
         """The engine that serves a recipe, opened if it is not.
 
         Raises:
-            NotAvailable: no format holds the model for this engine, or it does not open it; with the engine's words.
+            NotAvailable: no format holds the model for this engine, it does not open it (with its words), or the recipe
+                is another engine's.
         """
+        if recipe.on_load and recipe.on_load.method.engine != runtime:
+            raise NotAvailable(self.models.refused[recipe.text])
         key = (runtime, recipe.text)
         if isinstance(known := self._engines.get(key), Engine) and not known.alive:
             self._end(key)
@@ -73,13 +80,21 @@ class Served:
         flags = Options(
             dtype=self.dtype(runtime) or "auto", threads=torch.get_num_threads(), seed=options.seed,
             max_length=min(asked, config.max_position_embeddings), sequences=max(options.batch_sizes),
+            quantization=recipe.on_load and recipe.on_load.method.quantization,
         )  # fmt: skip
+        log = self.log(runtime, recipe)
         try:
-            return Engine.start(
-                runtime, path, log=self.log(runtime, recipe), python=options.runtime_pythons[runtime], options=flags
-            )
+            engine = Engine.start(runtime, path, log=log, python=options.runtime_pythons[runtime], options=flags)
         except EngineError as error:
             raise NotAvailable(f"{runtime} does not open {recipe.text}: {error}") from error
+        try:
+            engine.generate([[0]], 1, ignore_eos=True)  # a kernel that does not run here is noticed at its first use
+        except EngineError as error:
+            if not engine.alive:
+                raise
+            engine.close()
+            raise NotAvailable(f"{runtime} opens {recipe.text}, but cannot compute with it: {error}") from error
+        return engine
 
     def dtype(self, runtime: str) -> str | None:
         """What an engine is asked for; None where it chooses, or cannot be asked."""
@@ -92,9 +107,16 @@ class Served:
         names = (journal.stem, *([worker] if worker else []), runtime, recipe.slug, "log")
         return journal.with_name(".".join(names))
 
+    def _model(self, recipe: Recipe) -> "Base | Compressed":
+        """What is exported."""
+        return self.models.compressed(recipe.exported) if recipe.exported.steps else self.models.base
+
     def _export(self, runtime: str, recipe: Recipe) -> Path:
         """A checkpoint of a recipe that an engine opens."""
-        result = self.models.compressed(recipe) if recipe.steps else compression.compress(self.models.base, recipe)
+        recipe, on_load, model = recipe.exported, recipe.on_load, self._model(recipe)
+        result = model if isinstance(model, compression.Compressed) else compression.compress(model, recipe)
+        if on_load and result.stored:
+            raise NotAvailable(f"{on_load} takes dense layers, and {recipe} leaves some that are stored otherwise")
         try:
             format = formats.format_for(runtime, result)
         except LayerError as error:
@@ -114,16 +136,29 @@ class Served:
 
     def decoder(self, runtime: str, recipe: Recipe, load: Load) -> "EngineDecoder":
         """What generates by an engine, in rounds."""
-        model = self.models.compressed(recipe).model if recipe.steps else self.models.base.model
+        model = self._model(recipe).model
         return engines.generation.EngineDecoder(self.engine(runtime, recipe), model, load, seed=self._options.seed)
 
+    def traffic(self, runtime: str, recipe: Recipe, traffic: Traffic) -> TrafficServer:
+        """What serves requests that come at a rate, in rounds.
+
+        Raises:
+            NotAvailable: as `engine`, and of an engine that takes no requests while it computes others.
+        """
+        if not requirement(runtime).joins:
+            raise NotAvailable(f"{runtime} is asked for batches, and takes no request while it computes others here")
+        vocabulary = self.models.base.model.config.vocab_size
+        return TrafficServer(self.engine(runtime, recipe), vocabulary, traffic, seed=self._options.seed)
+
     def likelihoods(self, runtime: str, recipe: Recipe, data: Any, protocol: Any) -> "Likelihoods":
-        """Log-probabilities of held-out text."""
-        base = self.models.base
-        return engines.likelihoods.Likelihoods(
-            self.engine(runtime, recipe), base.model.config, base.tokenizer, data, protocol, self._options.template,
-            spare=requirement(runtime).spare,
-        )  # fmt: skip
+        """Log-probabilities of held-out text, taken once."""
+        base, key = self.models.base, (runtime, recipe.text, protocol)
+        if key not in self._likelihoods:
+            self._likelihoods[key] = engines.likelihoods.Likelihoods(
+                self.engine(runtime, recipe), base.model.config, base.tokenizer, data, protocol, self._options.template,
+                spare=requirement(runtime).spare,
+            )  # fmt: skip
+        return self._likelihoods[key]
 
     def scorer(self, runtime: str, recipe: Recipe, seed: int) -> "EngineScorer":
         """What answers the requests of tasks."""
@@ -135,15 +170,15 @@ class Served:
     def facts(self, runtime: str, recipe: Recipe) -> dict[str, Any]:
         """What a row says of the engine that it was measured with."""
         facts = self.engine(runtime, recipe).facts
-        return {"engine": facts.engine, "version": facts.version, "flags": dict(facts.flags)}
+        told = {name: getattr(facts, name) for name in ("engine", *VERSIONS)}
+        return told | {"flags": dict(facts.flags)}
 
-    def release(self, recipe: Recipe | None) -> None:
-        """Let go of what serves a recipe, and of its files; the base's stay."""
-        if recipe is None or not recipe.steps:
-            return
-        for key in [each for each in self._engines if each[1] == recipe.text]:
+    def release(self) -> None:
+        """Let go of what serves recipes, and of their files; the base's stay."""
+        for key in [each for each in self._engines if each[1] != UNCOMPRESSED]:
             self._end(key)
-        for key in [each for each in self._exports if each[0] == recipe.text]:
+        self._likelihoods = {key: kept for key, kept in self._likelihoods.items() if key[1] == UNCOMPRESSED}
+        for key in [each for each in self._exports if each[0] != UNCOMPRESSED]:
             path = self._exports.pop(key)
             shutil.rmtree(path if path.is_dir() else path.parent, ignore_errors=True)
 

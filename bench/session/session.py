@@ -65,7 +65,7 @@ class Workbench(Models, Inputs, Findings):
         Models.__init__(self, options, locate(options.base).fetch(), progress)
         self.make_plans()
         for recipe in (*options.recipes, *options.derived):
-            if recipe.text not in self.refused:
+            if recipe.text not in self.refused or recipe.on_load:
                 self.inputs_of(recipe)  # texts that cannot be read are refused now, by what the digest is of
         if options.template:
             check_template(self.source.tokenizer, options.template)
@@ -263,7 +263,7 @@ class Workbench(Models, Inputs, Findings):
         """Let go of the compressed model. Its size is recorded before, where no test of this run did that."""
         recipe, model = self._compressed or (None, None)
         if "served" in vars(self):
-            self.served.release(recipe)
+            self.served.release()
         if recipe in self.options.recipes and not isinstance(model, BaseException) and not self.lost_device:
             self._record_size(recipe)
         super().release()

@@ -1,4 +1,4 @@
-"""The place of this process among the workers of pytest-xdist, and its device."""
+"""The place of this process among the workers of pytest-xdist or Ray, and its device."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,12 @@ class Worker(NamedTuple):
     """What the controller tells a worker."""
 
     run: str
-    began: float  # seconds since the epoch
+    began: float  # seconds since the epoch; 0 where what another worker has begun is gone on with
     place: int
     count: int
     grouped: bool
+    ray: bool = False
+    shared: str | None = None  # of Ray: why no times can be taken
 
 
 def worker_of(config: pytest.Config) -> Worker | None:
@@ -42,6 +44,8 @@ def placed(device: str, worker: Worker | None, gpus: int) -> tuple[str, str | No
     """
     if worker is None or worker.count == 1:
         return device, None
+    if worker.ray:
+        return device, worker.shared
     if device != "cuda":
         return device, f"{REFUSED}: {worker.count} workers share {device}; run without -n"
     here = f"cuda:{worker.place % gpus}"

@@ -8,7 +8,7 @@ rows killed its worker; the controller gives it rows that say so. What else is m
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,12 +158,7 @@ class Controller:
         workbench = Workbench(options_of(self._config, run=self._run))
         workbench.gather(since=self._began, killed=_KILLED)
         for told in self._told:
-            workbench.kernels |= told["kernels"]
-            workbench.steps |= told["steps"]
-            workbench.notes |= told["notes"]
-            workbench.failing += told["failing"]
-            if told["sandbox"]:
-                vars(workbench)["sandbox"] = told["sandbox"]
+            take_over(workbench, told)
         return workbench
 
 
@@ -185,20 +180,34 @@ class Leaving:
             os._exit(1)
 
 
-def report(config: pytest.Config, workbench: "Workbench") -> None:
-    """What a worker tells the controller at its end, beside what is in the journal."""
+def told_by(workbench: "Workbench") -> dict[str, Any]:
+    """What a worker tells the controller beside what is in the journal, once it has measured a recipe, or all."""
     workbench.release()  # records the last size, unless a test did
     with suppress(JournalError):  # of which the tests spoke
         workbench.write_waiting()
     found = vars(workbench)
-    told = {
+    return {
         "kernels": workbench.kernels,
         "steps": workbench.steps,
         "notes": workbench.notes,
         "failing": workbench.failing,
         "sandbox": str(found.get("sandbox") or ""),
     }
-    config.workeroutput[KEY] = json.dumps(told)  # type: ignore[attr-defined]
+
+
+def take_over(workbench: "Workbench", told: Mapping[str, Any]) -> None:
+    """What a worker told, in the controller."""
+    workbench.kernels |= told["kernels"]
+    workbench.steps |= told["steps"]
+    workbench.notes |= told["notes"]
+    workbench.failing += [words for words in told["failing"] if words not in workbench.failing]
+    if told["sandbox"]:
+        vars(workbench)["sandbox"] = told["sandbox"]
+
+
+def report(config: pytest.Config, workbench: "Workbench") -> None:
+    """A worker tells the controller at its end what `told_by` says."""
+    config.workeroutput[KEY] = json.dumps(told_by(workbench))  # type: ignore[attr-defined]
 
 
 def refuse(session: pytest.Session, words: str) -> None:

@@ -14,10 +14,17 @@ from compression.architectures.anatomy import Kind, SiteRow
 from compression.architectures.decoder import HALVES, Block, Decoder, Place, decoder_blocks, make_dense
 from compression.architectures.edits import Turn
 from compression.calibration.observers import Observer, Sample
-from compression.calibration.routing import Routed, counting
+from compression.calibration.routing import Routed, Routing
+from compression.calibration.sums import LEAVES, Share, Sums
 from compression.layers.kernels.torch_products import product_dtype
+from compression.workers import ALONE, Workers
 
 MakeObserver = Callable[[int, torch.device], Observer]
+Keep = Callable[[int], None]
+
+
+def _nothing(run: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -42,56 +49,71 @@ class Inputs:
     """What reaches one decoder block for each calibration sample; `advance` takes it to the next block.
 
     Attributes:
-        hidden: the hidden states of each sample, (1, length, hidden size), in the dtype of the model, or in fp32 on a
-            CPU that does not multiply bf16 in hardware.
+        hidden: the hidden states of each sample of this process, (1, length, hidden size), in the dtype of the model,
+            or in fp32 on a CPU that does not multiply bf16 in hardware.
         arguments: for each block what transformers passes beside them (positions, mask), the same for all samples.
+        share: which of the samples those are.
     """
 
-    def __init__(self, hidden: list[Tensor], arguments: list[dict[str, Any]], at: int = 0):
-        self.hidden, self.arguments = hidden, arguments
+    def __init__(
+        self,
+        hidden: list[Tensor],
+        arguments: list[dict[str, Any]],
+        at: int = 0,
+        share: Share | None = None,
+        like: Tensor | None = None,
+    ):
+        self.hidden, self.arguments, self.share = hidden, arguments, share or Share(len(hidden))
+        like = hidden[0] if like is None else like  # of a process that has no sample
+        self.dtype, self.device = like.dtype, like.device
         self._at = at
 
     @classmethod
     @torch.no_grad()
-    def of_first_block(cls, model: nn.Module, ids: Tensor) -> "Inputs":
+    def of_first_block(cls, model: nn.Module, ids: Tensor, workers: Workers = ALONE) -> "Inputs":
         """Run token ids (samples, length) through the model with every block left out; blocks need no weights."""
-        blocks = decoder_blocks(model)
-        hidden: list[Tensor] = []
-        arguments: list[dict[str, Any]] = [{} for _ in blocks]
-
-        def note(i: int, states: Tensor, **others: Any) -> Tensor:
-            if i == 0:
-                hidden.append(states.to(product_dtype(states.dtype, states.device)))
-            arguments[i] = others
-            return states
-
-        try:
-            for i, block in enumerate(blocks):
-                block.module.forward = partial(note, i)  # type: ignore[method-assign]
-            for sample in ids.split(1):
-                model.get_decoder()(input_ids=sample, use_cache=False)  # type: ignore[operator, union-attr]
-        finally:
-            for block in blocks:
-                block.module.__dict__.pop("forward", None)
-        return cls(hidden, arguments)
+        share = Share(len(ids), workers)
+        mine = share.of()
+        hidden, arguments = _reaching(model, ids[mine.start : mine.stop] if mine else ids[:1])
+        return cls(hidden if mine else [], arguments, share=share, like=hidden[0])
 
     @classmethod
-    def of_block(cls, at: int, hidden: list[Tensor], model: nn.Module, ids: Tensor) -> "Inputs":
-        """What reached block `at` before, as it was put away; `model` and token ids as in `of_first_block`."""
-        return cls(hidden, cls.of_first_block(model, ids[:1]).arguments, at)
+    @torch.no_grad()
+    def of_block(
+        cls, at: int, hidden: list[Tensor] | None, model: nn.Module, ids: Tensor, workers: Workers = ALONE
+    ) -> "Inputs":
+        """What reached block `at` before, as `gathered` gave it to the first process; the rest as in `of_first_block`.
+
+        The other processes have None for it, and get theirs from the first one.
+        """
+        share = Share(len(ids), workers)
+        pieces = hidden and [[hidden[i] for i in share.of(rank)] for rank in range(workers.count)]
+        [like], arguments = _reaching(model, ids[:1])
+        return cls(workers.scatter(pieces), arguments, at, share, like)
+
+    def gathered(self) -> list[Tensor]:
+        """The hidden states of all samples, for the first process; nothing for the others."""
+        return [states for part in self.share.workers.collect(self.hidden, 0) for states in part]
 
     @torch.no_grad()
-    def observe(self, block: Block, see: Callable[[Stack, Tensor], None]) -> Routed:
+    def observe(self, block: Block, see: Callable[[Stack, Tensor], None], keep: Keep = _nothing) -> Routed:
         """Run the samples through a block; `see` gets the input of every stack, (1, length, cols).
+
+        Args:
+            keep: called behind each run of samples with a number that rises (`calibration.sums`).
 
         Returns:
             How many tokens were routed to each expert; those that few reached have seen all (`calibration.routing`).
         """
         module = self._computing(block, see)
-        with counting(block, module) as routed:
-            for states in self.hidden:
-                module(states, **self.arguments[self._at])
-        return routed
+        routing = Routing(block, module)
+        self._through(module, keep)
+        routing.count(self.share.workers)
+        for run, samples in self.share.runs() if routing.routed.starved else ():
+            for sample in samples:
+                routing.show_rest(sample - self.share.of().start)
+            keep(LEAVES + run)
+        return routing.routed
 
     @torch.no_grad()
     def advance(self, block: Block, see: Callable[[Stack, Tensor], None] | None = None) -> None:
@@ -107,15 +129,24 @@ class Inputs:
         block: Block,
         outputs: dict[str, Callable[[Tensor], None]],
         inputs: dict[str, Callable[[Tensor], None]] | None = None,
+        keep: Keep = _nothing,
     ) -> None:
-        """Run the samples through a block; functions get the outputs, and the inputs, of modules by their path."""
+        """Run the samples through a block; functions get the outputs, and the inputs, of modules by their path.
+
+        `keep` as in `observe`.
+        """
         module = self._computing(block)
         for path, see in outputs.items():
             module.get_submodule(path).register_forward_hook(lambda _, x, y, see=see: see(y))
         for path, see in (inputs or {}).items():
             module.get_submodule(path).register_forward_pre_hook(lambda _, x, see=see: see(x[0]))
-        for states in self.hidden:
-            module(states, **self.arguments[self._at])
+        self._through(module, keep)
+
+    def _through(self, module: nn.Module, keep: Keep) -> None:
+        for run, samples in self.share.runs():
+            for sample in samples:
+                module(self.hidden[sample - self.share.of().start], **self.arguments[self._at])
+            keep(run)
 
     def _computing(self, block: Block, see: Callable[[Stack, Tensor], None] | None = None) -> nn.Module:
         """A copy of the block in the dtype of the hidden states, its stored layers unpacked once for all samples."""
@@ -128,18 +159,41 @@ class Inputs:
         for stack in stacks_of(block) if see else ():
             module.get_submodule(stack.readers[0]).register_forward_pre_hook(partial(hook, stack))
         exact = {path: tensor for path, tensor in module.named_buffers() if block.row.kept_in_float32(path)}
-        module.to(self.hidden[0].dtype)
+        module.to(self.dtype)
         for path, tensor in exact.items():
             owner, _, name = path.rpartition(".")
             setattr(module.get_submodule(owner), name, tensor)
         return module
 
 
+def _reaching(model: nn.Module, ids: Tensor) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """What token ids (samples, length) make reach the first block, and what goes to every block beside it."""
+    blocks = decoder_blocks(model)
+    hidden: list[Tensor] = []
+    arguments: list[dict[str, Any]] = [{} for _ in blocks]
+
+    def note(i: int, states: Tensor, **others: Any) -> Tensor:
+        if i == 0:
+            hidden.append(states.to(product_dtype(states.dtype, states.device)))
+        arguments[i] = others
+        return states
+
+    try:
+        for i, block in enumerate(blocks):
+            block.module.forward = partial(note, i)  # type: ignore[method-assign]
+        for sample in ids.split(1):
+            model.get_decoder()(input_ids=sample, use_cache=False)  # type: ignore[operator, union-attr]
+    finally:
+        for block in blocks:
+            block.module.__dict__.pop("forward", None)
+    return hidden, arguments
+
+
 class Seen:
     """What the layers of one block see while calibration text runs through it; each call is one such run.
 
     Layers are as they are at the time of the call; what reaches the block comes from those before it as they are
-    compressed.
+    compressed. All processes have the values.
     """
 
     def __init__(self, block: Block, inputs: Inputs):
@@ -147,21 +201,28 @@ class Seen:
 
     @property
     def device(self) -> torch.device:
-        return self.states.hidden[0].device
+        return self.states.device
 
     def inputs(self, make: MakeObserver) -> dict[str, Any]:
         """By full name of every linear layer, the value of an observer of its inputs; readers of a stack share one."""
         stacks = stacks_of(self.block)
-        observers = {stack: make(self.block.layer(stack.readers[0]).in_features, self.device) for stack in stacks}
-        self.routed = self.states.observe(self.block, lambda stack, x: observers[stack].add(x))
-        values = {stack: observer.value() for stack, observer in observers.items()}
+        sums = Sums(stacks, lambda stack: make(self.block.layer(stack.readers[0]).in_features, self.device))
+        self.routed = self.states.observe(self.block, sums.see, sums.keep)
+        values = self._values(sums)
         return {self.block.full(path): values[stack] for stack in stacks for path in stack.readers}
 
     def outputs(self, make: MakeObserver, paths: Iterable[str]) -> dict[str, Any]:
         """By full name of the linear layers at these paths of the block, the value of an observer of their outputs."""
-        observers = {path: make(self.block.layer(path).out_features, self.device) for path in paths}
-        self.states.listen(self.block, {path: observer.add for path, observer in observers.items()})
-        return {self.block.full(path): observer.value() for path, observer in observers.items()}
+        sums = Sums(paths, lambda path: make(self.block.layer(path).out_features, self.device))
+        self.states.listen(self.block, {path: partial(sums.see, path) for path in sums}, keep=sums.keep)
+        return {self.block.full(path): value for path, value in self._values(sums).items()}
+
+    def _values(self, sums: Sums) -> dict[Any, Any]:
+        workers, values = self.states.share.workers, {}
+        for key in list(sums):
+            observer = sums.given_to(key, 0, workers)
+            values[key] = workers.first(lambda observer=observer: observer.value())
+        return values
 
 
 class Stream:
@@ -184,7 +245,7 @@ class Stream:
         while self._at < place.number // HALVES:
             self._states.advance(self._decoder.blocks[self._at])
             self._at += 1
-        observer = make(len(place.norm.weight), self._states.hidden[0].device)
+        observer = make(len(place.norm.weight), self._states.device)
         if place.block is None or place.number % HALVES == 0:
             for states in self._states.hidden:
                 observer.add(states)

@@ -41,7 +41,7 @@ def perplexity_without(model: nn.Module, ids: Tensor) -> list[float]:
         without = inputs.hidden[:samples]
         inputs.advance(block)
         inputs.hidden += without
-    norm, head = (copy.deepcopy(each).to(inputs.hidden[0].dtype) for each in (decoder.norm, decoder.head))
+    norm, head = (copy.deepcopy(each).to(inputs.dtype) for each in (decoder.norm, decoder.head))
     losses = [
         F.cross_entropy(decoder.logits(norm(states), head)[0, :-1].float(), ids[i % samples, 1:])
         for i, states in enumerate(inputs.hidden)

@@ -12,7 +12,7 @@ from torch import Tensor
 from compression.errors import LayerError
 from compression.numeric.rounding import ERROR_ROWS
 
-TILE = 256  # columns of a diagonal block of H that is summed whole
+PANEL = 256  # rows of H that are summed from their diagonal block on
 ERROR_TOKENS = 1024
 
 
@@ -67,36 +67,45 @@ class Mean:
 
 
 class Hessian:
-    """H = 2/n sum x x^T of the inputs of a linear layer, summed up in fp32; the inputs themselves are not kept."""
+    """H = 2/n sum x x^T of the inputs of a linear layer; the inputs themselves are not kept.
+
+    What is added at once is multiplied in fp32, and added up in fp64. H is symmetric: there are its panels of at most
+    PANEL rows alone, each from its diagonal block on to the right, which in fp64 take no more than all of H in fp32.
+    """
 
     def __init__(self, cols: int, device: torch.device | str = "cpu"):
-        self._upper, self._count = torch.zeros(cols, cols, device=device), 0
+        self._cols, self._device, self._count = cols, device, 0
+        self._panels: list[Tensor] = []  # none until something is added
 
     def add(self, x: Tensor) -> None:
-        """Count inputs (..., cols) in. H is symmetric: only what lies on and above its diagonal blocks is summed."""
+        """Count inputs (..., cols) in."""
         x = x.detach().reshape(-1, x.shape[-1]).float()
         self._count += len(x)
-        self._add(x, 0, x.shape[1])
-
-    def _add(self, x: Tensor, begin: int, end: int) -> None:
-        """Columns begin .. end: those of each half, then, in one large product, the rectangle between the halves."""
-        left = right = slice(begin, end)
-        if end - begin > TILE:
-            middle = (begin + end) // 2
-            self._add(x, begin, middle)
-            self._add(x, middle, end)
-            left, right = slice(begin, middle), slice(middle, end)
-        self._upper[left, right].addmm_(x[:, left].t(), x[:, right])
+        products = (x[:, begin : begin + PANEL].t() @ x[:, begin:] for begin in range(0, self._cols, PANEL))
+        if self._panels:
+            for panel, product in zip(self._panels, products, strict=True):
+                panel += product
+        else:
+            self._panels = [product.double() for product in products]
 
     def merge(self, other: "Hessian") -> None:
-        self._upper += other._upper
         self._count += other._count
+        if self._panels and other._panels:
+            for panel, more in zip(self._panels, other._panels, strict=True):
+                panel += more
+        else:
+            self._panels = self._panels or other._panels
 
     def value(self) -> Tensor:
-        """H (cols, cols), zero as long as nothing was added."""
-        upper = self._upper.triu()
-        upper += upper.triu(1).t()
-        return upper.mul_(2 / max(1, self._count))
+        """H, fp32 (cols, cols), zero as long as nothing was added."""
+        whole = torch.zeros(self._cols, self._cols, device=self._device)
+        for number, panel in enumerate(self._panels):
+            begin, end = number * PANEL, number * PANEL + len(panel)
+            upper = panel[:, : len(panel)].triu()
+            panel = torch.cat([upper + upper.triu(1).t(), panel[:, len(panel) :]], 1) * (2 / max(1, self._count))
+            whole[begin:end, begin:] = panel
+            whole[end:, begin:end] = whole[begin:end, end:].t()
+        return whole
 
 
 class Sample:

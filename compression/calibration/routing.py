@@ -1,13 +1,13 @@
 """Which calibration tokens reach the experts of a mixture, and what becomes of experts that few of them reach."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compression.architectures.decoder import Block
+from compression.workers import Workers
 
 
 @dataclass
@@ -40,36 +40,37 @@ class Routed:
         return said + (f", fewer than its {self.inputs} inputs: fitted to all of them" * (expert in self.starved))
 
 
-@contextmanager
-def counting(block: Block, module: nn.Module) -> Iterator[Routed]:
-    """Counts while `module`, a copy of the block's, runs; then shows starved experts the tokens that passed by.
+class Routing:
+    """Counts what `module`, a copy of the block's, routes to experts; shows the starved ones what passed them by.
 
     What is routed is held until then: as much again as the hidden states of the text.
     """
-    routed, experts = Routed(), block.mlp.experts
-    if experts is None:
-        yield routed
-        return
-    layer: Any = module.get_submodule(experts.path)
-    paths = [f"{experts.path}.{number}" for number in range(len(layer))]
-    routed.counts, routed.inputs = dict.fromkeys(paths, 0), layer[0].get_submodule(block.mlp.readers[0]).in_features
-    passed: list[tuple[Tensor, Tensor]] = []
 
-    def note(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        passed.append(arguments[:2])
+    def __init__(self, block: Block, module: nn.Module):
+        self.routed, experts = Routed(), block.mlp.experts
+        self.passed: list[tuple[Tensor, Tensor]] = []  # of each sample its hidden states, and the experts chosen
+        if experts is None:
+            return
+        self._layer: Any = module.get_submodule(experts.path)
+        self._paths = [f"{experts.path}.{number}" for number in range(len(self._layer))]
+        self.routed.inputs = self._layer[0].get_submodule(block.mlp.readers[0]).in_features
+        self._layer.register_forward_pre_hook(lambda _, arguments: self.passed.append(arguments[:2]))
 
-    handle = layer.register_forward_pre_hook(note)
-    try:
-        yield routed
-    finally:
-        handle.remove()
-    routed.total = sum(len(hidden) for hidden, _ in passed)
-    for _, chosen in passed:  # a token names an expert once
-        for path, count in zip(paths, chosen.flatten().bincount(minlength=len(paths)).tolist(), strict=True):
-            routed.counts[path] += count
-    for path in routed.starved:
-        number = paths.index(path)
-        for hidden, chosen in passed:
+    def count(self, workers: Workers) -> None:
+        """Add up the tokens of all samples, those of other processes included."""
+        if not self.routed.inputs:
+            return
+        here = torch.zeros(1 + len(self._paths), dtype=torch.int64)
+        for hidden, chosen in self.passed:
+            here[0] += len(hidden)
+            here[1:] += chosen.flatten().bincount(minlength=len(self._paths)).cpu()  # a token names an expert once
+        self.routed.total, *counts = torch.stack(workers.everyone(here)).sum(0).tolist()
+        self.routed.counts = dict(zip(self._paths, counts, strict=True))
+
+    def show_rest(self, sample: int) -> None:
+        """Run the starved experts on those tokens of a sample that were not routed to them."""
+        for path in self.routed.starved:
+            number, (hidden, chosen) = self._paths.index(path), self.passed[sample]
             rest = hidden[~(chosen == number).any(-1)]
             if len(rest):
-                layer[number](rest)
+                self._layer[number](rest)

@@ -8,33 +8,30 @@ compression.json, which names the files of the weights and says how each packed 
   of a model that they know, skip a quantization that they do not, and draw the weights that they miss. So its model
   type is one that nobody knows, and its weights are neither in model.safetensors nor in an index.
 - With a `format` the folder is one of the published formats instead (`formats.description`), without compression.json.
-- A folder written block by block (`engine.stream`) has several safetensors files, with an index if it is dense.
+- A folder written block by block (`engine.stream`, `engine.conversion`) has several safetensors files, with an index
+  unless only this package opens it.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression.architectures import decoder, description, embeddings, published, skeleton, stored
-from compression.architectures.table import NORMS, architecture_of
-from compression.checkpoints import base as _checkpoint
-from compression.checkpoints import side_files, weights
-from compression.checkpoints.base import MANIFEST, BaseSource
+from compression.architectures import decoder, description, published
+from compression.architectures.table import architecture_of
+from compression.checkpoints.base import MANIFEST
 from compression.checkpoints.formats import registry as formats
-from compression.checkpoints.formats.registry import OWN, Format
+from compression.checkpoints.formats.registry import OWN, Written
 from compression.checkpoints.output import check_writable, tensor_filler
 from compression.checkpoints.size import count_parameters, stored_bytes
-from compression.checkpoints.weight_files import INDEX, WEIGHTS
+from compression.checkpoints.weight_files import WEIGHTS
 from compression.cost import Cost
 from compression.errors import CheckpointError, LayerError
 from compression.files.atomic import filling
-from compression.files.strict_json import check_signature, expanded, finite, signed
-from compression.layers import legacy, positions
-from compression.layers.embedding import Embedding
-from compression.layers.kernels import choose
+from compression.files.strict_json import signed
+from compression.layers import positions
 from compression.layers.report import LayerReport
 from compression.layers.stored import describe
 from compression.recipes.recipe import Recipe
@@ -117,17 +114,24 @@ class Compressed:
 
         return tuple(filter(fits, formats.names()[1:]))
 
-    def _filler(self) -> Callable[[Path], None]:
-        """What writes the model in the format of this package."""
+    def own_format(self, files: list[str]) -> Written:
+        """How the model is written in the format of this package, its weights in these files."""
         layers = {name: describe(layer) for name, layer in decoder.stored_layers(self.model).items()}
-        packed = _PACKED if layers or description.describe(self.model) else None
         blocks = decoder.decoder_blocks(self.model)
         inside = tuple(f"{block.name}." for block in blocks if decoder.stored_layers(block.module))
-        state = self.model.state_dict()
-        own = {name: tensor for name, tensor in state.items() if name.startswith(inside)}
-        dense = {name: tensor for name, tensor in state.items() if name not in own}
-        state = published.together(dense, architecture_of(self.model), self.model.config) | own
-        return tensor_filler(self, state, {MANIFEST: self.manifest(layers, [packed or WEIGHTS])}, packed=packed)
+
+        def tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+            own = {name: tensor for name, tensor in state.items() if name.startswith(inside)}
+            dense = {name: tensor for name, tensor in state.items() if name not in own}
+            return published.together(dense, architecture_of(self.model), self.model.config) | own
+
+        return Written(tensors, {MANIFEST: self.manifest(layers, files)})
+
+    def _filler(self) -> Callable[[Path], None]:
+        """What writes the model in the format of this package."""
+        packed = _PACKED if self.stored else None
+        written = self.own_format([packed or WEIGHTS])
+        return tensor_filler(self, written.tensors(self.model.state_dict()), written.described, packed=packed)
 
     def manifest(self, layers: dict[str, dict[str, Any]], files: list[str]) -> dict[str, Any]:
         """What compression.json says, with a description of each stored layer by name, and the files of the weights."""
@@ -179,155 +183,3 @@ class Compressed:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder} cannot be written: {error}") from error
         return Path(folder)
-
-
-def load(folder: str | Path, device: str = "cpu", *, backend: str | None = None) -> Compressed:
-    """Open what `Compressed.save` or `compress_to` wrote, or a published GPTQ, AWQ or GGUF checkpoint as it is stored.
-
-    Args:
-        folder: what was written, or a published checkpoint; of GGUF the file, or a folder with one and no config.json.
-        device: where the model is to be.
-        backend: the library whose kernels multiply packed layers ("native", "torch", "gptqmodel", ...); None leaves it
-            to the recipe that the folder names.
-
-    Raises:
-        CheckpointError: not such a folder, an unfinished one, another schema, or tensors that are missing, unknown, of
-            another shape, damaged or not finite.
-        BackendError: the backend is not there, or has no kernel for a layer.
-    """
-    path = Path(folder)
-    if not (path / MANIFEST).exists():
-        if (path / STATE).exists():
-            raise CheckpointError(f"{path} is not finished; repeat the command that writes it to resume")
-        if (format := formats.of_folder(path)) is not None:
-            return _load_published(format.source(path), format, device, backend)
-        raise CheckpointError(f"{path} has no {MANIFEST}; open a dense checkpoint as a base instead")
-    opened = outline(path)
-    manifest = read_manifest(path)
-    tensors = _renamed(weights.read_tensors(_files(path, manifest)), manifest, opened.model)
-    weights.fill(opened.model, tensors, where=str(path))
-    _take_backend(opened.model, backend, device)
-    _checkpoint.finish(opened.model, device, side_files.read_generation_config(path))
-    return opened
-
-
-def _take_backend(model: Any, backend: str | None, device: str) -> None:
-    """Have the kernels of a library multiply every layer of a kind that it has kernels for.
-
-    Raises:
-        BackendError: one of these layers cannot have one.
-    """
-    row = architecture_of(model)
-    for name, layer in decoder.stored_layers(model).items() if backend else ():
-        around = isinstance(layer, Embedding) or (not row.inside(name) and embeddings.is_packed(model))
-        if not around and choose.serves(backend, layer.weight_part.summands[0].kind):
-            layer.backend = backend
-            layer.kernel_name(device)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """compression.json of a folder; CheckpointError if it is none, or of a schema that is not read."""
-    manifest = _checkpoint._read_json(path / MANIFEST)
-    schema = manifest.get("schema")
-    try:
-        if type(schema) is not int or not 1 <= schema <= SCHEMA:
-            raise CheckpointError(f"{path / MANIFEST} has schema {schema!r:.80}; this version reads 1 to {SCHEMA}")
-        if schema == 1:
-            weight_map = (
-                _checkpoint._read_json(path / INDEX)["weight_map"] if (path / INDEX).exists() else {"": WEIGHTS}
-            )
-            manifest |= {"files": sorted(set(weight_map.values()))}
-        else:
-            check_signature(manifest)
-        if schema < SCHEMA:
-            layers = {name: _translated(name, each) for name, each in manifest["layers"].items()}
-            renamed = legacy.tensor_names(manifest["layers"])
-            manifest |= {"schema": SCHEMA, "layers": layers, "renamed": renamed}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
-    return manifest
-
-
-def _translated(name: str, description: Any) -> dict[str, Any]:
-    try:
-        return legacy.translated(description)
-    except LayerError as error:
-        raise LayerError(f"{name}: {error}") from None
-
-
-def _renamed(tensors: dict[str, Any], manifest: dict[str, Any], model: Any) -> dict[str, Any]:
-    """Tensors under the names that the model has them by: published ones, and those of an earlier schema."""
-    names, row, found = manifest.get("renamed", {}), architecture_of(model), {}
-    for name, tensor in tensors.items():
-        found |= published.apart(names.get(name, name), tensor, row, model.config)
-    return found
-
-
-def _files(path: Path, manifest: dict[str, Any]) -> list[Path]:
-    names = manifest.get("files")
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
-        raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: files must be names in its folder")
-    for name in names:
-        expanded(path / name, lambda why: CheckpointError(f"{path / MANIFEST} names an invalid file: {why}"))
-    if missing := [name for name in names if not (path / name).exists()]:
-        raise CheckpointError(f"{path / MANIFEST} names missing files: {', '.join(missing)}")
-    return [path / name for name in names]
-
-
-def outline(path: Path) -> Compressed:
-    """What a folder of ours holds, its model on the meta device: no tensor is read.
-
-    Raises:
-        CheckpointError: as `load`.
-    """
-    import torch
-
-    manifest = read_manifest(path)
-    config = BaseSource(str(path), "folder", path).config
-    model = _checkpoint.build(config, torch.float32, device="meta")  # each tensor comes in the dtype it is stored in
-    try:
-        description.restore(model, manifest.get("edits", []))
-        stored.put_all(model, manifest["layers"])
-        report = tuple(LayerReport.from_json(entry) for entry in manifest["report"])
-        cost = None if manifest["cost"] is None else Cost.from_json(manifest["cost"])
-        recipe, base = Recipe.from_json(manifest["recipe"]), (manifest["base"]["text"], manifest["base"]["digest"])
-        texts = [*manifest["executed"], *base]
-        if not isinstance(manifest["executed"], list) or not all(isinstance(each, str) for each in texts):
-            raise TypeError(f"executed={manifest['executed']!r} and base={manifest['base']!r} must be texts")
-        executed, seconds = tuple(manifest["executed"]), tuple(map(finite, manifest.get("seconds", ())))
-        notes = tuple(map(str, manifest.get("notes", ())))  # folders of earlier versions have none
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path / MANIFEST} is damaged or incomplete: {type(error).__name__}: {error}") from error
-    headers = _renamed(weights.index(_files(path, manifest))[1], manifest, model)
-    weights.fit(model, headers, where=str(path))
-    weights.assign(model, headers, where=str(path))
-    skeleton.tie(model)
-    return Compressed(
-        model=model, recipe=recipe, base=base, executed=executed, report=report, seconds=seconds, notes=notes,
-        cost=cost, tokenizer_source=lambda: _checkpoint.read_tokenizer(path, config), folder=path,
-    )  # fmt: skip
-
-
-def _load_published(source: BaseSource, format: Format, device: str, backend: str | None) -> Compressed:
-    model, recipe = format.read(source)
-    _take_backend(model, backend, device)
-    packed, row = decoder.stored_layers(model), architecture_of(model)
-    linears = [name for block in decoder.decoder_blocks(model) for name, _ in block.linears()]
-    outside = dict.fromkeys((row.embeddings, NORMS), "the formats leave it as it is")
-    uncompressed = dict.fromkeys([*linears, row.head], "the checkpoint stores it uncompressed") | outside
-    report = [
-        LayerReport(name, "replaced", f"{format.name}, {_stored_as(packed[name], device)}")
-        if name in packed
-        else LayerReport(name, "kept", why)
-        for name, why in uncompressed.items()
-    ]
-    return Compressed(
-        model=_checkpoint.finish(model, device, source.generation_config), recipe=recipe,
-        base=(source.label, source.digest), executed=(recipe.text,), report=tuple(report), folder=source.folder,
-        tokenizer_source=lambda: source.tokenizer, bytes_in_files=format.stored_bytes(source),
-    )  # fmt: skip
-
-
-def _stored_as(layer: Any, device: str) -> str:
-    words = (layer.table if isinstance(layer, Embedding) else layer).weight_part.words
-    return f"{words}, kernel {layer.kernel_name(device)}"

@@ -287,7 +287,7 @@ def refuse_compressed(source: BaseSource, *, published: bool = False) -> None:
 
 
 def _dequantized(source: BaseSource, device: str) -> Any:
-    model = formats.reading.open_model(source)
+    model = formats.reading.open_model(source).whole()
     for name, layer in architectures.decoder.stored_layers(model).items():
         model.set_submodule(name, layer.to_linear())
     return finish(model, device, read_generation_config(source.folder))

@@ -35,14 +35,19 @@ def tensor_filler(
     def fill(folder: Path) -> None:
         from safetensors.torch import save_file
 
-        left = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        if embeddings.tied(result.model):
-            left.pop(architecture_of(result.model).head_weight, None)
-        save_file(left, folder / (packed or WEIGHTS), metadata={"format": "pt"})
+        save_file(stored_once(result.model, tensors), folder / (packed or WEIGHTS), metadata={"format": "pt"})
         dtype = next(result.model.parameters()).dtype
         write_beside(folder, result, dtype, result.tokenizer, described, packed=packed is not None)
 
     return fill
+
+
+def stored_once(model: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors as safetensors takes them, without a head that is the embeddings."""
+    left = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    if embeddings.tied(model):
+        left.pop(architecture_of(model).head_weight, None)
+    return left
 
 
 def write_beside(

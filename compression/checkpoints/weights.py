@@ -68,29 +68,58 @@ def open_weights(source: BaseSource, device: str = "cpu", seed: int = 0) -> Weig
             return {name: _random(name, headers[name], (1 - row.norm_offset, std), device, seed) for name in names}
 
         return Weights(source.text, headers, dtype, make)
-    places, theirs = index(source.files)
     config = known_config(source.config)
-    headers, held_in = {}, {}
+    return of_files(source.files, lambda name, tensor: published.apart(name, tensor, row, config), row,
+                    where=str(source.folder), one_dtype=True, device=device)  # fmt: skip
+
+
+def of_files(
+    files: Iterable[Path],
+    apart: Callable[[str, Tensor], Mapping[str, Tensor]],
+    row: Architecture,
+    *,
+    where: str,
+    one_dtype: bool = False,
+    device: str = "cpu",
+) -> Weights:
+    """The tensors of safetensors files under the names of the model; only what the files say of them is read yet.
+
+    Args:
+        apart: the tensors of the model that one of the files holds, by name; of one on the meta device likewise.
+        row: of the architecture.
+        where: what to call them in messages.
+        one_dtype: whether floating-point numbers are given in the dtype of the embeddings, whatever they are stored in.
+
+    Raises:
+        CheckpointError: a file is damaged or truncated, or two files hold one name.
+    """
+    places, theirs = index(files)
+    headers: dict[str, Tensor] = {}
+    held_in: dict[str, str] = {}
     for name, header in not_stale(theirs).items():
-        own = published.apart(name, header, row, config)
+        own = apart(name, header)
         headers |= own
         held_in |= dict.fromkeys(own, name)
     embedding = headers.get(row.embeddings_weight)
     dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fit` refuses
 
+    def cast(name: str, tensor: Tensor) -> Tensor:
+        return in_dtype(row, name, tensor, dtype) if one_dtype else tensor
+
     def read(names: list[str]) -> dict[str, Tensor]:
         wanted, tensors = set(names), {}
-        stored = _read(places, dict.fromkeys(held_in[name] for name in names))
+        stored = read_named(places, dict.fromkeys(held_in[name] for name in names))
         while stored:  # a fused tensor goes as soon as it is taken apart
-            own = published.apart(*stored.popitem(), row, config)
-            tensors |= {key: _cast(row, key, t, dtype) for key, t in own.items() if key in wanted}
-        check_finite(tensors, str(source.folder))
+            own = apart(*stored.popitem())
+            tensors |= {key: cast(key, tensor) for key, tensor in own.items() if key in wanted}
+        check_finite(tensors, where)
         return {name: tensors[name].to(device) for name in names}
 
-    return Weights(str(source.folder), headers, dtype, read)
+    return Weights(where, {name: cast(name, header) for name, header in headers.items()}, dtype, read)
 
 
-def _cast(row: Architecture, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def in_dtype(row: Architecture, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floating-point numbers in the dtype of the model, but for those that its architecture keeps in fp32."""
     kept = tensor.dtype not in FLOATS or row.kept_in_float32(name)
     return tensor if kept else tensor.to(dtype)
 
@@ -182,7 +211,7 @@ def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
         CheckpointError: a file is damaged or truncated, or two files hold one name.
     """
     places, _ = index(files)
-    return _read(places, places)
+    return read_named(places, places)
 
 
 def index(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, Tensor]]:
@@ -214,13 +243,14 @@ def first_difference(first: Iterable[Path], second: Iterable[Path]) -> str | Non
         one, other = headers.get(name), other_headers.get(name)
         if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
             return name
-        bits = [_read(where, [name])[name].reshape(-1).view(torch.uint8) for where in (places, others)]
+        bits = [read_named(where, [name])[name].reshape(-1).view(torch.uint8) for where in (places, others)]
         if not torch.equal(*bits):
             return name
     return None
 
 
-def _read(places: Mapping[str, Path], names: Iterable[str]) -> dict[str, Tensor]:
+def read_named(places: Mapping[str, Path], names: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors of these names, in memory of their own, from the files that `index` found them in."""
     by_file: dict[Path, list[str]] = {}
     for name in names:
         by_file.setdefault(places[name], []).append(name)

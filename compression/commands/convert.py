@@ -2,17 +2,17 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import compression
-from compression import CompressionError, checkpoints, engine
-from compression.checkpoints.base import MANIFEST
+from compression import CompressionError, LayerError, checkpoints, engine
 from compression.checkpoints.formats import registry as formats
+from compression.commands import progress
 from compression.files.terminal import terminal
 
 if TYPE_CHECKING:
-    from compression import Compressed
+    from compression.checkpoints.opening import Opened
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -24,10 +24,17 @@ def convert(options: argparse.Namespace) -> int:
     if (options.format is None) == (options.engine is None):
         raise CompressionError("convert takes one of --format and --engine")
     source, target = options.folders
-    checkpoints.output.check_writable(target)
-    model = opened(source)
-    name = options.format or formats.format_for(options.engine, model)
-    model.save(target, name)
+    if (done := engine.stream_state.unfinished(target)) is not None:
+        print(terminal(f"{target} is not finished: {done} blocks are done; resuming after them"), file=sys.stderr)
+    else:
+        checkpoints.output.check_writable(target)
+    opened = checkpoints.opening.open_unread(str(source))
+    if options.format is None:
+        name = _for_engine(options.engine, opened, target)
+    else:
+        name = options.format
+        engine.conversion.convert(opened, target, name, progress.bar("converting"))
+    model = opened.result
     facts = {
         "recipe": model.recipe.text,
         "from": str(source),
@@ -51,13 +58,19 @@ def bytes_of(folder: Path) -> int:
     return checkpoints.weights.bytes_in(folder.glob("*.safetensors")) + sum(path.stat().st_size for path in files)
 
 
-def opened(folder: Path) -> "Compressed":
-    """What a folder holds, compressed or not.
+def _for_engine(name: str, opened: "Opened", target: Path) -> str:
+    """Write the first format that holds a checkpoint, and in which an engine opens it; the format.
 
     Raises:
-        CheckpointError: it cannot be opened.
+        LayerError: there is none; the message says why of each.
     """
-    described = (folder / MANIFEST).exists() or engine.stream_state.unfinished(folder) is not None
-    if described or formats.of_folder(folder) is not None:
-        return compression.load(folder)
-    return compression.compress(str(folder), "fp16")
+    found, reasons = formats.formats_for(name, opened.result)
+    bar = progress.bar("converting")
+    begun = engine.stream_state.identity_of(target).get("format")
+    for format in found[found.index(begun) :] if begun in found else found:
+        try:
+            engine.conversion.convert(opened, target, format, bar)
+            return format
+        except LayerError as error:  # what values tell
+            reasons.append(str(error))
+    raise formats.no_format(name, reasons)

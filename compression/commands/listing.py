@@ -109,6 +109,10 @@ def holding(recipe: str, base: str = "reference") -> dict[str, dict[str, Opening
         CompressionError: the recipe cannot be.
     """
     steps = Recipe.parse(recipe)
+    if steps.on_load is not None:
+        method = steps.on_load.method
+        opening = holding(steps.exported.text, base)[formats.OWN]
+        return {formats.OWN: {method.engine: Opening(on_gpu=method.needs_gpu)} if method.engine in opening else {}}
     needs = {need for step in steps.steps for need in step.method.info.needs}
     given = {"teacher": "self"} if "teacher" in needs else {}
     outcome = compression.plan(base, steps, **given).outcome
@@ -136,6 +140,8 @@ def _kernels(name: str, method: type, device: str) -> list[str]:
     found = []
     for text in [f"{name}(bits={bits})" for bits in widths] or [name]:
         instance = Recipe.parse(text).steps[0].method
+        if instance.engine is not None:
+            return [f"those of {instance.engine}, which does it while it loads a model"]
         if not isinstance(instance, LayerMethod):
             return ["of the layers as they are"]
         try:

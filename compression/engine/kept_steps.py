@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compression.checkpoints.artefact import Compressed, load
+from compression.checkpoints.artefact import Compressed
+from compression.checkpoints.opening import load
 from compression.errors import CheckpointError
 from compression.files.atomic import cache_folder, key_of
 from compression.files.sealed_folder import Seal, SealedFolder

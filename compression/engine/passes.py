@@ -13,6 +13,7 @@ from compression.engine.shapes import thin_calibration
 from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.methods.base import Context, Progress
 from compression.recipes.recipe import Step
+from compression.workers import ALONE, Workers
 
 
 @dataclass
@@ -40,12 +41,15 @@ class Pass:
         return self.context.ids
 
     def enter(self, model: nn.Module, at: int = 0, hidden: list[Tensor] | None = None) -> None:
-        """Stand before block `at`, with the hidden states that reached it; at the first, they come from the text."""
+        """Stand before block `at`, with the hidden states that reached it; at the first, they come from the text.
+
+        Of several processes the first alone has them.
+        """
         if self.ids is not None and at <= self.last:
             self.inputs = (
-                capture.Inputs.of_first_block(model, self.ids)
-                if hidden is None
-                else capture.Inputs.of_block(at, hidden, model, self.ids)
+                capture.Inputs.of_first_block(model, self.ids, self.context.workers)
+                if at == 0
+                else capture.Inputs.of_block(at, hidden, model, self.ids, self.context.workers)
             )
 
     def take(self, index: int, block: decoder.Block) -> None:
@@ -63,7 +67,9 @@ class Pass:
             self.inputs.advance(block)
 
 
-def make_contexts(plan: Plan, device: str, seed: int, progress: Progress | None) -> list[Context]:
+def make_contexts(
+    plan: Plan, device: str, seed: int, progress: Progress | None, workers: Workers = ALONE
+) -> list[Context]:
     """A context for each step of a plan; the calibration text of those that need some is read.
 
     Raises:
@@ -72,7 +78,7 @@ def make_contexts(plan: Plan, device: str, seed: int, progress: Progress | None)
     tokenizer, vocabulary = plan.source.tokenizer, plan.base.config.vocab_size  # type: ignore[union-attr]
     contexts, pruned = [], False
     for step, _ in plan.schedule:
-        context = Context(step, device, seed, progress or _silent, tokenizer=tokenizer, pruned=pruned)
+        context = Context(step, device, seed, progress or _silent, tokenizer=tokenizer, pruned=pruned, workers=workers)
         contexts.append(context)
         if step is None:
             continue

@@ -27,6 +27,7 @@ from compression.engine.passes import (
     notes_of,
 )
 from compression.engine.plan import Plan, taken
+from compression.engine.same_run import identity, planned_together
 from compression.engine.schedule import is_whole
 from compression.engine.stream import stream
 from compression.errors import CheckpointError, RecipeError
@@ -34,6 +35,7 @@ from compression.files.atomic import code_digest, digest_of
 from compression.files.strict_json import expanded
 from compression.layers.kernels import choose
 from compression.recipes.recipe import Recipe
+from compression.workers import ALONE, Workers
 
 
 def compress(
@@ -48,6 +50,7 @@ def compress(
     teacher: str | BaseSource | None = None,
     cache: str | Path | StepCache | None = None,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> Compressed:
     """Apply a recipe to a base; the base's own model is left as it was.
 
@@ -67,6 +70,7 @@ def compress(
         cache: the folder in which training keeps what later runs can use, or a `StepCache`; None is
             `files.atomic.cache_folder()`. A recipe that trains begins behind the steps whose result is there.
         progress: called with (done, total, what) as blocks are done.
+        workers: processes that share the work (`workers.joined`): each makes this call and gets the result of one.
 
     Raises:
         RecipeError: the recipe cannot be; or, with `into`, has a step that needs the whole model at once.
@@ -77,6 +81,7 @@ def compress(
         TeacherError: a method needs a teacher, and there is none, or it does not fit.
         TrainingError: training had to stop.
         BackendError: a library that the recipe asks for is not there.
+        WorkerError: the processes do not fit together, or one is gone.
     """
     recipe = recipe if isinstance(recipe, Plan) else Recipe.parse(recipe)
     given = {"calibration": calibration, "downstream": downstream, "teacher": teacher}
@@ -84,14 +89,15 @@ def compress(
         if isinstance(base, Base):
             raise RecipeError(f"into={str(into)!r} reads the base block by block; give the text {base.source.text!r}, "
                               "not the opened base")  # fmt: skip
-        return stream(into, lambda: taken(base, recipe, **given), device=device or "cpu", seed=seed, progress=progress)
+        return stream(into, lambda: taken(base, recipe, **given), device=device or "cpu", seed=seed, progress=progress,
+                      workers=workers)  # fmt: skip
     if isinstance(base, Base) and device not in (None, base.device):
         raise RecipeError(f"the base is on {base.device!r}; open it on {device!r} instead")
     store = cache if isinstance(cache, StepCache) else StepCache(expanded(cache, CheckpointError) if cache else None)
-    plan = taken(base, recipe, **given)
+    plan = planned_together(workers, lambda: taken(base, recipe, **given))
     if not isinstance(base, Base):
-        base = _checkpoint.open_base(plan.source, device or "cpu", seed=seed)
-    return _run(plan, base, store, seed, progress)
+        base = workers.each(lambda: _checkpoint.open_base(plan.source, device or "cpu", seed=seed))
+    return _run(plan, base, store, seed, progress, workers)
 
 
 def compress_to(folder: str | Path, base: str, recipe: Recipe | str | Plan, **options: Any) -> Path:
@@ -100,24 +106,27 @@ def compress_to(folder: str | Path, base: str, recipe: Recipe | str | Plan, **op
     return Path(folder)
 
 
-def _run(plan: Plan, base: Base, store: StepCache, seed: int, progress: Progress | None) -> Compressed:
+def _run(
+    plan: Plan, base: Base, store: StepCache, seed: int, progress: Progress | None, workers: Workers
+) -> Compressed:
     """Take a base through the steps of a plan, behind those whose result is kept."""
-    contexts = make_contexts(plan, base.device, seed, progress)
+    contexts = make_contexts(plan, base.device, seed, progress, workers)
+    workers.check_same(identity(plan, seed, base.device, contexts))
     keeps = store.folder if plan.trains else None
     for context in contexts:
         context.folder = keeps
         if plan.teacher is not None:
             context.open_teacher = partial(open_teacher, plan.teacher, device=base.device, seed=seed)
     identities = _identities(plan, contexts, base, store)
-    begin, kept = store.find(identities, base.device)
+    begin, kept = store.find(identities, base.device) if workers.count == 1 else (0, None)
     run = _Run(plan, base, contexts, kept)
     if begin < len(contexts):
         choose.warm_up(base.device)
     with devices.repeatable(base.device), CostMeter(base.device) as meter:
         for done in range(begin, len(contexts)):
             run.take(contexts[done], meter)
-            if (identity := identities[done]) is not None:
-                store.put(identity, run.result(done + 1, meter))
+            if (key := identities[done]) is not None and workers.rank == 0:
+                store.put(key, run.result(done + 1, meter))
                 for trained in contexts[done].trained:
                     shutil.rmtree(trained.folder, ignore_errors=True)
     run.report = list(full_report(run.report, run.model))

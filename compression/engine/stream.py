@@ -16,16 +16,10 @@ model) takes seconds. Writing them costs each block the same, which is little be
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from compression import devices
 from compression.architectures import decoder, embeddings, published
@@ -34,12 +28,13 @@ from compression.architectures.skeleton import renew_tables
 from compression.architectures.table import architecture_of
 from compression.checkpoints import base
 from compression.checkpoints import weights as _weights
-from compression.checkpoints.artefact import STATE, Compressed, outline
+from compression.checkpoints.artefact import Compressed
 from compression.checkpoints.base import MANIFEST
-from compression.checkpoints.output import check_writable, write_beside
-from compression.checkpoints.weight_files import INDEX
+from compression.checkpoints.opening import outline
+from compression.checkpoints.output import check_writable
 from compression.checkpoints.weights import Weights
-from compression.cost import CostMeter
+from compression.cost import Cost, CostMeter
+from compression.engine import shards
 from compression.engine.passes import (
     Pass,
     Progress,
@@ -50,16 +45,23 @@ from compression.engine.passes import (
     notes_of,
 )
 from compression.engine.plan import Plan
-from compression.engine.stream_state import SEAL, State, unfinished
-from compression.errors import CheckpointError, RecipeError
-from compression.files.atomic import code_digest, digest_of, sync, write_json
-from compression.files.sealed_folder import SealedFolder
+from compression.engine.same_run import identity, planned_together
+from compression.engine.shards import Shards
+from compression.engine.stream_state import unfinished
+from compression.errors import RecipeError
 from compression.layers.kernels import choose
 from compression.layers.stored import describe
+from compression.workers import ALONE, Workers
 
 
 def stream(
-    folder: str | Path, planned: Callable[[], Plan], *, device: str, seed: int, progress: Progress | None
+    folder: str | Path,
+    planned: Callable[[], Plan],
+    *,
+    device: str,
+    seed: int,
+    progress: Progress | None,
+    workers: Workers = ALONE,
 ) -> Compressed:
     """Run a plan and write the result, holding one block at a time; `compression.load` opens it.
 
@@ -73,20 +75,21 @@ def stream(
         device: where blocks are compressed.
         seed: as for `compress`.
         progress: called with (blocks done, blocks, what), first with those that an interrupted call did.
+        workers: the processes of the run, each of which makes this call. The first alone reads and writes the folder.
 
     Returns:
-        The result, its model without weights.
+        The result, its model without weights; on other processes than the first it names no folder.
 
     Raises:
         RecipeError: a step needs the whole model at once.
         CheckpointError: the base cannot be opened or the folder not be written; the folder holds something else, or
             what a call with other arguments left.
         LayerError, CalibrationError, BackendError: as `compress`.
+        WorkerError: processes differ, or one is gone.
     """
     target, progress = Path(folder), progress or (lambda done, total, what: None)
-    if unfinished(target) is None:
-        target = check_writable(target)
-    plan = planned()
+    target = workers.first(lambda: target if unfinished(target) is not None else check_writable(target))
+    plan = planned_together(workers, planned)
     if reason := plan.whole_model:
         raise RecipeError(f"{plan.recipe.text} cannot be compressed block by block: {reason}; take "
                           "compress(...).save(...)")  # fmt: skip
@@ -95,78 +98,52 @@ def stream(
     skeleton.generation_config = plan.source.generation_config
     weights = plan.source.weights(device, seed)
     _weights.fit(skeleton, weights.headers, where=weights.where)
-    passes = make_passes(make_contexts(plan, device, seed, progress), skeleton)
-    with _written(target, _identity(plan, seed, device, passes)) as output:
+    passes = make_passes(make_contexts(plan, device, seed, progress, workers), skeleton)
+    blocks = len(decoder.decoder_blocks(skeleton))
+    known = {"command": "compress", **identity(plan, seed, device, [each.context for each in passes])}
+    workers.check_same({**known, "output folder": str(folder)})
+    with shards.written(target, known, blocks, workers) as output:
         if plan.schedule:
             choose.warm_up(device)
         with devices.repeatable(device), CostMeter(device) as meter:
-            output.run(skeleton, weights, passes, meter, lambda done, total: progress(done, total, plan.recipe.text))
-        result = Compressed(
-            model=skeleton, recipe=plan.recipe, base=(plan.source.label, plan.source.digest), cost=output.state.cost,
-            executed=plan.executed, folder=plan.source.folder,
-            report=full_report((entry for each in passes for entry in each.context.report), skeleton),
-            notes=tuple(note for each in passes for note in notes_of(each.context, skeleton)),
-        )  # fmt: skip
-        output.finish(result, weights.dtype, plan.source.tokenizer)
-    return outline(Path(folder))
+            run = _Run(output, lambda done: progress(done, blocks, plan.recipe.text))
+            run.take_all(skeleton, weights, passes, meter)
+        result = _result(plan, skeleton, passes, output.state.cost)
+        manifest = result.manifest(output.state.layers, sorted(output.folder.files))
+        output.finish(result, plan.source.tokenizer, {MANIFEST: manifest}, dtype=weights.dtype,
+                      packed=bool(output.state.layers), last=MANIFEST)  # fmt: skip
+    return outline(Path(folder)) if workers.rank == 0 else result
 
 
-def _identity(plan: Plan, seed: int, device: str, passes: list[Pass]) -> dict[str, str | int | list[str]]:
-    """What two runs must have in common for one to go on with what the other left."""
-    texts = [each.ids for each in passes if each.ids is not None]
-    return {
-        "base digest": plan.source.digest,
-        "recipe": plan.recipe.text,
-        "seed": seed,
-        "device": device,
-        "calibration text": [digest_of(ids) for ids in texts],
-        "version of torch": torch.__version__,
-        "version of transformers": transformers.__version__,
-        "code of this package": code_digest(),
-    }
+def _result(plan: Plan, skeleton: nn.Module, passes: list[Pass], cost: Cost) -> Compressed:
+    """What the folder holds, its model without weights."""
+    return Compressed(
+        model=skeleton, recipe=plan.recipe, base=(plan.source.label, plan.source.digest), cost=cost,
+        executed=plan.executed, folder=plan.source.folder,
+        report=full_report((entry for each in passes for entry in each.context.report), skeleton),
+        notes=tuple(note for each in passes for note in notes_of(each.context, skeleton)),
+    )  # fmt: skip
 
 
-@contextmanager
-def _written(target: Path, identity: dict[str, Any]) -> Iterator["_Output"]:
-    """The folder with its state, this process alone writing to it.
+class _Run:
+    """Writes blocks in order into a folder; every process knows what is in it."""
 
-    Raises:
-        CheckpointError: the state is of another run or names files that are not what they were, another process writes
-            here, or something cannot be written.
-    """
-    try:
-        if not (target / STATE).exists():
-            with SealedFolder.whole(target, SEAL, identity) as begun:
-                begun.facts = dataclasses.asdict(State())
-    except OSError as error:
-        raise CheckpointError(f"output folder {target} cannot be written: {error}") from error
-    with SealedFolder.claim(target, SEAL, identity, f"another process is writing to {target}") as folder:
-        yield _Output(folder)
-
-
-class _Output:
-    """A folder that blocks are written to, in order."""
-
-    def __init__(self, folder: SealedFolder):
-        self.folder, self.state = folder, State.of(folder)
+    def __init__(self, output: Shards, progress: Callable[[int], None]):
+        self.output, self.folder, self.state, self.progress = output, output.folder, output.state, progress
 
     def enter(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
         """Write what is outside the blocks, unless it is, and take the passes to where they stopped."""
         done = self.state.done
-        missing = [name for name in (_shard(skeleton, i + 1) for i in range(done)) if name not in self.folder.files]
-        if missing or done > len(decoder.decoder_blocks(skeleton)):
-            wrong = ValueError(f"{done} blocks are done, of which it names no file {', '.join(missing[:3])}")
-            raise self.folder.damaged(wrong)
         for each, report in zip(passes, self.state.reports, strict=False):
             each.context.report[:] = report
-        name = _shard(skeleton, 0)
+        name = self.output.name(0)
         if name in self.folder.files and not any(each.ids is not None and done <= each.last for each in passes):
             return
         model, fresh = _outside(skeleton, weights), name not in self.folder.files
         for number, each in enumerate(passes):
             stored = self.folder.path / _inputs(done, number)
             hidden = None
-            if stored.name in self.folder.files:
+            if stored.name in self.folder.files and self.output.workers.rank == 0:
                 tensors = _weights.read_tensors([stored])
                 hidden = [tensors[str(i)].to(each.context.device) for i in range(len(tensors))]
             each.enter(model, done, hidden)
@@ -177,32 +154,25 @@ class _Output:
             tied = {row.head_weight} if embeddings.tied(model) else set()
             outside = {key: tensor for key, tensor in model.state_dict().items()
                        if key not in tied and not row.inside(key)}  # fmt: skip
-            self._write(name, published.together(outside, row, skeleton.config))
+            self.output.write(name, published.together(outside, row, skeleton.config))
             stored = decoder.stored_layers(model)
             self.state.layers |= {key: describe(stored[key]) for key in stored if not row.inside(key)}
             self.state.reports = [each.context.report for each in passes]
-            self.commit()
+            self.output.commit()
 
-    def run(
-        self,
-        skeleton: nn.Module,
-        weights: Weights,
-        passes: list[Pass],
-        meter: CostMeter,
-        progress: Callable[[int, int], None],
-    ) -> None:
+    def take_all(self, skeleton: nn.Module, weights: Weights, passes: list[Pass], meter: CostMeter) -> None:
         """Write what is missing, block by block."""
-        before, total = self.state.cost, len(decoder.decoder_blocks(skeleton))
+        before = self.state.cost
         self.enter(skeleton, weights, passes)
-        progress(self.state.done, total)
-        while self.state.done < total:
+        self.progress(self.state.done)
+        while self.state.done < self.output.blocks:
             self.take(skeleton, weights, passes)
             self.state.cost = before.then(meter.cost(sum(each.context.calibration_tokens for each in passes)))
-            self.commit()
-            progress(self.state.done, total)
+            self.output.commit()
+            self.progress(self.state.done)
 
     def take(self, skeleton: nn.Module, weights: Weights, passes: list[Pass]) -> None:
-        """Compress and write the next block, and what reaches the one behind it; `commit` is up to the caller."""
+        """Compress and write the next block, and what reaches the one behind it; the caller commits that."""
         at = self.state.done
         block = _load(decoder.decoder_blocks(skeleton)[at], weights)
         for each in passes:
@@ -210,59 +180,15 @@ class _Output:
         stored, tensors = decoder.stored_layers(block.module), block.module.state_dict(prefix=f"{block.name}.")
         if not stored:
             tensors = published.together(tensors, block.row, skeleton.config)
-        self._write(_shard(skeleton, at + 1), tensors)
+        self.output.write(self.output.name(at + 1), tensors)
         self.state.layers |= {f"{block.name}.{name}": describe(layer) for name, layer in stored.items()}
         for number, each in enumerate(passes):
             if each.inputs is not None:
-                hidden = {str(i): states for i, states in enumerate(each.inputs.hidden)}
-                self._write(_inputs(at + 1, number), hidden)
+                hidden = {str(i): states for i, states in enumerate(each.inputs.gathered())}
+                self.output.write(_inputs(at + 1, number), hidden)
         self.folder.drop(_inputs(at, number) for number in range(len(passes)))
         self.state.reports = [each.context.report for each in passes]
         self.state.done = at + 1
-
-    def commit(self) -> None:
-        """Put the state on disk, then delete what it does not count on any more."""
-        with self._said(STATE):
-            self.folder.commit(**dataclasses.asdict(self.state))
-            self.folder.sweep("inputs-*.safetensors")
-
-    def finish(self, result: Compressed, dtype: torch.dtype, tokenizer: Any) -> None:
-        """Write what stands beside the tensors; compression.json is the last, and makes the folder one to load."""
-        path, files, packed = self.folder.path, sorted(self.folder.files), bool(self.state.layers)
-        if not packed:
-            places, headers = _weights.index(path / name for name in files)
-            size = sum(header.nbytes for header in headers.values())
-            weight_map = {name: place.name for name, place in sorted(places.items())}
-            with self._said(INDEX):
-                write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
-        write_beside(path, result, dtype, tokenizer, {}, packed=packed)
-        with self._said(MANIFEST):
-            for each in path.rglob("*"):
-                sync(each)
-            write_json(path / MANIFEST, result.manifest(self.state.layers, files))
-            (path / STATE).unlink()
-
-    def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        with self._said(name), self.folder.writing(name) as temporary:
-            on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-            save_file(on_cpu, temporary, metadata={"format": "pt"})
-
-    @contextmanager
-    def _said(self, name: str) -> Iterator[None]:
-        """Errors of the disk in words."""
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{self.folder.path / name} cannot be written: {error}; what is finished stays, {self.state.done} "
-                "blocks now, and the same command goes on from there"
-            ) from error
-
-
-def _shard(skeleton: nn.Module, number: int) -> str:
-    """File 0 is what is outside the blocks, file i + 1 block i; named as transformers names them, from 1."""
-    count = len(decoder.decoder_blocks(skeleton)) + 1
-    return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
 def _inputs(at: int, number: int) -> str:

@@ -24,6 +24,16 @@ def unfinished(folder: Path) -> int | None:
     return None if found is None else State.of(found).done
 
 
+def identity_of(folder: Path) -> dict[str, Any]:
+    """What a folder that is not finished is made from, by name; empty if it is no such folder.
+
+    Raises:
+        CheckpointError: its state is damaged.
+    """
+    found = SealedFolder.read(folder, SEAL)
+    return {} if found is None else found.identity
+
+
 @dataclass
 class State:
     """What an unfinished folder says of itself, beside which run it is of and which files count.

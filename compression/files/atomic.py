@@ -122,9 +122,9 @@ def locked(folder: Path, error: type[CompressionError], busy: str) -> Iterator[N
 
 
 @functools.cache
-def code_digest() -> str:
-    """sha256 over the sources of this package, which results depend on."""
-    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+def code_digest(package: Path = Path(__file__).parents[1]) -> str:
+    """sha256 over the sources of a package, by default of this one, which results depend on."""
+    digest = hashlib.sha256()
     for path in sorted(path for suffix in ("*.py", "*.c") for path in package.rglob(suffix)):
         digest.update(f"{path.relative_to(package)}\n".encode())
         digest.update(path.read_bytes())

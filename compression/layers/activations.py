@@ -1,4 +1,5 @@
-"""Quantizers of what flows: of a layer's inputs to whole or floating-point numbers, of keys and values to a few levels per channel.
+"""Quantizers of what flows: of a layer's inputs to whole or floating-point numbers, of keys and values to a few levels
+per channel.
 
 They are computed in floating point on the plain way (`simulated`); kernels that accept them compute with the numbers
 themselves. Gradients pass through rounding as if there were none.
@@ -140,6 +141,16 @@ class FloatRange(InputPart):
             check_finite("whole", check_shape(self, "whole", (), {torch.float32}))
             if not self.whole.is_meta and not self.whole > 0:
                 raise LayerError(f"whole={float(self.whole)} must be above 0")
+
+    def columns(self, kept: Tensor) -> "FloatRange":
+        """Raises LayerError: some of a group goes, which would change the scale of the rest."""
+        size, places = self.grid.group_size, kept.cpu()
+        whole = size == -1 or (len(places) % size == 0 and all(
+            int(group[0]) % size == 0 and int(group[-1]) - int(group[0]) == size - 1 for group in places.split(size)
+        ))  # fmt: skip
+        if not whole:
+            raise LayerError(f"its inputs are rounded in groups of {size}, which go whole; remove before quantizing")
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.detach().reshape(-1, x.shape[-1]).float()

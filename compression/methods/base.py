@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,6 +22,7 @@ from compression import architectures, calibration
 from compression.errors import LayerError, RecipeError
 from compression.layers.report import LEFT_ALONE, LayerReport
 from compression.recipes.registry import Method, method, spell
+from compression.workers import ALONE, Workers, dealt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from compression.recipes.recipe import Step
     from compression.training.downstream import Downstream
 
-__all__ = ["BlockMethod", "Context", "LayerMethod", "ModelMethod", "Progress", "Quantizer", "TrainingMethod",
-           "check_samples", "method"]  # fmt: skip
+__all__ = ["BlockMethod", "Context", "LayerMethod", "ModelMethod", "OnLoadMethod", "Progress", "Quantizer",
+           "TrainingMethod", "check_samples", "method"]  # fmt: skip
 
 Progress = Callable[[int, int, str], None]
 
@@ -58,6 +60,7 @@ class Context:
         downstream: the task whose examples a step trains on; None for a step that trains on none.
         pruned: whether a step before made zeros, which are to stay.
         trained: runs of training that the step took; what they left in the folder is of no use once its result is kept.
+        workers: the processes that share the samples of the text and the layers of a block; this one alone, mostly.
     """
 
     step: "Step | None"
@@ -73,6 +76,7 @@ class Context:
     downstream: "Downstream | None" = None
     pruned: bool = False
     trained: list[Any] = field(default_factory=list)
+    workers: Workers = ALONE
 
     @property
     def calibration_tokens(self) -> int:
@@ -120,18 +124,27 @@ class LayerMethod(Method):
     def apply_block(self, block: "Block", seen: "Seen | None", context: Context) -> None:
         """Replace every linear of a block; one report entry for each."""
         assert context.step is not None
-        inputs = {} if self.measured is None or seen is None else seen.inputs(self.measured)
-        for name, stored in block.linears():
-            each: Any = context.step.for_layer(name)
-            if each is None:
+        inputs: dict[str, Any] = {}
+        if self.measured is not None and seen is not None:
+            for name, layer in block.linears():
+                _check_finite(name, layer)
+            inputs = seen.inputs(self.measured)
+        sizes = {name: layer.in_features * layer.out_features for name, layer in block.linears()}
+        methods: dict[str, Any] = {name: context.step.for_layer(name) for name in sizes}
+        taken = [name for name in sizes if methods[name] is not None]
+        owners = dealt([sizes[name] for name in taken], context.workers.count)
+        jobs = [
+            partial(_compressed, block, name, methods[name].in_block(name, block), inputs.get(name), context)
+            for name in taken
+        ]
+        results = context.workers.run(owners, jobs)
+        for name in sizes:
+            if methods[name] is None:
                 context.kept(name)
                 continue
-            each = each.in_block(name, block)
-            linear = architectures.decoder.as_linear(stored)  # type: ignore[arg-type]
-            with _naming(name):
-                layer = each.fit_linear(linear, inputs.get(name), context)
-            block.replace(name, architectures.decoder.with_output(layer, getattr(stored, "output_part", None)))
-            context.replaced(name, each.describe(linear, layer))
+            layer, words = next(results)
+            block.replace(name, layer)
+            context.replaced(name, words)
 
     def describe(self, linear: "nn.Linear", layer: Any) -> str:
         """What became of a linear layer, for the report."""
@@ -247,6 +260,39 @@ class TrainingMethod(ModelMethod):
     @property
     def trains(self) -> bool:
         return True
+
+
+class OnLoadMethod(ModelMethod):
+    """What an engine does while it loads a model: the last step of a recipe, which this package cannot take itself."""
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the engine does it on GPUs alone."""
+        raise NotImplementedError
+
+    @property
+    @abstractmethod
+    def quantization(self) -> str:
+        """What the engine is told to do."""
+
+    def reshape(self, model: "nn.Module") -> "nn.Module":
+        """Raises RecipeError: there is nothing that this package could store or measure."""
+        raise RecipeError(f"{spell(self)} is what {self.engine} makes of a model while it loads it: measure it with "
+                          f"pytest bench --runtime {self.engine}")  # fmt: skip
+
+    def apply(self, model: "nn.Module", context: Context) -> "nn.Module":
+        """As `reshape`."""
+        return self.reshape(model)
+
+
+def _compressed(block: "Block", name: str, by: Any, inputs: Any, context: Context) -> "tuple[nn.Module, str]":
+    """What the linear layer of that name becomes, and words for the report."""
+    stored = block.layer(name.removeprefix(f"{block.name}."))
+    linear = architectures.decoder.as_linear(stored)
+    with _naming(name):
+        layer = by.fit_linear(linear, inputs, context)
+    words = by.describe(linear, layer)
+    return architectures.decoder.with_output(layer, getattr(stored, "output_part", None)), words
 
 
 def check_samples(instance: Any) -> None:

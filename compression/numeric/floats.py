@@ -10,8 +10,9 @@
     e4m3      E4M3, under one fp32 divisor for the whole weight            NVFP4, in groups of 16
     e8m0      an exponent of two in 8 bits, 127 standing for 1             MXFP4, in groups of 32
 
-Sources: OCP 8-bit Floating Point Specification 1.0 (E4M3, E5M2); OCP Microscaling Formats 1.0 (E2M1, E8M0, shared exponent
-floor(log2 absmax) less that of the largest element); NVFP4 as in compressed-tensors 0.17 (`nvfp4_quantized.py`).
+Sources: OCP 8-bit Floating Point Specification 1.0 (E4M3, E5M2); OCP Microscaling Formats 1.0 (E2M1, E8M0, shared
+exponent floor(log2 absmax) less that of the largest element); NVFP4 as in compressed-tensors 0.17
+(`nvfp4_quantized.py`).
 """
 
 import itertools

@@ -151,6 +151,21 @@ class Recipe:
         """
         return Recipe(tuple(_with_settings(step, settings) for step in self.steps))
 
+    @property
+    def on_load(self) -> Step | None:
+        """The step that an engine takes while it loads the model; None where this package takes all."""
+        return next((step for step in self.steps if step.method.engine is not None), None)
+
+    @property
+    def exported(self) -> "Recipe":
+        """All steps but `on_load`: what is handed to an engine. Raises RecipeError if a step comes after that one."""
+        if self.on_load is None:
+            return self
+        if self.steps[-1] is not self.on_load:
+            what = f"{self.text}: {self.on_load} must be the last step"
+            raise RecipeError(f"{what}: {self.on_load.method.engine} takes it when it loads what the others made")
+        return Recipe(self.steps[:-1])
+
     @cached_property
     def text(self) -> str:
         """The canonical text: aliases resolved, defaults left out. Parsing it gives an equal recipe."""

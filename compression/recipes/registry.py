@@ -69,12 +69,14 @@ class Method(ABC):
         per_layer: whether recipes may give layers settings of their own.
         variants: settings, as recipes spell them, that decide which formats hold the result; `bits`, `symmetric` and
             `type` need not be named.
+        engine: the engine that does it while it loads the model; None for what this package does.
     """
 
     info: ClassVar[MethodInfo]
     unit: Unit | None = None
     per_layer: ClassVar[bool] = False
     variants: ClassVar[tuple[str, ...]] = ()
+    engine: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:  # noqa: B027 - most have nothing to check
         """Raise RecipeError if parameters are out of their range or contradict each other."""

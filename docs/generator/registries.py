@@ -185,7 +185,7 @@ KINDS = {
     "timing": "compared on the same device only, by the tolerance and by the rounds",
     "memory": "compared on the same device only, by the tolerance and by the rounds",
     "counted": "compared exactly",
-    "deterministic": "exact on the same device and version of torch, elsewhere to 1e-3",
+    "deterministic": "exact on the same device, torch and engine, elsewhere to 1e-3",
     "sampled": "compared by the tolerance, and item by item where items were recorded",
 }
 

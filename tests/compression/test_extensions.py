@@ -19,6 +19,7 @@ from bench.measure.decode_step import lean_step
 from bench.measure.generation import _static_cache
 from bench.metrics import size
 from compression import LayerError, Recipe, RecipeError
+from compression.__main__ import main
 from compression.architectures.decoder import stored_layers
 from compression.checkpoints.artefact import Compressed
 from compression.checkpoints.formats import registry as formats
@@ -135,6 +136,10 @@ def test_it_is_exported_in_a_format_that_holds_it_and_opened_again(tmp_path, tie
 
     assert ("signs",) == result.published_formats and ("our engine",) == result.portable
     again = compression.load(result.save(tmp_path / "out", "signs"))
+    result.save(tmp_path / "own")
+    assert 0 == main(["convert", str(tmp_path / "own"), str(tmp_path / "converted"), "--format", "signs"])
+    converted = compression.load(tmp_path / "converted").model.state_dict()
+    assert all(torch.equal(tensor, converted[name]) for name, tensor in again.model.state_dict().items())
 
     assert not (tmp_path / "out" / "compression.json").exists()
     assert "test_signs" == again.recipe.text

@@ -305,7 +305,7 @@ def compressed(row, shape):
 
 
 def test_every_registered_method_has_a_row_and_every_row_is_of_one():
-    assert set(built_in()) == set(EXPECTED)
+    assert {name for name, cls in built_in().items() if cls.engine is None} == set(EXPECTED)  # others: test_on_load.py
     assert set(CHEAPEST) | {name for name, _ in EXPECTED_FAILURES} <= set(EXPECTED)
     assert {check for _, check in EXPECTED_FAILURES} <= set(vars(TestContract))
 

@@ -18,7 +18,8 @@ from bench.metrics import all_metrics, metrics_of
 from bench.metrics.size import ArtefactReading
 from bench.results.journal import read
 from bench.session.exit_status import EXIT_STATUSES
-from compression.checkpoints.artefact import LayerReport, read_manifest
+from compression.checkpoints.artefact import LayerReport
+from compression.checkpoints.opening import read_manifest
 from compression.cost import Cost
 from compression.layers.stored import describe, restore
 from compression.recipes.recipe import Recipe

@@ -1,113 +1,22 @@
-"""An engine that serves one checkpoint in a process of its own: log-probabilities, greedy generation, memory."""
+"""An engine that serves one checkpoint in a process of its own: log-probabilities, generation, memory."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 from bench.errors import EngineError, OptionError
+from bench.measure.engines.answers import Continuation, Drawn, Facts, Memory, Options, Scores
 from bench.measure.engines.child import Child
 from bench.measure.engines.environments import check_installed, environment_of, python_of, requirement
 from compression.files.strict_json import at_least
 
 PATIENCE_S = 1800.0  # for one answer
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 ABOVE_ZERO = 1e-3  # nat; a log-probability that was rounded may be above 0 by some of the last digits of fp32
 _PROCESSES = Path(__file__).with_name("processes")
 
 Ids = Sequence[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How an engine opens a model.
-
-    Attributes:
-        dtype: of weights and activations that are not quantized. "auto" is the engine's choice, which `Facts.flags`
-            tells: the checkpoint's dtype, but vLLM opens checkpoints of fp32 in 16 bits.
-        threads: of the processor.
-        max_length: tokens of a sequence, prompt and generated ones together.
-        sequences: at once, at most.
-        seed: of the engine's random numbers; greedy decoding draws none.
-    """
-
-    dtype: str = "auto"
-    threads: int = 1
-    max_length: int = 1024
-    sequences: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-        for name, least in (("threads", 1), ("max_length", 2), ("sequences", 1), ("seed", 0)):
-            at_least(name, getattr(self, name), least, OptionError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What an engine says of itself.
-
-    Attributes:
-        version: of the engine.
-        torch, transformers: their versions in the engine's environment, None if it uses none.
-        vocabulary: tokens that the model knows.
-        flags: what the engine was opened with, and what follows from it.
-        load_s: seconds from the request to the opened model, imports included.
-        python: what runs it.
-    """
-
-    engine: str
-    version: str
-    torch: str | None
-    transformers: str | None
-    vocabulary: int
-    flags: Mapping[str, Any]
-    load_s: float
-    python: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Log-probabilities of one prompt, in nat.
-
-    Attributes:
-        logprobs: of every token after the first, given those before it.
-        top: at each of these places the most likely tokens with their log-probabilities, the likeliest first.
-    """
-
-    logprobs: tuple[float, ...]
-    top: tuple[tuple[tuple[int, float], ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Continuation:
-    """What was generated for one prompt.
-
-    Attributes:
-        ids: the tokens; the last one is a stop token if one came.
-        arrivals_s: seconds from the start of the request to each of them. The first is the time to first token, the
-            differences are the decode steps.
-    """
-
-    ids: tuple[int, ...]
-    arrivals_s: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Anonymous resident memory of an engine's process.
-
-    Attributes:
-        anonymous_bytes: now.
-        peak_bytes: at most since the last reading, or since the start.
-        source: where the figures were read.
-    """
-
-    anonymous_bytes: int
-    peak_bytes: int
-    source: str
 
 
 class Engine:
@@ -121,7 +30,8 @@ class Engine:
 
     def __init__(self, child: Child, model: Path | str, options: Options, python: Path | str):
         self.options, self.log, self._child = options, child.log, child
-        answer = child.ask({"model": str(model)} | asdict(options))
+        given = {name: value for name, value in asdict(options).items() if value is not None}
+        answer = child.ask({"model": str(model)} | given)
         try:
             self.facts = Facts(**answer, python=str(python))
             if not (isinstance(self.facts.vocabulary, int) and math.isfinite(self.facts.load_s)):
@@ -163,10 +73,13 @@ class Engine:
             script: the file that the Python runs; default the engine's own.
 
         Raises:
-            OptionError: there is no engine of that name.
+            OptionError: there is no engine of that name, or it quantizes nothing while it loads.
             EngineError: the engine is not installed there, cannot open the model, ends, or takes too long.
         """
-        need = requirement(name)
+        need, options = requirement(name), options or Options()
+        if options.quantization is not None and not need.quantizes:
+            raise OptionError(f"quantization must be None for {name}, not {options.quantization!r}: it opens weights "
+                              "as they are stored")  # fmt: skip
         if python is None:
             python = python_of(name)
         else:
@@ -176,7 +89,7 @@ class Engine:
             environment=environment_of(python), log=log, patience_s=patience_s,
         )  # fmt: skip
         try:
-            return cls(child, model, options or Options(), python)
+            return cls(child, model, options, python)
         except BaseException:
             child.close()
             raise
@@ -194,15 +107,22 @@ class Engine:
         return tuple(self._scores(prompt, each, top) for prompt, each in self._each(answer, "scores", asked))
 
     def generate(
-        self, prompts: Sequence[Ids], new_tokens: int, *, stop_ids: Ids = (), ignore_eos: bool = False
+        self,
+        prompts: Sequence[Ids],
+        new_tokens: int,
+        *,
+        stop_ids: Ids = (),
+        ignore_eos: bool = False,
+        sampling: Drawn | None = None,
     ) -> tuple[Continuation, ...]:
-        """Greedy continuations of prompts that are submitted at once.
+        """Continuations of prompts that are submitted at once.
 
         Args:
             prompts: at most as many as the engine was opened for.
             new_tokens: for each prompt, at most.
             stop_ids: tokens that end a sequence, and belong to it.
             ignore_eos: whether `stop_ids` end nothing, so that all sequences have `new_tokens`.
+            sampling: how tokens are drawn; None is greedy.
 
         Raises:
             OptionError: the engine cannot be asked this.
@@ -215,12 +135,47 @@ class Engine:
                 f"a batch must have at most {self.options.sequences} prompts, not {len(asked)}. Open the engine with "
                 "more sequences"
             )
-        request = {"op": "generate", "prompts": asked, "new_tokens": new_tokens, "temperature": 0, "stop_ids": stops}
-        answer = self._child.ask(request | {"ignore_eos": ignore_eos})
+        if sampling is not None and len(sampling.seeds) != len(asked):
+            raise OptionError(f"sampling must have a seed for each of {len(asked)} prompts, not {len(sampling.seeds)}")
+        request = {"op": "generate", "prompts": asked, "new_tokens": new_tokens, "stop_ids": stops}
+        drawn = None if sampling is None else asdict(sampling)
+        answer = self._child.ask(request | {"ignore_eos": ignore_eos, "sampling": drawn})
         ends = frozenset() if ignore_eos else frozenset(stops)
         return tuple(
             self._sequence(prompt, each, new_tokens, ends) for prompt, each in self._each(answer, "sequences", asked)
         )
+
+    def arrive(self, prompts: Sequence[Ids], arrivals_s: Sequence[float], new_tokens: int) -> tuple[Continuation, ...]:
+        """Greedy continuations, all of `new_tokens`, of prompts that are submitted one by one.
+
+        Args:
+            prompts: as many as wanted; those that find no place among the `sequences` wait for one.
+            arrivals_s: of each prompt, seconds from the start of the request, in order. The times of tokens are counted
+                from there too.
+
+        Raises:
+            OptionError: the engine cannot be asked this.
+            EngineError: it fails, or its answer is not one to this.
+        """
+        at_least("new_tokens", new_tokens, 1, OptionError)
+        asked, arrivals = self._checked(prompts, 1, new_tokens), list(map(float, arrivals_s))
+        if (
+            len(arrivals) != len(asked)
+            or arrivals != sorted(arrivals)
+            or not 0 <= arrivals[0] <= arrivals[-1] < math.inf
+        ):
+            raise OptionError(
+                f"arrivals_s must be a time for each of {len(asked)} prompts, in order, not {arrivals[:20]}"
+            )
+        answer = self._child.ask({"op": "arrive", "prompts": asked, "arrivals_s": arrivals, "new_tokens": new_tokens})
+        found = tuple(
+            self._sequence(prompt, each, new_tokens, frozenset())
+            for prompt, each in self._each(answer, "sequences", asked)
+        )
+        for arrival, each in zip(arrivals, found, strict=True):
+            if each.arrivals_s[0] < arrival:
+                raise self._wrong(f"behind the arrival of a prompt at {arrival} s, but gave {each.arrivals_s[:20]}")
+        return found
 
     def memory(self) -> Memory:
         """Memory now and at most since the last reading; where the engine sets memory aside, all of that counts."""

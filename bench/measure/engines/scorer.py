@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.errors import NotAvailable
-from bench.measure.answering import Answer, Sampling, answers_of, stop_tokens
-from bench.measure.engines.engine import Engine
+from bench.measure.answering import Answer, Sampling, answers_of, seed_of, stop_tokens
+from bench.measure.engines.engine import Drawn, Engine
 from bench.measure.scoring.lm_eval import Scorer
 from bench.measure.scoring.prefix_tree import Request
 
@@ -39,13 +39,17 @@ class EngineScorer(Scorer):
     def answer_all(
         self, prompts: Sequence[list[int]], new_tokens: int, stops: Sequence[str], sampling: Sampling | None
     ) -> list[Answer]:
-        """Raises NotAvailable for sampled answers."""
-        if sampling is not None:
-            raise NotAvailable("engines are asked for greedy answers, and this task wants sampled ones")
+        """Raises NotAvailable for a repetition penalty, which engines count by rules of their own."""
+        if sampling is not None and sampling.repetition_penalty != 1:
+            raise NotAvailable("engines are asked for temperature and top_p, and this task wants a repetition penalty")
         ends = stop_tokens(self.tokenizer, self._config, stops)
         batch, written = self.engine.options.sequences, []
         for at in range(0, len(prompts), batch):
-            found = self.engine.generate(prompts[at : at + batch], new_tokens, stop_ids=sorted(ends))
+            drawn = sampling and Drawn(
+                temperature=sampling.temperature, top_p=sampling.top_p,
+                seeds=tuple(seed_of(self.seed, place) for place in range(len(prompts))[at : at + batch]),
+            )  # fmt: skip
+            found = self.engine.generate(prompts[at : at + batch], new_tokens, stop_ids=sorted(ends), sampling=drawn)
             written += [each.ids for each in found]
         return answers_of(self.tokenizer, prompts, written, stops=stops, ends=ends)
 

@@ -4,48 +4,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from compression.architectures import decoder
-from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import reading, writing
 from compression.checkpoints.formats.description import BITS, GROUP_SIZES, VERSIONS, Published
-from compression.checkpoints.formats.layer import check_order
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
 from compression.checkpoints.formats.stores import affine_store
+from compression.checkpoints.pieces import Unread
 from compression.errors import LayerError
 from compression.layers.linear import Linear
 from compression.numeric.grids import AffineGrid
 from compression.recipes.recipe import Recipe
-
-
-def convert(model: nn.Module, quant_method: str, recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A model in a published format: its tensors, and what stands as `quantization_config` in config.json.
-
-    GPTQ is written as version "gptq" where all zero points are the middle, which every reader reads alike, and as
-    "gptq_v2" where they are not.
-
-    Raises:
-        LayerError: the format cannot hold a layer exactly; the message names it, and why.
-    """
-    check(model, quant_method)
-    published, layers = describe_shapes(model, quant_method), decoder.stored_layers(model)
-    state = writing.tensors_of(model, dict.fromkeys(layers, affine_store(published)))
-    return state, _config(published, recipe, architecture_of(model).head in layers)
-
-
-def check(model: nn.Module, quant_method: str) -> None:
-    """Raise LayerError if the format cannot hold the model exactly; nothing is converted."""
-    store, layers = affine_store(describe_shapes(model, quant_method)), decoder.stored_layers(model)
-    for name, layer in layers.items():
-        if what := store.rounded(layer.weight_part):
-            raise LayerError(f"format {quant_method} would round {what}: {name}")
-    for name, module in model.named_modules():
-        if isinstance(module, Fused):
-            check_order(name, [layers[f"{name}.{each}"].weight_part.permutation for each in module.names])
 
 
 def describe_shapes(model: nn.Module, quant_method: str) -> Published:
@@ -141,16 +114,26 @@ class PublishedFormat(Format):
         describe_shapes(model, self.name)
 
     def check(self, model: nn.Module) -> None:
-        check(model, self.name)
+        writer = self._writer(model, describe_shapes(model, self.name))
+        writer.check(writer.layers)
 
     def write(self, model: nn.Module, recipe: Recipe) -> Written:
-        tensors, said = convert(model, self.name, recipe)
-        return Written(tensors, {"config.json": {"quantization_config": said}, "quantize_config.json": said})
+        """GPTQ is written as version "gptq" where all zero points are the middle, which every reader reads alike, and
+        as "gptq_v2" where they are not."""
+        published = describe_shapes(model, self.name)
+        writer = self._writer(model, published)
+        said = _config(published, recipe, architecture_of(model).head in writer.layers)
+        described = {"config.json": {"quantization_config": said}, "quantize_config.json": said}
+        return Written(writer.tensors, described)
+
+    def _writer(self, model: nn.Module, published: Published) -> writing.Writer:
+        stores = dict.fromkeys(decoder.stored_layers(model), affine_store(published))
+        return writing.Writer(self.name, model, stores)
 
     def reads(self, folder: Path) -> bool:
         return reading.describes(folder, self.name)
 
-    def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
+    def read(self, source: BaseSource) -> tuple[Unread, Recipe]:
         assert source.published is not None
         return reading.open_model(source), recipe_of(source.published)
 

@@ -40,6 +40,7 @@ class NF4Store(LayerStore):
 
     words = "NF4 of bitsandbytes"
     mark = "weight.absmax"
+    telling = (_STATE,)
 
     def __init__(self, double_quant: bool):
         self.double_quant = double_quant
@@ -56,9 +57,13 @@ class NF4Store(LayerStore):
             found["weight.nested_quant_map"] = StoredTensor(((256,),), _FP32)
         return found
 
+    def outline(self, tensors: dict[str, Tensor], rows: int, cols: int) -> tuple[NF4Grid, bool]:
+        size = self._state(tensors[_STATE], [rows, cols])["blocksize"]
+        return NF4Grid(group_size=size, double_quant=self.double_quant), False
+
     def read(self, tensors: dict[str, Tensor], rows: int, cols: int, dtype: torch.dtype) -> Codes:
         state = self._state(tensors[_STATE], [rows, cols])
-        grid = NF4Grid(group_size=state["blocksize"], double_quant=self.double_quant)
+        grid, _ = self.outline(tensors, rows, cols)
         grouping.check_group(cols, grid.group_size)
         same_levels("weight.quant_map", tensors["weight.quant_map"], torch.tensor(NF4_LEVELS))
         absmax, blocks = tensors["weight.absmax"], rows * grouping.groups_of(cols, grid.group_size)

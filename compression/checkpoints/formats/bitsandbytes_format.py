@@ -16,6 +16,7 @@ from compression.checkpoints.formats.bitsandbytes_config import METHOD, BitsAndB
 from compression.checkpoints.formats.layer import LayerStore
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.formats.registry import Format, Written
+from compression.checkpoints.pieces import Unread
 from compression.errors import LayerError
 from compression.layers.activations import OutlierColumns
 from compression.layers.linear import Linear
@@ -60,21 +61,21 @@ class BitsAndBytesFormat(Format):
         self.check_shapes(model)
         layers = decoder.stored_layers(model)
         store = _store(next(iter(layers.values())))
-        tensors = writing.tensors_of(model, dict.fromkeys(layers, store))
-        return Written(tensors, {"config.json": {"quantization_config": _config(model, recipe)}})
+        writer = writing.Writer(self.name, model, dict.fromkeys(layers, store))
+        return Written(writer.tensors, {"config.json": {"quantization_config": _config(model, recipe)}})
 
     def reads(self, folder: Path) -> bool:
         return reading.describes(folder, self.name)
 
-    def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
+    def read(self, source: BaseSource) -> tuple[Unread, Recipe]:
         published = source.published
         assert isinstance(published, BitsAndBytes)
-        model = reading.open_model(source)
+        unread = reading.open_model(source)
         if published.bits == 8:
-            for layer in decoder.stored_layers(model).values():
+            for layer in decoder.stored_layers(unread.model).values():
                 layer.input_part = OutlierColumns(published.threshold)
                 layer.backend = "bitsandbytes"
-        return model, recipe_of(published)
+        return unread, recipe_of(published)
 
     def needs_gpu(self, engine: str, layers: Iterable[Any]) -> bool:
         """vLLM has bitsandbytes on GPUs alone."""

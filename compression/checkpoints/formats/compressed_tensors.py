@@ -84,6 +84,8 @@ class _Store(LayerStore):
 class Packed(_Store):
     """pack-quantized."""
 
+    telling = ("weight_g_idx",)
+
     @property
     def grid(self) -> AffineGrid:
         return AffineGrid(bits=self.scheme.bits, group_size=self.group_size, symmetric=self.scheme.symmetric)
@@ -103,15 +105,17 @@ class Packed(_Store):
             found["weight_g_idx"] = StoredTensor(((cols,),), words)
         return found
 
+    def order(self, tensors: dict[str, Tensor], cols: int) -> Tensor | None:
+        g_idx = tensors.get("weight_g_idx")
+        return None if g_idx is None else order_of(g_idx, cols, grouping.groups_of(cols, self.group_size))
+
     def read(self, tensors: dict[str, Tensor], rows: int, cols: int, dtype: torch.dtype) -> Codes:
         bits, shape = self.scheme.bits, tensors["weight_shape"].tolist()
         if shape != [rows, cols]:
             raise ValueError(f"weight_shape is {shape}; the layer has {rows} outputs and {cols} inputs")
-        codes, order = _from_words(tensors["weight_packed"], bits, cols), None
-        if "weight_g_idx" in tensors:
-            order = order_of(tensors["weight_g_idx"], cols, grouping.groups_of(cols, self.group_size))
-            if order is not None:
-                codes = codes[:, order]
+        codes, order = _from_words(tensors["weight_packed"], bits, cols), self.order(tensors, cols)
+        if order is not None:
+            codes = codes[:, order]
         named = {"codes": packing.pack(codes, bits), "scales": self.by_row(tensors["weight_scale"], rows)}
         if not self.scheme.symmetric:
             zeros = _from_words(tensors["weight_zero_point"].t().contiguous(), bits, rows).t().contiguous()

@@ -15,8 +15,8 @@ from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import grouped, reading, writing
 from compression.checkpoints.formats.compressed_tensors import scheme_of, store_of
 from compression.checkpoints.formats.compressed_tensors_config import CLASS, METHOD, MIXED, Scheme
-from compression.checkpoints.formats.layer import check_shared
 from compression.checkpoints.formats.registry import Format, Written
+from compression.checkpoints.pieces import Unread
 from compression.errors import LayerError
 from compression.layers.linear import Linear
 from compression.recipes.recipe import Recipe
@@ -59,22 +59,24 @@ class CompressedTensorsFormat(Format):
                                      "are one layer there")  # fmt: skip
 
     def check(self, model: nn.Module) -> None:
-        self.check_shapes(model)
-        layers = decoder.stored_layers(model)
-        for name, module in model.named_modules():
-            if isinstance(module, Fused) and f"{name}.{module.names[0]}" in layers:
-                check_shared(name, [layers[f"{name}.{each}"].weight_part for each in module.names])
+        writer, _ = self._writer(model)
+        writer.check(writer.layers)
 
     def write(self, model: nn.Module, recipe: Recipe) -> Written:
+        writer, schemes = self._writer(model)
+        return Written(writer.tensors, {"config.json": {"quantization_config": _config(model, schemes, recipe)}})
+
+    def _writer(self, model: nn.Module) -> tuple[writing.Writer, dict[str, Scheme]]:
+        """What writes a model that the format holds by its shapes, and the scheme of each layer."""
         self.check_shapes(model)
         schemes = {name: scheme_of(layer.weight_part) for name, layer in decoder.stored_layers(model).items()}
-        tensors = writing.tensors_of(model, {name: store_of(each) for name, each in schemes.items()})  # type: ignore[arg-type]
-        return Written(tensors, {"config.json": {"quantization_config": _config(model, schemes, recipe)}})  # type: ignore[arg-type]
+        stores = {name: store_of(each) for name, each in schemes.items()}  # type: ignore[arg-type]
+        return writing.Writer(self.name, model, stores), schemes  # type: ignore[return-value]
 
     def reads(self, folder: Path) -> bool:
         return reading.describes(folder, self.name)
 
-    def read(self, source: BaseSource) -> tuple[nn.Module, Recipe]:
+    def read(self, source: BaseSource) -> tuple[Unread, Recipe]:
         return grouped.read(source)
 
     def refusal(self, engine: str, layers: Iterable[Any]) -> str | None:

@@ -8,7 +8,7 @@ are partly rotary. Tokenizers are
 those of `_TOKENIZERS`, as transformers converts them, and of `gguf_tokenizer`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,23 +81,21 @@ class GGUFile:
         """Those of the library that the model has."""
         return [each for each in self._reader.tensors if each.name in self._names]
 
-    def stored(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-        """Every tensor, or those of the names, by its name in transformers: its shape, and its bytes uint8 (rows,
-        row_bytes), or (row_bytes,).
+    def stored(self, names: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Tensors by these names, those in transformers: the bytes, uint8 (rows, row_bytes) or (row_bytes,).
 
         The order of rows is that of transformers.
         """
-        wanted = self.types if names is None else set(names)
         for tensor in self._tensors:
             name = self._names[tensor.name]
-            if name not in wanted:
+            if name not in names:
                 continue
             shape = self.shapes[name]
             raw = np.ascontiguousarray(tensor.data).reshape(*shape[:-1], -1).view(np.uint8)
             heads = self._rotated().get(part_of(name))
             if heads is not None:
                 raw = rotated_by_halves(raw if len(shape) > 1 else raw.reshape(shape[0], -1), heads)
-            yield name, shape, raw.reshape(*shape[:-1], -1)
+            yield name, raw.reshape(*shape[:-1], -1)
 
     def _rotated(self) -> dict[str, int]:
         """Heads of the layers whose rows the converter put in another order, by path in a block."""

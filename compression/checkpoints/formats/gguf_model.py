@@ -7,7 +7,7 @@ Everything else is dense, in fp32, and products are taken in fp32.
 
 import typing
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,8 @@ from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import gguf, gguf_header, gguf_tokenizer, gguf_writing
 from compression.checkpoints.formats.description import GGUFTypes
 from compression.checkpoints.formats.registry import Format
+from compression.checkpoints.pieces import Unread
+from compression.checkpoints.weights import Weights
 from compression.errors import CheckpointError, LayerError
 from compression.files.atomic import digest_of_file
 from compression.files.strict_json import strict_json
@@ -67,7 +69,7 @@ class GGUFSource(BaseSource):
             return None
         return GGUFTypes(recipe=_recipe(self.file).to_json())
 
-    def weights(self, device: str = "cpu", seed: int = 0) -> weights.Weights:
+    def weights(self, device: str = "cpu", seed: int = 0) -> Weights:
         """Dense, quantized ones decoded to fp32."""
         return dense_weights(self.file, device)
 
@@ -97,6 +99,7 @@ class GGUFFormat(Format):
     name = "gguf"
     engines = ("llama.cpp",)
     last = gguf_writing.NAME
+    one_file = True
 
     def accepts(self, layer: Any) -> str | None:
         return gguf_writing.obstacle(layer)
@@ -114,7 +117,11 @@ class GGUFFormat(Format):
 
     def filler(self, result: Any) -> Callable[[Path], None]:
         self.check(result.model)
-        return gguf_writing.filler(result)
+        return gguf_writing.filler(result, lambda: iter([None]))
+
+    def piecewise_filler(self, result: Any, filling: Callable[[], Iterator[Any]]) -> Callable[[Path], None]:
+        self.check_shapes(result.model)
+        return gguf_writing.filler(result, filling)
 
     def reads(self, folder: Path) -> bool:
         return gguf_header.file_in(folder) is not None
@@ -124,7 +131,7 @@ class GGUFFormat(Format):
         assert path is not None
         return GGUFSource(str(folder), "folder", path=path)
 
-    def read(self, source: GGUFSource) -> tuple[Any, Recipe]:
+    def read(self, source: GGUFSource) -> tuple[Unread, Recipe]:
         return open_model(source.file), _recipe(source.file)
 
     def stored_bytes(self, source: GGUFSource) -> int | None:
@@ -134,56 +141,56 @@ class GGUFFormat(Format):
 GGUF = GGUFFormat()
 
 
-def open_model(file: gguf.GGUFile) -> nn.Module:
+def open_model(file: gguf.GGUFile) -> Unread:
     """The model of a file on the CPU.
 
     Raises:
         CheckpointError: a tensor is of a type that is not read, is missing, has another shape, or is not finite.
     """
-    where = str(file.path)
+    where, shapes = str(file.path), file.shapes
     _check_types(file)
     quantized = not set(file.types.values()) <= set(FLOATS)
     model = skeleton.build(file.config, torch.float32, device="meta")
     held = _put_parts(model, file.types) if quantized else {}
-    expected, tensors = model.state_dict(), {}
-    for name, shape, raw in file.stored():
-        own, kind = held.get(name, name), file.types[name]
-        stored = torch.from_numpy(raw.copy())
-        if own != name:
+    dtype = torch.float32 if quantized else _narrowest(file)
+    expected, headers = model.state_dict(), {}
+    for name, shape in shapes.items():
+        if (own := held.get(name)) is not None:
             _check_shape(where, name, shape, model, own)
-            tensors[own] = stored
-        else:
-            tensors[name] = _floats(stored, kind).view(shape)
-    if not quantized and expected:
-        dtype = _narrowest(tensors, {file.types[name] for name, tensor in tensors.items() if tensor.ndim > 1})
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    weights.fill(model, tensors, where=where)
-    return model
+        headers[own or name] = expected[own] if own else torch.empty(shape, dtype=dtype, device="meta")
+    theirs = {own: name for name, own in held.items()}
+
+    def read(names: list[str]) -> dict[str, Tensor]:
+        tensors = {}
+        for name, raw in file.stored({theirs.get(name, name) for name in names}):
+            stored = torch.from_numpy(raw.copy())
+            own = held.get(name)
+            tensors[own or name] = stored if own else _floats(stored, file.types[name]).view(shapes[name]).to(dtype)
+        weights.check_finite(tensors, where)
+        return tensors
+
+    return Unread.of(model, Weights(where, headers, dtype, read))
 
 
-def dense_weights(file: gguf.GGUFile, device: str) -> weights.Weights:
+def dense_weights(file: gguf.GGUFile, device: str) -> Weights:
     """The tensors of a file as those of a dense model, in the dtype that `open_model` gives them.
 
     Raises:
         CheckpointError: a tensor is of a type that is not read; `read`: a value is not finite.
     """
     _check_types(file)
-    small = [name for name, shape in file.shapes.items() if len(shape) == 1]
-    vectors = {name: _floats(torch.from_numpy(raw.copy()), file.types[name]) for name, _, raw in file.stored(small)}
-    quantized = not set(file.types.values()) <= set(FLOATS)
-    matrices = {kind for name, kind in file.types.items() if name not in vectors}
-    dtype = torch.float32 if quantized else _narrowest(vectors, matrices)
+    dtype = _narrowest(file) if set(file.types.values()) <= set(FLOATS) else torch.float32
 
     def read(names: list[str]) -> dict[str, Tensor]:
         found = {}
-        for name, shape, raw in file.stored(names):
+        for name, raw in file.stored(set(names)):
             values = _floats(torch.from_numpy(raw.copy()), file.types[name])
-            found[name] = values.view(shape).to(device=device, dtype=dtype)
+            found[name] = values.view(file.shapes[name]).to(device=device, dtype=dtype)
         weights.check_finite(found, str(file.path))
         return found
 
     headers = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in file.shapes.items()}
-    return weights.Weights(str(file.path), headers, dtype, read)
+    return Weights(str(file.path), headers, dtype, read)
 
 
 def _check_types(file: gguf.GGUFile) -> None:
@@ -237,11 +244,13 @@ def _floats(stored: Tensor, kind: str) -> Tensor:
     return stored.view(torch.float32) if kind == "F32" else ggml.decode(stored[None], kind)[0]
 
 
-def _narrowest(tensors: Mapping[str, Tensor], kinds: set[str]) -> torch.dtype:
-    """The dtype of all matrices, whose types are `kinds`, if it holds every other tensor as well; else fp32."""
+def _narrowest(file: gguf.GGUFile) -> torch.dtype:
+    """The dtype of all matrices, if it holds every other tensor as well; else fp32."""
+    kinds = {file.types[name] for name, shape in file.shapes.items() if len(shape) > 1}
     dtype = {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(kinds), torch.float32)
-    exact = all(torch.equal(tensor.to(dtype).float(), tensor) for tensor in tensors.values())
-    return dtype if exact else torch.float32
+    others = {name for name, shape in file.shapes.items() if len(shape) == 1}
+    values = (_floats(torch.from_numpy(raw.copy()), file.types[name]) for name, raw in file.stored(others))
+    return dtype if all(torch.equal(each.to(dtype).float(), each) for each in values) else torch.float32
 
 
 def _recipe(file: gguf.GGUFile) -> Recipe:

@@ -11,6 +11,7 @@ Needs the library `gguf` (extra `gguf`) to write; a check does not.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,7 @@ def check_model(model: nn.Module) -> None:
         raise LayerError(f"format gguf is written with hidden_act=silu, not {config.hidden_act}")
     row = architecture_of(model)
     for path in (row.embeddings, row.head):
-        layer = model.get_submodule(path)
-        layer = layer.table if isinstance(layer, Embedding) else layer
+        layer = _layer(model.get_submodule(path))
         reason = None if isinstance(layer, nn.Embedding) else obstacle(layer)
         if reason:
             raise LayerError(f"format gguf cannot hold {path}: {reason}")
@@ -90,14 +90,22 @@ def check_model(model: nn.Module) -> None:
 def check_scales(model: nn.Module) -> None:
     """Raise LayerError if fp16 would round the scales of a layer."""
     for name, layer in decoder.stored_layers(model).items():
-        part = (layer.table if isinstance(layer, Embedding) else layer).weight_part.summands[0]
-        if part.kind == "codes" and not torch.equal(part.scales.half().float(), part.scales.float()):
-            raise LayerError(f"format gguf stores scales in fp16, which would round those of {name} "
-                             f"({part.scales.dtype}); compress a checkpoint of fp16 or bf16")  # fmt: skip
+        _check_scales(name, _layer(layer))
 
 
-def filler(result: Any) -> Callable[[Path], None]:
-    """What writes a model that was checked into a folder.
+def _check_scales(name: str, layer: Linear) -> None:
+    part = layer.weight_part.summands[0]
+    if part.kind == "codes" and not torch.equal(part.scales.half().float(), part.scales.float()):
+        raise LayerError(f"format gguf stores scales in fp16, which would round those of {name} "
+                         f"({part.scales.dtype}); compress a checkpoint of fp16 or bf16")  # fmt: skip
+
+
+def filler(result: Any, filling: Callable[[], Iterator[Any]]) -> Callable[[Path], None]:
+    """What writes a model, whose shapes were checked, into a folder.
+
+    Args:
+        filling: goes through the pieces of the model, what is outside the blocks first, each of which has its tensors
+            until the next is asked for.
 
     Raises:
         CheckpointError: the library is missing.
@@ -108,26 +116,50 @@ def filler(result: Any) -> Callable[[Path], None]:
     tokens = gguf_tokenizer.described(result.tokenizer, config.vocab_size)
 
     def fill(folder: Path) -> None:
-        tensors = list(_tensors(result.model))
         writer = library.GGUFWriter(folder / NAME, ARCHITECTURES[type(result.model).__name__])
-        _write_values(writer, result, tokens, _file_type(tensors))
-        for name, kind, values in tensors:
-            writer.add_tensor(name, values, raw_dtype=library.GGMLQuantizationType[kind])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        with closing(writer):
+            _write_values(writer, result, tokens)
+            _write_tensors(writer, result.model, filling)
 
     return fill
 
 
-def _write_values(writer: Any, result: Any, tokens: dict[str, Any], file_type: int) -> None:
+def _write_tensors(writer: Any, model: nn.Module, filling: Callable[[], Iterator[Any]]) -> None:
+    """What is in the file is told first; values follow in that order, which is that of the pieces."""
+    types, count = gguf.library().GGMLQuantizationType, Counter[str]()
+    factors, modules = _rope_factors(model.config), list(_modules(model))
+    if factors is not None:
+        writer.add_tensor_info(gguf_rope.TENSOR, factors.shape, factors.dtype, factors.nbytes, types.F32)
+    for _, name, module, _ in modules:
+        for suffix, (kind, values) in _of_module(module).items():
+            dtype = np.dtype(np.float32 if values.dtype == torch.float32 else np.uint8)
+            writer.add_tensor_info(f"{name}.{suffix}", values.shape, dtype, values.nbytes, types[kind])
+            count[kind] += values.nbytes if name.startswith("blk.") and values.ndim > 1 else 0
+    writer.add_file_type(_FILE_TYPES[count.most_common(1)[0][0]])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(factors)
+    for _ in filling():
+        while modules and not next(iter(_layer(modules[0][2]).state_dict().values())).is_meta:
+            _write_module(writer, *modules.pop(0))
+
+
+def _write_module(writer: Any, path: str, _: str, module: Any, heads: int | None) -> None:
+    if isinstance(_layer(module), Linear):
+        _check_scales(path, _layer(module))
+    for _, values in _of_module(module).values():
+        array = values.cpu().numpy()
+        writer.write_tensor_data(array if heads is None else gguf.rotated_by_pairs(array, heads))
+
+
+def _write_values(writer: Any, result: Any, tokens: dict[str, Any]) -> None:
     config = result.model.config
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     rope = getattr(config, "rope_parameters", None) or {}
     writer.add_name(result.base[0])
-    writer.add_file_type(file_type)
     writer.add_quantization_version(2)
     writer.add_string(RECIPE, json.dumps(result.recipe.to_json(), sort_keys=True))
     writer.add_vocab_size(config.vocab_size)
@@ -151,17 +183,23 @@ def _write_values(writer: Any, result: Any, tokens: dict[str, Any], file_type: i
         add[type(value)](key, value)
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, str, np.ndarray]]:
-    """ggml's name, type and bytes, or fp32 and fp16 values, of every tensor."""
+def _rope_factors(config: Any) -> np.ndarray | None:
+    """The tensor by which positions of Llama 3 are scaled, fp32 (head_dim / 2,); None for others."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "llama3":
+        return None
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return gguf_rope.factors_of(rope, width).numpy()
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, str, Any, int | None]]:
+    """All that has tensors, what is outside the blocks first: its path, ggml's name, itself, and how many heads its
+    rows are those of, where ggml has them in another order."""
     row, config = architecture_of(model), model.config
     outside, inside = gguf.places(row)
     paths = {path: name for name, path in outside.items()}
     for number in range(config.num_hidden_layers):
         paths |= {f"{row.block(number)}.{path}": f"blk.{number}.{name}" for name, path in inside.items()}
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "llama3":
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        yield gguf_rope.TENSOR, "F32", gguf_rope.factors_of(rope, width).numpy()
     attention = row.attentions[0]
     permuted = ARCHITECTURES[type(model).__name__] in gguf.PERMUTED
     heads = {attention.queries: config.num_attention_heads, attention.keys: config.num_key_value_heads}
@@ -172,31 +210,34 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, str, np.ndarray]]:
             module = model.get_submodule(path)
         except AttributeError:
             continue
-        for suffix, kind, values in _of_module(module):
-            turned = heads.get(gguf.part_of(f"{path}.{suffix}")) if permuted else None
-            yield f"{name}.{suffix}", kind, values if turned is None else gguf.rotated_by_pairs(values, turned)
+        yield path, name, module, heads.get(gguf.part_of(f"{path}.weight")) if permuted else None
 
 
-def _of_module(module: Any) -> Iterator[tuple[str, str, np.ndarray]]:
-    """("weight" or "bias", type, values) of a layer, embeddings or a norm."""
-    layer = module.table if isinstance(module, Embedding) else module
+def _layer(module: Any) -> Any:
+    return module.table if isinstance(module, Embedding) else module
+
+
+def _of_module(module: Any) -> dict[str, tuple[str, Tensor]]:
+    """Of a layer, embeddings or a norm, by "weight" and "bias", ggml's type and the bytes or fp32 values."""
+    layer = _layer(module)
     part = layer.weight_part.summands[0] if isinstance(layer, Linear) else None
     if part is None or part.kind == "dense":
-        yield "weight", *_dense(layer.weight)
+        found = {"weight": _dense(layer.weight)}
     elif part.kind == "ggml":
-        yield "weight", part.type, part.raw.cpu().numpy()
+        found = {"weight": (part.type, part.raw)}
     else:
         kind = _BLOCKS[part.grid.bits]
-        yield "weight", kind, _of_codes(part, kind).cpu().numpy()
+        found = {"weight": (kind, _of_codes(part, kind))}
     if getattr(layer, "bias", None) is not None:
-        yield "bias", *_dense(layer.bias)
+        found["bias"] = _dense(layer.bias)
+    return found
 
 
-def _dense(tensor: Tensor) -> tuple[str, np.ndarray]:
-    values = tensor.detach().cpu().contiguous()
+def _dense(tensor: Tensor) -> tuple[str, Tensor]:
+    values = tensor.detach().contiguous()
     if values.ndim == 1 or values.dtype == torch.float32:
-        return "F32", values.float().numpy()
-    return _DENSE[values.dtype], values.view(torch.uint8).numpy()
+        return "F32", values.float()
+    return _DENSE[values.dtype], values.view(torch.uint8)
 
 
 def _of_codes(part: Any, kind: str) -> Tensor:
@@ -208,11 +249,3 @@ def _of_codes(part: Any, kind: str) -> Tensor:
         return torch.cat([scales, codes ^ 128], -1).view(rows, -1)
     low, high = codes.chunk(2, -1)
     return torch.cat([scales, low | (high << 4)], -1).view(rows, -1)
-
-
-def _file_type(tensors: list[tuple[str, str, np.ndarray]]) -> int:
-    count: Counter[str] = Counter()
-    for name, kind, values in tensors:
-        if name.startswith("blk.") and values.ndim > 1:
-            count[kind] += values.nbytes
-    return _FILE_TYPES[count.most_common(1)[0][0]]

@@ -30,6 +30,8 @@ from compression.numeric.packing import shift_zeros, to_bytes, to_words
 class GPTQStore(AffineStore):
     """See the module. `v1`: zero points are stored less one; `desc_act`: g_idx has to be there."""
 
+    telling = ("g_idx",)
+
     def __init__(self, bits: int, group_size: int, *, symmetric: bool, v1: bool, desc_act: bool):
         super().__init__(bits, group_size, symmetric=symmetric)
         self.v1, self.desc_act = v1, desc_act
@@ -49,12 +51,14 @@ class GPTQStore(AffineStore):
                 return f"{count} {what} of {self.bits} bits do not fill whole 32-bit words"
         return None
 
+    def order(self, tensors: dict[str, Tensor], cols: int) -> Tensor | None:
+        return order_of(tensors["g_idx"], cols, self.groups(cols)) if "g_idx" in tensors else None
+
     def read(self, tensors: dict[str, Tensor], rows: int, cols: int, dtype: torch.dtype) -> Codes:
-        groups = self.groups(cols)
         codes = to_bytes(tensors["qweight"].t())  # a column of words is a row of our own packing
         qzeros = shift_zeros(tensors["qzeros"], self.bits, 1) if self.v1 else tensors["qzeros"]
         zeros = packing.unpack(to_bytes(qzeros), self.bits, rows).t().contiguous()
-        order = order_of(tensors["g_idx"], cols, groups) if "g_idx" in tensors else None
+        order = self.order(tensors, cols)
         if order is not None:
             codes = packing.pack(packing.unpack(codes, self.bits, cols)[:, order], self.bits)
         return self.part(codes, tensors["scales"].t().contiguous(), zeros, cols, dtype, order)

@@ -1,7 +1,5 @@
 """Checkpoints that say how groups of their layers are stored: opened whole, with the recipe that names every layer."""
 
-from torch import nn
-
 from compression.architectures import decoder
 from compression.architectures import published as layouts
 from compression.architectures.fused import Fused
@@ -10,11 +8,12 @@ from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import reading
 from compression.checkpoints.formats.compressed_tensors_config import CompressedTensors
 from compression.checkpoints.formats.recipes import recipe_of
+from compression.checkpoints.pieces import Unread
 from compression.layers.linear import Linear
 from compression.recipes.recipe import Recipe
 
 
-def read(source: BaseSource) -> tuple[nn.Module, Recipe]:
+def read(source: BaseSource) -> tuple[Unread, Recipe]:
     """The model, as `reading.open_model`, and its recipe.
 
     Raises:
@@ -22,11 +21,11 @@ def read(source: BaseSource) -> tuple[nn.Module, Recipe]:
     """
     published = source.published
     assert isinstance(published, CompressedTensors)
-    model = reading.open_model(source)
-    row = architecture_of(model)
+    unread = reading.open_model(source)
+    model, row = unread.model, architecture_of(unread.model)
     names = [name for block in decoder.decoder_blocks(model) for name, _ in block.linears()]
     names += [row.head] if isinstance(model.get_submodule(row.head), Linear) else []
     fused = {f"{name}.{each}": name for name, module in model.named_modules() if isinstance(module, Fused)
              for each in module.names}  # fmt: skip
     theirs = {name: layouts.their_name(fused.get(name, name), row) for name in names}
-    return model, recipe_of(published, {name: published.scheme_of(their) for name, their in theirs.items()})
+    return unread, recipe_of(published, {name: published.scheme_of(their) for name, their in theirs.items()})

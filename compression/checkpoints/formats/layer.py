@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from compression.layers.codes import Codes
 from compression.numeric import grouping, packing
 from compression.numeric.grids import AffineGrid
 
+PACKED = ".weight_part."  # in the names of tensors, between that of a stored layer and what it stores
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # that scales are stored in
 
 
@@ -37,11 +39,15 @@ class LayerStore:
         words: of its setting, for messages.
         required: whether the checkpoint says that this layer is stored so; else it may also be stored as it was.
         mark: the tensor that only a layer that is stored so has; None where any of them tells.
+        grid: the number format, where it is that of every layer.
+        telling: the tensors, small ones, whose values say what kind of weight the others are.
     """
 
     words: str
     required = False
     mark: str | None = None
+    grid: Any
+    telling: tuple[str, ...] = ()
 
     def tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
         """What is stored, by the names behind that of the layer."""
@@ -58,6 +64,16 @@ class LayerStore:
             ValueError: they contradict each other; or LayerError.
         """
         raise NotImplementedError
+
+    def outline(self, tensors: dict[str, Tensor], rows: int, cols: int) -> tuple[Any, bool]:
+        """The grid of what `read` gives, and whether its columns are in another order; only those in `telling` have
+        values. Raises as `read`."""
+        return self.grid, self.order(tensors, cols) is not None
+
+    def order(self, tensors: dict[str, Tensor], cols: int) -> Tensor | None:
+        """The order of the inputs in which groups are contiguous, int64 (cols,); None where they lie so. Raises as
+        `read`."""
+        return None
 
     def rounded(self, part: Codes) -> str | None:
         """What of a weight the format would round, or None."""

@@ -1,5 +1,7 @@
 """Whole checkpoints of the published formats, read into a model with packed layers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,17 +11,17 @@ from torch import Tensor, nn
 from compression.architectures import embeddings
 from compression.architectures import published as layouts
 from compression.architectures.fused import Fused
-from compression.architectures.table import architecture_of, named
+from compression.architectures.table import named
 from compression.checkpoints import base, weights
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats.description import read_config
-from compression.checkpoints.formats.layer import LayerStore, split
+from compression.checkpoints.formats.layer import PACKED, LayerStore, split
 from compression.checkpoints.formats.stores import stores_of
+from compression.checkpoints.pieces import Unread
+from compression.checkpoints.weights import Weights
 from compression.errors import CheckpointError, LayerError
 from compression.layers.codes import Codes
 from compression.layers.linear import Linear
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def describes(folder: Path, quant_method: str) -> bool:
@@ -29,67 +31,117 @@ def describes(folder: Path, quant_method: str) -> bool:
     return published is not None and published.quant_method == quant_method
 
 
-def open_model(source: BaseSource) -> nn.Module:
+def open_model(source: BaseSource) -> Unread:
     """The model of a published checkpoint on the CPU, its quantized layers packed; scales keep their dtype.
 
     Layers that are stored uncompressed stay dense, and all dense tensors take the dtype of the embeddings.
 
     Raises:
-        CheckpointError: see `_checkpoint.open_base`; and a layer whose tensors are incomplete or contradict the shapes,
-            the group size or the symmetry that the configuration names.
+        CheckpointError: see `checkpoints.base.open_base`; and a layer whose tensors are incomplete or contradict the
+            shapes, the group size or the symmetry that the configuration names. What values tell, reading tells.
     """
-    published, where = source.published, str(source.folder)
-    assert published is not None
-    stores = _check_headers(source, weights.index(source.files)[1], where)
-    tensors = _renamed(weights.read_tensors(source.files), source)
-    embedding = tensors.get(named(source.config["architectures"][0], where).embeddings_weight)
-    dtype = torch.float32 if embedding is None else embedding.dtype  # without it, `fill` refuses
-    model = base.build(source.config, dtype, device="meta")
-    packed: dict[str, Tensor] = {}
-    for each in _linears(model):
-        store = stores.get(each.name)
-        if store is None or not (stored := _take(tensors, each.name, each.whole, store, where)):
-            continue
-        for (name, linear), part in zip(each.parts, _read(stored, each, store, dtype, where), strict=True):
-            bias = None if linear.bias is None else torch.empty(linear.out_features, dtype=dtype, device="meta")
-            model.set_submodule(name, Linear(part, bias))
-            packed |= {f"{name}.weight_part.{key}": value for key, value in part.state_dict().items()}
-    if not packed:
-        raise CheckpointError(f"{where}: {published.quant_method} is what the configuration names, but no layer of the "
-                              "model is stored so")  # fmt: skip
-    row = architecture_of(model)
-    head = row.head
-    if isinstance(model.get_submodule(head), Linear) and embeddings.tied(model):
-        raise CheckpointError(f"{where}: {head} is quantized, and config.json ties it to the embeddings")
-    dense = {
-        name: t.to(dtype) if t.dtype in _FLOATS and not row.kept_in_float32(name) else t
-        for name, t in _apart(tensors, model).items()
-    }
-    weights.fill(model, dense | packed, where=where)
-    return model
+    return _Checkpoint(source).unread()
 
 
-def _check_headers(source: BaseSource, headers: dict[str, Tensor], where: str) -> dict[str, LayerStore]:
-    """How each layer is stored, by its name; refuses tensors of other names, shapes or types than the model's, before
-    one of them is read."""
-    assert source.published is not None
-    model = base.build(source.config, torch.float32, device="meta")
-    linears, row = _linears(model), architecture_of(model)
-    theirs = {each.name: layouts.their_name(each.name, row) for each in linears}
-    try:
-        stores = stores_of(source.published, theirs)
-    except CheckpointError as error:
-        raise CheckpointError(f"{where}: {error}") from error
-    rest, there = _renamed(weights.not_stale(headers), source), {}
-    for each in linears:
-        if each.name in stores and _take(rest, each.name, each.whole, stores[each.name], where):
+class _Checkpoint:
+    """A published checkpoint, of which headers and a few small tensors are read."""
+
+    def __init__(self, source: BaseSource):
+        assert source.published is not None
+        self.published, self.where = source.published, str(source.folder)
+        self.row = named(source.config["architectures"][0], self.where)
+        self.places, headers = weights.index(source.files)
+        self.headers = {layouts.our_name(name, self.row): each for name, each in weights.not_stale(headers).items()}
+        self.theirs = {layouts.our_name(name, self.row): name for name in headers}
+        embedding = self.headers.get(self.row.embeddings_weight)
+        self.dtype = torch.float32 if embedding is None else embedding.dtype  # without it, nothing fits
+        self.model = base.build(source.config, self.dtype, device="meta")
+        self.held: dict[str, tuple[_Stored, LayerStore]] = {}  # by the name of a part in the model
+        self.held_in: dict[str, str] = {}  # dense tensors of the model
+
+    def unread(self) -> Unread:
+        """Every layer in its place, without tensors."""
+        linears = _linears(self.model)
+        try:
+            stores = stores_of(self.published, {each.name: layouts.their_name(each.name, self.row) for each in linears})
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.where}: {error}") from error
+        rest = dict(self.headers)
+        for each in linears:
+            store = stores.get(each.name)
+            if store is not None and (stored := _take(rest, each.name, each.whole, store, self.where)):
+                self._put(each, store, stored)
+        if not self.held:
+            raise CheckpointError(f"{self.where}: {self.published.quant_method} is what the configuration names, but "
+                                  "no layer of the model is stored so")  # fmt: skip
+        if self.row.head in self.held and embeddings.tied(self.model):
+            raise CheckpointError(f"{self.where}: {self.row.head} is quantized, and config.json ties it to the "
+                                  "embeddings")  # fmt: skip
+        dense: dict[str, Tensor] = {}
+        for name, header in rest.items():
+            own = self._apart(name, header)
+            dense |= own
+            self.held_in |= dict.fromkeys(own, name)
+        packed = {name: each for name, each in self.model.state_dict().items() if PACKED in name}
+        return Unread.of(self.model, Weights(self.where, dense | packed, self.dtype, self._read))
+
+    def _put(self, each: "_Stored", store: LayerStore, stored: dict[str, Tensor]) -> None:
+        """The parts of a layer, without tensors."""
+        told = {key: self.theirs[f"{each.name}.{key}"] for key in store.telling if key in stored}
+        values = weights.read_named(self.places, told.values())
+        known = stored | {key: values[name] for key, name in told.items()}
+        with self._said(each):
+            grid, permuted = store.outline(known, each.whole.out_features, each.whole.in_features)
             for name, linear in each.parts:
-                if linear.bias is not None:
-                    there[f"{name}.weight"] = linear.weight  # the bias is one of the dense tensors
-                else:
-                    model.set_submodule(name, nn.Identity())
-    weights.fit(model, _apart(rest, model) | there, where=where)
-    return stores
+                part = Codes(grid, linear.out_features, linear.in_features, dtype=self.dtype, permuted=permuted)
+                bias = None if linear.bias is None else linear.bias.detach()
+                self.model.set_submodule(name, Linear(part, bias))
+                self.held[name] = (each, store)
+
+    def _read(self, names: list[str]) -> dict[str, Tensor]:
+        """Tensors of the model, those of a layer all at once."""
+        layers = {each.name: (each, store) for each, store in
+                  (self.held[name.partition(PACKED)[0]] for name in names if PACKED in name)}  # fmt: skip
+        wanted = dict.fromkeys(self.held_in[name] for name in names if PACKED not in name)
+        for each, store in layers.values():
+            keys = (*store.tensors(each.whole.out_features, each.whole.in_features), "bias")
+            wanted |= dict.fromkeys(f"{each.name}.{key}" for key in keys if f"{each.name}.{key}" in self.headers)
+        stored = weights.read_named(self.places, (self.theirs[name] for name in wanted))
+        tensors = {name: stored[self.theirs[name]] for name in wanted}
+        found: dict[str, Tensor] = {}
+        for each, store in layers.values():
+            own = _take(tensors, each.name, each.whole, store, self.where)
+            for (name, _), part in zip(each.parts, self._parts(own, each, store), strict=True):
+                found |= {f"{name}{PACKED}{key}": value for key, value in part.state_dict().items()}
+        for name in list(tensors):
+            found |= self._apart(name, tensors.pop(name))
+        if unknown := sorted(found.keys() - set(names)):
+            raise CheckpointError(f"{self.where} does not fit {type(self.model).__name__}: unknown {unknown[0]}")
+        weights.check_finite(found, self.where)
+        return found
+
+    def _parts(self, tensors: dict[str, Tensor], each: "_Stored", store: LayerStore) -> list[Codes]:
+        """The weight of each part.
+
+        Raises:
+            CheckpointError: groups are not of one size, scales not finite, or zero points not what the description
+                says.
+        """
+        with self._said(each):
+            whole = store.read(tensors, each.whole.out_features, each.whole.in_features, self.dtype)
+            return split(whole, each.sizes, by_head=each.by_head) if each.sizes else [whole]
+
+    def _apart(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """A dense tensor as those of the model."""
+        own = layouts.apart(name, tensor, self.row, self.model.config)
+        return {key: weights.in_dtype(self.row, key, value, self.dtype) for key, value in own.items()}
+
+    @contextmanager
+    def _said(self, each: "_Stored") -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, LayerError) as error:
+            raise CheckpointError(f"{self.where}: {each.name}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -116,33 +168,6 @@ def _linears(model: nn.Module) -> list[_Stored]:
         elif isinstance(module, nn.Linear) and name not in inside:
             found.append(_Stored(name, module, ((name, module),)))
     return found
-
-
-def _renamed(tensors: dict[str, Tensor], source: BaseSource) -> dict[str, Tensor]:
-    """Tensors under the names that the model has them by, fused layers as they are."""
-    row = named(source.config["architectures"][0], str(source.folder))
-    return {layouts.our_name(name, row): tensor for name, tensor in tensors.items()}
-
-
-def _apart(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Dense tensors of fused layers as those of their parts."""
-    row, found = architecture_of(model), {}
-    for name, tensor in tensors.items():
-        found |= layouts.apart(name, tensor, row, model.config)
-    return found
-
-
-def _read(tensors: dict[str, Tensor], each: _Stored, store: LayerStore, dtype: torch.dtype, where: str) -> list[Codes]:
-    """The weight of each part.
-
-    Raises:
-        CheckpointError: groups are not of one size, scales not finite, or zero points not what the description says.
-    """
-    try:
-        whole = store.read(tensors, each.whole.out_features, each.whole.in_features, dtype)
-        return split(whole, each.sizes, by_head=each.by_head) if each.sizes else [whole]
-    except (ValueError, LayerError) as error:
-        raise CheckpointError(f"{where}: {each.name}: {error}") from error
 
 
 def _take(tensors: dict[str, Tensor], name: str, linear: nn.Linear, store: LayerStore, where: str) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ Nothing here needs torch until a format is used.
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ class Written:
     """What a format makes of a model.
 
     Attributes:
-        tensors: by name; they go into one safetensors file.
+        tensors: those of the format by name, given those of a piece of the model by the names of its state dict: of all
+            of it, of what is outside its blocks, or of a block. Only the tensors of the piece have to be in the model.
+            Raises LayerError where the format would change a weight.
         described: JSON by the name of its file, merged into that file where there is one (config.json).
     """
 
-    tensors: Mapping[str, Any]
+    tensors: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     described: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -37,11 +39,13 @@ class Format:
         name: how it is asked for.
         engines: the other programs that open what is written, or some of it.
         last: the file without which nothing opens what is written.
+        one_file: whether it is a single file, whose writing begins anew after a kill.
     """
 
     name: str
     engines: tuple[str, ...] = ()
     last: str = "config.json"
+    one_file: bool = False
 
     def accepts(self, layer: Any) -> str | None:
         """Why the format has no place for a linear layer of the blocks (torch's, or a `layers.Linear`), or None."""
@@ -67,7 +71,11 @@ class Format:
         self.check_tokenizer(result.tokenizer, result.model.config)
 
     def write(self, model: Any, recipe: Any) -> Written:
-        """The model in this format. Raises LayerError if that would change a weight."""
+        """How the model is written in this format; it may be without weights, and no value is looked at yet.
+
+        Raises:
+            LayerError: the format cannot hold it, as far as shapes and kinds tell.
+        """
         raise NotImplementedError
 
     def filler(self, result: Any) -> Callable[[Path], None]:
@@ -77,7 +85,19 @@ class Format:
             LayerError: the format cannot hold the result; nothing is written.
         """
         written = self.write(result.model, result.recipe)
-        return checkpoints.output.tensor_filler(result, written.tensors, written.described)
+        return checkpoints.output.tensor_filler(result, written.tensors(result.model.state_dict()), written.described)
+
+    def piecewise_filler(self, result: Any, filling: Callable[[], Iterator[Any]]) -> Callable[[Path], None]:
+        """The same of a model without weights; of formats of one file.
+
+        Args:
+            filling: goes through the pieces of the model, what is outside the blocks first, each of which has its
+                tensors until the next is asked for (`pieces.Unread.filling`).
+
+        Raises:
+            LayerError: the format cannot hold the model, as far as shapes and kinds tell; what values tell comes later.
+        """
+        raise NotImplementedError
 
     def reads(self, folder: Path) -> bool:
         """Whether a folder, or a file, is of this format; only what describes it is looked at."""
@@ -92,7 +112,7 @@ class Format:
         return checkpoints.weights.bytes_in(source.files)
 
     def read(self, source: Any) -> tuple[Any, Any]:
-        """The model of a `BaseSource` on the CPU, its layers as they are stored, and the recipe that made it.
+        """The model of a `BaseSource`, a `pieces.Unread` of layers as they are stored, and the recipe that made it.
 
         Raises:
             CheckpointError: it is damaged.
@@ -170,27 +190,47 @@ def find(name: str) -> Format:
     return found
 
 
-def format_for(engine: str, result: Any) -> str:
-    """The first format that holds a `Compressed`, and in which an engine opens it: our own where it is dense.
-
-    Raises:
-        LayerError: there is none; the message says why of each.
-    """
+def formats_for(engine: str, result: Any) -> tuple[list[str], list[str]]:
+    """The formats that hold a `Compressed`, as far as shapes and kinds tell, and in which an engine opens it: our own
+    alone where it is dense. Then why the others do not."""
     if engine in DENSE and not result.stored:
-        return OWN
-    reasons = []
+        return [OWN], []
+    found, reasons = [], []
     for format in map(find, _FORMATS):
         if engine not in format.engines:
             continue
         try:
-            format.check_result(result)
+            format.check_shapes(result.model)
+            format.check_tokenizer(result.tokenizer, result.model.config)
         except LayerError as error:
             reasons.append(str(error))
             continue
         if (reason := format.refusal_of_model(engine, result.model)) is None:
-            return format.name
-        reasons.append(f"{engine} does not open it in format {format.name}: {reason}")
-    raise LayerError(f"no format holds this model for {engine}: {'; '.join(reasons)}")
+            found.append(format.name)
+        else:
+            reasons.append(f"{engine} does not open it in format {format.name}: {reason}")
+    return found, reasons
+
+
+def format_for(engine: str, result: Any) -> str:
+    """The first of `formats_for` that holds the values of a `Compressed` as well.
+
+    Raises:
+        LayerError: there is none; the message says why of each.
+    """
+    found, reasons = formats_for(engine, result)
+    for name in found:
+        try:
+            if name != OWN:
+                find(name).check(result.model)
+            return name
+        except LayerError as error:
+            reasons.append(str(error))
+    raise no_format(engine, reasons)
+
+
+def no_format(engine: str, reasons: Iterable[str]) -> LayerError:
+    return LayerError(f"no format holds this model for {engine}: {'; '.join(reasons)}")
 
 
 def of_folder(folder: Path) -> Format | None:

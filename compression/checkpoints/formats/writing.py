@@ -1,7 +1,6 @@
 """The tensors of a whole checkpoint of a published format, from a model with packed layers."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -9,28 +8,53 @@ from compression.architectures import decoder, embeddings
 from compression.architectures import published as layouts
 from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
-from compression.checkpoints.formats.layer import LayerStore, join
+from compression.checkpoints.formats.layer import PACKED, LayerStore, check_order, check_shared, join
 from compression.errors import LayerError
-from compression.layers.codes import Codes
 
 
-def tensors_of(model: nn.Module, stores: Mapping[str, LayerStore]) -> dict[str, Tensor]:
-    """All tensors under their published names: stored layers as their stores have them, fused ones together.
+class Writer:
+    """Writes a model, which may be without weights, piece by piece: stored layers as their stores have them.
 
-    Args:
+    Attributes:
         stores: for each stored layer of the model, by its name there.
-
-    Raises:
-        LayerError: the parts of a fused layer are not one layer.
     """
-    row, layers = architecture_of(model), decoder.stored_layers(model)
-    inside = tuple(f"{name}.weight_part." for name in layers)
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
-    state = layouts.together(state, row, model.config)
-    for name, (part, store) in together(model, {name: (layers[name].weight_part, stores[name]) for name in layers}):
-        theirs = layouts.their_name(name, row)
-        state |= {f"{theirs}.{key}": tensor for key, tensor in store.write(part).items()}
-    return state
+
+    def __init__(self, format: str, model: nn.Module, stores: Mapping[str, LayerStore]):
+        self.format, self.stores, self.config = format, stores, model.config
+        self.row, self.layers = architecture_of(model), decoder.stored_layers(model)
+        self.fused = {name: module for name, module in model.named_modules() if isinstance(module, Fused)}
+
+    def tensors(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of a piece under their published names, fused layers together; `state` names its tensors in the model.
+
+        Raises:
+            LayerError: a store would round what a layer has, or the parts of a fused layer are not one layer.
+        """
+        held = dict.fromkeys(name.partition(PACKED)[0] for name in state if PACKED in name)
+        self.check(held)
+        dense = {name: tensor for name, tensor in state.items() if PACKED not in name}
+        found = layouts.together(dense, self.row, self.config)
+        parts = {name: (self.layers[name].weight_part, self.stores[name]) for name in held}
+        for name, fused in self.fused.items():
+            if f"{name}.{fused.names[0]}" in parts:
+                own = [parts.pop(f"{name}.{each}") for each in fused.names]
+                joined = join(name, [part for part, _ in own], fused.sizes, by_head=fused.by_head)
+                parts[name] = (joined, own[0][1])
+        for name, (part, store) in parts.items():
+            theirs = layouts.their_name(name, self.row)
+            found |= {f"{theirs}.{key}": tensor for key, tensor in store.write(part).items()}
+        return found
+
+    def check(self, names: Collection[str]) -> None:
+        """Raise LayerError if that would change one of these stored layers; nothing is converted."""
+        for name in names:
+            if what := self.stores[name].rounded(self.layers[name].weight_part):
+                raise LayerError(f"format {self.format} would round {what}: {name}")
+        for name, fused in self.fused.items():
+            if f"{name}.{fused.names[0]}" in names:
+                parts = [self.layers[f"{name}.{each}"].weight_part for each in fused.names]
+                check_order(name, [part.permutation for part in parts])
+                check_shared(name, parts)
 
 
 def check_outside(format: str, model: nn.Module) -> None:
@@ -43,17 +67,6 @@ def check_outside(format: str, model: nn.Module) -> None:
     if row.stacked_experts:
         raise LayerError(f"format {format} cannot hold the experts of {row.name}, which its readers know as one tensor "
                          "of all of them")  # fmt: skip
-
-
-def together(model: nn.Module, found: Mapping[str, tuple[Codes, LayerStore]]) -> list[tuple[str, Any]]:
-    """Layers with what belongs to each, fused ones as one."""
-    whole = dict(found)
-    for name, module in model.named_modules():
-        if isinstance(module, Fused) and f"{name}.{module.names[0]}" in whole:
-            parts = [whole.pop(f"{name}.{each}") for each in module.names]
-            joined = join(name, [part for part, _ in parts], module.sizes, by_head=module.by_head)
-            whole[name] = (joined, parts[0][1])
-    return list(whole.items())
 
 
 def dense_layers(model: nn.Module) -> list[str]:

@@ -100,6 +100,7 @@ SOUND = damaged(lambda table: None)
         (with_row(status="failed"), "status must be one of .*, not 'failed'"),
         (with_row(params={"k": 1}), r"whose key is 'quality.perplexity\[k=1\]'"),
         (with_row(context={"weather": "fine"}), "unknown weather"),
+        (with_row(context={"engine": "vllm"}), "engine must be a table of names and values, not 'vllm'"),
         (SOUND.replace('"base": "reference",', '"base": "reference", "base": "other",'), "'base' is there twice"),
     ],
 )
@@ -203,6 +204,20 @@ def test_a_row_that_is_kept_still_says_where_it_was_measured(tmp_path):
 
     assert (entry.context["fingerprint"], entry.context["torch"]) == (FINGERPRINT, "2.13.0")
     assert judged(replace(perplexity, value=13.001), found_in(tmp_path)).outcome == "regressed"
+
+
+def test_a_row_of_an_engine_says_which_and_how_it_computed_and_others_say_nothing(tmp_path):
+    flags = {"dtype_of_weights": "torch.float16", "threads": 1}
+    source = {"engine": "vllm", "version": "0.32.0", "torch": "2.13.0", "transformers": None, "flags": flags}
+    perplexity = healthy_row("quality.perplexity", value=13.0)
+    served = replace(perplexity, params={"runtime": "vllm"}, source=source)
+    recording(tmp_path, [perplexity, served])
+
+    rows = json.loads((tmp_path / "reference" / "nf4.json").read_text())["rows"]
+
+    known = {"engine": "vllm", "version": "0.32.0", "torch": "2.13.0", "dtype_of_weights": "torch.float16"}
+    assert {"engine": known} == rows[served.key]["context"] and "context" not in rows[perplexity.key]
+    assert known == found_in(tmp_path).sections[ANYWHERE].rows[served.key].context["engine"]
 
 
 def test_rows_of_another_checkpoint_are_dropped_aloud(tmp_path):

@@ -239,3 +239,73 @@ def test_what_was_computed_in_is_recorded_and_left_out_where_it_is_the_stored_dt
     assert "compute_dtype" not in stored
     for section in entries:
         assert section == Section.from_json(section.to_json(), {})
+
+
+# --- Engines ----------------------------------------------------------------------------------------------------------
+
+FLAGS = {"dtype_of_weights": "torch.bfloat16", "quantization": "None", "max_model_len": 4096}
+SERVED = {"engine": "vllm", "version": "0.32.0", "torch": "2.13.0", "transformers": "5.19.0", "flags": FLAGS}
+
+
+def served(row, **source):
+    return replace(row, params=row.params | {"runtime": "vllm"}, source=SERVED | source)
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "factor", "outcome", "words"),
+    [
+        ({}, 1.0, "pass", None),
+        ({}, 1.0001, "regressed", None),
+        ({"version": "0.33.0"}, 1.0001, "pass", "measured with vllm 0.33.0, the baseline with vllm 0.32.0"),
+        ({"version": "0.33.0"}, 1.002, "regressed", "measured with vllm 0.33.0, the baseline with vllm 0.32.0"),
+        ({"torch": "2.14.0"}, 1.0001, "pass", "measured with torch 2.14.0, the baseline with torch 2.13.0"),
+        ({"transformers": None}, 1.0001, "pass", "transformers unknown, the baseline with transformers 5.19.0"),
+        ({"flags": FLAGS | {"max_model_len": 512}}, 1.0001, "regressed", None),  # which changes no number
+    ],
+)
+def test_a_number_of_an_upgraded_engine_is_compared_as_elsewhere_and_both_versions_are_said(
+    upgrade, factor, outcome, words
+):
+    before = healthy_row("quality.perplexity", value=13.0)
+
+    verdict = judged(served(replace(before, value=13.0 * factor), **upgrade), served(before))
+
+    assert outcome == verdict.outcome
+    assert words in verdict.words if words else "measured with" not in verdict.words
+
+
+def test_a_timing_of_an_upgraded_engine_is_compared_and_the_versions_are_said():
+    slower = replace(timed_row(own=4.2))
+
+    verdict, same = (judged(served(slower, **upgrade), served(timed_row())) for upgrade in ({"version": "0.33.0"}, {}))
+
+    assert ["regressed"] * 2 == [verdict.outcome, same.outcome]
+    assert verdict.words.endswith("; measured with vllm 0.33.0, the baseline with vllm 0.32.0")
+    assert "measured with" not in same.words
+
+
+@pytest.mark.parametrize("row", [healthy_row("quality.perplexity", value=13.0), timed_row()])
+@pytest.mark.parametrize(("name", "now"), [("dtype_of_weights", "torch.float16"), ("quantization", "fp8")])
+def test_a_model_that_an_engine_opened_otherwise_is_not_comparable(row, name, now):
+    verdict = judged(served(row, flags=FLAGS | {name: now}), served(row))
+
+    assert (verdict.outcome, verdict.fails) == ("not_comparable", True)
+    assert f"{name} of vllm was {FLAGS[name]!r} when the baseline was recorded and is {now!r}" in verdict.words
+
+
+def test_a_baseline_that_names_no_engine_is_compared_as_it_was():
+    before = healthy_row("quality.perplexity", value=13.0, params={"runtime": "vllm"})
+
+    assert "regressed" == judged(served(replace(before, value=13.0013)), before).outcome
+
+
+def test_items_of_an_upgraded_engine_are_compared_by_the_paired_test():
+    before = served(item_row("quality.nll", LOSSES))
+    moved = replace(before, value=before.value * 1.00005, items=replace_values(LOSSES, 1.00005))
+
+    assert "regressed" == judged(moved, before).outcome
+    assert "pass" == judged(replace(moved, source=SERVED | {"version": "0.33.0"}), before).outcome
+
+
+def replace_values(items, factor):
+    return type(items)(items.hashes, [value * factor for value in items.values], items.kind)

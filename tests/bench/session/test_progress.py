@@ -30,6 +30,20 @@ def written(capfd, pattern):
     return "".join(found)
 
 
+def test_a_worker_tells_lines_of_long_measurements_and_leaves_finished_recipes_to_others(request):
+    told = []
+    lines = Lines(request.config, recipes=0, measurements=1, every=0.02, write=told.append)
+    protocol = lines.pytest_runtest_protocol(item("nf4"), None)
+    next(protocol)
+    wait_until(lambda: told)
+    for _ in protocol:
+        pass
+    lines.pytest_sessionfinish()
+
+    assert re.fullmatch(r"\[[0-9:]{8}\] test_perplexity\[nf4\] for \d+ s; 0 of 1 measurements done", told[0])
+    assert not any("recipes after" in line for line in told)
+
+
 def test_a_long_measurement_has_a_line_each_interval_and_a_finished_recipe_one(request, capfd):
     lines = Lines(request.config, recipes=2, measurements=3, every=0.02)
     lines._file, own = 2, lines._file  # the test's stderr instead of that outside of tests

@@ -32,6 +32,12 @@ def test_every_engine_has_its_tests_and_native_ones_are_run_where_they_are_asked
     assert all(each == list(range(each[0], each[0] + 4)) for each in places)  # an engine is opened once
 
 
+def test_every_rate_has_a_test_where_rates_are_asked_for(run):
+    found = names(run(*SELECTED, "--runtime", "vllm", "--request-rate", "0.5,4"))
+
+    assert 2 == len([name for name in found if name.startswith("test_served_traffic")])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -40,6 +46,9 @@ def test_every_engine_has_its_tests_and_native_ones_are_run_where_they_are_asked
         (["--runtime", "vllm", "--runtime-python", "vllm"], ["NAME=PATH"]),
         (["--runtime", "vllm", "--runtime-python", "vllm=/no/python"], ["/no/python"]),
         (["--runtime-python", f"vllm={sys.executable}"], ["--runtime must name vllm too"]),
+        (["--request-rate", "2"], ["--request-rate 2", "--runtime must name an engine"]),
+        (["--request-rate", "2,0", "--runtime", "vllm"], ["requests per second above 0", "not 2,0"]),
+        (["--requests", "0"], ["--requests must be at least 1, not 0"]),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_measured(run, pytester, arguments, words):

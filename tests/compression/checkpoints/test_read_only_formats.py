@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from block_by_block import tensors
 from checkpoints import logits, rewrite, says
 from read_only_formats import (
     NAME,
@@ -130,7 +131,7 @@ def test_int8_of_torchao_becomes_compressed_tensors_with_the_same_numbers(tmp_pa
 
     one, other = compression.load(tmp_path / "in"), compression.load(tmp_path / "out")
     assert one.recipe.text == other.recipe.text and torch.equal(logits(one.model), logits(other.model))
-    before, after = (load_file(tmp_path / each / "model.safetensors") for each in ("in", "out"))
+    before, after = (tensors(tmp_path / each) for each in ("in", "out"))
     for name, layer in decoder.stored_layers(other.model).items():
         assert torch.equal(layer.dequantize(), one.model.get_submodule(name).dequantize())
         assert torch.equal(before[f"{name}._weight_scale"], after[f"{name}.weight_scale"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import compression
 from compression import CheckpointError
 from compression.__main__ import main
-from compression.engine import stream
+from compression.engine import shards
 from compression.files.atomic import digest_of_file
 
 
@@ -98,7 +98,7 @@ def test_a_run_that_was_killed_while_it_finished_is_finished(deep, tmp_path, mon
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(stream, "write_beside", killed)
+        patch.setattr(shards, "write_beside", killed)
         write(tmp_path / "out", deep)
 
     write(tmp_path / "out", deep)

@@ -11,8 +11,8 @@ from safetensors import safe_open
 import compression
 from compression.architectures.random_shapes import SHAPES
 from compression.calibration.capture import Inputs
-from compression.checkpoints.artefact import outline
 from compression.checkpoints.base import build, locate
+from compression.checkpoints.opening import outline
 from compression.checkpoints.weights import open_weights
 
 

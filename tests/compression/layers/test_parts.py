@@ -13,7 +13,7 @@ from torch import nn
 
 from compression import LayerError
 from compression.layers import Linear, describe, part_kinds, restore
-from compression.layers.activations import Levels, OutlierColumns, TokenRange
+from compression.layers.activations import FloatRange, Levels, OutlierColumns, TokenRange
 from compression.layers.blocks import Blocks
 from compression.layers.codes import Codes
 from compression.layers.columns import Columns
@@ -24,6 +24,7 @@ from compression.layers.rounded import Rounded
 from compression.layers.several import Chain, OutputChain, Sum
 from compression.layers.sparse import Csr, Sparse
 from compression.layers.transforms import Permutation, Rotation, Scale
+from compression.numeric.floats import FloatGrid
 
 ROWS, COLS = 12, 64
 
@@ -72,6 +73,13 @@ WEIGHTS = {
 }  # fmt: skip
 INPUTS = {
     "token_range": st.builds(TokenRange, st.integers(2, 16), st.none() | st.floats(0.01, 1)),
+    "float_range": st.sampled_from(
+        [
+            FloatRange(FloatGrid(element="e4m3", group_size=-1)),
+            FloatRange(FloatGrid(element="e5m2", group_size=-1)),
+            FloatRange(FloatGrid(element="e4m3", group_size=-1), 0.01),
+        ]
+    ),
     "outlier_columns": st.builds(OutlierColumns, st.floats(0.5, 10)),
     "scale": with_seed(lambda seed: Scale(drawn(seed, COLS).exp())),
     "permutation": with_seed(permutation),

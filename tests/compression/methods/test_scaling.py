@@ -16,7 +16,7 @@ import compression
 from compression import LayerError, RecipeError
 from compression.architectures import anatomy, table
 from compression.architectures.decoder import Site, decoder_blocks
-from compression.calibration.blockwise import Layer, SameInput, _scale
+from compression.calibration.blockwise import Layer, SameInput, Scaling
 from compression.calibration.observers import Hessian
 from compression.methods.quantization.weight_only.awq import AWQ
 from compression.numeric.channel_scales import SHRINKS, AwqScales, Producer, candidates, clipped, nearest
@@ -92,10 +92,12 @@ def scaled(model, how):
             readers = [layers[name] for name in site.names]
             before = layers.get(block.full(site.row.producer or ""))
             stacks = [
-                SameInput([layers[block.full(path)] for path in paths], Hessian(readers[0].linear.in_features))
+                SameInput([layers[block.full(path)] for path in paths], 0, Hessian(readers[0].linear.in_features))
                 for paths in site.row.stacks
             ]
-            _scale(site, stacks, before)
+            scaling = Scaling(site, stacks, before)
+            if scaling.refusal is None:
+                scaling.divide(scaling.search()[1])
         for layer in layers.values():
             layer.linear.weight = torch.nn.Parameter(layer.scaled(), requires_grad=False)
             if layer.bias is not None:

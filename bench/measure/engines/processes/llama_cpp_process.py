@@ -1,4 +1,7 @@
-"""llama.cpp as an engine: a GGUF file, greedy decoding of all sequences in one batch, keys and values in fp16."""
+"""llama.cpp as an engine: a GGUF file, decoding of all sequences in one batch, keys and values in fp16.
+
+Tokens are drawn here from llama.cpp's logits: its own samplers apply top_p before the temperature, all others behind.
+"""
 
 import os
 import time
@@ -31,6 +34,27 @@ def parts(entries, size):
     return [entries[start : start + size] for start in range(0, len(entries), size)]
 
 
+def chooser(sampling):
+    """What chooses a token from the number of its prompt and its logits (vocabulary,)."""
+    import numpy
+
+    if sampling is None:
+        return lambda _, logits: int(logits.argmax())
+    draws = [numpy.random.default_rng(seed) for seed in sampling["seeds"]]
+
+    def drawn(number, logits):
+        scaled = logits.astype(numpy.float64) / sampling["temperature"]
+        order = numpy.argsort(-scaled, kind="stable")
+        shares = numpy.exp(scaled[order] - scaled[order[0]])
+        reached = numpy.cumsum(shares) / shares.sum()
+        kept = int(numpy.searchsorted(reached, sampling["top_p"])) + 1  # the likelier ones do not reach top_p
+        reached = reached[:kept]
+        at = numpy.searchsorted(reached, draws[number].random() * reached[-1], side="right")
+        return int(order[min(at, len(reached) - 1)])
+
+    return drawn
+
+
 class Model:
     def __init__(self, library):
         self.library = library
@@ -52,8 +76,9 @@ class Model:
                     best.append(sorted([[int(id), float(row[id])] for id in ids], key=lambda pair: -pair[1]))
             yield prompt, values, best
 
-    def generate(self, prompts, new_tokens, stop_ids):
+    def generate(self, prompts, new_tokens, stop_ids, sampling):
         self.library.clear()
+        choose = chooser(sampling)
         entries = [
             (token, place, number, place == len(prompt) - 1)
             for number, prompt in enumerate(prompts)
@@ -65,7 +90,7 @@ class Model:
             for part in parts(entries, BATCH):
                 last = [(place, number) for _, place, number, wanted in part if wanted]
                 for (place, number), logits in zip(last, self.library.decode(part), strict=True):
-                    token = int(logits.argmax())
+                    token = choose(number, logits)
                     yield number, token, time.perf_counter()
                     left[number] -= 1
                     if left[number] and token not in stop_ids:

@@ -4,8 +4,11 @@ The first line opens a model; its fields are those of `open_model`. Every furthe
 
     logprobs   {"prompts": [[id, ...], ...], "top": k}
                {"scores": [{"tokens": ids, "logprobs": [...], "top": [[[id, logprob], ...], ...]}, ...]}
-    generate   {"prompts": ..., "new_tokens": n, "temperature": 0, "stop_ids": [...], "ignore_eos": false}
+    generate   {"prompts": ..., "new_tokens": n, "stop_ids": [...], "ignore_eos": false, "sampling": null}
+               or, as "sampling", {"temperature": t, "top_p": p, "seeds": [one for each prompt]}
                {"sequences": [{"prompt": ids, "ids": [...], "arrivals_s": [...]}, ...]}
+    arrive     {"prompts": ..., "arrivals_s": [one for each prompt, in order], "new_tokens": n}
+               {"sequences": as above}
     memory     {}
                {"anonymous_bytes": n, "peak_bytes": n, "source": where they were read}
 
@@ -26,8 +29,9 @@ def serve(open_model):
 
     `open_model` takes the fields of the first line and returns a model and a dictionary of facts. A model has
     `logprobs(prompts, top)`, which yields (tokens, logprobs, top) per prompt, and
-    `generate(prompts, new_tokens, stop_ids)`, which yields (number of the prompt, token, moment of `perf_counter` at
-    which it arrived), those of a prompt in order.
+    `generate(prompts, new_tokens, stop_ids, sampling)`, which yields (number of the prompt, token, moment of
+    `perf_counter` at which it arrived), those of a prompt in order. One that takes prompts while it computes others has
+    `arrive(prompts, moments, new_tokens)` too, with the moment at which each is submitted.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -54,11 +58,17 @@ def logprobs(model, begin, prompts, top):
     return {"scores": scores}
 
 
-def generate(model, begin, prompts, new_tokens, temperature, stop_ids, ignore_eos):
-    if temperature != 0:
-        raise ValueError(f"temperature must be 0 (greedy decoding), not {temperature}")
+def generate(model, begin, prompts, new_tokens, stop_ids, ignore_eos, sampling):
+    return told(prompts, begin, model.generate(prompts, new_tokens, [] if ignore_eos else stop_ids, sampling))
+
+
+def arrive(model, begin, prompts, arrivals_s, new_tokens):
+    return told(prompts, begin, model.arrive(prompts, [begin + each for each in arrivals_s], new_tokens))
+
+
+def told(prompts, begin, tokens):
     sequences = [{"prompt": prompt, "ids": [], "arrivals_s": []} for prompt in prompts]
-    for number, token, moment in model.generate(prompts, new_tokens, [] if ignore_eos else stop_ids):
+    for number, token, moment in tokens:
         sequences[number]["arrivals_s"].append(moment - begin)
         sequences[number]["ids"].append(token)
     return {"sequences": sequences}
@@ -76,4 +86,4 @@ def memory(model, begin):
     return {"anonymous_bytes": now, "peak_bytes": peak, "source": "RssAnon and VmHWM of the engine's process"}
 
 
-OPERATIONS = {"logprobs": logprobs, "generate": generate, "memory": memory}
+OPERATIONS = {"logprobs": logprobs, "generate": generate, "arrive": arrive, "memory": memory}

@@ -60,7 +60,7 @@ class Model:
                     ]
             yield ids[0].tolist(), values, best
 
-    def generate(self, prompts, new_tokens, stop_ids):
+    def generate(self, prompts, new_tokens, stop_ids, sampling):
         import torch
         from transformers import GenerationConfig, StoppingCriteria
 
@@ -76,9 +76,14 @@ class Model:
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        drawn = {}
+        if sampling is not None:
+            torch.manual_seed(sampling["seeds"][0])
+            drawn = {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "top_k": 0}
         config = GenerationConfig(
-            do_sample=False, max_new_tokens=new_tokens, eos_token_id=stop_ids or None, pad_token_id=0
-        )
+            do_sample=sampling is not None, max_new_tokens=new_tokens, eos_token_id=stop_ids or None, pad_token_id=0,
+            **drawn,
+        )  # fmt: skip
         with torch.inference_mode():
             self.model.generate(ids, attention_mask=mask, generation_config=config, stopping_criteria=[Steps()])
         live = list(range(len(prompts)))

@@ -5,6 +5,7 @@ import time
 
 from serving import serve
 
+UNQUANTIZED = "Unquantized"  # how vLLM's names begin of layers that it leaves as they are
 BLOCK = 256  # tokens that lengths are rounded up to, since vLLM hands out its cache in blocks
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -32,7 +33,13 @@ def kv_bytes(config, dtype, length, sequences):
     return blocks * BLOCK * 2 * config.num_hidden_layers * heads * size * element
 
 
-def open_model(model, dtype, threads, max_length, sequences, seed):
+def ways(model):
+    """How vLLM multiplies by the layers of a model, experts included: names of its classes."""
+    methods = {type(each.quant_method).__name__ for each in model.modules() if hasattr(each, "quant_method")}
+    return sorted(name for name in methods if "Linear" in name or "MoE" in name)
+
+
+def open_model(model, dtype, threads, max_length, sequences, seed, quantization=None):
     os.environ.update(ENVIRONMENT, OMP_NUM_THREADS=str(threads))  # before torch is imported
     import torch
     import transformers
@@ -47,14 +54,18 @@ def open_model(model, dtype, threads, max_length, sequences, seed):
         "kv_cache_memory_bytes": kv_bytes(config, dtype, length, sequences),
         "enable_prefix_caching": False, "async_scheduling": False, "skip_tokenizer_init": True,
         "generation_config": "vllm", "load_format": "safetensors", "max_logprobs": -1,
+        "quantization": quantization,
     }  # fmt: skip
     opened = vllm.LLM(model, trust_remote_code=False, **flags)
+    [layers] = opened.apply_model(ways)
+    if quantization is not None and all(way.startswith(UNQUANTIZED) for way in layers):
+        raise ValueError(f"vLLM takes quantization={quantization} and leaves every layer of this model as it is")
     config = opened.llm_engine.model_config
     facts = {
         "engine": "vllm", "version": vllm.__version__, "torch": torch.__version__,
         "transformers": transformers.__version__, "vocabulary": config.get_vocab_size(),
         "flags": flags | ENVIRONMENT | {"threads": torch.get_num_threads(), "dtype_of_weights": str(config.dtype),
-                                        "quantization": str(config.quantization)},
+                                        "quantization": str(config.quantization), "layers": layers},
     }  # fmt: skip
     return Model(opened), facts
 
@@ -70,17 +81,22 @@ class Model:
 
         self.requests += 1
         name = str(self.requests)
-        parameters = SamplingParams(temperature=0, detokenize=False, ignore_eos=True, **options)
+        parameters = SamplingParams(**{"temperature": 0} | options, detokenize=False, ignore_eos=True)
         self.engine.add_request(name, {"prompt_token_ids": prompt}, parameters)
         return name
 
-    def _steps(self, names):
-        """(number of the prompt, output, moment) as they arrive; what fails leaves no request behind."""
-        numbers = {name: number for number, name in enumerate(names)}
+    def _steps(self, names, submit=lambda idle: None):
+        """(number of the prompt, output, moment) as they arrive; what fails leaves no request behind.
+
+        Before each step `submit` may add names; if the engine is idle, it waits until it has one to add.
+        """
         try:
-            while self.engine.has_unfinished_requests():
+            while True:
+                submit(not self.engine.has_unfinished_requests())
+                if not self.engine.has_unfinished_requests():
+                    return
                 outputs, moment = self.engine.step(), time.perf_counter()
-                yield from ((numbers[output.request_id], output, moment) for output in outputs)
+                yield from ((names.index(output.request_id), output, moment) for output in outputs)
         except BaseException:
             self.engine.abort_request(names)
             raise
@@ -96,13 +112,39 @@ class Model:
             ]
             yield tokens, values, best
 
-    def generate(self, prompts, new_tokens, stop_ids):
-        names = [self._add(prompt, max_tokens=new_tokens, stop_token_ids=stop_ids) for prompt in prompts]
-        told = [0] * len(prompts)
-        for number, output, moment in self._steps(names):
-            ids = output.outputs[0].token_ids
-            yield from ((number, token, moment) for token in ids[told[number] :])
-            told[number] = len(ids)
+    def generate(self, prompts, new_tokens, stop_ids, sampling):
+        drawn = [{}] * len(prompts)
+        if sampling is not None:
+            seeds = sampling.pop("seeds")
+            drawn = [sampling | {"seed": seed} for seed in seeds]
+        names = [
+            self._add(prompt, max_tokens=new_tokens, stop_token_ids=stop_ids, **each)
+            for prompt, each in zip(prompts, drawn, strict=True)
+        ]
+        yield from new_of(self._steps(names))
+
+    def arrive(self, prompts, moments, new_tokens):
+        names = []
+
+        def submit(idle):
+            while len(names) < len(prompts):
+                if (left := moments[len(names)] - time.perf_counter()) > 0:
+                    if not idle:
+                        return
+                    time.sleep(left)
+                names.append(self._add(prompts[len(names)], max_tokens=new_tokens))
+                idle = False
+
+        yield from new_of(self._steps(names, submit))
+
+
+def new_of(steps):
+    """(number of the prompt, token, moment) of each token that a step adds to what was told before."""
+    told = {}
+    for number, output, moment in steps:
+        ids = output.outputs[0].token_ids
+        yield from ((number, token, moment) for token in ids[told.get(number, 0) :])
+        told[number] = len(ids)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from compression import calibration, layers
 from compression.errors import LayerError
-from compression.methods.base import LayerMethod, check_samples, method
+from compression.methods.base import Quantizer, check_samples, method
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @method("int8", paper="arXiv:2206.01861")
 @dataclass(frozen=True, kw_only=True)
-class Int8(LayerMethod):
+class Int8(Quantizer):
     """8-bit weights and activations, rounded to nearest (W8A8)."""
 
     activations: Literal["token", "static"] = "token"  # one step per token, or one per layer found on calibration text

@@ -1,5 +1,7 @@
 """transformers as an engine, in a process of its own: the same numbers as in this one, and what can go wrong."""
 
+import importlib
+import math
 import os
 import signal
 import sys
@@ -9,13 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import says
-from engines import conversation, misbehaving, talking, wait_until_gone
+from engines import misbehaving, wait_until_gone
 from processes import python
 
 import compression
-from bench.errors import EngineError, OptionError
+from bench.errors import EngineError, NotAvailable, OptionError
+from bench.measure.answering import Sampling, distribution, seed_of
 from bench.measure.engines import processes
-from bench.measure.engines.engine import Engine, Options
+from bench.measure.engines.engine import Continuation, Drawn, Engine, Options
+from bench.measure.engines.scorer import EngineScorer
+from compression.checkpoints.base import byte_tokenizer
 
 PROMPTS = [[1, 5, 9, 13, 40, 7], [3, 2, 1], list(range(20))]
 
@@ -91,6 +96,17 @@ def test_a_stop_token_ends_its_own_sequence_only_and_belongs_to_it(engine):
     assert whole == [each.ids for each in engine.generate(PROMPTS, 10, stop_ids=[stop], ignore_eos=True)]
 
 
+def test_tokens_are_drawn_by_their_seeds(engine):
+    def drawn(*seeds, **how):
+        return [each.ids for each in engine.generate(PROMPTS, 12, sampling=Drawn(**how, seeds=seeds))]
+
+    once = drawn(1, 2, 3, temperature=1.0)
+    assert once == drawn(1, 2, 3, temperature=1.0)
+    assert once != drawn(4, 5, 6, temperature=1.0)
+    assert [each.ids for each in engine.generate(PROMPTS, 12)] == drawn(1, 2, 3, temperature=1e-3)
+    assert drawn(1, 2, 3, temperature=1.0, top_p=1e-6) == drawn(1, 2, 3, temperature=1e-3)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by Linux alone")
 def test_memory_counts_the_weights_and_its_peak_begins_anew_with_every_reading(engine, model):
     engine.memory()
@@ -129,6 +145,10 @@ def test_two_engines_of_one_seed_say_the_same(engine, saved, tmp_path):
     (lambda e: e.generate([[1]] * 4, 2), "at most 3 prompts, not 4"),
     (lambda e: e.generate([[1]], 0), "new_tokens must be at least 1, not 0"),
     (lambda e: e.generate([[1]], 1, stop_ids=[-1]), "must be from 0 to"),
+    (lambda e: e.generate([[1]], 1, sampling=Drawn(temperature=1, seeds=(1, 2))), "a seed for each of 1 prompts"),
+    (lambda e: Drawn(temperature=0, seeds=(1,)), "temperature must be above 0 and finite, not 0; None is greedy"),
+    (lambda e: Drawn(temperature=1, top_p=1.5, seeds=(1,)), "top_p must be above 0 and at most 1, not 1.5"),
+    (lambda e: Drawn(temperature=1, seeds=(-1,)), "a seed must be at least 0, not -1"),
 ])  # fmt: skip
 def test_what_an_engine_cannot_be_asked_is_refused_before_it_is_asked(engine, ask, words):
     with pytest.raises(OptionError, match=words):
@@ -183,6 +203,57 @@ def test_an_engine_that_is_not_installed_is_an_error_with_the_command_that_insta
         Engine.start("sglang", saved, log=tmp_path / "log")
 
 
+# --- Sampled answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 0.8), (2.0, 0.5)])
+def test_what_is_drawn_from_the_logits_of_llama_cpp_has_the_distribution_that_is_drawn_from_here(
+    monkeypatch, temperature, top_p
+):
+    monkeypatch.syspath_prepend(processes.__path__[0])
+    chooser = importlib.import_module("llama_cpp_process").chooser
+    logits = torch.tensor([2.0, 1.5, -1.0, 0.0, 1.0, -3.0])
+    expected = distribution(logits[None], Sampling(temperature=temperature, top_p=top_p, repetition_penalty=1))[0]
+
+    draw = chooser({"temperature": temperature, "top_p": top_p, "seeds": [0, 1]})
+    drawn = [draw(k % 2, logits.numpy()) for k in range(4000)]
+
+    shares = torch.bincount(torch.tensor(drawn), minlength=6) / len(drawn)
+    assert float((shares - expected).abs().max()) < 4 * math.sqrt(0.25 / len(drawn))
+    assert 0 == float(shares[expected == 0].sum())
+    assert 0 == chooser(None)(0, logits.numpy())
+
+
+class Asked:
+    """Stands for an engine: what it was asked, and a token for each prompt."""
+
+    options = Options(sequences=2, max_length=40)
+
+    def __init__(self):
+        self.sampling = []
+
+    def generate(self, prompts, new_tokens, *, stop_ids, sampling):
+        self.sampling.append(sampling)
+        return [Continuation(ids=(5,) * new_tokens, arrivals_s=(0.0,) * new_tokens) for _ in prompts]
+
+
+def test_the_prompts_of_a_task_have_seeds_of_their_own_whatever_batch_they_are_in(model):
+    asked = Asked()
+    scorer = EngineScorer(asked, byte_tokenizer(), model.config, seed=7)
+
+    scorer.answer_all([[1, 2]] * 3, 4, [], Sampling(temperature=0.6, top_p=0.95, repetition_penalty=1))
+    scorer.answer_all([[1, 2]], 4, [], None)
+
+    seeds = [seed_of(7, place) for place in range(3)]
+    expected = [Drawn(temperature=0.6, top_p=0.95, seeds=tuple(each)) for each in (seeds[:2], seeds[2:])]
+    assert [*expected, None] == asked.sampling and 3 == len(set(seeds))
+
+
+def test_a_repetition_penalty_is_not_available(model):
+    with pytest.raises(NotAvailable, match="repetition penalty"):
+        EngineScorer(Asked(), byte_tokenizer(), model.config).answer_all([[1]], 1, [], Sampling())
+
+
 # --- The conversation -------------------------------------------------------------------------------------------------
 
 RIGHT = """
@@ -192,7 +263,7 @@ class Model:
         print("a library greets")
         for prompt in prompts:
             yield prompt, [-1.0] * (len(prompt) - 1), [[[3, -0.5]] * top] * (len(prompt) - 1)
-    def generate(self, prompts, new_tokens, stop_ids):
+    def generate(self, prompts, new_tokens, stop_ids, sampling):
         for _ in range(new_tokens):
             yield from ((number, 7, time.perf_counter()) for number in range(len(prompts)))
 """
@@ -216,14 +287,14 @@ def test_an_error_inside_comes_in_words_its_traceback_is_in_the_log_and_the_engi
         assert (7,) == engine.generate([[1]], 1)[0].ids
 
 
-def test_a_process_refuses_to_sample(tmp_path):
-    request = {"op": "generate", "prompts": [[1]], "new_tokens": 1, "stop_ids": [], "ignore_eos": False}
+def test_a_process_is_told_how_tokens_are_drawn_and_nothing_where_they_are_greedy(tmp_path):
+    said = RIGHT.replace("for _ in range(new_tokens)", "print(sampling)\n        for _ in range(new_tokens)")
 
-    with talking(conversation(RIGHT), tmp_path / "log") as child:
-        child.ask({"model": "any"})
-        with pytest.raises(EngineError, match=r"temperature must be 0 \(greedy decoding\), not 0\.7"):
-            child.ask(request | {"temperature": 0.7})
-        assert [7] == child.ask(request | {"temperature": 0})["sequences"][0]["ids"]
+    with misbehaving(tmp_path, said) as engine:
+        engine.generate([[1], [2]], 1, sampling=Drawn(temperature=0.5, top_p=0.9, seeds=(3, 4)))
+        engine.generate([[1]], 1)
+
+        assert "{'temperature': 0.5, 'top_p': 0.9, 'seeds': [3, 4]}\nNone\n" == engine.log.read_text()
 
 
 @pytest.mark.parametrize(("change", "ask", "words"), [

@@ -3,6 +3,7 @@
 import os
 import sys
 import venv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ def nowhere(monkeypatch):
     monkeypatch.delenv(NOWHERE.variable, raising=False)
 
 
-def test_an_engine_that_is_installed_here_needs_no_other_python():
+def test_an_engine_that_is_installed_here_needs_no_other_python(monkeypatch):
+    monkeypatch.delenv(ENGINES["transformers"].variable, raising=False)
+
     assert Path(sys.executable) == python_of("transformers")
 
 
@@ -49,10 +52,15 @@ def test_a_python_that_is_named_comes_first(other, monkeypatch):
     assert other == python_of("nowhere", {"nowhere": other})
 
 
-def test_the_variable_names_a_python_if_the_engine_is_not_installed_here(other, monkeypatch):
+@pytest.mark.parametrize("module", [NOWHERE.module, "json"])
+def test_the_variable_names_a_python_whether_the_engine_is_installed_here_or_not(other, monkeypatch, module):
+    monkeypatch.setitem(ENGINES, "nowhere", replace(NOWHERE, module=module))
     monkeypatch.setenv(NOWHERE.variable, str(other))
 
     assert other == python_of("nowhere")
+    monkeypatch.delenv(NOWHERE.variable)
+    if module == "json":
+        assert Path(sys.executable) == python_of("nowhere")
 
 
 def test_without_any_the_error_names_all_three_ways():

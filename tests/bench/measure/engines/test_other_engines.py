@@ -1,5 +1,7 @@
 """vLLM and llama.cpp, each in an environment of its own: `tox -e engines` makes these and runs this file."""
 
+import math
+
 import numpy
 import pytest
 import torch
@@ -7,7 +9,8 @@ from checkpoints import says, transformers_model
 
 import compression
 from bench.errors import EngineError
-from bench.measure.engines.engine import Engine, Options
+from bench.measure.answering import Sampling, distribution
+from bench.measure.engines.engine import Drawn, Engine, Options
 from bench.measure.engines.environments import python_of
 
 pytestmark = pytest.mark.process
@@ -93,6 +96,54 @@ def test_the_same_request_has_the_same_answer(opened):
 
     assert engine.logprobs(PROMPTS, top=2) == engine.logprobs(PROMPTS, top=2)
     assert 1 == len({tuple(each.ids for each in engine.generate(PROMPTS, 12)) for _ in range(3)})
+
+
+def test_requests_that_come_while_others_are_computed_have_the_same_tokens_behind_their_arrival(opened):
+    engine, _ = opened
+    if engine.facts.engine != "vllm":
+        with pytest.raises(EngineError, match="arrive"):
+            engine.arrive(PROMPTS, [0.0, 0.0, 0.0], 12)
+        return
+    prompts, arrivals = [*PROMPTS, *PROMPTS], [0.0, 0.001, 0.002, 0.3, 0.3, 1.0]  # six, three of which at once
+
+    found = engine.arrive(prompts, arrivals, 12)
+
+    alone = [engine.generate([prompt], 12)[0].ids for prompt in PROMPTS]
+    assert [*alone, *alone] == [each.ids for each in found]
+    assert all(each.arrivals_s[0] > arrival for each, arrival in zip(found, arrivals, strict=True))
+    assert found[-1].arrivals_s[0] > 1.0 > found[0].arrivals_s[-1]
+
+
+def test_tokens_are_drawn_by_their_seeds_of_each_prompt_by_its_own(opened):
+    engine, _ = opened
+
+    def drawn(*seeds, **how):
+        return [each.ids for each in engine.generate(PROMPTS, 12, sampling=Drawn(**how, seeds=seeds))]
+
+    once = drawn(1, 2, 3, temperature=1.0)
+    assert once == drawn(1, 2, 3, temperature=1.0)
+    assert all(one != two for one, two in zip(once, drawn(4, 5, 6, temperature=1.0), strict=True))
+    assert once[1:] == drawn(9, 2, 3, temperature=1.0)[1:]
+    assert [each.ids for each in engine.generate(PROMPTS, 12)] == drawn(1, 2, 3, temperature=1e-3)
+    assert drawn(1, 2, 3, temperature=1.0, top_p=1e-6) == drawn(1, 2, 3, temperature=1e-3)
+
+
+@torch.inference_mode()
+def test_drawn_tokens_have_the_distribution_of_a_forward_pass_here(opened):
+    engine, model = opened
+    sampling = Sampling(temperature=0.7, top_p=0.8, repetition_penalty=1)
+    logits = model(torch.tensor([PROMPTS[0]]), use_cache=False).logits[0, -1:]
+    expected = distribution(logits, sampling)[0]
+    found = torch.zeros_like(expected)
+    rounds = 200
+    for place in range(rounds):
+        seeds = tuple(range(3 * place, 3 * place + 3))
+        for each in engine.generate([PROMPTS[0]] * 3, 1, sampling=Drawn(temperature=0.7, top_p=0.8, seeds=seeds)):
+            found[each.ids[0]] += 1 / (3 * rounds)
+
+    assert 2 < int((expected > 0).sum()) < len(expected)
+    assert 0 == float(found[expected == 0].sum())
+    assert float((found - expected).abs().max()) < 4 * math.sqrt(0.25 / (3 * rounds))
 
 
 def test_a_stop_token_ends_its_own_sequence_only_and_belongs_to_it(opened):

@@ -1,0 +1,5 @@
+"""What engines quantize while they load a model."""
+
+from compression.lazy import submodules
+
+__getattr__ = submodules(__name__)
