@@ -130,7 +130,8 @@ def test_every_call_that_could_load_code_says_that_it_must_not():
         elif name == "torch.load":
             said[where, name] = words.get("weights_only") == "True"
         elif name.rpartition(".")[0] in ("pickle", "dill", "joblib", "marshal", "shelve") or name in ("eval", "exec"):
-            said[where, name] = "warden" in where  # which runs programs in a jail
+            # which runs programs in a jail; and what processes of one run say to each other, as torch.distributed does
+            said[where, name] = "warden" in where or "messages" in where
         elif name.endswith("np.load"):
             said[where, name] = "allow_pickle" not in words
 

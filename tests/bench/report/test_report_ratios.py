@@ -54,6 +54,7 @@ def report(metric=LATENCY, hour=3.0):
 def test_every_metric_of_a_time_or_of_a_peak_is_by_ratio_and_nothing_else_is():
     assert {name for name, each in all_metrics().items() if each.by_ratio and each.of not in ("against", "cost")} == {
         *TIMED, "efficiency.speedup", "rag.no_rag_generation_ms", "rag.no_rag_throughput", "rag.retrieval_ms",
+        *(f"efficiency.rate_{name}" for name in ("throughput", "ttft_ms", "ttft_p99_ms", "step_ms", "step_p99_ms")),
     }  # fmt: skip
 
 
