@@ -1,9 +1,11 @@
-"""Quantizers of what flows: of a layer's inputs to whole numbers, of keys and values to a few levels per channel.
+"""Quantizers of what flows: of a layer's inputs to whole or floating-point numbers, of keys and values to a few levels
+per channel.
 
 They are computed in floating point on the plain way (`simulated`); kernels that accept them compute with the numbers
 themselves. Gradients pass through rounding as if there were none.
 """
 
+import dataclasses
 import math
 from typing import Any, Self
 
@@ -13,9 +15,13 @@ from torch import Tensor
 from compression.errors import LayerError
 from compression.files.strict_json import finite
 from compression.layers import positions
+from compression.layers.kernels.integer_products import token_steps
 from compression.layers.parts import InputPart, OutputPart, part, straight_through
+from compression.numeric import floats, grouping
 from compression.numeric.checks import check_finite, check_shape, check_size
+from compression.numeric.floats import FloatGrid
 
+SMALLEST = 1e-5  # that a largest activation counts as
 LLOYD_STEPS = 30
 MOST_LEVEL_BITS = 8
 
@@ -67,16 +73,93 @@ class TokenRange(InputPart):
             if not self.step.is_meta and not self.step > 0:
                 raise LayerError(f"step={float(self.step)} must be above 0")
 
-    def steps(self, x: Tensor) -> Tensor:
-        """s for each token, (..., 1), in the dtype of x; tokens of zeros have 1."""
-        if self.step is not None:
-            return self.step.to(x.dtype)
-        largest = x.detach().abs().amax(-1, keepdim=True) / self.highest
-        return torch.where(largest == 0, torch.ones_like(largest), largest)
+    def forward(self, x: Tensor) -> Tensor:
+        step = token_steps(x.detach(), self.highest) if self.step is None else self.step
+        rounded = (x.detach().float() / step).round_().clamp_(-self.highest, self.highest)
+        return straight_through(x, rounded.mul_(step).to(x.dtype))
+
+
+@part("float_range", place="input")
+class FloatRange(InputPart):
+    """Values of a small floating-point type, under scales that are found at run time or on calibration text.
+
+    Args:
+        grid: element, group and kind of scale (`numeric.floats`): each token has the scales that a row of a weight
+            would have. With scales in E4M3 the divisor above them is found on calibration text, so that a token's
+            values depend on no other token.
+        whole: of "static", fp32 (): with scales in E4M3 that divisor, else the one scale of all tokens; None where
+            everything is found at run time.
+
+    Raises:
+        LayerError: groups do not tile the inputs; or there is no static form of the scales.
+
+    Sources: FP8, arXiv 2209.05433; OCP Microscaling Formats 1.0; NVFP4 as in compressed-tensors 0.20 (activations are
+    "local": scales at run time under a static divisor).
+    """
+
+    simulated = True
+
+    def __init__(self, grid: FloatGrid, whole: Tensor | None = None):
+        super().__init__()
+        self.grid = grid
+        if grid.scale == "e4m3" and whole is None:
+            raise LayerError("scales of activations in E4M3 need a divisor that calibration text gives")
+        if grid.scale == "e8m0" and whole is not None:
+            raise LayerError("scales that are powers of two are found at run time, and cannot be static")
+        if grid.scale == "float" and grid.group_size != -1 and whole is not None:
+            raise LayerError("a static scale is that of all inputs: group_size must be -1")
+        kept = None if whole is None else torch.as_tensor(whole, dtype=torch.float32).detach().reshape(())
+        self.register_buffer("whole", kept)
+        if kept is not None and not kept.is_meta:
+            self.check()
+
+    @classmethod
+    def fitted(cls, grid: FloatGrid, largest: Tensor) -> Self:
+        """Static, for activations whose largest absolute values are `largest` (cols,)."""
+        top = largest.float().amax().clamp(min=SMALLEST)
+        return cls(grid, grid.divisor_for(top) if grid.scale == "e4m3" else top / floats.LARGEST[grid.element])
+
+    @classmethod
+    def empty(cls, rows: int, cols: int, *, element: Any, group_size: Any, scale: Any, static: Any) -> Self:
+        if type(static) is not bool:
+            raise LayerError(f"static={static!r:.80} must be true or false")
+        grid = FloatGrid(element=element, group_size=group_size, scale=scale)
+        grouping.check_group(cols, grid.group_size)
+        return cls(grid, torch.empty((), device="meta") if static else None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self.grid), "static": self.whole is not None}
+
+    @property
+    def words(self) -> str:
+        static = self.whole is not None and self.grid.scale == "float"
+        return f"activations in {self.grid.words.replace('channel', 'layer' if static else 'token')}"
+
+    def check(self) -> None:
+        if self.whole is not None:
+            check_finite("whole", check_shape(self, "whole", (), {torch.float32}))
+            if not self.whole.is_meta and not self.whole > 0:
+                raise LayerError(f"whole={float(self.whole)} must be above 0")
+
+    def columns(self, kept: Tensor) -> "FloatRange":
+        """Raises LayerError: some of a group goes, which would change the scale of the rest."""
+        size, places = self.grid.group_size, kept.cpu()
+        whole = size == -1 or (len(places) % size == 0 and all(
+            int(group[0]) % size == 0 and int(group[-1]) - int(group[0]) == size - 1 for group in places.split(size)
+        ))  # fmt: skip
+        if not whole:
+            raise LayerError(f"its inputs are rounded in groups of {size}, which go whole; remove before quantizing")
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
-        step = self.steps(x)
-        return straight_through(x, (x / step).round().clamp(-self.highest, self.highest) * step)
+        flat = x.detach().reshape(-1, x.shape[-1]).float()
+        if self.whole is not None and self.grid.scale == "float":
+            params = {"scales": self.whole.expand(len(flat), 1)}
+        else:
+            params = self.grid.fit(flat, self.whole)
+        codes = self.grid.encode(flat, params)
+        return straight_through(x, grouping.decode(self.grid, codes, params, x.dtype).view(x.shape))
 
 
 @part("outlier_columns", place="input")

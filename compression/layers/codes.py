@@ -265,11 +265,11 @@ class Codes(WeightPart):
             self.codes = self.canonical()
             self.bound = None
 
-    def hold(self, kernel: Kernel, spec: LayerSpec, bias: Tensor | None) -> Product:
+    def hold(self, kernel: Kernel, spec: LayerSpec, beside: grids.Params) -> Product:
         """Hold the codes in the layout of a kernel from now on; the product by it."""
         assert kernel.pack is not None
         self.codes = kernel.pack(self.codes, self.parameters_of_grid(), spec)
-        product = kernel.bind(self.codes, self.parameters_of_grid(), spec)
+        product = kernel.bind(self.codes, self.parameters_of_grid() | beside, spec)
         return product if self.permutation is None else _Permuted(product, self.permutation)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

@@ -156,10 +156,15 @@ class Linear(nn.Module):
         if kernel is None:
             first.bound = Bound(None, spec.dtype, -1, spec=spec)  # no x is small enough
         else:
-            product, after = first.hold(kernel, spec, self.bias), None if kernel.fuses_bias else self.bias
+            product, after = first.hold(kernel, spec, self._beside(kernel)), None if kernel.fuses_bias else self.bias
             most = kernel.max_rows(spec) * self.in_features
             first.bound = Bound(product, spec.dtype, most, after, tuple(others), kernel, spec)
         return first.bound
+
+    def _beside(self, kernel: Kernel) -> dict[str, Tensor]:
+        """What a kernel computes with beside the weight: the bias, and tensors of the parts at the input."""
+        found = {} if self.input_part is None or not kernel.accepts.inputs else dict(self.input_part.tensors())
+        return found if self.bias is None or not kernel.fuses_bias else found | {"bias": self.bias}
 
     def spec_on(self, device: torch.device | str | None = None) -> LayerSpec:
         """What kernels on a device (default: where the layer is) look at."""

@@ -32,6 +32,7 @@ from compression.errors import LayerError
 from compression.layers.kernels.kernel import Kernel, LayerSpec, Product
 from compression.layers.kernels.torch_products import frozen_product, product_dtype
 from compression.numeric.checks import FLOATS, check_finite, check_incoming, check_loaded
+from compression.numeric.grouping import Params
 
 Place = Literal["input", "weight", "output"]
 
@@ -266,10 +267,14 @@ class WeightPart(Part):
         """What kernels look at beside kind, shape and dtype."""
         return {}
 
-    def hold(self, kernel: Kernel, spec: LayerSpec, bias: Tensor | None) -> Product:
+    def hold(self, kernel: Kernel, spec: LayerSpec, beside: Params) -> Product:
         """The product by a kernel: x (..., cols) in the dtype of `spec` -> y (..., rows), without bias unless the
-        kernel fuses it."""
-        return kernel.bind(self.value(spec.dtype), {} if bias is None else {"bias": bias}, spec)
+        kernel fuses it.
+
+        Args:
+            beside: what else of the layer the kernel computes with, see `Kernel`.
+        """
+        return kernel.bind(self.value(spec.dtype), beside, spec)
 
     def unbind(self) -> None:
         """Let go of the kernel, and hold the tensors as they are stored."""

@@ -4,7 +4,9 @@ from typing import Any, Self
 
 import torch
 
+from compression.layers.activations import SMALLEST, TokenRange
 from compression.layers.codes import Codes, check_sound
+from compression.layers.linear import Linear
 from compression.layers.parts import dtype_named, name_of, part
 from compression.numeric import grouping, packing
 from compression.numeric.checks import check_size
@@ -45,3 +47,20 @@ class Rounded(Codes):
     @property
     def settings(self) -> dict[str, Any]:
         return {"bits": self.grid.bits, "dtype": name_of(self.dtype)}
+
+
+def whole_numbers(linear: torch.nn.Linear, step: float | None = None) -> Linear:
+    """A layer with weights and activations in 8 bits, its weight rounded to nearest.
+
+    Args:
+        step: of its activations; None for one of each token, found at run time.
+
+    Raises:
+        LayerError: a weight is not finite.
+    """
+    return Linear(Rounded(linear.weight), linear.bias, input_part=TokenRange(8, step))
+
+
+def static_step(largest: torch.Tensor, bits: int = 8) -> float:
+    """The step with which the largest of the absolute values (cols,) is the largest number."""
+    return max(float(largest.amax()), SMALLEST) / (2 ** (bits - 1) - 1)

@@ -93,10 +93,15 @@ class Context:
 
 
 class LayerMethod(Method):
-    """Treats every linear layer by itself: subclasses define `compress_linear`."""
+    """Treats every linear layer by itself: subclasses define `compress_linear`, or `fit_linear` where they measure."""
 
     unit = "layer"
     per_layer: ClassVar[bool] = True
+
+    @property
+    def measured(self) -> "calibration.capture.MakeObserver | None":
+        """Makes the observer of the inputs of each layer; None for a method that, as it is set, reads none."""
+        return None
 
     def check_layer(self, in_features: int, out_features: int) -> None:
         """Raise LayerError if a layer of this shape cannot be taken; called for all layers before any work."""
@@ -112,14 +117,26 @@ class LayerMethod(Method):
     def compress_linear(self, linear: "nn.Linear", context: Context) -> Any:
         """The layer that takes the place of `linear`, which itself stays as it is."""
 
+    def fit_linear(self, linear: "nn.Linear", inputs: Any, context: Context) -> Any:
+        """As `compress_linear`, with the value of the layer's observer."""
+        return self.compress_linear(linear, context)
+
     def apply_block(self, block: "Block", seen: "Seen | None", context: Context) -> None:
         """Replace every linear of a block; one report entry for each."""
         assert context.step is not None
+        inputs: dict[str, Any] = {}
+        if self.measured is not None and seen is not None:
+            for name, layer in block.linears():
+                _check_finite(name, layer)
+            inputs = seen.inputs(self.measured)
         sizes = {name: layer.in_features * layer.out_features for name, layer in block.linears()}
         methods: dict[str, Any] = {name: context.step.for_layer(name) for name in sizes}
         taken = [name for name in sizes if methods[name] is not None]
         owners = dealt([sizes[name] for name in taken], context.workers.count)
-        jobs = [partial(_compressed, block, name, methods[name].in_block(name, block), context) for name in taken]
+        jobs = [
+            partial(_compressed, block, name, methods[name].in_block(name, block), inputs.get(name), context)
+            for name in taken
+        ]
         results = context.workers.run(owners, jobs)
         for name in sizes:
             if methods[name] is None:
@@ -131,8 +148,7 @@ class LayerMethod(Method):
 
     def describe(self, linear: "nn.Linear", layer: Any) -> str:
         """What became of a linear layer, for the report."""
-        stored = getattr(layer, "weight_part", None)
-        return spell(self) + ("" if stored is None else f", {stored.words}, kernel {layer.kernel_name()}")
+        return spell(self) + _stored_words(layer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,12 +285,12 @@ class OnLoadMethod(ModelMethod):
         return self.reshape(model)
 
 
-def _compressed(block: "Block", name: str, by: Any, context: Context) -> "tuple[nn.Module, str]":
+def _compressed(block: "Block", name: str, by: Any, inputs: Any, context: Context) -> "tuple[nn.Module, str]":
     """What the linear layer of that name becomes, and words for the report."""
     stored = block.layer(name.removeprefix(f"{block.name}."))
     linear = architectures.decoder.as_linear(stored)
     with _naming(name):
-        layer = by.compress_linear(linear, context)
+        layer = by.fit_linear(linear, inputs, context)
     words = by.describe(linear, layer)
     return architectures.decoder.with_output(layer, getattr(stored, "output_part", None)), words
 

@@ -153,6 +153,9 @@ class Case:
 FEW = "samples=8,sequence_length=32"  # of calibration text
 CHEAPEST = {
     "awq": FEW,
+    "fp8": FEW,
+    "int8": FEW,
+    "nvfp4": FEW,
     "distilled": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2,warmup=0",
     "gptq": FEW,
     "kd": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2",
@@ -167,6 +170,8 @@ CHEAPEST = {
 }
 
 REFUSED_GROUPS = {  # what a method says of 200 inputs that has no parameter group_size
+    "nvfp4": ("group_size=16 does not divide the 200 inputs",),
+    "mxfp4": ("group_size=32 does not divide the 200 inputs",),
     "gguf": ("has blocks of 32 weights, which do not tile 200 inputs",),
 }
 TRAINS = "training fills zeros that no step before it has pruned"
@@ -183,6 +188,28 @@ EXPECTED = {
         Row(0.11, nf4_bytes(64), "compute_dtype=bfloat16"),
         Row(0.11, nf4_bytes(64), "compute_dtype=float16,backend=bitsandbytes"),
     ),
+    "int8": (
+        Row(0.02, int8_bytes, second=True),
+        Row(
+            0.1,
+            lambda rows, cols, itemsize: int8_bytes(rows, cols, itemsize) + 4,
+            "activations=static",
+            second=True,
+            whole=True,
+        ),
+    ),
+    "fp8": (
+        Row(0.05, rtn_bytes(8, -1, zeros=False), second=True),
+        Row(
+            0.1,
+            lambda rows, cols, itemsize: rtn_bytes(8, -1, zeros=False)(rows, cols, itemsize) + 4,
+            "activations=static",
+            second=True,
+            whole=True,
+        ),
+    ),
+    "nvfp4": (Row(0.5, fp4_bytes(16, 8), second=True, whole=True),),
+    "mxfp4": (Row(0.35, fp4_bytes(32, 0), second=True),),
     "llm_int8": (Row(0.02, lambda rows, cols, itemsize: rows * cols + 4 * rows, second=True),),
     "rtn": (
         Row(0.012, rtn_bytes(8, 128), "bits=8"),

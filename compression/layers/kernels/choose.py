@@ -12,11 +12,12 @@ from compression.errors import BackendError
 from compression.layers.kernels import lut4
 from compression.layers.kernels.bitsandbytes import BNB4, BNB8
 from compression.layers.kernels.gptqmodel import GPTQMODEL
+from compression.layers.kernels.integer_products import W8A8
 from compression.layers.kernels.kernel import Kernel, LayerSpec
 from compression.layers.kernels.lut4_product import LUT4
 from compression.layers.kernels.torch_products import INT4, INT8, SEMI_STRUCTURED
 
-KERNELS: tuple[Kernel, ...] = (LUT4, INT4, INT8, BNB4, BNB8, GPTQMODEL, SEMI_STRUCTURED)
+KERNELS: tuple[Kernel, ...] = (LUT4, INT4, INT8, W8A8, BNB4, BNB8, GPTQMODEL, SEMI_STRUCTURED)
 BACKENDS = ("auto", *dict.fromkeys(kernel.library for kernel in KERNELS))  # that a layer can ask for
 
 

@@ -118,6 +118,7 @@ class Kernel:
         bind: layout, stored parameters, spec -> the product as a function of x (..., in_features) in the spec's dtype,
             to (..., out_features), without bias; what can be prepared is prepared once.
             Of a part that is not made of codes, the layout is the dense weight and there is nothing to pack.
+            Among the parameters are the tensors of the parts that it takes at the input, by their names there.
         fuses_bias: whether it adds the bias itself; it is then among the parameters, if there is one.
         max_rows: rows of input, as a function of the spec, up to which the kernel is the faster way.
         rowwise: whether some rows of the layout are the layout of these rows of codes.

@@ -79,11 +79,11 @@ def test_a_part_that_is_put_in_after_a_product_is_seen_by_the_next():
     assert not torch.equal(before, layer(x))
 
 
-def test_whole_numbers_of_activations_and_weights_are_named_as_simulated():
-    layer = Linear(Rounded(gaussian(64, 256)), input_part=TokenRange())
-
-    assert "simulated" == layer.kernel_name()
-    assert layer.graph_refusal("cpu") is None
+def test_whole_numbers_that_no_kernel_takes_are_named_as_simulated():
+    for layer in (Linear(Rounded(gaussian(64, 256), 4), input_part=TokenRange()),
+                  Linear(Rounded(gaussian(64, 256)), input_part=TokenRange(6))):  # fmt: skip
+        assert "simulated" == layer.kernel_name()
+        assert layer.graph_refusal("cpu") is None
 
 
 def test_an_adapter_beside_codes_leaves_them_their_kernel():

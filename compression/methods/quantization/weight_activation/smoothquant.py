@@ -9,10 +9,10 @@ projections are divided too, in the rows of the value and up projections, heads 
 the reference, with one step per layer, `smooth=norms` adds 0.7 % to the perplexity and `smooth=all` nothing. A channel
 that no calibration token reaches is not scaled, nor is what has no linear producer (`SiteRow.fixed`); a norm in a short
 dtype is rounded first, and its readers make up for that (`architectures.edits.Divide`).
-Limits: products are computed in floating point on the rounded numbers unless a kernel takes them.
+Products are those of whole numbers where a kernel takes them (`layers.kernels.integer_products`).
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from compression import architectures, calibration, layers
 from compression.errors import RecipeError
@@ -49,14 +49,9 @@ class SmoothQuant(BlockMethod):
                 architectures.edits.Divide(site.number, scales).apply(block)
                 largest |= {name: largest[name] / scales[site.channels] for name in site.names}
         for name, linear in list(block.linears()):
-            step = None if self.activations == "token" else max(float(largest[name].amax()), 1e-5) / 127
-            block.replace(name, self._layer(linear, step))
+            step = None if self.activations == "token" else layers.rounded.static_step(largest[name])
+            block.replace(name, layers.rounded.whole_numbers(linear, step))
 
     def shape_block(self, block: "Block") -> None:
         for name, linear in list(block.linears()):
-            block.replace(name, self._layer(linear, None if self.activations == "token" else 1.0))
-
-    @staticmethod
-    def _layer(linear: Any, step: float | None) -> Any:
-        inputs = layers.activations.TokenRange(8, step)
-        return layers.Linear(layers.rounded.Rounded(linear.weight), linear.bias, input_part=inputs)
+            block.replace(name, layers.rounded.whole_numbers(linear, None if self.activations == "token" else 1.0))
