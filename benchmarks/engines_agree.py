@@ -39,6 +39,8 @@ EXPORTS = (  # engine, recipe, format, and the base if it is not SmolLM2
     ("vllm", f"awq(group_size=64,{FEW})", "compressed-tensors"),
     ("vllm", f"gptq(group_size=64,symmetric=true,{FEW})", "gptq"),
     ("vllm", f"awq(group_size=64,{FEW})", "awq"),
+    ("vllm", "int8", "compressed-tensors"),
+    ("vllm", "fp8", "compressed-tensors"),
     ("transformers", "nf4", "bitsandbytes"),
     ("transformers", f"gptq(group_size=64,symmetric=true,{FEW})", "compressed-tensors"),
     ("llama.cpp", "fp16", "gguf"),

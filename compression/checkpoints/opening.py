@@ -227,5 +227,5 @@ def _published(source: BaseSource, format: Format, device: str, backend: str | N
 
 
 def _stored_as(layer: Any, device: str) -> str:
-    words = (layer.table if isinstance(layer, Embedding) else layer).weight_part.words
-    return f"{words}, kernel {layer.kernel_name(device)}"
+    parts = layer.table.parts() if isinstance(layer, Embedding) else layer.parts()
+    return f"{', '.join(each.words for each in parts)}, kernel {layer.kernel_name(device)}"

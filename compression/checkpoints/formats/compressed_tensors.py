@@ -20,11 +20,15 @@ are written so.
 Source: compressed-tensors 0.20 (`compressors/pack_quantized`, `naive_quantized`, `nvfp4`, `mxfp4`).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from compression.checkpoints.formats.compressed_tensors_config import (
+    ACTIVATIONS,
     FLOAT,
+    INT,
     MXFP4,
     NVFP4,
     PACKED,
@@ -32,13 +36,19 @@ from compression.checkpoints.formats.compressed_tensors_config import (
 )
 from compression.checkpoints.formats.layer import FLOATS, LayerStore, StoredTensor, order_of
 from compression.errors import LayerError
+from compression.layers.activations import FloatRange, TokenRange
 from compression.layers.codes import Codes
+from compression.layers.linear import Linear
+from compression.layers.parts import InputPart
 from compression.numeric import grouping, packing
 from compression.numeric.floats import FloatGrid
-from compression.numeric.grids import AffineGrid
+from compression.numeric.grids import AffineGrid, SignedGrid
 from compression.numeric.grouping import Grid
 
 _FP8 = (torch.float8_e4m3fn,)
+_INPUT_GRIDS = {
+    "fp8": FloatGrid(element="e4m3", group_size=-1), "mxfp4": FloatGrid(element="e2m1", group_size=32, scale="e8m0"),
+}  # fmt: skip
 
 
 class _Store(LayerStore):
@@ -125,7 +135,7 @@ class Packed(_Store):
     def write(self, part: Codes) -> dict[str, Tensor]:
         bits, (rows, cols) = self.scheme.bits, part.shape
         codes = packing.unpack(part.canonical(), bits, cols)
-        found = {"weight_scale": part.scales, "weight_shape": torch.tensor([rows, cols])}
+        found = {"weight_scale": part.scales.view(rows, -1), "weight_shape": torch.tensor([rows, cols])}
         if not self.scheme.symmetric:
             zeros = packing.unpack(part.zero_points, bits, part.scales.shape[1])
             found["weight_zero_point"] = _to_words(zeros.t().contiguous(), bits).t().contiguous()
@@ -182,7 +192,7 @@ class Whole(_Store):
             return {"weight": part.canonical().view(torch.float8_e4m3fn), "weight_scale": part.scales}
         bits, middle = self.scheme.bits, 2 ** (self.scheme.bits - 1)
         codes = packing.unpack(part.canonical(), bits, part.shape[1])
-        found = {"weight": (codes.short() - middle).to(torch.int8), "weight_scale": part.scales}
+        found = {"weight": (codes.short() - middle).to(torch.int8), "weight_scale": part.scales.view(part.shape[0], -1)}
         if not self.scheme.symmetric:
             zeros = packing.unpack(part.zero_points, bits, part.scales.shape[1])
             found["weight_zero_point"] = (zeros.short() - middle).to(torch.int8)
@@ -228,13 +238,58 @@ def store_of(scheme: Scheme) -> LayerStore:
     return FP4(scheme) if scheme.format in (NVFP4, MXFP4) else Whole(scheme)
 
 
-def scheme_of(part: Codes) -> Scheme | str:
-    """How a weight is written; in words why it cannot be."""
+def scheme_of(layer: Linear) -> Scheme | str:
+    """How a layer is written; in words why it cannot be."""
+    first, *beside = layer.weight_part.summands
+    if beside:
+        return "it has an adapter beside its codes; recover with merge=all"
+    if layer.output_part is not None:
+        return f"it has no place for {layer.output_part.kind}"
+    scheme = _of_weight(first) if first.kind in ("codes", "rounded") else f"its weight is of kind {first.kind}"
+    if isinstance(scheme, str) or layer.input_part is None:
+        return scheme
+    activations = _activations_of(layer.input_part)
+    if activations not in ACTIVATIONS:
+        return activations
+    whole = scheme.bits == 8 and scheme.symmetric and not scheme.float
+    kind = "int8" if whole else {FLOAT: "fp8", MXFP4: "mxfp4"}.get(scheme.format)
+    if kind != activations or (scheme.strategy != "channel" and kind != "mxfp4"):
+        return f"it has activations in {activations} beside {layer.weight_part.words}; written are int8, fp8 and mxfp4"
+    return replace(scheme, activations=activations, format=INT if kind == "int8" else scheme.format)
+
+
+def input_of(scheme: Scheme) -> InputPart | None:
+    """What stands at the input of a layer of a scheme."""
+    if scheme.activations is None:
+        return None
+    if scheme.activations == "int8":
+        return TokenRange(8)
+    return FloatRange(_INPUT_GRIDS[scheme.activations])
+
+
+def _activations_of(part: InputPart) -> str:
+    """Which of `ACTIVATIONS` it is; in words why none."""
+    if isinstance(part, TokenRange) and (part.bits, part.step) == (8, None):
+        return "int8"
+    if isinstance(part, FloatRange) and part.whole is None:
+        for name, grid in _INPUT_GRIDS.items():
+            if part.grid == grid:
+                return name
+    if isinstance(part, TokenRange | FloatRange):
+        return (
+            f"it is written with scales of activations that are found at run time (int8, fp8, mxfp4), not {part.words}"
+        )
+    return f"it has no place for {part.kind}"
+
+
+def _of_weight(part: Codes) -> Scheme | str:
     grid = part.grid
     if part.permutation is not None:
         return "its columns are in activation order, for which there is no g_idx since 0.20; leave static_groups=true"
     strategy = "channel" if grid.group_size == -1 else "group"
     size = None if grid.group_size == -1 else grid.group_size
+    if isinstance(grid, SignedGrid):
+        return Scheme(format=PACKED, bits=grid.bits, float=False, symmetric=True, strategy=strategy)
     if isinstance(grid, AffineGrid) and not grid.float_zeros:
         return Scheme(format=PACKED, bits=grid.bits, float=False, symmetric=grid.symmetric, strategy=strategy,
                       group_size=size)  # fmt: skip

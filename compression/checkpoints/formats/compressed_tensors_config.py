@@ -23,6 +23,11 @@ CLASS = "Linear"
 _SECONDS = 1.0  # for one pattern and one name
 _MOST = 2**31
 STRATEGIES = ("tensor", "channel", "group", "block", "tensor_group")
+ACTIVATIONS: dict[str, dict[str, Any]] = {  # that are read and written, as the library describes them
+    "int8": {"num_bits": 8, "type": "int", "strategy": "token", "group_size": None},
+    "fp8": {"num_bits": 8, "type": "float", "strategy": "token", "group_size": None},
+    "mxfp4": {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,7 @@ class Scheme:
         group_size: inputs of a group; None for other strategies.
         block: (rows, columns) of a block; None for other strategies.
         ordered: whether groups are of inputs that are not neighbours, as `weight_g_idx` tells.
+        activations: one of `ACTIVATIONS`, on which inputs are rounded at run time; None where they are not.
     """
 
     format: str
@@ -48,11 +54,13 @@ class Scheme:
     group_size: int | None = None
     block: tuple[int, int] | None = None
     ordered: bool = False
+    activations: str | None = None
 
     @property
     def words(self) -> str:
         unit = f"groups of {self.group_size}" if self.group_size else f"strategy {self.strategy}"
-        return f"{self.format}, {self.bits} bits, {unit}"
+        inputs = f", activations in {self.activations}" if self.activations else ""
+        return f"{self.format}, {self.bits} bits, {unit}{inputs}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +163,9 @@ def _names(names: Any, where: str) -> tuple[str, ...]:
 
 
 def _scheme(group: Mapping[str, Any], format: Any, where: str) -> Scheme:
-    for key in ("input_activations", "output_activations"):
-        if group.get(key) is not None:
-            raise CheckpointError(f"{where}.{key}: quantized activations are not read; the weights alone would be "
-                                  "another model")  # fmt: skip
+    if group.get("output_activations") is not None:
+        raise CheckpointError(f"{where}.output_activations: quantized outputs are not read; the weights alone would be "
+                              "another model")  # fmt: skip
     weights = group.get("weights")
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{where}.weights must be a table, not {weights!r:.80}")
@@ -184,10 +191,35 @@ def _scheme(group: Mapping[str, Any], format: Any, where: str) -> Scheme:
     order = weights.get("actorder")
     if format in (NVFP4, MXFP4) and size != (wanted := 16 if format == NVFP4 else 32):
         raise CheckpointError(f"{here}.group_size={size!r}: that of {format} is {wanted}")
+    activations = _activations(group.get("input_activations"), f"{where}.input_activations")
+    beside = {"int8": kind == "int" and bits == 8 and symmetric, "fp8": kind == "float" and bits == 8,
+              "mxfp4": format == MXFP4}  # fmt: skip
+    if activations and not (beside[activations] and (activations == "mxfp4" or strategy in ("channel", "tensor"))):
+        raise CheckpointError(f"{where}: activations in {activations} are read beside weights of the same kind with a "
+                              f"scale to each output, not {format}, {bits} bits, strategy {strategy}")  # fmt: skip
     return Scheme(
         format=format, bits=bits, float=kind == "float", symmetric=symmetric, strategy=strategy, group_size=size,
         block=block, ordered=order in (True, "group", "dynamic"),
+        activations=activations,
     )  # fmt: skip
+
+
+def _activations(given: Any, where: str) -> str | None:
+    """The name of what `input_activations` says."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"{where} must be a table or null, not {given!r:.80}")
+    if given.get("dynamic", False) is not True or given.get("symmetric", True) is not True:
+        raise CheckpointError(f"{where}: activations with stored scales, or with zero points, are not read; read are "
+                              "symmetric ones with dynamic=true")  # fmt: skip
+    said = {key: given.get(key, default) for key, default in (("num_bits", 8), ("type", "int"), ("strategy", None),
+                                                              ("group_size", None))}  # fmt: skip
+    for name, known in ACTIVATIONS.items():
+        if said == known:
+            return name
+    raise CheckpointError(f"{where}: {said} is not read; read are {', '.join(ACTIVATIONS)}: int8 and FP8 by token, and "
+                          "MXFP4")  # fmt: skip
 
 
 def _strategy(weights: Mapping[str, Any], where: str) -> tuple[str, int | None, tuple[int, int] | None]:

@@ -14,7 +14,7 @@ from compression.architectures.table import architecture_of
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import grouped, reading, writing
 from compression.checkpoints.formats.compressed_tensors import scheme_of, store_of
-from compression.checkpoints.formats.compressed_tensors_config import CLASS, METHOD, MIXED, Scheme
+from compression.checkpoints.formats.compressed_tensors_config import ACTIVATIONS, CLASS, METHOD, MIXED, Scheme
 from compression.checkpoints.formats.registry import Format, Written
 from compression.checkpoints.pieces import Unread
 from compression.errors import LayerError
@@ -31,15 +31,7 @@ class CompressedTensorsFormat(Format):
     def accepts(self, layer: Any) -> str | None:
         if not isinstance(layer, Linear):
             return None
-        first, *beside = layer.weight_part.summands
-        if first.kind != "codes":
-            return f"its weight is of kind {first.kind}"
-        if beside:
-            return "it has an adapter beside its codes; recover with merge=all"
-        if layer.input_part is not None or layer.output_part is not None:
-            parts = ", ".join(each.kind for each in (layer.input_part, layer.output_part) if each is not None)
-            return f"it has no place for {parts}"
-        scheme = scheme_of(first)
+        scheme = scheme_of(layer)
         return scheme if isinstance(scheme, str) else None
 
     def check_shapes(self, model: nn.Module) -> None:
@@ -53,7 +45,7 @@ class CompressedTensorsFormat(Format):
         for name, module in model.named_modules():
             if isinstance(module, Fused):
                 parts = [layers.get(f"{name}.{each}") for each in module.names]
-                schemes = {None if part is None else scheme_of(part.weight_part) for part in parts}
+                schemes = {None if part is None else scheme_of(part) for part in parts}
                 if len(schemes) > 1:
                     raise LayerError(f"format {self.name} cannot hold {name}: its parts have different settings, and "
                                      "are one layer there")  # fmt: skip
@@ -69,7 +61,7 @@ class CompressedTensorsFormat(Format):
     def _writer(self, model: nn.Module) -> tuple[writing.Writer, dict[str, Scheme]]:
         """What writes a model that the format holds by its shapes, and the scheme of each layer."""
         self.check_shapes(model)
-        schemes = {name: scheme_of(layer.weight_part) for name, layer in decoder.stored_layers(model).items()}
+        schemes = {name: scheme_of(layer) for name, layer in decoder.stored_layers(model).items()}
         stores = {name: store_of(each) for name, each in schemes.items()}  # type: ignore[arg-type]
         return writing.Writer(self.name, model, stores), schemes  # type: ignore[return-value]
 
@@ -81,7 +73,7 @@ class CompressedTensorsFormat(Format):
 
     def refusal(self, engine: str, layers: Iterable[Any]) -> str | None:
         """vLLM 0.32, tried on a CPU, by its kernel tables on GPUs; transformers 5.23."""
-        schemes = [scheme_of(layer.weight_part) for layer in layers]
+        schemes = [scheme_of(layer) for layer in layers]
         whole = [each for each in schemes if isinstance(each, Scheme) and not each.float]
         if engine == "transformers":
             odd = any(not each.symmetric for each in whole)
@@ -91,9 +83,11 @@ class CompressedTensorsFormat(Format):
         return None
 
     def needs_gpu(self, engine: str, layers: Iterable[Any]) -> bool:
-        """vLLM has kernels for whole numbers of 4 bits on CPUs, and for no other weights alone."""
-        schemes = [scheme_of(layer.weight_part) for layer in layers]
-        return engine == "vllm" and any(isinstance(each, Scheme) and (each.float or each.bits != 4) for each in schemes)
+        """vLLM 0.32 has kernels on CPUs for whole numbers of 4 bits, and for int8 and FP8 activations."""
+        schemes = [scheme for layer in layers if isinstance(scheme := scheme_of(layer), Scheme)]
+        here = (each.activations in ("int8", "fp8") or (each.activations, each.float, each.bits) == (None, False, 4)
+                for each in schemes)  # fmt: skip
+        return engine == "vllm" and not all(here)
 
 
 def _config(model: nn.Module, schemes: dict[str, Scheme], recipe: Recipe) -> dict[str, Any]:
@@ -108,7 +102,7 @@ def _config(model: nn.Module, schemes: dict[str, Scheme], recipe: Recipe) -> dic
     groups = {
         f"group_{i}": {
             "targets": [CLASS] if len(members) == 1 else list(dict.fromkeys(names)),
-            "weights": _arguments(scheme), "input_activations": None, "output_activations": None,
+            "weights": _arguments(scheme), "input_activations": _activations(scheme), "output_activations": None,
             "format": scheme.format,
         }
         for i, (scheme, names) in enumerate(members.items())
@@ -132,6 +126,13 @@ def _arguments(scheme: Scheme) -> dict[str, Any]:
         "strategy": scheme.strategy, "group_size": scheme.group_size, "block_structure": None, "dynamic": False,
         "actorder": None,
     }  # fmt: skip
+
+
+def _activations(scheme: Scheme) -> dict[str, Any] | None:
+    if scheme.activations is None:
+        return None
+    common = {"symmetric": True, "dynamic": True, "block_structure": None, "actorder": None}
+    return ACTIVATIONS[scheme.activations] | common
 
 
 COMPRESSED_TENSORS = CompressedTensorsFormat()

@@ -63,6 +63,8 @@ def _method(scheme: Scheme) -> Any:
     size = scheme.block[1] if scheme.block else scheme.group_size or -1
     if scheme.format == HQQ:
         return registry.build("hqq", {"bits": scheme.bits, "group_size": size})
+    if scheme.activations is not None:
+        return registry.build(scheme.activations, {})
     if not scheme.float:
         return registry.build("rtn", {"bits": scheme.bits, "group_size": size, "symmetric": scheme.symmetric})
     scale = {NVFP4: "e4m3", MXFP4: "e8m0"}.get(scheme.format, "float")

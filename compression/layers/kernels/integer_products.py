@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compression.layers.kernels.kernel import Accepts, Kernel, LayerSpec, Product, canonical, unlimited
 from compression.layers.kernels.torch_products import missing_op
-from compression.numeric.grids import SignedGrid
+from compression.numeric.grids import AffineGrid, SignedGrid
 from compression.numeric.grouping import Params
 
 CUDA_ROWS = 17  # that cuBLASLt wants of a batch, at least
@@ -43,6 +43,8 @@ def exact_here() -> bool:
 
 
 def _refuses(spec: LayerSpec) -> str | None:
+    if isinstance(spec.grid, AffineGrid) and not (spec.grid.symmetric and spec.group == spec.in_features):
+        return "symmetric weights with one scale per output channel only"
     if spec.inputs[0]["bits"] != 8:
         return f"activations in 8 bits only, not {spec.inputs[0]['bits']}"
     if spec.device_type == "cuda":
@@ -69,7 +71,11 @@ def _unpack(layout: Tensor, spec: LayerSpec) -> Tensor:
 
 
 def _bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
-    scales, step, least = params["scales"], params.get("step"), CUDA_ROWS if spec.device_type == "cuda" else 1
+    scales, step, least = (
+        params["scales"].float().flatten(),
+        params.get("step"),
+        CUDA_ROWS if spec.device_type == "cuda" else 1,
+    )
     turned = layout.t()
     rounded = _by_token if step is None else _by_layer(step)
 
@@ -96,7 +102,8 @@ def _by_layer(step: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 W8A8 = Kernel(
     name="w8a8", library="torch", refuses=_refuses,
-    accepts=Accepts(words="8-bit weights and activations only", weight=("rounded",), grids=(SignedGrid,), bits=(8,),
+    accepts=Accepts(words="8-bit weights and activations only", weight=("rounded", "codes"),
+                    grids=(SignedGrid, AffineGrid), bits=(8,),
                     inputs=("token_range",)),
     pack=_pack, unpack=_unpack, bind=_bind, max_rows=unlimited, rowwise=True,
 )  # fmt: skip

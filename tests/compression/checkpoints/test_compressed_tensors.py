@@ -13,11 +13,16 @@ from strategies import gaussian, seeds
 
 import compression
 from compression import CheckpointError, LayerError, RecipeError
+from compression.architectures import decoder
 from compression.checkpoints.formats import compressed_tensors, compressed_tensors_config
 from compression.checkpoints.formats import registry as formats
 from compression.checkpoints.formats.compressed_tensors_config import FLOAT, INT, MXFP4, NVFP4, PACKED, Scheme, parse
 from compression.checkpoints.formats.recipes import check_recipe
+from compression.layers.activations import TokenRange
 from compression.layers.codes import Codes
+from compression.layers.dense import Dense
+from compression.layers.kernels.integer_products import exact_here
+from compression.layers.linear import Linear
 
 ROWS, COLS = 24, 64
 LAYER = "model.layers.0.mlp.up_proj"
@@ -107,7 +112,7 @@ def test_a_layer_of_the_library_has_the_same_bits_and_is_written_as_it_was(schem
     assert all(tensors[name].dtype in wanted[name].dtypes for name in wanted.keys() & tensors.keys())
     if scheme.strategy in ("channel", "group", "tensor_group"):
         again = store.write(part)
-        assert scheme == compressed_tensors.scheme_of(part) or scheme.format == INT
+        assert scheme == compressed_tensors.scheme_of(Linear(part)) or scheme.format == INT
         for name in again.keys() & wanted.keys():
             assert again[name].dtype == tensors[name].dtype and same_bytes(again[name], tensors[name]), name
 
@@ -145,7 +150,7 @@ def half(tmp_path_factory):
 RECIPES = [
     "rtn(group_size=16)", "rtn(group_size=32,symmetric=true)", "rtn(bits=3,group_size=16)", "rtn(bits=8,group_size=-1)",
     "rtn_fp", "rtn_fp(element=e2m1,group_size=16,scale=e4m3)", "rtn_fp(element=e2m1,group_size=32,scale=e8m0)",
-    'rtn(group_size=16,layers={"*.down_proj":{"bits":8,"group_size":-1},"*.q_proj":null})',
+    'rtn(group_size=16,layers={"*.down_proj":{"bits":8,"group_size":-1},"*.q_proj":null})', "int8", "fp8", "mxfp4",
 ]  # fmt: skip
 
 
@@ -159,7 +164,7 @@ def test_a_written_checkpoint_opens_with_the_same_logits(half, tmp_path, steps):
     assert steps == again.recipe.text and "compressed-tensors" in result.published_formats
 
 
-@pytest.mark.parametrize("steps", [steps for steps in RECIPES if "symmetric" in steps or "_fp" in steps])
+@pytest.mark.parametrize("steps", [steps for steps in RECIPES if "symmetric" in steps or "fp" in steps])
 def test_transformers_opens_it_with_the_same_weights(half, tmp_path, steps):
     """Symmetric weights: transformers 5.23 makes new zero points, since it expects them unpacked."""
     from transformers import AutoModelForCausalLM
@@ -171,6 +176,53 @@ def test_transformers_opens_it_with_the_same_weights(half, tmp_path, steps):
     for name, layer in result.model.named_modules():
         if _coded(layer):
             assert torch.equal(layer.dequantize(), theirs.get_submodule(name).weight), name
+
+
+class LibraryRange(TokenRange):
+    """A step of largest / 127.5, and numbers from -128: so the library imitates int8; engines divide by 127."""
+
+    def forward(self, x):
+        step = x.abs().amax(-1, keepdim=True) / 127.5
+        return (x / step).round().clamp(-128, 127) * step
+
+
+@pytest.mark.parametrize(("steps", "weights"), [("int8", "rtn(bits=8,group_size=-1)"), ("fp8", "rtn_fp")])
+def test_what_is_computed_of_rounded_activations_is_what_the_library_computes(tmp_path, steps, weights):
+    """In fp32, where what activations lose is not hidden by the dtype."""
+    from transformers import AutoModelForCausalLM
+
+    base = str(tmp_path / "base")
+    transformers_model("LlamaForCausalLM", hidden_size=64).save_pretrained(base)
+    result = compression.compress(base, steps)
+    theirs = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / "out", "compressed-tensors"))
+    alone = compression.compress(base, weights).model
+    if steps == "int8":
+        for layer in decoder.stored_layers(result.model).values():
+            layer.input_part = LibraryRange()
+            layer.weight_part = Dense(layer.weight_part.value())
+
+    own, their, without = (logits(each).float() for each in (result.model, theirs, alone))
+
+    assert (own - their).norm() < 0.05 * (without - their).norm()
+
+
+def test_only_mxfp4_activations_need_a_gpu_in_vllm(half):
+    format = formats.find("compressed-tensors")
+
+    needs = {steps: format.needs_gpu("vllm", decoder.stored_layers(compression.compress(half, steps).model).values())
+             for steps in ("int8", "fp8", "mxfp4", "rtn(bits=8,group_size=-1)", "rtn(group_size=16)")}  # fmt: skip
+
+    assert {"mxfp4", "rtn(bits=8,group_size=-1)"} == {steps for steps, gpu in needs.items() if gpu}
+
+
+def test_a_checkpoint_of_others_multiplies_whole_numbers(half, tmp_path):
+    compression.compress(half, "int8").save(tmp_path / "out", "compressed-tensors")
+
+    opened = compression.load(tmp_path / "out")
+
+    assert {"w8a8" if exact_here() else "simulated": 14} == opened.kernels()
+    detail = next(entry.detail for entry in opened.report if entry.outcome == "replaced")
+    assert "8 bits" in detail and "activations in 8 bits, one step per token" in detail
 
 
 def test_of_several_groups_the_setting_of_most_layers_is_the_recipe_and_the_others_are_named(half, tmp_path):
@@ -227,6 +279,7 @@ def test_scales_of_blocks_are_spread_over_the_rows_that_there_are(rows, height):
         ("rtn(group_size=16)", {"vllm"}),
         ("rtn(bits=3,group_size=16,symmetric=true)", {"transformers"}),
         ("rtn_fp", {"vllm", "transformers"}),
+        ("int8", {"vllm", "transformers"}),
     ],
 )
 def test_it_is_said_which_engines_open_what_is_written(half, steps, engines):
@@ -237,7 +290,7 @@ def test_it_is_said_which_engines_open_what_is_written(half, steps, engines):
     assert len(format.engines) == len(format.served(model))
 
 
-@pytest.mark.parametrize("steps", ["rtn(group_size=16)", "rtn_fp"])
+@pytest.mark.parametrize("steps", ["rtn(group_size=16)", "rtn_fp", "int8", "fp8", "mxfp4"])
 def test_without_a_recipe_a_checkpoint_is_called_by_its_grid(half, tmp_path, steps):
     compression.compress(half, steps).save(tmp_path / "out", "compressed-tensors")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -296,6 +349,7 @@ def test_there_and_back_every_tensor_is_the_same_bytes(half, tmp_path, first, se
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 16}
+TOKENS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 
 
 def described(group=None, **changes):
@@ -310,7 +364,13 @@ def described(group=None, **changes):
         (described(transform_config={"config_groups": {"a": 1}}), ["transform_config"]),
         (described(config_groups={}), ["config_groups", "at least one"]),
         (described(format="marlin-24"), ["'marlin-24'", PACKED]),
-        (described({"input_activations": {"num_bits": 8}}), ["input_activations"]),
+        (described({"output_activations": {"num_bits": 8}}), ["output_activations"]),
+        (described({"input_activations": 8}), ["input_activations", "a table or null"]),
+        (described({"input_activations": {"num_bits": 8}}), ["input_activations", "dynamic=true"]),
+        (described({"input_activations": TOKENS | {"dynamic": "local"}}), ["stored scales"]),
+        (described({"input_activations": TOKENS | {"symmetric": False}}), ["zero points"]),
+        (described({"input_activations": TOKENS | {"num_bits": 4}}), ["'num_bits': 4", "int8, fp8, mxfp4"]),
+        (described({"input_activations": TOKENS}), ["activations in int8", "pack-quantized, 4 bits, strategy group"]),
         (described({"targets": "Linear"}), ["targets", "list of names"]),
         (described({"targets": ["re:("]}), ["'re:('", "no regular expression"]),
         (described({"targets": ["re:.*{99999999999999999999}"]}), ["no regular expression"]),
@@ -400,10 +460,12 @@ def test_tensors_that_are_damaged_are_refused_by_name(half, tmp_path, change, wo
         ("rtn(group_size=16,embeddings=8)", ["leave embeddings=8 out"]),
         ("rtn_fp(element=e2m1,group_size=16)", ["q_proj", "NVFP4"]),
         ("magnitude", ["has none", "save it as it is"]),
+        ("fp8(activations=static,samples=2,sequence_length=8)", ["q_proj", "found at run time", "per layer"]),
+        ("llm_int8", ["q_proj", "not 8 bits in one group per channel"]),
     ],
 )
 def test_what_it_cannot_hold_is_refused_before_anything_is_written(half, tmp_path, steps, words):
-    result = compression.compress(half, steps)
+    result = compression.compress(half, steps, calibration="random")
 
     with pytest.raises(LayerError, match=says(*words)):
         result.save(tmp_path / "out", "compressed-tensors")
