@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from compression.layers import Linear
 from compression.layers.activations import TokenRange
+from compression.layers.codes import Codes
 from compression.layers.kernels.choose import choose
 from compression.layers.kernels.integer_products import exact_here, token_steps
 from compression.layers.rounded import Rounded
+from compression.numeric.grids import AffineGrid
 
 pytestmark = pytest.mark.skipif(not exact_here(), reason="this processor has no VNNI")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -39,6 +41,25 @@ def test_the_product_is_the_plain_one(rows, cols, tokens, step, bias, dtype, see
     wanted = layer.reference(x).float()
     size = wanted.abs().max() + (0 if layer.bias is None else layer.bias.abs().max())
     torch.testing.assert_close(y.float(), wanted, rtol=0, atol=float(8 * torch.finfo(dtype).eps * size))
+
+
+@given(st.integers(2, 70), st.booleans(), st.integers(0, 99))
+def test_codes_on_an_even_grid_are_multiplied_alike(cols, bias, seed):
+    grid = AffineGrid(bits=8, group_size=-1, symmetric=True)
+    given = drawn(24, seed=seed + 1) if bias else None
+    layer = Linear(Codes.from_weight(drawn(24, cols, seed=seed), grid), given, input_part=TokenRange())
+    x = drawn(3, cols, seed=seed + 2)
+
+    assert "w8a8" == layer.kernel_name()
+    torch.testing.assert_close(layer(x), layer.reference(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("setting", [{"symmetric": False}, {"group_size": 8, "symmetric": True}])
+def test_grids_with_zero_points_or_groups_are_refused(setting):
+    grid = AffineGrid(**{"bits": 8, "group_size": -1} | setting)
+    layer = Linear(Codes.from_weight(drawn(24, 40), grid), input_part=TokenRange())
+
+    assert "symmetric weights with one scale" in choose(layer.spec_on("cpu"))[1]["w8a8"]
 
 
 def test_sums_are_those_of_whole_numbers():

@@ -48,6 +48,8 @@ def test_no_kernel_takes_a_layer_with_a_part_that_it_does_not_name(way, what):
     for place, part in PLACED[what].items():
         setattr(layer, place, part)
 
+    if layer.kernel_name() == "w8a8":
+        pytest.skip("w8a8 names it; its products are compared in test_integer_products")
     assert layer.kernel_name() in ("simulated", "dequantize")
     assert torch.equal(layer.plain(x), layer(x))
     assert difference(layer(x), layer.reference(x)) <= way.error * 20  # a value near a level may fall on either side
