@@ -154,6 +154,7 @@ def _slug(text):
     return Recipe.parse(text).slug
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, "out_of_memory"), (signal.SIGSEGV, "failed")])
 def test_a_killed_engine_leaves_a_row_that_says_so_and_is_opened_again(tmp_path, monkeypatch, number, status):
     small_runs.make_base(tmp_path)
