@@ -7,17 +7,14 @@ computed in fp32 from the weights that the checkpoint stores.
 Greedy tokens are compared up to the first that differs; where the two likeliest are nearly alike in our distribution,
 rounding decides.
 
-llama.cpp rounds what enters a product to the type that its kernels take beside the type of the weight: 8 bits beside
-blocks, BF16 beside BF16 (ggml-cpu.c, type_traits_cpu). Its exports are compared once more with our forward pass rounded
-alike (`rounded_alike`), on prompts of one token. On longer ones the last digits of fp32, which differ in attention and
-rotation, tip some values over to the next of the 8 bits, and from layer to layer more of them.
+llama.cpp rounds what enters a product to 8 bits beside quantized weights, and to BF16 beside BF16; the differences are
+of that size.
 K types hold rows of a multiple of 256, which SmolLM2 does not have: they are compared on a seeded model of width 512.
 """
 
 import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +50,7 @@ EXPORTS = (  # engine, recipe, format, and the base if it is not SmolLM2
     ("llama.cpp", "gguf(type=q4_k_m)", "gguf", WIDE),
 )
 DTYPES = {"vllm": "float16"}  # of engines that are asked for one
-NEW_TOKENS, PROMPT, SHORT = 48, 64, 200
-NOTHING = 1e-4  # nat
+NEW_TOKENS, PROMPT = 48, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,26 +60,15 @@ class Agreement:
     mean: float
     absolute: float
     largest: float
-    alike: int | None  # prompts of one token with a difference below NOTHING, with our pass rounded as the engine's
     tokens: int
     greedy: int
     gap: float | None  # nat between our two likeliest tokens at the first that differs; None where none does
 
 
-def agreement(engine: Engine, model: Any, texts: Sequence[Sequence[int]], *, rounds: bool) -> Agreement:
-    """Of an engine and a model.
-
-    Args:
-        rounds: whether the engine rounds what enters products, as llama.cpp does.
-    """
+def agreement(engine: Engine, model: Any, texts: Sequence[Sequence[int]]) -> Agreement:
+    """Of an engine and a model in fp32."""
     import torch
 
-    alike = None
-    if rounds:
-        pairs = [texts[0][place : place + 2] for place in range(0, 2 * SHORT, 2)]
-        with rounded_alike(model):
-            alike = int((difference(engine, model, pairs).abs() < NOTHING).sum())
-    model.float()
     off = difference(engine, model, texts)
     with torch.inference_mode():
         (said,) = engine.generate([list(texts[0][:PROMPT])], NEW_TOKENS, ignore_eos=True)
@@ -94,7 +79,7 @@ def agreement(engine: Engine, model: Any, texts: Sequence[Sequence[int]], *, rou
         first, second = rows[greedy].log_softmax(-1).topk(2).values.tolist()
         gap = first - second
     return Agreement(mean=float(off.mean()), absolute=float(off.abs().mean()), largest=float(off.abs().max()),
-                     alike=alike, tokens=len(off), greedy=greedy, gap=gap)  # fmt: skip
+                     tokens=len(off), greedy=greedy, gap=gap)  # fmt: skip
 
 
 def difference(engine: Engine, model: Any, texts: Sequence[Sequence[int]]) -> Any:
@@ -113,51 +98,6 @@ def logprobs(model: Any, texts: Sequence[Sequence[int]]) -> Iterator[Any]:
         with torch.inference_mode():
             rows = model(input_ids=torch.tensor([list(ids)])).logits[0, :-1].float().log_softmax(-1)
         yield rows.gather(1, torch.tensor(ids)[1:, None])[:, 0]
-
-
-@contextmanager
-def rounded_alike(model: Any) -> Iterator[None]:
-    """Have a model compute in fp32, with inputs of linear layers rounded as llama.cpp rounds them, and values in fp16.
-
-    Source: llama.cpp, ggml-cpu.c (`type_traits_cpu`, `vec_dot_type`) and ggml-quants.c (`quantize_row_q8_0_ref`,
-    `quantize_row_q8_K_ref`).
-    """
-    import torch
-
-    from compression.layers.linear import Linear
-    from compression.numeric import ggml
-
-    FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-    def super_blocks(x: Any) -> Any:
-        """8 bits of 256 numbers under one fp32 scale, by the largest of them."""
-        blocks = x.reshape(-1, 256)
-        largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
-        inverse = torch.where(largest == 0, 0, -127 / largest)
-        codes = (inverse * blocks).round().clamp(max=127)
-        return torch.where(inverse == 0, 0, codes / inverse).view(x.shape)
-
-    def rounding(layer: Any) -> Any:
-        part = layer.weight_part if isinstance(layer, Linear) else None
-        kind = getattr(part, "type", "codes")
-        if part is None or part.kind == "dense" or kind in FLOATS:
-            dtype = FLOATS.get(kind, layer.weight.dtype)
-            return lambda x: x.to(dtype).float()
-        if kind.endswith("_K"):
-            return lambda x: super_blocks(x.float())
-        return lambda x: ggml.decode(ggml.encode(x.float().flatten(0, -2), "Q8_0"), "Q8_0").view(x.shape)
-
-    layers = [each for each in model.modules() if isinstance(each, torch.nn.Linear | Linear)]
-    chosen = [(layer, rounding(layer)) for layer in layers]
-    model.float()
-    hooks = [layer.register_forward_pre_hook(lambda _, given, f=f: (f(given[0]), *given[1:])) for layer, f in chosen]
-    values = [each for name, each in model.named_modules() if name.endswith("v_proj")]
-    hooks += [each.register_forward_hook(lambda _, given, y: y.half().float()) for each in values]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def wide(folder: Path, like: Any) -> str:
@@ -204,7 +144,7 @@ def compared(result: Any, name: str, format: str, texts: Sequence[Sequence[int]]
         target = next(iter(path.glob("*.gguf")), path)
         python = environments.python_of(name, pythons)
         with Engine.start(name, target, log=Path(folder) / "log", python=python, options=known) as engine:
-            return agreement(engine, ours.model, texts, rounds=name == "llama.cpp")
+            return agreement(engine, ours.model.float(), texts)
 
 
 def main() -> None:
@@ -219,8 +159,7 @@ def main() -> None:
     for (name, recipe, format, base), found in measured(options):
         gap = "" if found.gap is None else f", then {found.gap:.3f}"
         engine = f"{name}, {DTYPES.get(name, 'as stored')}"
-        alike = "" if found.alike is None else f"{found.alike} of {SHORT}"
-        off = (f"{found.mean:+.4f}", f"{found.absolute:.4f}", alike, f"{found.largest:.2f}")
+        off = (f"{found.mean:+.4f}", f"{found.absolute:.4f}", f"{found.largest:.2f}")
         cells = (engine, base, f"`{recipe}`", format, *off, f"{found.greedy} of {NEW_TOKENS}{gap}")
         rows.append(f"| {' | '.join(cells)} |")
         print(rows[-1], flush=True)
@@ -231,15 +170,13 @@ def main() -> None:
         "",
         "## Log-probabilities of exports",
         "",
-        f"Of {found.tokens:,} tokens of {options.windows} windows of WikiText-2, engine less ours, in nat. "
-        f"One token: the prompts of one token with a difference below {NOTHING}, of {SHORT}, where what enters our "
-        "products is rounded as llama.cpp rounds it.",
+        f"Of {found.tokens:,} tokens of {options.windows} windows of WikiText-2, engine less ours, in nat.",
         "",
         "Measured by `python benchmarks/engines_agree.py --data FOLDER --calibration FOLDER`.",
         "",
-        "| engine | base | recipe | format | mean | mean absolute | one token | largest | greedy tokens alike, gap "
+        "| engine | base | recipe | format | mean | mean absolute | largest | greedy tokens alike, gap "
         "at the first other |",
-        "| :--- | :--- | :--- | :--- | ---: | ---: | ---: | ---: | :--- |",
+        "| :--- | :--- | :--- | :--- | ---: | ---: | ---: | :--- |",
         *rows,
     ]
     FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
