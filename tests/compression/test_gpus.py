@@ -256,6 +256,7 @@ def test_the_emulated_gpu_is_known(gpus):
     assert "8.0" == machine.describe(GPU)["capability"]
 
 
+@pytest.mark.process
 def test_every_measurement_runs_on_the_second_gpu(run, text_folder, monkeypatch):
     """Time, size, memory, cost and quality, of a packed, a sparse and a trained model; nothing asks the first GPU."""
     recipes = "rtn(group_size=32),sparsegpt(pattern=2:4,store=nm,samples=4,sequence_length=32)"

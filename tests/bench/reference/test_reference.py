@@ -223,6 +223,7 @@ def test_an_unknown_reference_is_refused_with_the_known_ones():
 
 
 class TestTraining:
+    @pytest.mark.process
     def test_a_small_twin_learns_what_counting_tokens_cannot(self, tmp_path, vocabulary):
         import torch
 

@@ -51,6 +51,7 @@ def of(run, recipe, metric, runtime="transformers"):
     return row
 
 
+@pytest.mark.process
 def test_rows_name_the_engine_and_what_it_is(run):
     assert [] == run.failing
     for metric in ("efficiency.decode_ms", "efficiency.peak_memory_mb", "quality.perplexity", "quality.kl_to_base"):
@@ -60,6 +61,7 @@ def test_rows_name_the_engine_and_what_it_is(run):
         assert row.base_value is not None and (row.ratio or metric == "quality.kl_to_base")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("steps", ["fp16", RTN])
 def test_the_perplexity_of_what_is_served_is_that_of_the_model_here(run, steps):
     own, theirs = (of(run, steps, "quality.perplexity", runtime) for runtime in ("native", "transformers"))
@@ -69,6 +71,7 @@ def test_the_perplexity_of_what_is_served_is_that_of_the_model_here(run, steps):
     assert own.items.values == pytest.approx(theirs.items.values, abs=1e-3)
 
 
+@pytest.mark.process
 def test_the_divergence_of_the_likeliest_tokens_is_at_most_that_of_all(run):
     own, theirs = (of(run, RTN, "quality.kl_to_base", runtime) for runtime in ("native", "transformers"))
 
@@ -78,12 +81,14 @@ def test_the_divergence_of_the_likeliest_tokens_is_at_most_that_of_all(run):
     assert same == pytest.approx(of(run, RTN, "quality.top1_agreement", "native").value, abs=0.02)
 
 
+@pytest.mark.process
 def test_what_an_engine_does_not_tell_is_not_available(run):
     assert "not_available" == of(run, RTN, "efficiency.kv_cache_mb").status
     assert "not_available" == of(run, RTN, "efficiency.prefill_ms").status
     assert of(run, RTN, "efficiency.ttft_ms").value > 0
 
 
+@pytest.mark.process
 def test_what_no_format_holds_for_the_engine_says_so(run):
     row = of(run, HQQ, "efficiency.decode_ms")
 
@@ -92,6 +97,7 @@ def test_what_no_format_holds_for_the_engine_says_so(run):
     assert of(run, HQQ, "quality.perplexity", "native").value > 0
 
 
+@pytest.mark.process
 def test_one_table_has_both_and_the_others_have_what_runs_here(run):
     made = {(table.number, table.family): table for table in tables(run.rows.values())}
 
@@ -107,6 +113,7 @@ def test_one_table_has_both_and_the_others_have_what_runs_here(run):
     assert [RTN, HQQ] == [line.name for line in alone.lines if line.name in (RTN, HQQ)]
 
 
+@pytest.mark.process
 def test_recommended_is_what_an_engine_served_by_its_figures(run, capsys):
     journal = run.root / "journal.jsonl"
     recommend(["--journal", str(journal), "--runtime", "transformers"])
@@ -122,6 +129,7 @@ def test_recommended_is_what_an_engine_served_by_its_figures(run, capsys):
     assert "nothing was measured on it; measured on: native, transformers" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_a_row_of_an_engine_is_no_answer_to_what_runs_here(run):
     own, theirs = (of(run, RTN, "quality.perplexity", runtime) for runtime in ("native", "transformers"))
     begun = {"of": "perplexity", "recipe": RTN, "params": {k: v for k, v in own.params.items() if k != "batch"}}
@@ -142,6 +150,7 @@ def test_what_another_process_left_is_removed_if_that_has_ended(tmp_path, monkey
     assert {f"bench-served-{os.getpid()}-b", "bench-served-c"} == {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.process
 def test_the_log_of_the_engine_lies_beside_the_journal_and_its_checkpoints_are_gone(run):
     logs = sorted(path.name for path in run.root.glob("journal.transformers.*.log"))
 

@@ -253,6 +253,7 @@ def reference():
     return base, ids, held_out_nll(base.model, ids)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("options", ["bits=3,group_size=128,symmetric=true", "bits=2,group_size=128,symmetric=false"])
 def test_gptq_takes_back_what_rounding_to_nearest_loses(reference, options):
     base, ids, fp16 = reference
@@ -267,6 +268,7 @@ def test_gptq_takes_back_what_rounding_to_nearest_loses(reference, options):
     assert gained.mean() >= 0.2 * (rtn - fp16).mean()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("symmetric", ["false", "true"])
 def test_awq_stays_nearer_to_the_base_than_rounding_to_nearest_at_3_bits(reference, symmetric):
     """By divergence: perplexity at 3 bits is an unsteady judge on the reference, see docs/bias.md."""
