@@ -189,25 +189,27 @@ EXPECTED = {
         Row(0.11, nf4_bytes(64), "compute_dtype=float16,backend=bitsandbytes"),
     ),
     "int8": (
-        Row(0.02, int8_bytes),
+        Row(0.02, int8_bytes, second=True),
         Row(
             0.1,
             lambda rows, cols, itemsize: int8_bytes(rows, cols, itemsize) + 4,
             "activations=static",
+            second=True,
             whole=True,
         ),
     ),
     "fp8": (
-        Row(0.05, rtn_bytes(8, -1, zeros=False)),
+        Row(0.05, rtn_bytes(8, -1, zeros=False), second=True),
         Row(
             0.1,
             lambda rows, cols, itemsize: rtn_bytes(8, -1, zeros=False)(rows, cols, itemsize) + 4,
             "activations=static",
+            second=True,
             whole=True,
         ),
     ),
     "nvfp4": (Row(0.5, fp4_bytes(16, 8), second=True, whole=True),),
-    "mxfp4": (Row(0.35, fp4_bytes(32, 0)),),
+    "mxfp4": (Row(0.35, fp4_bytes(32, 0), second=True),),
     "llm_int8": (Row(0.02, lambda rows, cols, itemsize: rows * cols + 4 * rows, second=True),),
     "rtn": (
         Row(0.012, rtn_bytes(8, 128), "bits=8"),
