@@ -34,6 +34,7 @@ for attempt in (
 """
 
 
+@pytest.mark.process
 def test_all_that_needs_a_home_directory_works_or_says_what_to_set(tmp_path):
     transformers_model("LlamaForCausalLM").save_pretrained(tmp_path / "base")
     kept = {name: value for name, value in os.environ.items()

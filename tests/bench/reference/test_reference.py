@@ -113,6 +113,7 @@ class TestShipped:
 class TestScores:
     """What must be true of the shipped student for compression to be seen in its scores."""
 
+    @pytest.mark.process
     def test_it_scores_as_its_card_says(self, student):
         quick = reference_scores.scores(*student, names=("facts_easy", "no_rag", "perplexity"), limit=60)
 
