@@ -3,6 +3,7 @@
 import os
 import sys
 
+import pytest
 from checkpoints import transformers_model
 from processes import completed
 
