@@ -120,7 +120,7 @@ class TestKeys:
         keys("ENTER")
         settled(browser, "document.querySelector('.card[open] .inside')?.childElementCount")
         top = "document.querySelector('.card[open]').getBoundingClientRect().top"
-        settled(browser, f"{top} > -1 && {top} < innerHeight")  # the page moves there smoothly, to a whole pixel
+        settled(browser, f"{top} > -1 && {top} < innerHeight")
         assert [] == [row for row in wanted if row not in inside.text]
         others = browser.find_elements("css selector", f".card:not([id='{card.get_attribute('id')}']) .inside")
         assert {""} == {each.text for each in others}
