@@ -31,6 +31,7 @@ from compression.recipes.registry import METHODS, built_in, method
 pytestmark = pytest.mark.usefixtures("tiny_shapes")
 
 FIRST, SECOND, ONE_LAYER = "tiny-qwen2-bf16", "tiny-llama-fp32", "tiny-qwen2-one-layer"
+CONSTANT = -0.03
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -48,6 +49,10 @@ def stored_bytes_of(layer):
 
 def difference(actual, expected):
     return float((actual.float() - expected.float()).norm() / expected.float().norm())
+
+
+def constant(weight):
+    return torch.full_like(weight, CONSTANT)
 
 
 class Work(TorchDispatchMode):
@@ -96,15 +101,35 @@ class Compressed:
             name: found[(told[name].detail.partition("; now ")[2] if self.row.cuts else "") or name] for name in stayed
         }
 
-    def edited(self, name, edit):
-        """The base with one weight changed, in a model of its own."""
+    def edited(self, edits):
+        """The base with weights changed, each by the function that stands for its layer, in a model of its own."""
         model = copy_sharing_tensors(self.base.model)
-        linear = torch.nn.Linear(1, 1, device="meta")
-        linear.__dict__.update(model.get_submodule(name).__dict__)
-        linear._parameters = dict(linear._parameters)
-        linear.weight = torch.nn.Parameter(edit(linear.weight.clone()), requires_grad=False)
-        model.set_submodule(name, linear)
+        for name, edit in edits.items():
+            linear = torch.nn.Linear(1, 1, device="meta")
+            linear.__dict__.update(model.get_submodule(name).__dict__)
+            linear._parameters = dict(linear._parameters)
+            linear.weight = torch.nn.Parameter(edit(linear.weight.clone()), requires_grad=False)
+            model.set_submodule(name, linear)
         return replace(self.base, model=model)
+
+    @functools.cached_property
+    def planted(self):
+        """A base whose last block has a layer of zeros, a constant one and one with an outlier, and what becomes of it;
+        compressed once for the three checks."""
+        base = self.edited({
+            f"{self.last}.self_attn.q_proj": torch.zeros_like,
+            f"{self.last}.mlp.down_proj": constant,
+            f"{self.last}.mlp.gate_proj": self.with_an_outlier,
+        })  # fmt: skip
+        return base, self.compress(base)
+
+    @property
+    def outlier(self):
+        return 40 * float(self.before[f"{self.last}.mlp.gate_proj.weight"].abs().max())
+
+    def with_an_outlier(self, weight):
+        weight[5, 7] = self.outlier
+        return weight
 
 
 class TestContract:
@@ -170,7 +195,7 @@ class TestContract:
 
     def test_a_weight_of_zero_gives_the_bias_alone(self, case):
         name = f"{case.last}.self_attn.q_proj"
-        layer = case.taken(case.compress(case.edited(name, torch.zeros_like)))[name]
+        layer = case.taken(case.planted[1])[name]
         bias = layer.bias if case.row.cuts else linears(case.base.model)[name].bias
 
         y = layer(gaussian(3, layer.in_features, std=1, dtype=case.before["model.embed_tokens.weight"].dtype))
@@ -181,27 +206,18 @@ class TestContract:
 
     def test_a_constant_weight_stays_near_constant(self, case):
         name = f"{case.last}.mlp.down_proj"
-        base = case.edited(name, lambda w: torch.full_like(w, -0.03))
-
-        result = case.compress(base)
-        if case.row.whole:
-            assert difference(logits(result.model), logits(base.model)) <= case.row.error
+        if case.row.whole:  # of which the outlier beside it would be seen too
+            base = case.edited({name: constant})
+            assert difference(logits(case.compress(base).model), logits(base.model)) <= case.row.error
             return
-        weight = weight_of(case.taken(result)[name])
+        weight = weight_of(case.taken(case.planted[1])[name])
 
         pruned = 0 if case.row.zeros is None else case.row.zeros(*weight.shape) / weight.numel()
-        assert difference(weight, torch.full_like(weight, -0.03)) <= case.row.error + pruned**0.5
+        assert difference(weight, constant(weight)) <= case.row.error + pruned**0.5
 
     def test_one_outlier_survives_and_spoils_no_other_row(self, case):
-        name = f"{case.last}.mlp.gate_proj"
-        outlier = 40 * float(case.before[f"{name}.weight"].abs().max())
-
-        def edit(weight):
-            weight[5, 7] = outlier
-            return weight
-
-        base = case.edited(name, edit)
-        result = case.compress(base)
+        name, outlier = f"{case.last}.mlp.gate_proj", case.outlier
+        base, result = case.planted
         if case.row.whole:
             assert difference(logits(result.model), logits(base.model)) <= 2 * case.row.error
             return
@@ -222,7 +238,7 @@ class TestContract:
             return weight
 
         name = f"{case.last}.mlp.up_proj"
-        base = case.edited(name, edit)
+        base = case.edited({name: edit})
         with pytest.raises(LayerError, match=rf"{re.escape(name)}.*NaN"):
             case.compress(base)
 
