@@ -1,14 +1,15 @@
 """How near the log-probabilities of engines are to ours, for what this package exports.
 
-python benchmarks/engines_agree.py --data FOLDER --calibration FOLDER --runtime-python vllm=PATH
+python benchmarks/engines_agree.py --data FOLDER --calibration FOLDER --runtime-python vllm=PATH --blas-library PATH
 
 Writes figures/engines-agree.md. Each export of SmolLM2 is opened by an engine, and both score the same text. Ours are
 computed in fp32 from the weights that the checkpoint stores.
 Greedy tokens are compared up to the first that differs; where the two likeliest are nearly alike in our distribution,
 rounding decides.
 
-llama.cpp rounds what enters a product to 8 bits beside quantized weights, and to BF16 beside BF16; the differences are
-of that size.
+llama.cpp's own kernels round what enters a product to 8 bits beside quantized weights, and to BF16 beside BF16; the
+differences are of that size. Built with a BLAS library (GGML_BLAS), it multiplies prompts of 32 tokens and more by
+dequantized weights, as we do: `--blas-library` names such a libllama, and what llama.cpp opens is compared on both.
 K types hold rows of a multiple of 256, which SmolLM2 does not have: they are compared on a seeded model of width 512.
 """
 
@@ -18,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import compression
 from bench.data.sources import open_data
@@ -49,6 +52,7 @@ EXPORTS = (  # engine, recipe, format, and the base if it is not SmolLM2
     ("llama.cpp", "gguf(type=q6_k)", "gguf", WIDE),
     ("llama.cpp", "gguf(type=q4_k_m)", "gguf", WIDE),
 )
+BLAS = "llama.cpp with BLAS"
 DTYPES = {"vllm": "float16"}  # of engines that are asked for one
 NEW_TOKENS, PROMPT = 48, 64
 
@@ -131,13 +135,19 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[tuple[str, ...], Agr
             key = (recipe, base)
             if key not in results:
                 results[key] = compression.compress(base, recipe, calibration=options.calibration)
-            what = (name, recipe, format, *(named or [BASE]))
-            yield what, compared(results[key], name, format, texts, pythons)
+            what = (recipe, format, *(named or [BASE]))
+            yield (name, *what), compared(results[key], name, format, texts, pythons)
+            if name == "llama.cpp" and options.blas_library:
+                yield (BLAS, *what), compared(results[key], name, format, texts, pythons, options.blas_library)
 
 
-def compared(result: Any, name: str, format: str, texts: Sequence[Sequence[int]], pythons: Any) -> Agreement:
-    """One export, opened by one engine."""
-    with tempfile.TemporaryDirectory() as folder:
+def compared(
+    result: Any, name: str, format: str, texts: Sequence[Sequence[int]], pythons: Any, library: str | None = None
+) -> Agreement:
+    """One export, opened by one engine; of llama.cpp with the library of that path."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        if library:
+            patch.setenv("COMPRESSION_LLAMA_CPP_LIBRARY", library)
         path = result.save(Path(folder) / "model", format)
         ours = compression.compress(str(path), "fp16") if format == "own" else compression.load(path)
         known = Options(dtype=DTYPES.get(name, "auto"), max_length=1024, threads=2)
@@ -152,6 +162,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--runtime-python", action="append", metavar="NAME=PATH")
+    parser.add_argument("--blas-library", metavar="PATH", help="a libllama that was built with GGML_BLAS")
     parser.add_argument("--engine", choices=list(environments.ENGINES), help="of this engine alone; nothing is written")
     parser.add_argument("--windows", type=int, default=4)
     options = parser.parse_args()

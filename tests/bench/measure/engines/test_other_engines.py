@@ -1,6 +1,9 @@
 """vLLM and llama.cpp, each in an environment of its own: `tox -e engines` makes these and runs this file."""
 
+import _ctypes
 import math
+import subprocess
+from pathlib import Path
 
 import numpy
 import pytest
@@ -24,12 +27,15 @@ NEAR = 1e-3  # nat; both compute in fp32, but llama.cpp keeps keys and values in
 NEAR_IN_FP16 = 5e-2  # nat; the numbers of fp16 around 4, where logits are, have steps of 4e-3
 
 
-def started(name, model, log, **options):
+def installed(name):
     try:
-        python = python_of(name)
+        return python_of(name)
     except EngineError as error:
         pytest.skip(str(error))
-    return Engine.start(name, model, python=python, log=log, options=Options(**OPTIONS | options))
+
+
+def started(name, model, log, **options):
+    return Engine.start(name, model, python=installed(name), log=log, options=Options(**OPTIONS | options))
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +234,27 @@ def test_llama_cpp_scales_positions_as_they_are_written(tmp_path, rope):
 
     unscaled, scaled = ((torch.tensor(scores.logprobs) - each).abs().mean() for each in expected)
     assert float(scaled) < NEAR < 20 * NEAR < float(unscaled)
+
+
+def test_llama_cpp_runs_from_the_library_that_is_named(gguf_file, tmp_path, monkeypatch):
+    python = installed("llama.cpp")
+    code = "import xllamacpp; print(xllamacpp.xllamacpp.__file__)"
+    inside = Path(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip())
+    monkeypatch.setenv("COMPRESSION_LLAMA_CPP_LIBRARY", str(inside))
+
+    with started("llama.cpp", gguf_file[0], tmp_path / "log", dtype="auto") as engine:
+        assert f"library {inside}" == engine.facts.version
+        assert 3 == len(engine.logprobs([[1, 2, 3, 4]])[0].logprobs)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_is_no_library_of_llama_cpp_is_an_error_in_words(gguf_file, tmp_path, monkeypatch, exists):
+    """A file that is not there, and a library of something else."""
+    named = _ctypes.__file__ if exists else str(tmp_path / "libllama.so")
+    monkeypatch.setenv("COMPRESSION_LLAMA_CPP_LIBRARY", named)
+
+    with pytest.raises(EngineError, match=says(f"{named} must be a shared library of llama.cpp", "its log is in")):
+        started("llama.cpp", gguf_file[0], tmp_path / "log", dtype="auto")
 
 
 def test_llama_cpp_takes_no_other_dtype_than_that_of_the_file(gguf_file, tmp_path):
