@@ -2,13 +2,13 @@
 
 import _ctypes
 import math
-import subprocess
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from checkpoints import says, transformers_model
+from processes import completed
 
 import compression
 from bench.errors import EngineError
@@ -239,7 +239,7 @@ def test_llama_cpp_scales_positions_as_they_are_written(tmp_path, rope):
 def test_llama_cpp_runs_from_the_library_that_is_named(gguf_file, tmp_path, monkeypatch):
     python = installed("llama.cpp")
     code = "import xllamacpp; print(xllamacpp.xllamacpp.__file__)"
-    inside = Path(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip())
+    inside = Path(completed([python, "-c", code], check=True).stdout.strip())
     monkeypatch.setenv("COMPRESSION_LLAMA_CPP_LIBRARY", str(inside))
 
     with started("llama.cpp", gguf_file[0], tmp_path / "log", dtype="auto") as engine:
