@@ -225,7 +225,8 @@ def test_of_requests_at_rates_each_engine_and_rate_has_a_line():
     found = cells(table_of(rows, "S6"))
 
     assert {
-        "nf4 (vllm, rate 1.0)": 100.0, "nf4 (vllm, rate 4.0)": 400.0, "fp16 (vllm, rate 1.0)": 50.0, "fp16 (vllm, rate 4.0)": 200.0,
+        "nf4 (vllm, rate 1.0)": 100.0, "nf4 (vllm, rate 4.0)": 400.0,
+        "fp16 (vllm, rate 1.0)": 50.0, "fp16 (vllm, rate 4.0)": 200.0,
     } == {name: line["Throughput (tok/s)"].value for name, line in found.items()}  # fmt: skip
     assert 9.0 == found["nf4 (vllm, rate 4.0)"]["TTFT, p99 (ms)"].value
     assert {column.metric for column in requested("quantization").columns} <= set(all_metrics())
