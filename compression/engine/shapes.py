@@ -15,6 +15,7 @@ from compression.layers.linear import Linear
 from compression.layers.stored import describe, restore
 from compression.methods.base import BlockMethod, LayerMethod, Quantizer
 from compression.methods.calibrated import CalibratedMethod
+from compression.methods.rounding import RoundingQuantizer
 from compression.recipes import registry
 from compression.recipes.recipe import Recipe, Step
 
@@ -111,6 +112,9 @@ def _check_settings(step: Step) -> None:
                               "no layer of it")  # fmt: skip
         if isinstance(step.method, CalibratedMethod) and override.calibration != step.method.calibration:
             raise RecipeError(f"{step}: {pattern!r} cannot have samples or sequence_length of its own")
+        if isinstance(step.method, RoundingQuantizer) and override.fits_hessian and not step.method.fits_hessian:  # type: ignore[attr-defined]
+            raise RecipeError(f"{step}: {pattern!r} cannot have rounding=gptq where no Hessian is measured; set "
+                              "rounding=gptq for the whole recipe, and nearest for the other layers")  # fmt: skip
 
 
 def _check_layers(step: Step, model: nn.Module) -> None:
