@@ -41,6 +41,7 @@ def outcome(recipe: Recipe, model: nn.Module, schedule: Schedule | None = None) 
         if step is None:
             decoder.make_dense(model)
         else:
+            step = step.on([block.name for block in decoder.decoder_blocks(model)])
             with _told_of(step):
                 if is_whole(step):
                     model = step.method.reshape(model)
@@ -71,9 +72,11 @@ def thin_calibration(step: Step, model: nn.Module, tokens: int) -> str | None:
     A Hessian (cols, cols) of few more than cols tokens is mostly chance: weights that make up for each other on it do
     so on no other text, and come out worse than rounded to nearest.
     """
+    blocks = decoder.decoder_blocks(model)
+    step = step.on([block.name for block in blocks])
     fitted = [
         linear.in_features
-        for block in decoder.decoder_blocks(model)
+        for block in blocks
         for name, linear in block.linears()
         if getattr(step.for_layer(name), "fits_hessian", False)
     ]
@@ -141,7 +144,8 @@ def _store(step: Step, model: nn.Module) -> None:
         embeddings.shaped(model)
     if isinstance(step.method, BlockMethod):
         for block in decoder.decoder_blocks(model):
-            step.method.shape_block(block)
+            if block.name not in step.kept:
+                step.method.shape_block(block)
         return
     made: dict[tuple, Linear | None] = {}  # a layer of one row, by what it is made from
     for block in decoder.decoder_blocks(model):
