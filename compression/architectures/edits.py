@@ -7,6 +7,7 @@
     Rotate          the channels within each head of values by an orthogonal matrix
     Turn            the residual stream, where it is read, into another basis; of fewer columns: a slice of it
     Untie           the head from the embeddings
+    RotateStream    the whole residual stream by one matrix (`compression.architectures.rotations`)
     KeepLayers, KeepHeads, KeepNeurons      cuts (`compression.architectures.cuts`)
     InBlock         an edit of a block, in a decoder
 
@@ -191,28 +192,32 @@ class Rotate(Edit, kind="rotate"):
     matrix: Tensor
 
     def apply(self, target: Block) -> None:
-        site, (queries, heads), size = site_of(target, self.site), target.heads, target.head_size
+        site, heads, size = site_of(target, self.site), target.heads[1], target.head_size
         if site.row.of != "values":
             raise LayerError(f"{site.names[0]}: its inputs cannot be rotated, because what makes them works on each "
                              "channel by itself")  # fmt: skip
         if self.matrix.shape != (heads, size, size):
             raise LayerError(f"{site.names[0]}: the rotation must be {(heads, size, size)}, not "
                              f"{tuple(self.matrix.shape)}")  # fmt: skip
-        matrix = self.matrix.double()
+        for path, change, produces in self.changes(target):
+            put(target, path, change, produces=produces)
+
+    def changes(self, target: Block) -> list[tuple[str, Any, bool]]:
+        """By path of each layer, what becomes of its weight and bias, and whether its outputs are other ones then."""
+        site, (queries, heads), size = site_of(target, self.site), target.heads, target.head_size
 
         def produce(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            matrix = self.matrix.to(weight.dtype)
             turned = matrix.mT @ weight.unflatten(0, (heads, size))
             if bias is not None:
                 bias = (matrix.mT @ bias.view(heads, size, 1)).flatten()
             return turned.flatten(0, 1), bias
 
         def read(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            every = matrix.repeat_interleave(queries // heads, 0)
+            every = self.matrix.to(weight.dtype).repeat_interleave(queries // heads, 0)
             return torch.einsum("rhi,hij->rhj", weight.unflatten(1, (queries, size)), every).flatten(1), bias
 
-        put(target, site.row.producer, produce, produces=True)
-        for path in site.row.readers:
-            put(target, path, read)
+        return [(site.row.producer or "", produce, True), *((path, read, False) for path in site.row.readers)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -269,7 +269,7 @@ def input_of(scheme: Scheme) -> InputPart | None:
 
 def _activations_of(part: InputPart) -> str:
     """Which of `ACTIVATIONS` it is; in words why none."""
-    if isinstance(part, TokenRange) and (part.bits, part.step) == (8, None):
+    if isinstance(part, TokenRange) and (part.bits, part.step, part.clip) == (8, None, 1):
         return "int8"
     if isinstance(part, FloatRange) and part.whole is None:
         for name, grid in _INPUT_GRIDS.items():
