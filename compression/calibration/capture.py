@@ -211,6 +211,22 @@ class Seen:
         values = self._values(sums)
         return {self.block.full(path): values[stack] for stack in stacks for path in stack.readers}
 
+    def at_weights(self, make: MakeObserver) -> dict[str, Any]:
+        """As `inputs`, behind what layers do to their inputs beside rounding them, such as an online rotation."""
+        readers = [(stack, path) for stack in stacks_of(self.block) for path in stack.readers]
+        entering = {path: part.exact for _, path in readers
+                    if (part := getattr(self.block.layer(path), "input_part", None)) is not None}  # fmt: skip
+        if not entering:
+            return self.inputs(make)
+        sums = Sums((path for _, path in readers), lambda path: make(self.block.layer(path).in_features, self.device))
+
+        def see(stack: Stack, x: Tensor) -> None:
+            for path in stack.readers:
+                sums.see(path, entering[path](x) if path in entering else x)
+
+        self.routed = self.states.observe(self.block, see, sums.keep)
+        return {self.block.full(path): value for path, value in self._values(sums).items()}
+
     def outputs(self, make: MakeObserver, paths: Iterable[str]) -> dict[str, Any]:
         """By full name of the linear layers at these paths of the block, the value of an observer of their outputs."""
         sums = Sums(paths, lambda path: make(self.block.layer(path).out_features, self.device))

@@ -4,13 +4,14 @@ An observer of `cols` channels takes activations (..., cols) by `add` and has wh
 merge: `a.merge(b)` leaves a as if it had seen, after its own, what b saw; so that text can be split over workers.
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from compression.errors import LayerError
-from compression.numeric.rounding import ERROR_ROWS
+from compression.numeric.rounding import ERROR_ROWS, Factored
 
 PANEL = 256  # rows of H that are summed from their diagonal block on
 ERROR_TOKENS = 1024
@@ -106,6 +107,45 @@ class Hessian:
             whole[begin:end, begin:] = panel
             whole[end:, begin:end] = whole[begin:end, end:].t()
         return whole
+
+
+@dataclass
+class Reached:
+    """What rounding needs of what reaches a layer.
+
+    Attributes:
+        largest: the largest absolute value of each channel, fp32 (cols,).
+        hessian: fp32 (cols, cols).
+    """
+
+    largest: Tensor
+    hessian: Tensor
+    _factored: tuple[float, Factored] | None = None
+
+    def factored(self, damp: float) -> Factored:
+        """The Hessian factorized, once for all layers that share this."""
+        if self._factored is None or self._factored[0] != damp:
+            self._factored = damp, Factored.of(self.hessian, damp)
+        return self._factored[1]
+
+
+class Reaching:
+    """The largest values and the Hessian at once: `Reached`."""
+
+    def __init__(self, cols: int, device: torch.device | str = "cpu"):
+        self._largest, self._hessian = Largest(cols, device), Hessian(cols, device)
+
+    def add(self, x: Tensor) -> None:
+        self._largest.add(x)
+        self._hessian.add(x)
+
+    def merge(self, other: "Reaching") -> None:
+        self._largest.merge(other._largest)
+        self._hessian.merge(other._hessian)
+
+    def value(self) -> Reached:
+        """Raises LayerError: an activation is not finite."""
+        return Reached(self._largest.value(), self._hessian.value())
 
 
 class Sample:

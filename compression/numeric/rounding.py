@@ -3,7 +3,8 @@
 What is minimised is the squared output error of a layer, tr(D H D^T), with D = W - Q and H = 2/n sum x x^T over n
 inputs x. Shapes: W, Q (rows, cols); x (cols,); H (cols, cols). All arithmetic is in fp32.
 
-That is GPTQ's; `half_quadratic` looks at the weights alone.
+That is GPTQ's, on an affine grid (`gptq`), or on any whose parameters are found beforehand (`Factored.codes`);
+`half_quadratic` looks at the weights alone.
 
 GPTQ (arXiv 2210.17323) rounds column by column and lets the columns to come make up for the error so far. Its updates
 need the Cholesky factor of the inverse of H. The same codes come from H itself: with H = R R^T, R upper triangular,
@@ -117,6 +118,41 @@ def gptq(
     if order is not None and (params is not None or group_size == cols):  # groups are of neighbouring inputs
         codes, order = codes[:, order.argsort()], None
     return Rounded(codes.contiguous(), found, order, damping)
+
+
+@dataclass(frozen=True)
+class Factored:
+    """H as rounding needs it, for all layers that read the same inputs.
+
+    Attributes:
+        order: in which columns are rounded, that of falling H_jj.
+        factor: R of H in that order.
+        damping: what was added to the diagonal of H, as a share of its mean.
+    """
+
+    order: Tensor
+    factor: Tensor
+    damping: float
+
+    @classmethod
+    def of(cls, hessian: Tensor, damp: float = 0.01) -> "Factored":
+        """Of H, fp32 (cols, cols). Raises LayerError: it is not finite, or no damping makes it positive definite."""
+        order = hessian.diagonal().argsort(descending=True, stable=True)
+        return cls(order, *upper_factor(hessian[order][:, order], damp))
+
+    def codes(self, weight: Tensor, grid: Grid, params: Params) -> Tensor:
+        """GPTQ with "static groups" on any grid: uint8 (rows, cols), in the order of the inputs.
+
+        Args:
+            weight: (rows, cols).
+            params: of the grid, for that weight; they stay as they are.
+
+        A column that no input reaches is rounded to nearest. A weight of zero, as pruned ones are, takes the level that
+        is nearest to it.
+        """
+        solver = _Static(weight.detach().float()[:, self.order], self.factor, grid, params, self.order)
+        solver.solve(0, len(self.order))
+        return solver.codes[self.order.argsort()].t().contiguous()
 
 
 def half_quadratic(
@@ -273,6 +309,34 @@ class _Levels(Columns):
         if self.zero is not None:
             torch.where(self.zero[j], zero, code, out=code)
         torch.addcmul(self.weight[j], torch.sub(code, zero), scale, value=-1, out=self.difference[j])
+
+
+class _Static(Columns):
+    """Columns are rounded to the levels of any grid, whose parameters are known; `order` names the column of the grid
+    that each is."""
+
+    def __init__(self, weight: Tensor, factor: Tensor, grid: Grid, params: Params, order: Tensor):
+        super().__init__(weight, factor, weight.shape[1])
+        rows, cols = weight.shape
+        self.grid, self.params = grid, params
+        self.size = cols if grid.group_size == -1 else grid.group_size
+        self.first = torch.arange(rows, device=weight.device)[:, None] * (cols // self.size)
+        self.of = order.tolist()
+        zero = self.weight == 0
+        self.zero = zero if zero.any() else None
+        self.codes = torch.empty_like(self.weight, dtype=torch.uint8)
+        self._taken: dict[int, tuple[Grid, Params]] = {}
+
+    def _settle(self, j: int) -> None:
+        group, wanted = self.of[j] // self.size, self.wanted[j]
+        if group not in self._taken:
+            self._taken[group] = self.grid.take(self.params, self.first + group, 1)
+        grid, params = self._taken[group]
+        if self.zero is not None:
+            wanted = torch.where(self.zero[j], self.weight[j], wanted)  # with its sign, which FP4 has for zero too
+        codes = grid.encode(wanted[:, None], params)
+        self.codes[j] = codes[:, 0]
+        torch.sub(self.weight[j], grouping.decode(grid, codes, params)[:, 0], out=self.difference[j])
 
 
 def upper_factor(hessian: Tensor, damp: float) -> tuple[Tensor, float]:

@@ -2,23 +2,22 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compression import calibration, layers, numeric
-from compression.errors import LayerError
-from compression.methods.base import Quantizer
+from compression import layers, numeric
+from compression.methods.rounding import RoundingQuantizer
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from compression.layers.activations import FloatRange
     from compression.layers.linear import Linear
     from compression.methods.base import Context
     from compression.numeric.floats import FloatGrid
 
 
-class FloatMethod(Quantizer):
-    """Weights and activations on one grid of floating-point numbers; `static` is whether text is read for ranges."""
+class FloatMethod(RoundingQuantizer):
+    """Weights and activations on one grid of floating-point numbers."""
 
     setting: ClassVar[dict[str, Any]]  # of the grid
-    static: ClassVar[bool] = False
 
     def grid(self) -> "FloatGrid":
         return numeric.floats.FloatGrid(**self.setting)
@@ -26,23 +25,13 @@ class FloatMethod(Quantizer):
     def check_layer(self, in_features: int, out_features: int) -> None:
         numeric.grouping.check_group(in_features, self.setting["group_size"])
 
-    @property
-    def measured(self) -> Any:
-        return calibration.observers.Largest if self.static else None
-
     def compress_linear(self, linear: "nn.Linear", context: "Context") -> "Linear":
-        return self._layer(linear, 1.0 if self.static else None)
+        return self._layer(linear, layers.activations.FloatRange(self.grid(), 1.0 if self.static else None))
 
     def fit_linear(self, linear: "nn.Linear", inputs: Any, context: "Context") -> "Linear":
-        if self.static and inputs is None:
-            raise LayerError("no text was read for its static range; set activations=static for the whole recipe, and "
-                             "token for the layers that are to have it")  # fmt: skip
-        return self._layer(linear, inputs)
+        ranged, grid = layers.activations.FloatRange, self.grid()
+        entering = ranged.fitted(grid, self.largest(inputs)) if self.static else ranged(grid)
+        return self.settled(self._layer(linear, entering), linear, inputs)
 
-    def _layer(self, linear: "nn.Linear", largest: Any) -> "Linear":
-        grid, ranged = self.grid(), layers.activations.FloatRange
-        if not self.static:
-            entering = ranged(grid)
-        else:
-            entering = ranged(grid, largest) if isinstance(largest, float) else ranged.fitted(grid, largest)
-        return layers.codes.packed_linear(linear.weight, linear.bias, grid, input_part=entering)
+    def _layer(self, linear: "nn.Linear", entering: "FloatRange") -> "Linear":
+        return layers.codes.packed_linear(linear.weight, linear.bias, self.grid(), input_part=entering)

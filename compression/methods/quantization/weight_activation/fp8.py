@@ -1,7 +1,8 @@
-"""Round to nearest, weights and activations, on E4M3: W8A8 in FP8.
+"""Weights and activations rounded on E4M3: W8A8 in FP8.
 
 Source: arXiv 2209.05433. Weights have one scale per output row, activations one per token, found at run time, or one
 per layer, found on calibration text. `rtn_fp` rounds weights alone.
+`rounding=gptq` chooses weights' codes by GPTQ, arXiv 2210.17323, on the same scales.
 Departures: scales follow from the largest values; nothing is searched for.
 Limits: products are computed in floating point on the rounded numbers (`simulated`), so that no speed follows.
 """
@@ -16,12 +17,12 @@ from compression.methods.quantization.weight_activation.base import FloatMethod
 @method("fp8", paper="arXiv:2209.05433")
 @dataclass(frozen=True, kw_only=True)
 class FP8(FloatMethod):
-    """FP8 (E4M3) weights and activations, rounded to nearest (W8A8)."""
+    """FP8 (E4M3) weights and activations, rounded to nearest or, the weights, by GPTQ (W8A8)."""
 
     setting: ClassVar[dict[str, Any]] = {"element": "e4m3", "group_size": -1, "scale": "float"}
 
     activations: Literal["token", "static"] = "token"  # one scale per token, or one per layer found on calibration text
-    samples: int = 128  # of calibration text, for static scales
+    samples: int = 128  # of calibration text, for static scales and for rounding=gptq
     sequence_length: int = 512  # tokens of each
 
     def __post_init__(self) -> None:
@@ -29,9 +30,5 @@ class FP8(FloatMethod):
         check_samples(self)
 
     @property
-    def static(self) -> bool:  # type: ignore[override]
+    def static(self) -> bool:
         return self.activations == "static"
-
-    @property
-    def calibration(self) -> tuple[int, int] | None:
-        return (self.samples, self.sequence_length) if self.static else None
