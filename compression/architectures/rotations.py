@@ -2,9 +2,9 @@
 
     RotateStream    x -> x R everywhere: in the embeddings, all readers, all writers, and the head
 
-RMS norms whose weights are folded into their readers do not see a rotation, so that no matrix is left beside the blocks,
-as `edits.Turn` with a basis of its own at every place leaves them. This is R1 of SpinQuant, arXiv 2405.16406, and stage
-1a of QuaRot, arXiv 2404.00456. R2, within each head of values, is `edits.Rotate`.
+RMS norms whose weights are folded into their readers do not see a rotation. With one matrix for all places none is left
+beside the blocks, as `edits.Turn` leaves them, which has a basis for each. This is R1 of SpinQuant, arXiv 2405.16406,
+and stage 1a of QuaRot, arXiv 2404.00456. R2, within each head of values, is `edits.Rotate`.
 """
 
 from collections.abc import Iterator

@@ -75,12 +75,15 @@ def transformed_inputs(linear: torch.nn.Linear, block: int) -> Linear:
     return Linear(Dense(weight), linear.bias, input_part=first)
 
 
-def rounded_numbers(linear: torch.nn.Linear | Linear, bits: int, activation_bits: int, clip: float = 1.0) -> Linear:
+def rounded_numbers(
+    linear: torch.nn.Linear | Linear, bits: int, activation_bits: int, clip: float = 1.0, step: float | None = None
+) -> Linear:
     """A layer with weights rounded to nearest and activations of each token rounded at run time; 16 bits stay.
 
     Args:
         linear: dense, or with linear maps of its inputs, behind which they are rounded.
         clip: share of the largest absolute value of a token that stays.
+        step: of activations, found beforehand, clipping included; None for one of each token.
 
     Raises:
         LayerError: a weight is not finite.
@@ -88,5 +91,5 @@ def rounded_numbers(linear: torch.nn.Linear | Linear, bits: int, activation_bits
     made = Linear.of(linear)
     weight = made.weight_part if bits == 16 else Rounded(made.weight_part.value(), bits)
     before = () if made.input_part is None else (made.input_part,)
-    entering = before if activation_bits == 16 else (*before, TokenRange(activation_bits, clip=clip))
+    entering = before if activation_bits == 16 else (*before, TokenRange(activation_bits, step, 1.0 if step else clip))
     return Linear(weight, made.bias, input_part=entering or None, output_part=made.output_part)

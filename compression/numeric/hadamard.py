@@ -37,7 +37,7 @@ def block_for(size: int, what: str) -> int:
     block = block_of(size)
     if block == 1:
         raise LayerError(f"{what} has {size} channels, an odd number, of which no Hadamard matrix is made, not even in "
-                         "blocks; take rotation=identity, or online=false where it is what down projections read")  # fmt: skip
+                         "blocks; where it is what down projections read, online=false leaves it as it is")  # fmt: skip
     return block
 
 

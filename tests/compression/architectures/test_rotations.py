@@ -8,6 +8,7 @@ import torch
 from exact_models import TOKENS, model_of, norms_in_fp64, orthogonal  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_outliers import in_principal_basis
 
 from compression import LayerError
 from compression.architectures import rotations
@@ -55,6 +56,21 @@ def test_all_rotations_together_change_nothing_and_leave_a_plain_model(family, t
     assert (1e-5 if family.startswith("Deepseek") else 1e-9) > moved(model, before) > 0
     assert kind is type(decoder.blocks[0].module) and [] == describe(model)
     assert plain == {name: t.shape for name, t in fold_norms(model_of(family, seed, tied)).model.state_dict().items()}
+
+
+@pytest.mark.parametrize("family", TURNED)
+def test_the_principal_basis_changes_nothing_and_orders_the_channels(family):
+    model = model_of(family, 5, tied=True)
+    with torch.no_grad():
+        before = model(TOKENS, use_cache=False).logits
+        in_principal_basis(model, TOKENS)
+        after, spread = model(TOKENS, use_cache=False).logits, []
+        Decoder(model).norm.register_forward_pre_hook(lambda _, x: spread.append(x[0].square().mean((0, 1))))
+        model(TOKENS, use_cache=False)
+
+    # routers of Deepseek multiply in fp32
+    assert (1e-5 if family.startswith("Deepseek") else 1e-9) > float((after - before).norm() / before.norm())
+    assert spread[0][:4].mean() > spread[0][-4:].mean()
 
 
 @settings(max_examples=4)

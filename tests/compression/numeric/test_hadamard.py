@@ -70,7 +70,7 @@ def test_what_cannot_be_taken_is_done_in_blocks_of_the_largest_divisor_that_can(
 
 
 def test_sizes_that_none_is_made_of_are_refused_with_the_way_out():
-    with pytest.raises(LayerError, match="no Hadamard matrix of size 156 is made here; .* is 52"):
+    with pytest.raises(LayerError, match=r"no Hadamard matrix of size 156 is made here; .* is 52"):
         hadamard.construct(156)
     with pytest.raises(LayerError, match="in blocks of 156 cannot be taken of 156 channels; blocks of 52 can"):
         hadamard.transform(torch.zeros(1, 156))

@@ -1,35 +1,28 @@
 """QuaRot: weights and activations in 4 bits, outliers spread over all channels by Hadamard rotations.
 
 Paper: arXiv 2404.00456, section 4. The residual stream is turned by a random Hadamard matrix and each head of values by
-another (stage 1a, 1c), a Hadamard transform stands in front of down projections (1b), and weights have the inverses.
-Weights are symmetric per output row, activations symmetric per token with their largest cut off at 0.9 (section 5).
+another (stages 1a and 1c), a Hadamard transform stands in front of down projections (1b), and weights have the
+inverses. Weights are symmetric per output row, activations symmetric per token with their largest cut off at 0.9
+(section 5).
 Departures: no Hadamard transform across heads in front of output projections; keys and values are not quantized, so
 that none is needed behind RoPE (1d); norms of RMS models keep the mean of the embeddings, which the authors' code
-subtracts, although that changes what they compute.
+subtracts, although that changes what they compute; scales of weights follow from the largest, where the authors search
+for a clipping too. Sizes that no Hadamard matrix is made of here (`numeric.hadamard`) are rotated in blocks.
 Limits: the model is held as a whole, and in fp32 while it is rotated.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from compression import numeric
-from compression.methods.base import Context, method
+from compression.methods.base import method
 from compression.methods.quantization.weight_activation.rotated import RotatedMethod
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from compression.architectures.decoder import Decoder
 
 
 @method("quarot", keeps_zeros=False, paper="arXiv:2404.00456")
 class QuaRot(RotatedMethod):
     """4-bit weights and activations behind random Hadamard rotations (QuaRot)."""
 
-    rotation: Literal["hadamard", "identity"] = "hadamard"  # identity: what rounding costs without any
+    rotation: Literal["hadamard", "identity"] = "hadamard"  # identity: what the same rounding costs without any
 
     @property
     def rotates(self) -> bool:
         return self.rotation == "hadamard"
-
-    def matrices(self, decoder: "Decoder", context: Context) -> "tuple[Tensor, list[Tensor]]":
-        return numeric.hadamard.random_rotations(decoder.width, [b.head_size for b in decoder.blocks], context.seed)
