@@ -7,7 +7,6 @@
     Rotate          the channels within each head of values by an orthogonal matrix
     Turn            the residual stream, where it is read, into another basis; of fewer columns: a slice of it
     Untie           the head from the embeddings
-    RotateStream    the whole residual stream by one matrix (`compression.architectures.rotations`)
     KeepLayers, KeepHeads, KeepNeurons      cuts (`compression.architectures.cuts`)
     InBlock         an edit of a block, in a decoder
 
