@@ -38,6 +38,7 @@ from compression.architectures.rewriting import (
     plain,
     put,
     site_of,
+    turned_heads,
 )
 from compression.architectures.turned import TurnedBlock
 from compression.errors import LayerError
@@ -203,20 +204,8 @@ class Rotate(Edit, kind="rotate"):
 
     def changes(self, target: Block) -> list[tuple[str, Any, bool]]:
         """By path of each layer, what becomes of its weight and bias, and whether its outputs are other ones then."""
-        site, (queries, heads), size = site_of(target, self.site), target.heads, target.head_size
-
-        def produce(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            matrix = self.matrix.to(weight.dtype)
-            turned = matrix.mT @ weight.unflatten(0, (heads, size))
-            if bias is not None:
-                bias = (matrix.mT @ bias.view(heads, size, 1)).flatten()
-            return turned.flatten(0, 1), bias
-
-        def read(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            every = self.matrix.to(weight.dtype).repeat_interleave(queries // heads, 0)
-            return torch.einsum("rhi,hij->rhj", weight.unflatten(1, (queries, size)), every).flatten(1), bias
-
-        return [(site.row.producer or "", produce, True), *((path, read, False) for path in site.row.readers)]
+        row, (produce, read) = site_of(target, self.site).row, turned_heads(self.matrix, target.heads[0])
+        return [(row.producer or "", produce, True), *((path, read, False) for path in row.readers)]
 
 
 @dataclass(frozen=True, eq=False)
