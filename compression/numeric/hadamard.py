@@ -60,7 +60,7 @@ def construct(size: int) -> Tensor:
     if orders is None:
         raise LayerError(f"no Hadamard matrix of size {size} is made here; the largest divisor that has one is "
                          f"{block_of(size)}")  # fmt: skip
-    return functools.reduce(torch.kron, map(_factor, orders))
+    return functools.reduce(torch.kron, map(_factor, orders)).clone()
 
 
 def transform(x: Tensor, block: int | None = None, *, transposed: bool = False) -> Tensor:
@@ -119,6 +119,7 @@ def _dense(order: int, y: Tensor, transposed: bool) -> Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)  # kept for those who take gradients too
 def _factor(order: int) -> Tensor:
     """H of one of the numbers that `factors` gives."""
     if order & (order - 1) == 0:
