@@ -43,5 +43,6 @@ def grid(recipe: str) -> str:
 def _parameters(step: Step) -> str:
     fields = [field.name for field in dataclasses.fields(step.method)]  # type: ignore[arg-type]
     given = [f"{name}={spell_value(getattr(step.method, name))}" for name in fields]
+    given += [f"keep={step.keep}"] if step.keep else []
     given += [f"layers={spell_value(step.parameters['layers'])}"] if step.layers else []
     return f"{step.name}: {', '.join(given)}" if given else step.name

@@ -98,6 +98,8 @@ def make_passes(contexts: Iterable[Context], model: nn.Module) -> list[Pass]:
     """Passes of block methods over a model, whose weights are not looked at."""
     passes, blocks = [], decoder.decoder_blocks(model)
     for context in contexts:
+        if context.step is not None:
+            context.step = context.step.on([block.name for block in blocks])
         step = context.step
         last = max((i for i, block in enumerate(blocks) if step is None or _changes(step, block)), default=-1)
         passes.append(Pass(step, context, last))

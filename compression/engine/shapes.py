@@ -15,6 +15,7 @@ from compression.layers.linear import Linear
 from compression.layers.stored import describe, restore
 from compression.methods.base import BlockMethod, LayerMethod, Quantizer
 from compression.methods.calibrated import CalibratedMethod
+from compression.methods.rounding import RoundingQuantizer
 from compression.recipes import registry
 from compression.recipes.recipe import Recipe, Step
 
@@ -40,6 +41,7 @@ def outcome(recipe: Recipe, model: nn.Module, schedule: Schedule | None = None) 
         if step is None:
             decoder.make_dense(model)
         else:
+            step = step.on([block.name for block in decoder.decoder_blocks(model)])
             with _told_of(step):
                 if is_whole(step):
                     model = step.method.reshape(model)
@@ -70,9 +72,11 @@ def thin_calibration(step: Step, model: nn.Module, tokens: int) -> str | None:
     A Hessian (cols, cols) of few more than cols tokens is mostly chance: weights that make up for each other on it do
     so on no other text, and come out worse than rounded to nearest.
     """
+    blocks = decoder.decoder_blocks(model)
+    step = step.on([block.name for block in blocks])
     fitted = [
         linear.in_features
-        for block in decoder.decoder_blocks(model)
+        for block in blocks
         for name, linear in block.linears()
         if getattr(step.for_layer(name), "fits_hessian", False)
     ]
@@ -111,6 +115,9 @@ def _check_settings(step: Step) -> None:
                               "no layer of it")  # fmt: skip
         if isinstance(step.method, CalibratedMethod) and override.calibration != step.method.calibration:
             raise RecipeError(f"{step}: {pattern!r} cannot have samples or sequence_length of its own")
+        if isinstance(step.method, RoundingQuantizer) and override.fits_hessian and not step.method.fits_hessian:  # type: ignore[attr-defined]
+            raise RecipeError(f"{step}: {pattern!r} cannot have rounding=gptq where no Hessian is measured; set "
+                              "rounding=gptq for the whole recipe, and nearest for the other layers")  # fmt: skip
 
 
 def _check_layers(step: Step, model: nn.Module) -> None:
@@ -137,7 +144,8 @@ def _store(step: Step, model: nn.Module) -> None:
         embeddings.shaped(model)
     if isinstance(step.method, BlockMethod):
         for block in decoder.decoder_blocks(model):
-            step.method.shape_block(block)
+            if block.name not in step.kept:
+                step.method.shape_block(block)
         return
     made: dict[tuple, Linear | None] = {}  # a layer of one row, by what it is made from
     for block in decoder.decoder_blocks(model):

@@ -98,18 +98,9 @@ class RoundingQuantizer(Rounding, Quantizer):
                              "token for the layers that are to have it")  # fmt: skip
         return getattr(inputs, "largest", inputs)
 
-    def settled(self, layer: "Linear", linear: "nn.Linear", inputs: "Tensor | Reached | None") -> "Linear":
-        """A layer rounded to nearest, with its weights as `rounding` is set.
-
-        Raises:
-            LayerError: no Hessian was measured.
-        """
-        if self.rounding == "nearest":
-            return layer
-        if not hasattr(inputs, "hessian"):
-            raise LayerError("no Hessian of its inputs was measured; set rounding=gptq for the whole recipe, and "
-                             "nearest for the layers that are to have it")  # fmt: skip
-        return rounded_by(layer, linear.weight, inputs, self.damp)
+    def settled(self, layer: "Linear", linear: "nn.Linear", inputs: Any) -> "Linear":
+        """A layer rounded to nearest, with its weights as `rounding` is set."""
+        return rounded_by(layer, linear.weight, inputs, self.damp) if self.fits_hessian else layer
 
 
 def rounded_by(layer: "Linear", weight: "Tensor", reached: "Reached", damp: float = 0.01) -> "Linear":

@@ -8,12 +8,11 @@ Grammar::
     pair      = name "=" value
     value     = number | "true" | "false" | "none" | word | JSON string | JSON object
 
-`fp16` is the empty recipe: the checkpoint in its stored dtype. The reserved parameter `layers` maps patterns of layer
-names (`fnmatch`) to the parameters that differ there, or to none for a layer that stays as it is; the first match wins.
+`fp16` is the empty recipe: the checkpoint in its stored dtype. Of a step two parameters are reserved (`recipes.step`):
+`layers` maps patterns of layer names (`fnmatch`) to the parameters that differ there, or to none for a layer that stays
+as it is, and the first match wins; `keep` is how many blocks at either end of the model stay as they are.
 """
 
-import dataclasses
-import fnmatch
 import hashlib
 import json
 import re
@@ -27,7 +26,7 @@ from compression.errors import RecipeError
 from compression.files.strict_json import check_regular, strict_json, strict_prefix
 from compression.files.text import read_text
 from compression.recipes import registry
-from compression.recipes.registry import Method
+from compression.recipes.step import Step, make_step, with_settings
 
 SCHEMA = 2
 _DEFAULTS = {  # by schema: what a parameter that is left out meant until the next one
@@ -36,44 +35,6 @@ _DEFAULTS = {  # by schema: what a parameter that is left out meant until the ne
 UNCOMPRESSED = "fp16"
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One method with its parameters, and the layers on which they differ.
-
-    Attributes:
-        method: the parameters; hashable and comparable.
-        layers: (pattern, method or None) in order; None leaves the layer as it is.
-    """
-
-    method: Method
-    layers: tuple[tuple[str, Method | None], ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.method.info.name
-
-    def for_layer(self, layer: str) -> Method | None:
-        """The method as set for one layer, or None where the layer is left alone."""
-        for pattern, override in self.layers:
-            if fnmatch.fnmatchcase(layer, pattern):
-                return override
-        return self.method
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What differs from the defaults, `layers` included: JSON-ready."""
-        parameters = registry.non_default(self.method)
-        if self.layers:
-            parameters["layers"] = {
-                pattern: None if override is None else _difference(override, self.method)
-                for pattern, override in self.layers
-            }
-        return parameters
-
-    def __str__(self) -> str:
-        return registry.spell_call(self.name, self.parameters)
 
 
 @dataclass(frozen=True)
@@ -122,7 +83,7 @@ class Recipe:
             given = {k: v for k, v in step.items() if k != "method"}
             for schema in range(value["schema"], SCHEMA):
                 given = _DEFAULTS[schema].get(step["method"], {}) | given
-            steps.append(_step(step["method"], given))
+            steps.append(make_step(step["method"], given))
         return cls(tuple(steps))
 
     @classmethod
@@ -149,7 +110,7 @@ class Recipe:
         Raises:
             RecipeError: a step does not allow the value.
         """
-        return Recipe(tuple(_with_settings(step, settings) for step in self.steps))
+        return Recipe(tuple(with_settings(step, settings) for step in self.steps))
 
     @property
     def on_load(self) -> Step | None:
@@ -220,41 +181,6 @@ def split_recipes(text: str) -> list[str]:
     return parts
 
 
-def _difference(override: Method, method: Method) -> dict[str, Any]:
-    return {
-        field.name: getattr(override, field.name)
-        for field in dataclasses.fields(override)  # type: ignore[arg-type]
-        if getattr(override, field.name) != getattr(method, field.name)
-    }
-
-
-def _step(name: str, parameters: Mapping[str, Any]) -> Step:
-    own = {key: value for key, value in parameters.items() if key != "layers"}
-    method = registry.build(name, own)
-    layers = parameters.get("layers", {})
-    if not isinstance(layers, Mapping):
-        raise RecipeError(f'{name}(layers=...) must map patterns to parameters, e.g. {{"*.down_proj":{{"bits":8}}}}, '
-                          f"got {layers!r}")  # fmt: skip
-    if layers and not method.per_layer:
-        whole = "a whole block" if method.unit == "block" else "the whole model"
-        raise RecipeError(f"{name} works on {whole}: it takes no settings per layer")
-    overrides: list[tuple[str, Method | None]] = []
-    for pattern, changed in layers.items():
-        if changed is not None and not isinstance(changed, Mapping):
-            raise RecipeError(f"{name}(layers=...): {pattern!r} must map to parameters or none, got {changed!r}")
-        override = None if changed is None else registry.build(
-            name, {**{f.name: getattr(method, f.name) for f in dataclasses.fields(method)}, **changed})  # type: ignore[arg-type]  # fmt: skip
-        overrides.append((pattern, override))
-    return Step(method, tuple(overrides))
-
-
-def _with_settings(step: Step, settings: Mapping[str, Any]) -> Step:
-    parameters = step.parameters
-    unset = {f.name for f in dataclasses.fields(step.method)} - parameters.keys()  # type: ignore[arg-type]
-    changed = {name: value for name, value in settings.items() if name in unset}
-    return _step(step.name, {**parameters, **changed}) if changed else step
-
-
 def parse_setting(text: str) -> tuple[str, Any]:
     """A parameter and its value, written as in a recipe.
 
@@ -301,7 +227,7 @@ class _Parser:
                 raise self.error("expected ',' or ')'")
         while self.take(":"):
             self.pair(name, parameters)
-        return _step(name, parameters)
+        return make_step(name, parameters)
 
     def pair(self, name: str, parameters: dict[str, Any]) -> None:
         key = self.match(registry.NAME, f"a parameter of {name}, e.g. {name}(key=value)")

@@ -163,6 +163,7 @@ CHEAPEST = {
     "fp8": FEW,
     "int8": FEW,
     "nvfp4": FEW,
+    "mxfp4": FEW,
     "distilled": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2,warmup=0",
     "gptq": FEW,
     "kd": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2",
@@ -218,7 +219,10 @@ EXPECTED = {
         ),
     ),
     "nvfp4": (Row(0.5, fp4_bytes(16, 8), second=True, whole=True),),
-    "mxfp4": (Row(0.35, fp4_bytes(32, 0), second=True),),
+    "mxfp4": (
+        Row(0.35, fp4_bytes(32, 0), second=True),
+        Row(0.5, fp4_bytes(32, 0), "rounding=gptq"),
+    ),
     "llm_int8": (Row(0.02, lambda rows, cols, itemsize: rows * cols + 4 * rows, second=True),),
     "rtn": (
         Row(0.012, rtn_bytes(8, 128), "bits=8"),

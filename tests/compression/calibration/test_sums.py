@@ -135,7 +135,7 @@ RECIPES = {
     "LlamaForCausalLM": [
         f"gptq(group_size=8,{SETTINGS})", f"awq(group_size=8,{SETTINGS})", f"sparsegpt({SETTINGS})",
         f"wanda({SETTINGS})-rtn(group_size=8)", f"smoothquant(activations=static,{SETTINGS})", f"kvquant({SETTINGS})",
-        "hqq(group_size=8)",
+        "hqq(group_size=8)", f"int8(rounding=gptq,{SETTINGS})", f"smoothquant(rounding=gptq,{SETTINGS})",
     ],
     "MixtralForCausalLM": [f"gptq(group_size=8,{SETTINGS})", f"awq(group_size=8,{SETTINGS})"],
 }  # fmt: skip
