@@ -76,7 +76,13 @@ def transformed_inputs(linear: torch.nn.Linear, block: int) -> Linear:
 
 
 def rounded_numbers(
-    linear: torch.nn.Linear | Linear, bits: int, activation_bits: int, clip: float = 1.0, step: float | None = None
+    linear: torch.nn.Linear | Linear,
+    bits: int,
+    activation_bits: int,
+    clip: float = 1.0,
+    step: float | None = None,
+    *,
+    searches: bool = False,
 ) -> Linear:
     """A layer with weights rounded to nearest and activations of each token rounded at run time; 16 bits stay.
 
@@ -84,12 +90,17 @@ def rounded_numbers(
         linear: dense, or with linear maps of its inputs, behind which they are rounded.
         clip: share of the largest absolute value of a token that stays.
         step: of activations, found beforehand, clipping included; None for one of each token.
+        searches: whether scales of weights are those of least squared error, with the largest weights cut off.
 
     Raises:
         LayerError: a weight is not finite.
     """
     made = Linear.of(linear)
     weight = made.weight_part if bits == 16 else Rounded(made.weight_part.value(), bits)
+    if searches and isinstance(weight, Rounded) and not made.is_meta:
+        dense, dtype = made.weight_part.value(), weight.dtype
+        params = weight.grid.fit_clipped(dense)
+        weight = Rounded.from_codes(weight.grid.encode(dense, params), params, weight.grid, dtype=dtype)
     before = () if made.input_part is None else (made.input_part,)
     entering = before if activation_bits == 16 else (*before, TokenRange(activation_bits, step, 1.0 if step else clip))
     return Linear(weight, made.bias, input_part=entering or None, output_part=made.output_part)

@@ -43,7 +43,9 @@ def folded(base):
 @pytest.mark.parametrize("more", ["", f"activations=static,{SMALL}", f"rounding=gptq,{SMALL}"])
 def test_with_the_identity_it_is_rounding_of_the_model_with_folded_gains_and_an_untied_head(base, more):
     found = compression.compress(
-        base, f"quarot(rotation=identity,bits=8,activation_bits=8,clip=1.0{more and ','}{more})", calibration=IDS
+        base,
+        f"quarot(rotation=identity,weight_scales=largest,bits=8,activation_bits=8,clip=1.0{more and ','}{more})",
+        calibration=IDS,
     )
 
     plain = compression.compress(folded(base), f"int8({more})", calibration=IDS)
@@ -66,7 +68,7 @@ def test_another_seed_is_another_rotation_and_steps_are_another(base):
 
 
 def test_layers_are_rotated_then_rounded_by_hand(base):
-    result = compression.compress(base, "quarot(clip=0.8)")
+    result = compression.compress(base, "quarot(clip=0.8,weight_scales=largest)")
     decoder = fold_norms(copy.deepcopy(base.model))
     sizes = [block.head_size for block in decoder.blocks]
     for edit in merged(decoder, *hadamard.random_rotations(decoder.width, sizes, 0)):

@@ -6,8 +6,9 @@ inverses. Weights are symmetric per output row, activations symmetric per token 
 (section 5).
 Departures: no Hadamard transform across heads in front of output projections; keys and values are not quantized, so
 that none is needed behind RoPE (1d); norms of RMS models keep the mean of the embeddings, which the authors' code
-subtracts, although that changes what they compute; scales of weights follow from the largest, where the authors search
-for a clipping too. Sizes that no Hadamard matrix is made of here (`numeric.hadamard`) are rotated in blocks.
+subtracts, although that changes what they compute; scales of weights are searched for by the squared error among 40,
+the authors' by its power of 2.4 instead among 80. Sizes that no Hadamard matrix is made of here (`numeric.hadamard`)
+are rotated in blocks.
 Limits: the model is held as a whole, and in fp32 while it is rotated.
 """
 

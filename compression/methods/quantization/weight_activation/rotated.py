@@ -34,6 +34,7 @@ class RotatedMethod(Rounding, ModelMethod):
     activation_bits: Literal[3, 4, 6, 8, 16] = 4  # 16: as they are
     activations: Literal["token", "static"] = "token"  # one step per token, or one per layer found on calibration text
     clip: float = 0.9  # share of the largest absolute value that the largest number stands for
+    weight_scales: Literal["largest", "search"] = "search"  # of a row: from its largest weight, or of least error
     online: bool = True  # a Hadamard transform in front of down projections (R4)
     samples: int = 128  # of calibration text
     sequence_length: int = 512  # tokens of each
@@ -118,4 +119,7 @@ class RotatedMethod(Rounding, ModelMethod):
         self.round_block(block, seen, context, rounded)
 
     def _rounded(self, linear: Any, step: float | None) -> Any:
-        return layers.rounded.rounded_numbers(linear, self.bits, self.activation_bits, self.clip, step)
+        searches = self.weight_scales == "search"
+        return layers.rounded.rounded_numbers(
+            linear, self.bits, self.activation_bits, self.clip, step, searches=searches
+        )  # fmt: skip

@@ -6,7 +6,8 @@ rounded: by the loss of the next token on calibration text, through rounding as 
 random Hadamard matrices (`numeric.cayley`). Down projections read a Hadamard transform (R4). With `rounding=gptq`
 weights are not rounded while rotations are learned, as GPTQ makes up for part of that.
 Departures: a step reads one sample, the authors' eight on as many GPUs; matrices are made orthogonal again after every
-step (`numeric.cayley`); with `activations=static` they are learned with one step to a token too; no R3, which serves a
+step (`numeric.cayley`); while they are learned, activations have one step to a token and weights scales from their
+largest, however both are set; no R3, which serves a
 quantized cache alone.
 Limits: the model is held as a whole in fp32, with the gradient of all its weights while rotations are learned.
 On the reference it is below `quarot` in perplexity, and below the uncompressed base too, while its divergence from the
