@@ -10,6 +10,8 @@ subtracts, although that changes what they compute; scales of weights are search
 the authors' by its power of 2.4 instead among 80. Sizes that no Hadamard matrix is made of here (`numeric.hadamard`)
 are rotated in blocks.
 Limits: the model is held as a whole, and in fp32 while it is rotated.
+Where every weight counts alike, searched scales cut off the few largest of them: on `smollm2` they halve the perplexity
+that W4A4 has with scales from the largest, on the reference they raise it by 5 %. `rounding=gptq` is better than both.
 """
 
 from typing import Literal
