@@ -11,7 +11,8 @@ the authors' by its power of 2.4 instead among 80. Sizes that no Hadamard matrix
 are rotated in blocks.
 Limits: the model is held as a whole, and in fp32 while it is rotated.
 Where every weight counts alike, searched scales cut off the few largest of them: on `smollm2` they halve the perplexity
-that W4A4 has with scales from the largest, on the reference they raise it by 5 %. With `rounding=gptq` the divergence from the base is less than with either.
+that W4A4 has with scales from the largest, on the reference they raise it by 5 %. With `rounding=gptq` the divergence
+from the base is less than with either.
 """
 
 from typing import Literal
