@@ -10,9 +10,9 @@ step (`numeric.cayley`); while they are learned, activations have one step to a 
 largest, however both are set; no R3, which serves a
 quantized cache alone.
 Limits: the model is held as a whole in fp32, with the gradient of all its weights while rotations are learned.
-On the reference it is below `quarot` in perplexity, and below the uncompressed base too, while its divergence from the
-base is above `quarot`'s: as any training on that text, it teaches the model the text besides. Perplexity alone does not
-tell the two apart; read the divergence beside it.
+On the reference it is below `quarot` in perplexity and in divergence from the base. With `weight_scales=largest`, which
+are those that rotations are learned with, its perplexity is below the uncompressed base's and its divergence above
+`quarot`'s: as any training on that text, it teaches the model the text besides. Read the divergence beside it.
 """
 
 from typing import TYPE_CHECKING
