@@ -64,7 +64,7 @@ def _anatomy(row: Architecture) -> Iterator[str]:
 def _refused(row: Architecture) -> Iterator[str]:
     halves = (*row.attentions, *row.mlps)
     if row.unturned:
-        yield f"`slicegpt`: {row.unturned}"
+        yield f"`slicegpt`, `quarot` and `spinquant`: {row.unturned}"
     elif any(half.experts for half in halves):
         yield "`slicegpt`: experts put out as many channels as they read"
     for what, some in (("heads (`structured`)", row.attentions), ("neurons (`p`)", row.mlps)):

@@ -24,6 +24,7 @@ RECIPES = {
     "wanda": f"wanda({FEW})",
     "smoothquant": f"smoothquant({FEW})",
     "kvquant": f"kvquant({FEW})",
+    "quarot": f"quarot(rounding=gptq,{FEW})",
     "depth": "structured(keep_layers=1,keep_kv_heads=none)",
     "heads": "structured(keep_layers=none,keep_kv_heads=1)",
     "measured heads": f"structured(keep_layers=none,keep_kv_heads=1,heads=importance,{FEW})",
@@ -33,14 +34,15 @@ RECIPES = {
     "kd": f"kd({FEW},epochs=1,batch=2,accumulation=2)",
 }
 HEADS = ("heads", "measured heads")
+TURNING = ("slicegpt", "quarot")
 MIXTURES = [name for name, row in ARCHITECTURES.items() if any(half.experts for half in row.mlps)]
 EVERYDAY = ["LlamaForCausalLM", "GptOssForCausalLM", "DeepseekV3ForCausalLM", "OPTForCausalLM"]  # the slow lane has all
 LATENT = ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"]
 BEHIND = ["Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM"]
 MEANS = ["StableLmForCausalLM", "GPTNeoXForCausalLM", "OPTForCausalLM"]
 REFUSED = {
-    **{(name, "slicegpt"): "norms behind its sublayers" for name in BEHIND},
-    **{(name, "slicegpt"): "its norms subtract the mean" for name in MEANS},
+    **{(name, turning): "norms behind its sublayers" for name in BEHIND for turning in TURNING},
+    **{(name, turning): "its norms subtract the mean" for name in MEANS for turning in TURNING},
     **{(name, "slicegpt"): "put out as many channels as they read" for name in MIXTURES},
     **{(name, "neurons"): "it is a mixture of experts" for name in MIXTURES},
     **{(name, "embeddings"): "multiplies what it looks up" for name in BEHIND[:2]},

@@ -87,6 +87,13 @@ class Compressed:
         """The name of the last block."""
         return f"model.layers.{len(self.base.model.model.layers) - 1}"
 
+    @property
+    def head(self):
+        """The weight that the row gives a head that had none of its own; without any it is empty."""
+        model = self.base.model
+        unties = self.row.unties and model.lm_head.weight is model.model.embed_tokens.weight
+        return model.lm_head.weight if unties else torch.empty(0)
+
     def compress(self, base):
         """Anew: what training has left elsewhere is not looked at."""
         return compression.compress(
@@ -174,7 +181,7 @@ class TestContract:
 
         assert (before.shape, before.dtype) == (after.shape, after.dtype)
         assert torch.isfinite(after).all()
-        whole = sum(p.numel() for p in case.base.model.parameters())
+        whole = sum(p.numel() for p in case.base.model.parameters()) + case.head.numel()
         fewer = case.row.cuts or case.row.kept is not None
         assert case.result.parameters < whole if fewer else case.result.parameters == whole
 
@@ -260,6 +267,7 @@ class TestContract:
                 if n.rsplit(".", 1)[0] not in dense and not n.startswith(gone)}  # fmt: skip
         if case.row.kept is not None:
             rest = {None: case.row.kept(case.base.model.config, itemsize)}
+        rest["head"] = case.head.nbytes
         assert sum(rest.values()) + sum(map(stored_bytes_of, taken.values())) == case.result.stored_bytes
 
     def test_what_is_saved_and_opened_again_computes_the_same_bits(self, case):

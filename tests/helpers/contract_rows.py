@@ -61,6 +61,11 @@ def int8_bytes(rows, cols, itemsize):
     return rows * cols + 4 * rows
 
 
+def signed_bytes(bits):
+    """Codes of `bits` bits, one fp32 scale to a row."""
+    return lambda rows, cols, itemsize: rows * math.ceil(cols * bits / 8) + 4 * rows
+
+
 def level_bytes(bits):
     """Dense layers, those of keys and values with fp32 levels and two thresholds to a channel behind them."""
     heads = 64  # outputs of keys and of values in the tiny shapes
@@ -121,6 +126,7 @@ class Row:
         whole: whether a layer is changed together with what is before it or behind it, so that `error` is that of the
             logits of the model.
         kept: the bytes of the model beside its linear layers, where they change too, from its configuration.
+        unties: whether the head has a weight of its own afterwards.
         second: whether the contract runs on the second shape too: one row for each kind of stored tensors.
     """
 
@@ -132,6 +138,7 @@ class Row:
     second: bool = False
     whole: bool = False
     kept: Callable[..., int] | None = None
+    unties: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,10 +169,12 @@ CHEAPEST = {
     "kd": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2",
     "kvquant": FEW,
     "p": FEW,
+    "quarot": FEW,
     "recover": "rank=4,warmup=0",
     "slicegpt": FEW,
     "smoothquant": FEW,
     "sparsegpt": FEW,
+    "spinquant": f"steps=2,{FEW}",
     "structured": "samples=4",
     "wanda": FEW,
 }
@@ -284,6 +293,19 @@ EXPECTED = {
             whole=True,
         ),
     ),
+    "quarot": (
+        Row(0.6, signed_bytes(4), second=True, whole=True, unties=True),
+        Row(
+            0.1,
+            lambda rows, cols, itemsize: int8_bytes(rows, cols, itemsize) + 4,
+            "bits=8,activation_bits=8,activations=static,rounding=gptq",
+            second=True,
+            whole=True,
+            unties=True,
+        ),
+        Row(0.4, signed_bytes(4), "rotation=identity,activation_bits=16", whole=True, unties=True),
+    ),
+    "spinquant": (Row(0.6, signed_bytes(4), whole=True, unties=True),),
     "kvquant": (Row(0.2, level_bytes(3), second=True, whole=True),),
     "kd": (Row(0.06, dense_bytes, "learning_rate=0.001"),),
     "distilled": (Row(0.06, dense_bytes, "targets=all,learning_rate=0.005"),),

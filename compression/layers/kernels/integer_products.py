@@ -46,6 +46,8 @@ def _refuses(spec: LayerSpec) -> str | None:
         return "symmetric weights with one scale per output channel only"
     if spec.inputs[0]["bits"] != 8:
         return f"activations in 8 bits only, not {spec.inputs[0]['bits']}"
+    if spec.inputs[0].get("clip", 1) != 1:
+        return "activations up to their largest only, none of them cut off"
     if spec.device_type == "cuda":
         if spec.in_features % 8 or spec.out_features % 8:
             return f"inputs and outputs must be multiples of 8, not {spec.in_features} and {spec.out_features}"
