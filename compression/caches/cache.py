@@ -26,7 +26,7 @@ class Side:
         self.grid, self.size = grid, like.shape[-1]
         self.dtype, self.device = like.dtype, like.device
         grid.check_head(self.size)
-        self.first, self.newest = like[:, :, :0], like[:, :, :0]
+        self.first, self.newest = (like[:, :, :0].clone() for _ in range(2))  # views would keep the prompt
         self.stored: Stored = {}
 
     def append(self, new: Tensor, first: int) -> None:

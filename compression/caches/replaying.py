@@ -91,6 +91,9 @@ def _enter(decoder: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -
         ids = arguments[0] if arguments else named.get("input_ids")
         ids = named["inputs_embeds"] if ids is None else ids
         named = {**named, "attention_mask": _masks(decoder, cache, ids)}
+        if named.get("position_ids") is None:  # some decoders count the ones of a mask otherwise
+            begin = cache.get_seq_length()
+            named["position_ids"] = torch.arange(begin, begin + ids.shape[1], device=ids.device)[None]
     return arguments, {**named, "past_key_values": cache, "use_cache": True}
 
 
