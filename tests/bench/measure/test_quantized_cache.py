@@ -9,12 +9,14 @@ from bytewise_llama import data, model, tokenizer  # noqa: F401
 
 from bench.measure import perplexity as module
 from bench.measure.answering import answer
+from bench.measure.decoding import Decoder as TextDecoder
 from bench.measure.generation import Decoder, Load, graph_refusal
 from bench.measure.perplexity import perplexity
 from bench.measure.perplexity_windows import PerplexityProtocol
 from bench.measure.scoring.prefix_tree import Request, Tree, shares
 from compression.caches import replaying
 from compression.caches.policy import Policy
+from compression.checkpoints.tokens import encode
 from compression.numeric.cache_grids import IntGrid
 
 KIVI = Policy(keys=IntGrid(bits=2, by="channel", group_size=4), values=IntGrid(bits=2), residual=6)
@@ -62,15 +64,27 @@ def test_likelihoods_are_those_of_decoding_token_by_token(quantized):
         assert likelihood == pytest.approx(expected, rel=1e-6)
 
 
+def greedy(model, ids, tokens):
+    """The most likely tokens after a prompt, behind a quantized cache."""
+    cache, fed, found = replaying.new_cache(model), list(ids), []
+    with torch.inference_mode():
+        for _ in range(tokens):
+            found.append(int(model(torch.tensor([fed]), past_key_values=cache).logits[0, -1].argmax()))
+            fed = found[-1:]
+    return found
+
+
 def test_answers_are_greedy_and_the_replay_agrees_on_every_token(quantized, tokenizer):
-    written = answer(quantized, tokenizer, PROMPTS, new_tokens=12, stops=())
+    written = answer(quantized, tokenizer, PROMPTS, new_tokens=12)
 
     for prompt, each in zip(PROMPTS, written, strict=True):
-        ids = [*tokenizer(prompt, add_special_tokens=True)["input_ids"], *each.ids]
-        begin = len(ids) - len(each.ids)
+        ids = encode(tokenizer, prompt)
+        expected = greedy(quantized, ids, each.tokens)
+        assert TextDecoder(tokenizer).behind(ids, expected) == each.text
         with torch.inference_mode():
-            states = replaying.hidden(quantized, torch.tensor([ids]), prompt=begin, chunk=5)
-        assert list(each.ids) == quantized.lm_head(states)[0, begin - 1 : -1].argmax(-1).tolist()
+            states = replaying.hidden(quantized, torch.tensor([[*ids, *expected]]), prompt=len(ids), chunk=5)
+            likeliest = quantized.lm_head(states)[0].argmax(-1).tolist()
+        assert expected == likeliest[len(ids) - 1 : -1]
 
 
 def test_the_clock_decodes_behind_the_quantized_cache_and_counts_its_bytes(quantized, model):
