@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class KIVI(CacheMethod):
     """Keys of the cache by channel, values by token, in few bits; the newest tokens as they are (KIVI)."""
 
-    bits: Literal[2, 4] = 2
+    bits: Literal[2, 4] = 2  # of a key or value, scales and minima aside
     group_size: int = 32  # tokens in a group of keys, and channels in a group of values
     residual: int = 128  # newest tokens that stay as they are
 

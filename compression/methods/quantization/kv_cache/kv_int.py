@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class KVInt(CacheMethod):
     """Keys and values of the cache in integers of few bits, packed, by token or by channel."""
 
-    bits: Literal[2, 3, 4, 8] = 8
+    bits: Literal[2, 3, 4, 8] = 8  # of a key or value, scales and minima aside
     group_size: int = -1  # channels of a token and head that share a scale; -1: all of them
     keys: Literal["token", "channel"] = "token"  # by channel, `tokens` of them share a scale
     tokens: int = 32  # in a group of keys by channel
