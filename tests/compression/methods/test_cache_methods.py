@@ -48,6 +48,8 @@ def test_it_stands_behind_and_before_others_and_is_opened_again(folder, tmp_path
     assert () == result.portable == result.published_formats
     with pytest.raises(LayerError, match="no place for how the cache stores keys and values"):
         result.save(tmp_path / "published", "gptq")
+    with pytest.raises(LayerError, match="no place for how the cache stores keys and values"):
+        compression.plan(str(folder), text.format(SMALL), calibration=IDS).check_format("gptq")
     caches = [each.cache_factory() for each in (result, opened)]
     with torch.inference_mode():
         found = [each.model(IDS, past_key_values=cache).logits
