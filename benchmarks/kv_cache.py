@@ -21,9 +21,9 @@ from compression.architectures.decoder import Decoder
 
 FOLDER = Path(__file__).parent / "figures"
 RECIPES = (
-    "kv_int(bits=8)", "kv_fp8", "kv_int(bits=4,group_size=32)", "kv_int(bits=4)", "kv_int(bits=4,keys=channel)",
+    "kv_int(bits=8)", "kv_fp8", "kv_int(bits=4)", "kv_int(bits=4,keys=channel)",
     "kv_int(bits=3)", "kv_int(bits=3,keys=channel)", "kv_int(bits=2)", "kv_int(bits=2,keys=channel)",
-    "kv_int(bits=2,keys=channel,residual=1)", "kivi(bits=4)", "kivi", "kivi(residual=0)",
+    "kv_int(bits=2,keys=channel,residual=1)", "kivi(bits=4)", "kivi",
 )  # fmt: skip
 
 
