@@ -12,6 +12,7 @@ from torch import nn
 
 from compression import devices
 from compression.architectures import decoder
+from compression.caches import replaying
 from compression.checkpoints import base as _checkpoint
 from compression.checkpoints.artefact import Compressed
 from compression.checkpoints.base import Base, BaseSource
@@ -29,6 +30,7 @@ from compression.engine.passes import (
 from compression.engine.plan import Plan, taken
 from compression.engine.same_run import identity, planned_together
 from compression.engine.schedule import is_whole
+from compression.engine.shapes import policy_of
 from compression.engine.stream import stream
 from compression.errors import CheckpointError, RecipeError
 from compression.files.atomic import code_digest, digest_of
@@ -159,6 +161,7 @@ class _Run:
         """Take the next step."""
         meter.lap()
         self.notes += notes_of(context, self.model)
+        replaying.attach(self.model, None)  # steps see the layers alone
         self.model = _take(context, self.model, self.plan.recipe.text)
         self.seconds.append(meter.lap())
         self.report += context.report
@@ -172,6 +175,7 @@ class _Run:
             seconds=sum(self.seconds), trained_tokens=before.trained_tokens + sum(run.tokens for run in trained),
             trained_parameters=max(before.trained_parameters, *(run.parameters for run in trained), 0),
         )  # fmt: skip
+        replaying.attach(self.model, policy_of(self.plan.schedule[:steps]))
         return Compressed(
             model=self.model.eval().requires_grad_(False), recipe=self.plan.recipe,
             base=(base.text, base.digest), executed=self.plan.executed[:steps], report=tuple(self.report),

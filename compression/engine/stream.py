@@ -26,6 +26,7 @@ from compression.architectures import decoder, embeddings, published
 from compression.architectures.anatomy import Architecture
 from compression.architectures.skeleton import renew_tables
 from compression.architectures.table import architecture_of
+from compression.caches import replaying
 from compression.checkpoints import base
 from compression.checkpoints import weights as _weights
 from compression.checkpoints.artefact import Compressed
@@ -46,6 +47,7 @@ from compression.engine.passes import (
 )
 from compression.engine.plan import Plan
 from compression.engine.same_run import identity, planned_together
+from compression.engine.shapes import policy_of
 from compression.engine.shards import Shards
 from compression.engine.stream_state import unfinished
 from compression.errors import RecipeError
@@ -111,12 +113,13 @@ def stream(
         result = _result(plan, skeleton, passes, output.state.cost)
         manifest = result.manifest(output.state.layers, sorted(output.folder.files))
         output.finish(result, plan.source.tokenizer, {MANIFEST: manifest}, dtype=weights.dtype,
-                      packed=bool(output.state.layers), last=MANIFEST)  # fmt: skip
+                      packed=result.stored or bool(output.state.layers), last=MANIFEST)  # fmt: skip
     return outline(Path(folder)) if workers.rank == 0 else result
 
 
 def _result(plan: Plan, skeleton: nn.Module, passes: list[Pass], cost: Cost) -> Compressed:
     """What the folder holds, its model without weights."""
+    replaying.attach(skeleton, policy_of(plan.schedule))
     return Compressed(
         model=skeleton, recipe=plan.recipe, base=(plan.source.label, plan.source.digest), cost=cost,
         executed=plan.executed, folder=plan.source.folder,

@@ -71,7 +71,7 @@ def _refused(row: Architecture) -> Iterator[str]:
         if reason := next((half.uncut for half in some if half.uncut), None):
             yield f"cutting {what}: {reason}"
     if any(half.latents for half in halves):
-        yield "`kvquant`: its cache holds a latent"
+        yield "`kvquant`, `kv_int`, `kv_fp8`, `kivi`: its cache holds a latent"
     if row.embeddings_scaled:
         yield "`embeddings=8`: they are scaled"
     if row.logits_cap:
