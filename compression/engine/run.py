@@ -53,6 +53,7 @@ def compress(
     cache: str | Path | StepCache | None = None,
     progress: Progress | None = None,
     workers: Workers = ALONE,
+    dequantize: bool = False,
 ) -> Compressed:
     """Apply a recipe to a base; the base's own model is left as it was.
 
@@ -73,6 +74,8 @@ def compress(
             `files.atomic.cache_folder()`. A recipe that trains begins behind the steps whose result is there.
         progress: called with (done, total, what) as blocks are done.
         workers: processes that share the work (`workers.joined`): each makes this call and gets the result of one.
+        dequantize: whether the base may be a published quantized checkpoint: a recipe then begins with the dense
+            weights that it stands for, what its rounding lost included.
 
     Raises:
         RecipeError: the recipe cannot be; or, with `into`, has a step that needs the whole model at once.
@@ -92,13 +95,15 @@ def compress(
             raise RecipeError(f"into={str(into)!r} reads the base block by block; give the text {base.source.text!r}, "
                               "not the opened base")  # fmt: skip
         return stream(into, lambda: taken(base, recipe, **given), device=device or "cpu", seed=seed, progress=progress,
-                      workers=workers)  # fmt: skip
+                      workers=workers, dequantize=dequantize)  # fmt: skip
     if isinstance(base, Base) and device not in (None, base.device):
         raise RecipeError(f"the base is on {base.device!r}; open it on {device!r} instead")
     store = cache if isinstance(cache, StepCache) else StepCache(expanded(cache, CheckpointError) if cache else None)
     plan = planned_together(workers, lambda: taken(base, recipe, **given))
     if not isinstance(base, Base):
-        base = workers.each(lambda: _checkpoint.open_base(plan.source, device or "cpu", seed=seed))
+        base = workers.each(
+            lambda: _checkpoint.open_base(plan.source, device or "cpu", seed=seed, dequantize=dequantize)
+        )
     return _run(plan, base, store, seed, progress, workers)
 
 

@@ -64,6 +64,7 @@ def stream(
     seed: int,
     progress: Progress | None,
     workers: Workers = ALONE,
+    dequantize: bool = False,
 ) -> Compressed:
     """Run a plan and write the result, holding one block at a time; `compression.load` opens it.
 
@@ -78,6 +79,7 @@ def stream(
         seed: as for `compress`.
         progress: called with (blocks done, blocks, what), first with those that an interrupted call did.
         workers: the processes of the run, each of which makes this call. The first alone reads and writes the folder.
+        dequantize: as for `compress`.
 
     Returns:
         The result, its model without weights; on other processes than the first it names no folder.
@@ -95,7 +97,7 @@ def stream(
     if reason := plan.whole_model:
         raise RecipeError(f"{plan.recipe.text} cannot be compressed block by block: {reason}; take "
                           "compress(...).save(...)")  # fmt: skip
-    base.refuse_compressed(plan.source)
+    base.refuse_compressed(plan.source, published=dequantize)
     skeleton = decoder.without_weights(plan.base)
     skeleton.generation_config = plan.source.generation_config
     weights = plan.source.weights(device, seed)
