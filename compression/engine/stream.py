@@ -68,9 +68,8 @@ def stream(
 ) -> Compressed:
     """Run a plan and write the result, holding one block at a time; `compression.load` opens it.
 
-    The tensors and the report are those of `compress(base, recipe, ...).save(folder)`. If `folder` holds what an
-    interrupted call with the same arguments left, this one resumes from there. Whether the folder can be written to is
-    known before anything is planned.
+    The tensors and the report are those of `compress(base, recipe, ...).save(folder)`. If `folder` holds what such a
+    call left, this one resumes from there. Whether the folder can be written to is known before anything is planned.
 
     Args:
         folder: a new or an empty one, or one that such a call left; a link to one, or a mount point.
