@@ -4,8 +4,9 @@ python benchmarks/engines_agree.py --data FOLDER --calibration FOLDER --runtime-
 
 Writes figures/engines-agree.md. Each export of SmolLM2 is opened by an engine, and both score the same text. Ours are
 computed in fp32 from the weights that the checkpoint stores.
-Greedy tokens are compared up to the first that differs; where the two likeliest are nearly alike in our distribution,
-rounding decides.
+Rounded activations amplify what two precisions differ by: rows `native` are this package in bf16 beside itself, and no
+engine can be nearer. Greedy tokens are compared up to the first that differs; where the two likeliest are nearly alike
+in our distribution, rounding decides.
 
 llama.cpp's own kernels round what enters a product to 8 bits beside quantized weights, and to BF16 beside BF16; the
 differences are of that size. Built with a BLAS library (GGML_BLAS), it multiplies prompts of 32 tokens and more by
@@ -41,6 +42,8 @@ EXPORTS = (  # engine, recipe, format, and the base if it is not SmolLM2
     ("vllm", f"awq(group_size=64,{FEW})", "awq"),
     ("vllm", "int8", "compressed-tensors"),
     ("vllm", "fp8", "compressed-tensors"),
+    ("native", "int8", "own"),
+    ("native", "fp8", "own"),
     ("transformers", "nf4", "bitsandbytes"),
     ("transformers", f"gptq(group_size=64,symmetric=true,{FEW})", "compressed-tensors"),
     ("llama.cpp", "fp16", "gguf"),
@@ -53,8 +56,28 @@ EXPORTS = (  # engine, recipe, format, and the base if it is not SmolLM2
     ("llama.cpp", "gguf(type=q4_k_m)", "gguf", WIDE),
 )
 BLAS = "llama.cpp with BLAS"
-DTYPES = {"vllm": "float16"}  # of engines that are asked for one
+DTYPES = {"vllm": "float16", "native": "bfloat16"}  # of engines that are asked for one
 NEW_TOKENS, PROMPT = 48, 64
+
+
+class Ours:
+    """This package in the place of an engine, in the dtype that the model has."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def logprobs(self, texts: Sequence[Sequence[int]]) -> list[Any]:
+        return [argparse.Namespace(logprobs=each.tolist()) for each in logprobs(self.model, texts)]
+
+    def generate(self, prompts: Sequence[Sequence[int]], tokens: int, *, ignore_eos: bool) -> list[Any]:
+        import torch
+
+        ids = [list(each) for each in prompts]
+        with torch.inference_mode():
+            for _ in range(tokens):
+                for each in ids:
+                    each.append(int(self.model(input_ids=torch.tensor([each])).logits[0, -1].argmax()))
+        return [argparse.Namespace(ids=each[-tokens:]) for each in ids]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +92,7 @@ class Agreement:
     gap: float | None  # nat between our two likeliest tokens at the first that differs; None where none does
 
 
-def agreement(engine: Engine, model: Any, texts: Sequence[Sequence[int]]) -> Agreement:
+def agreement(engine: Engine | Ours, model: Any, texts: Sequence[Sequence[int]]) -> Agreement:
     """Of an engine and a model in fp32."""
     import torch
 
@@ -86,7 +109,7 @@ def agreement(engine: Engine, model: Any, texts: Sequence[Sequence[int]]) -> Agr
                      tokens=len(off), greedy=greedy, gap=gap)  # fmt: skip
 
 
-def difference(engine: Engine, model: Any, texts: Sequence[Sequence[int]]) -> Any:
+def difference(engine: Engine | Ours, model: Any, texts: Sequence[Sequence[int]]) -> Any:
     """Of the log-probabilities of all tokens, engine less ours."""
     import torch
 
@@ -145,16 +168,25 @@ def compared(
     result: Any, name: str, format: str, texts: Sequence[Sequence[int]], pythons: Any, library: str | None = None
 ) -> Agreement:
     """One export, opened by one engine; of llama.cpp with the library of that path."""
+    import torch
+
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         if library:
             patch.setenv("COMPRESSION_LLAMA_CPP_LIBRARY", library)
         path = result.save(Path(folder) / "model", format)
-        ours = compression.compress(str(path), "fp16") if format == "own" else compression.load(path)
+        ours = compression.load(path) if result.stored or format != "own" else compression.compress(str(path), "fp16")
+        if name == "native":
+            return agreement(Ours(compression.load(path).model.to(torch.bfloat16)), ours.model.float(), texts)
         known = Options(dtype=DTYPES.get(name, "auto"), max_length=1024, threads=2)
         target = next(iter(path.glob("*.gguf")), path)
         python = environments.python_of(name, pythons)
         with Engine.start(name, target, log=Path(folder) / "log", python=python, options=known) as engine:
             return agreement(engine, ours.model.float(), texts)
+
+
+def others(page: str, engine: str) -> list[str]:
+    """The rows of other engines."""
+    return [line for line in page.split("\n") if line.startswith("| ") and "`" in line and f"| {engine}" not in line]
 
 
 def main() -> None:
@@ -163,10 +195,11 @@ def main() -> None:
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--runtime-python", action="append", metavar="NAME=PATH")
     parser.add_argument("--blas-library", metavar="PATH", help="a libllama that was built with GGML_BLAS")
-    parser.add_argument("--engine", choices=list(environments.ENGINES), help="of this engine alone; nothing is written")
+    parser.add_argument("--engine", choices=(*environments.ENGINES, "native"), help="of this engine alone; the "
+                        "rows of others stay")  # fmt: skip
     parser.add_argument("--windows", type=int, default=4)
     options = parser.parse_args()
-    rows = []
+    rows = [] if options.engine is None else others(FILE.read_text(encoding="utf-8"), options.engine)
     for (name, recipe, format, base), found in measured(options):
         gap = "" if found.gap is None else f", then {found.gap:.3f}"
         engine = f"{name}, {DTYPES.get(name, 'as stored')}"
@@ -174,8 +207,6 @@ def main() -> None:
         cells = (engine, base, f"`{recipe}`", format, *off, f"{found.greedy} of {NEW_TOKENS}{gap}")
         rows.append(f"| {' | '.join(cells)} |")
         print(rows[-1], flush=True)
-    if options.engine:
-        return
     lines = [
         "# Engines and this package",
         "",

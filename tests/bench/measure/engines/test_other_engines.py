@@ -2,12 +2,15 @@
 
 import _ctypes
 import math
+import os
 from pathlib import Path
 
 import numpy
+import psutil
 import pytest
 import torch
 from checkpoints import says, transformers_model
+from engines import wait_until_gone
 from processes import completed
 
 import compression
@@ -260,6 +263,28 @@ def test_what_is_no_library_of_llama_cpp_is_an_error_in_words(gguf_file, tmp_pat
 def test_llama_cpp_takes_no_other_dtype_than_that_of_the_file(gguf_file, tmp_path):
     with pytest.raises(EngineError, match="dtype must be auto, not float32"):
         started("llama.cpp", gguf_file[0], tmp_path / "log", dtype="float32")
+
+
+@torch.inference_mode()
+def test_vllm_divides_one_model_between_two_processes(model, checkpoint_folder, tmp_path):
+    ids = torch.tensor(PROMPTS[2])
+    expected = model(ids[None], use_cache=False).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+
+    with started("vllm", checkpoint_folder, tmp_path / "log", dtype="float32", devices=2) as engine:
+        [scores] = engine.logprobs([PROMPTS[2]])
+        memory, pid = engine.memory(), engine.pid
+        processes = [each.pid for each in psutil.process_iter() if os.getpgid(each.pid) == pid]
+
+    assert expected.tolist() == pytest.approx(scores.logprobs, abs=NEAR)
+    assert 2 == engine.facts.flags["tensor_parallel_size"] and 3 <= len(processes)
+    assert "processes" in memory.source
+    for each in processes:
+        wait_until_gone(each)
+
+
+def test_a_model_that_vllm_cannot_divide_is_an_error_in_its_words(checkpoint_folder, tmp_path):
+    with pytest.raises(EngineError, match="must be divisible by tensor parallel size"):
+        started("vllm", checkpoint_folder, tmp_path / "log", dtype="float32", devices=3)
 
 
 @pytest.mark.parametrize(("text", "format"), [
