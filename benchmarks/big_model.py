@@ -113,31 +113,40 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--layers", default="2,4")
     parser.add_argument("--folder", type=Path, help="where checkpoints are kept; default a temporary folder")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures" / "big-model.md")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--base", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
         child(options.base, options.recipe, options.child)
         return
+    rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for place, layers in enumerate(map(int, options.layers.split(","))):
             base = checkpoint(options.folder or Path(folder), layers)
-            whole = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+            whole, shards = sum(path.stat().st_size for path in base.glob("*.safetensors")), base.glob("*.safetensors")
             out = Path(folder) / f"killed-{layers}"
             before = killed(start(options, base, out), out)
             seconds, peak = finished(start(options, base, out))
-            shards = len(list(base.glob("*.safetensors")))
-            print(f"{options.recipe}, {layers} layers ({whole / 2**20:.0f} MiB in {shards} shards), "
-                  f"{options.processes} processes: killed after {before:.0f} s, then {seconds:.0f} s, "
-                  f"peak {peak / 2**20:.0f} MiB per process", flush=True)  # fmt: skip
+            alone, alike = "", ""
             if place == 0:
                 undisturbed = Path(folder) / "undisturbed"
-                seconds, peak = finished(start(options, base, undisturbed))
-                alike = tensors(out) == tensors(undisturbed)
-                print(f"undisturbed: {seconds:.0f} s, peak {peak / 2**20:.0f} MiB per process, the tensors are "
-                      f"{'the same' if alike else 'OTHERS'}", flush=True)  # fmt: skip
-                if not alike:
-                    raise SystemExit(1)
+                alone, alike = f"{finished(start(options, base, undisturbed))[0]:.0f}", "the same"
+                if tensors(out) != tensors(undisturbed):
+                    raise SystemExit(f"{out} must hold the tensors of {undisturbed}, but does not")
+            cells = (layers, f"{whole / 2**20:.0f}", len(list(shards)), f"{before:.0f}", f"{seconds:.0f}", alone,
+                     f"{peak / 2**20:.0f}", alike)  # fmt: skip
+            rows.append(f"| {' | '.join(map(str, cells))} |")
+            print(rows[-1], flush=True)
+    lines = [
+        "# A model of which nobody holds more than a block", "", "## Two processes, killed and started again", "",
+        f"`{options.recipe}`, {options.processes} processes of one thread.", "",
+        "Measured by `python benchmarks/big_model.py`.", "",
+        "| layers | checkpoint, MiB | shards | killed after, s | then, s | undisturbed, s | peak of a process, MiB "
+        "| tensors beside the undisturbed run |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- |", *rows,
+    ]  # fmt: skip
+    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
