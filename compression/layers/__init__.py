@@ -1,7 +1,7 @@
 """What stands in a model for a linear layer: one `Linear` with places for parts, each of a kind.
 
 `parts` is the protocol and the registry of kinds, `linear` the layer. Weights: `dense`, `codes`, `sparse`, `low_rank`,
-`columns`. Inputs: `transforms`, `activations`. Outputs: `activations.Levels`.
+`columns`, `outlier_victim`. Inputs: `transforms`, `activations`. Outputs: `activations.Levels`.
 """
 
 from typing import Any

@@ -43,6 +43,7 @@ _OWN = (
     "codes",
     "rounded",
     "blocks",
+    "outlier_victim",
     "sparse",
     "low_rank",
     "columns",

@@ -164,6 +164,7 @@ CHEAPEST = {
     "int8": FEW,
     "nvfp4": FEW,
     "mxfp4": FEW,
+    "olive": FEW,
     "distilled": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2,warmup=0",
     "gptq": FEW,
     "kd": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2",
@@ -223,6 +224,10 @@ EXPECTED = {
     "mxfp4": (
         Row(0.35, fp4_bytes(32, 0), second=True),
         Row(0.5, fp4_bytes(32, 0), "rounding=gptq"),
+    ),
+    "olive": (
+        Row(0.6, lambda rows, cols, itemsize: rows * cols // 2 + 4 * rows + 4, second=True, whole=True),
+        Row(0.2, lambda rows, cols, itemsize: rows * cols // 2 + 4 * rows, "activation_bits=16"),
     ),
     "llm_int8": (Row(0.02, lambda rows, cols, itemsize: rows * cols + 4 * rows, second=True),),
     "rtn": (

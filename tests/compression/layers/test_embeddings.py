@@ -23,7 +23,7 @@ CALIBRATED = "samples=4,sequence_length=12"
 QUANTIZERS = {
     "rtn": "group_size=16", "nf4": "group_size=32", "hqq": "group_size=16", "llm_int8": "",
     "rtn_fp": "group_size=16", "gguf": "type=q4_0",
-    "int8": "", "fp8": "", "mxfp4": "", "nvfp4": CALIBRATED,
+    "int8": "", "fp8": "", "mxfp4": "", "nvfp4": CALIBRATED, "olive": CALIBRATED,
     "gptq": f"group_size=16,{CALIBRATED}", "awq": f"group_size=16,{CALIBRATED}",
 }  # fmt: skip
 

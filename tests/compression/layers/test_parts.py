@@ -20,6 +20,7 @@ from compression.layers.columns import Columns
 from compression.layers.dense import Dense
 from compression.layers.kernels.integer_products import token_steps
 from compression.layers.low_rank import LowRank
+from compression.layers.outlier_victim import OutlierVictim, OutlierVictimRange
 from compression.layers.rounded import Rounded
 from compression.layers.several import Chain, OutputChain, Sum
 from compression.layers.sparse import Csr, Sparse
@@ -61,6 +62,7 @@ WEIGHTS = {
     "rounded": st.builds(lambda seed, bits: Rounded(gaussian(ROWS, COLS, seed=seed), bits), seeds, st.integers(2, 8)),
     "ggml": st.builds(lambda seed, type: Blocks.from_weight(gaussian(ROWS, COLS, seed=seed), type), seeds,
                       st.sampled_from(("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))),
+    "outlier_victim": with_seed(lambda seed: OutlierVictim.from_weight(gaussian(ROWS, COLS, seed=seed))),
     "sparse": st.builds(lambda seed, pattern: Sparse.from_weight(halved(seed), pattern), seeds,
                         st.sampled_from((None, (2, 4), (4, 8)))),
     "csr": with_seed(lambda seed: Csr.from_weight(halved(seed))),
@@ -83,6 +85,7 @@ INPUTS = {
             FloatRange(FloatGrid(element="e4m3", group_size=-1), 0.01),
         ]
     ),
+    "outlier_victim_range": st.builds(OutlierVictimRange, st.floats(0.05, 1)),
     "outlier_columns": st.builds(OutlierColumns, st.floats(0.5, 10)),
     "scale": with_seed(lambda seed: Scale(drawn(seed, COLS).exp())),
     "permutation": with_seed(permutation),
@@ -95,7 +98,7 @@ OUTPUTS = {
                         keep_first=st.integers(0, 2)),
     "output_chain": with_seed(lambda seed: OutputChain(levels(seed, 4), levels(seed + 1, 2))),
 }  # fmt: skip
-UNCUT = {"rotation", "hadamard"}  # whose inputs are all mixed
+UNCUT = {"rotation", "hadamard", "outlier_victim_range"}  # whose inputs are mixed, or go in pairs
 
 
 @st.composite
@@ -177,6 +180,18 @@ def test_a_layer_without_some_inputs_is_the_layer_on_zeros_there(part, seed):
     x[..., kept] = inputs(seed)[..., kept]
 
     torch.testing.assert_close(layer(x), layer.columns(kept)(x[..., kept]))
+
+
+def test_of_outlier_victim_pairs_both_inputs_go_or_none():
+    part, x = OutlierVictimRange(0.2), inputs()
+    kept = torch.tensor([0, 1, 6, 7, 62, 63])
+
+    assert torch.equal(part(x)[..., kept], part.columns(kept)(x[..., kept]))
+    for odd in ([0, 1, 2], [1, 2], [0, 2]):
+        with pytest.raises(LayerError, match="in pairs, which go whole"):
+            part.columns(torch.tensor(odd))
+    with pytest.raises(LayerError, match="must be an even number"):
+        OutlierVictim.from_weight(drawn(0, ROWS, COLS)).columns(torch.arange(3))
 
 
 def test_a_rotation_cannot_be_cut():

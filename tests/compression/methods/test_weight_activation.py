@@ -5,8 +5,9 @@ import torch
 
 import compression
 from compression import LayerError
-from compression.architectures.decoder import decoder_blocks
+from compression.architectures.decoder import decoder_blocks, stored_layers
 from compression.calibration.capture import Inputs
+from compression.numeric import outlier_victim
 
 IDS = torch.randint(48, (6, 24), generator=torch.Generator().manual_seed(4))
 SMALL = "samples=6,sequence_length=24"
@@ -88,3 +89,27 @@ def test_inputs_that_groups_do_not_tile_are_refused_before_any_work(steps, size)
 
     with pytest.raises(LayerError, match=f"group_size={size} does not divide the 24 inputs"):
         Recipe.parse(steps).steps[0].method.check_layer(24, 8)
+
+
+def test_olive_rounds_a_layer_and_what_enters_it_in_pairs(base):
+    result = compression.compress(base, f"olive({SMALL})", calibration=IDS)
+    dense, layer = (each.model.layers[0].self_attn.q_proj for each in (base.model, result.model))
+    x, seen = torch.randn(5, 32, generator=torch.Generator().manual_seed(1)), []
+    Inputs.of_first_block(base.model, IDS).observe(
+        decoder_blocks(base.model)[0], lambda stack, x: seen.append(x) if "self_attn.q_proj" in stack.readers else None
+    )
+    step = outlier_victim.fit(torch.cat([each.flatten() for each in seen])[None])[0]
+    scales = outlier_victim.fit(dense.weight)[:, None]
+
+    weight = outlier_victim.rounded(dense.weight / scales) * scales
+    torch.testing.assert_close(layer(x), outlier_victim.rounded(x / step) * step @ weight.t(), rtol=1e-4, atol=1e-5)
+    assert len(seen) == 6
+
+
+def test_olive_without_activations_reads_no_text_and_refuses_a_static_layer(base, folder):
+    result = compression.compress(str(folder), "olive(activation_bits=16)")
+
+    assert 0 == result.cost.calibration_tokens
+    assert all(layer.input_part is None for layer in stored_layers(result.model).values())
+    with pytest.raises(LayerError, match=r"o_proj: no text was read for its static range"):
+        compression.compress(base, 'olive(activation_bits=16,layers={"*.o_proj":{"activation_bits":4}})')
