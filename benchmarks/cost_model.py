@@ -113,7 +113,7 @@ def measured_rates(gigabytes: float) -> Rates:
         observer.add(torch.randn(LENGTH, inner))
     whole = observer.value()
     factor = timed(lambda: upper_factor(whole, 0.01), 1)
-    weight, grid = torch.randn(width, inner), AffineGrid(bits=4, group_size=128)
+    weight, grid = torch.randn(width, inner), AffineGrid(bits=4, group_size=128, symmetric=False)
     everything = timed(lambda: gptq(weight, whole, grid, damp=0.01, act_order=True, params=grid.fit(weight)), 1)
     return Rates(
         forward=2 * LENGTH * weights / forward, sums=LENGTH * inner**2 / sums, factor=inner**3 / 3 / factor,
