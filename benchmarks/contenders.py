@@ -162,7 +162,7 @@ class ours(Library):
 
     def hqq(self) -> None:
         from compression.numeric.grids import AffineGrid
-        from compression.numeric.rounding import half_quadratic
+        from compression.numeric.half_quadratic import half_quadratic
 
         weight, _ = weight_and_inputs(self.options)
         grid = AffineGrid(bits=BITS, group_size=HQQ_GROUP, symmetric=False, float_zeros=True)

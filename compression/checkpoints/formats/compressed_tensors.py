@@ -11,6 +11,8 @@
                                          weight_scale float8_e4m3fn (out, in / 16), weight_global_scale fp32 (1,)
     mxfp4-pack-quantized                 likewise in groups of 32, weight_scale uint8, an exponent
 
+Numbers of activations, which lie beside them, are in `compressed_tensors_inputs`.
+
 Whole numbers are signed there: code q of `bits` bits stands for q - 2**(bits - 1), zero points likewise. Before 2026
 the library packed 32 // bits codes to a word, with unused bits above; that is read too, where the two differ (3, 5, 6
 and 7 bits), and the dense packing is written.
@@ -32,30 +34,33 @@ from compression.checkpoints.formats.compressed_tensors_config import (
     MXFP4,
     NVFP4,
     PACKED,
+    STATIC,
     Scheme,
 )
+from compression.checkpoints.formats.compressed_tensors_inputs import InputStore, activations_of
 from compression.checkpoints.formats.layer import FLOATS, LayerStore, StoredTensor, order_of
 from compression.errors import LayerError
-from compression.layers.activations import FloatRange, TokenRange
 from compression.layers.codes import Codes
 from compression.layers.linear import Linear
-from compression.layers.parts import InputPart
 from compression.numeric import grouping, packing
 from compression.numeric.floats import FloatGrid
 from compression.numeric.grids import AffineGrid, SignedGrid
 from compression.numeric.grouping import Grid
 
 _FP8 = (torch.float8_e4m3fn,)
-_INPUT_GRIDS = {
-    "fp8": FloatGrid(element="e4m3", group_size=-1), "mxfp4": FloatGrid(element="e2m1", group_size=32, scale="e8m0"),
-}  # fmt: skip
 
 
-class _Store(LayerStore):
+class _Store(InputStore):
     required = True
 
     def __init__(self, scheme: Scheme):
         self.scheme, self.words = scheme, scheme.words
+
+    def tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
+        return self.weight_tensors(rows, cols) | self.input_tensors
+
+    def weight_tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
+        raise NotImplementedError
 
     def refusal(self, rows: int, cols: int) -> str | None:
         size = self.scheme.block[1] if self.scheme.block else self.scheme.group_size or -1
@@ -100,7 +105,7 @@ class Packed(_Store):
     def grid(self) -> AffineGrid:
         return AffineGrid(bits=self.scheme.bits, group_size=self.group_size, symmetric=self.scheme.symmetric)
 
-    def tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
+    def weight_tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
         bits, words = self.scheme.bits, (torch.int32,)
         shapes, groups = self.scale_shapes(rows, cols), grouping.groups_of(cols, self.group_size)
         found = {
@@ -151,7 +156,7 @@ class Whole(_Store):
             return FloatGrid(element="e4m3", group_size=self.group_size)
         return AffineGrid(bits=self.scheme.bits, group_size=self.group_size, symmetric=self.scheme.symmetric)
 
-    def tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
+    def weight_tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
         shapes = self.scale_shapes(rows, cols)
         found = {
             "weight": StoredTensor(((rows, cols),), _FP8 if self.scheme.float else (torch.int8,)),
@@ -207,7 +212,7 @@ class FP4(_Store):
         scale = "e4m3" if self.scheme.format == NVFP4 else "e8m0"
         return FloatGrid(element="e2m1", group_size=self.group_size, scale=scale)
 
-    def tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
+    def weight_tensors(self, rows: int, cols: int) -> dict[str, StoredTensor]:
         bytes_of = (torch.uint8,)
         found = {"weight_packed": StoredTensor(((rows, cols // 2),), bytes_of)}
         shapes = self.scale_shapes(rows, cols)
@@ -248,38 +253,15 @@ def scheme_of(layer: Linear) -> Scheme | str:
     scheme = _of_weight(first) if first.kind in ("codes", "rounded") else f"its weight is of kind {first.kind}"
     if isinstance(scheme, str) or layer.input_part is None:
         return scheme
-    activations = _activations_of(layer.input_part)
+    activations = activations_of(layer.input_part)
     if activations not in ACTIVATIONS:
         return activations
     whole = scheme.bits == 8 and scheme.symmetric and not scheme.float
-    kind = "int8" if whole else {FLOAT: "fp8", MXFP4: "mxfp4"}.get(scheme.format)
-    if kind != activations or (scheme.strategy != "channel" and kind != "mxfp4"):
-        return f"it has activations in {activations} beside {layer.weight_part.words}; written are int8, fp8 and mxfp4"
+    kind = "int8" if whole else {FLOAT: "fp8", MXFP4: "mxfp4", NVFP4: "nvfp4"}.get(scheme.format)
+    if kind != activations.removesuffix(STATIC) or (scheme.strategy != "channel" and kind not in ("mxfp4", "nvfp4")):
+        return (f"it has activations in {activations} beside {layer.weight_part.words}; written are int8, fp8, mxfp4 "
+                "and nvfp4, weights and activations alike")  # fmt: skip
     return replace(scheme, activations=activations, format=INT if kind == "int8" else scheme.format)
-
-
-def input_of(scheme: Scheme) -> InputPart | None:
-    """What stands at the input of a layer of a scheme."""
-    if scheme.activations is None:
-        return None
-    if scheme.activations == "int8":
-        return TokenRange(8)
-    return FloatRange(_INPUT_GRIDS[scheme.activations])
-
-
-def _activations_of(part: InputPart) -> str:
-    """Which of `ACTIVATIONS` it is; in words why none."""
-    if isinstance(part, TokenRange) and (part.bits, part.step) == (8, None):
-        return "int8"
-    if isinstance(part, FloatRange) and part.whole is None:
-        for name, grid in _INPUT_GRIDS.items():
-            if part.grid == grid:
-                return name
-    if isinstance(part, TokenRange | FloatRange):
-        return (
-            f"it is written with scales of activations that are found at run time (int8, fp8, mxfp4), not {part.words}"
-        )
-    return f"it has no place for {part.kind}"
 
 
 def _of_weight(part: Codes) -> Scheme | str:

@@ -23,10 +23,14 @@ CLASS = "Linear"
 _SECONDS = 1.0  # for one pattern and one name
 _MOST = 2**31
 STRATEGIES = ("tensor", "channel", "group", "block", "tensor_group")
+STATIC = "-static"
 ACTIVATIONS: dict[str, dict[str, Any]] = {  # that are read and written, as the library describes them
-    "int8": {"num_bits": 8, "type": "int", "strategy": "token", "group_size": None},
-    "fp8": {"num_bits": 8, "type": "float", "strategy": "token", "group_size": None},
-    "mxfp4": {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32},
+    "int8": {"num_bits": 8, "type": "int", "strategy": "token", "group_size": None, "dynamic": True},
+    "fp8": {"num_bits": 8, "type": "float", "strategy": "token", "group_size": None, "dynamic": True},
+    "mxfp4": {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "dynamic": True},
+    "nvfp4": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "dynamic": "local"},
+    "int8-static": {"num_bits": 8, "type": "int", "strategy": "tensor", "group_size": None, "dynamic": False},
+    "fp8-static": {"num_bits": 8, "type": "float", "strategy": "tensor", "group_size": None, "dynamic": False},
 }
 
 
@@ -43,7 +47,7 @@ class Scheme:
         group_size: inputs of a group; None for other strategies.
         block: (rows, columns) of a block; None for other strategies.
         ordered: whether groups are of inputs that are not neighbours, as `weight_g_idx` tells.
-        activations: one of `ACTIVATIONS`, on which inputs are rounded at run time; None where they are not.
+        activations: one of `ACTIVATIONS`, on which inputs are rounded; None where they are not.
     """
 
     format: str
@@ -193,8 +197,9 @@ def _scheme(group: Mapping[str, Any], format: Any, where: str) -> Scheme:
         raise CheckpointError(f"{here}.group_size={size!r}: that of {format} is {wanted}")
     activations = _activations(group.get("input_activations"), f"{where}.input_activations")
     beside = {"int8": kind == "int" and bits == 8 and symmetric, "fp8": kind == "float" and bits == 8,
-              "mxfp4": format == MXFP4}  # fmt: skip
-    if activations and not (beside[activations] and (activations == "mxfp4" or strategy in ("channel", "tensor"))):
+              "mxfp4": format == MXFP4, "nvfp4": format == NVFP4}  # fmt: skip
+    wanted = (activations or "").removesuffix(STATIC)
+    if activations and not (beside[wanted] and (wanted in ("mxfp4", "nvfp4") or strategy in ("channel", "tensor"))):
         raise CheckpointError(f"{where}: activations in {activations} are read beside weights of the same kind with a "
                               f"scale to each output, not {format}, {bits} bits, strategy {strategy}")  # fmt: skip
     return Scheme(
@@ -210,16 +215,15 @@ def _activations(given: Any, where: str) -> str | None:
         return None
     if not isinstance(given, Mapping):
         raise CheckpointError(f"{where} must be a table or null, not {given!r:.80}")
-    if given.get("dynamic", False) is not True or given.get("symmetric", True) is not True:
-        raise CheckpointError(f"{where}: activations with stored scales, or with zero points, are not read; read are "
-                              "symmetric ones with dynamic=true")  # fmt: skip
-    said = {key: given.get(key, default) for key, default in (("num_bits", 8), ("type", "int"), ("strategy", None),
-                                                              ("group_size", None))}  # fmt: skip
+    if given.get("symmetric", True) is not True:
+        raise CheckpointError(f"{where}: activations with zero points are not read; read are symmetric ones")
+    defaults = (("num_bits", 8), ("type", "int"), ("strategy", "tensor"), ("group_size", None), ("dynamic", False))
+    said = {key: default if given.get(key) is None else given[key] for key, default in defaults}
     for name, known in ACTIVATIONS.items():
-        if said == known:
+        if said == known and type(said["dynamic"]) is type(known["dynamic"]):
             return name
-    raise CheckpointError(f"{where}: {said} is not read; read are {', '.join(ACTIVATIONS)}: int8 and FP8 by token, and "
-                          "MXFP4")  # fmt: skip
+    raise CheckpointError(f"{where}: {said} is not read; read are {', '.join(ACTIVATIONS)}: int8 and FP8 by token, or "
+                          "with one stored scale, MXFP4, and NVFP4 under a stored one")  # fmt: skip
 
 
 def _strategy(weights: Mapping[str, Any], where: str) -> tuple[str, int | None, tuple[int, int] | None]:

@@ -131,7 +131,9 @@ def _arguments(scheme: Scheme) -> dict[str, Any]:
 def _activations(scheme: Scheme) -> dict[str, Any] | None:
     if scheme.activations is None:
         return None
-    common = {"symmetric": True, "dynamic": True, "block_structure": None, "actorder": None}
+    common: dict[str, Any] = {"symmetric": True, "block_structure": None, "actorder": None}
+    if scheme.activations == "nvfp4":
+        common["scale_dtype"] = "torch.float8_e4m3fn"  # without it the library leaves them unrounded
     return ACTIVATIONS[scheme.activations] | common
 
 

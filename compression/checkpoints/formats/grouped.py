@@ -6,7 +6,6 @@ from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats import reading
-from compression.checkpoints.formats.compressed_tensors import input_of
 from compression.checkpoints.formats.compressed_tensors_config import CompressedTensors
 from compression.checkpoints.formats.recipes import recipe_of
 from compression.checkpoints.pieces import Unread
@@ -29,7 +28,4 @@ def read(source: BaseSource) -> tuple[Unread, Recipe]:
     fused = {f"{name}.{each}": name for name, module in model.named_modules() if isinstance(module, Fused)
              for each in module.names}  # fmt: skip
     schemes = {name: published.scheme_of(layouts.their_name(fused.get(name, name), row)) for name in names}
-    for name, layer in decoder.stored_layers(model).items():
-        if (scheme := schemes.get(name)) is not None and scheme.activations is not None:
-            layer.input_part = input_of(scheme)
     return unread, recipe_of(published, schemes)

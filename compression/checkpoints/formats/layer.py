@@ -10,10 +10,12 @@ from torch import Tensor
 from compression.architectures import fused
 from compression.errors import LayerError
 from compression.layers.codes import Codes
+from compression.layers.parts import InputPart
 from compression.numeric import grouping, packing
 from compression.numeric.grids import AffineGrid
 
 PACKED = ".weight_part."  # in the names of tensors, between that of a stored layer and what it stores
+INPUT = ".input_part."  # likewise, of what stands at its input
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # that scales are stored in
 
 
@@ -30,6 +32,12 @@ class StoredTensor:
     shapes: tuple[tuple[int, ...], ...] | None
     dtypes: tuple[torch.dtype, ...] = FLOATS
     optional: bool = False
+
+
+def layer_of(name: str) -> str | None:
+    """The stored layer that a tensor of the model belongs to, None for others."""
+    inside = next((mark for mark in (PACKED, INPUT) if mark in name), None)
+    return None if inside is None else name.partition(inside)[0]
 
 
 class LayerStore:
@@ -82,6 +90,18 @@ class LayerStore:
     def write(self, part: Codes) -> dict[str, Tensor]:
         """The inverse of `read`."""
         raise NotImplementedError
+
+    def input_part(self) -> InputPart | None:
+        """What stands at the input, without values."""
+        return None
+
+    def read_input(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of that by name. Raises as `read`."""
+        return {}
+
+    def write_input(self, part: InputPart | None) -> dict[str, Tensor]:
+        """The inverse."""
+        return {}
 
 
 class AffineStore(LayerStore):
@@ -180,6 +200,16 @@ def check_shared(name: str, parts: Sequence[Codes]) -> None:
     for key, each in parts[0].parameters_of_grid().items():
         if not each.ndim and not all(torch.equal(part.parameters_of_grid()[key], each) for part in parts):
             raise LayerError(f"{name}: its parts have a {key} each, and are one layer there with one {key}")
+
+
+def check_inputs(name: str, parts: Sequence[InputPart | None]) -> None:
+    """Raise LayerError if the inputs of the parts of a fused layer are rounded under different numbers."""
+    first, *others = [{} if part is None else part.tensors() for part in parts]
+    for each in others:
+        if first.keys() != each.keys() or not all(
+            first[key].is_meta or torch.equal(first[key], each[key]) for key in first
+        ):
+            raise LayerError(f"{name}: the inputs of its parts have scales of their own, and are one there")
 
 
 def check_order(name: str, permutations: Sequence[Tensor | None]) -> None:

@@ -15,7 +15,7 @@ from compression.architectures.table import named
 from compression.checkpoints import base, weights
 from compression.checkpoints.base import BaseSource
 from compression.checkpoints.formats.description import read_config
-from compression.checkpoints.formats.layer import PACKED, LayerStore, split
+from compression.checkpoints.formats.layer import INPUT, PACKED, LayerStore, layer_of, split
 from compression.checkpoints.formats.stores import stores_of
 from compression.checkpoints.pieces import Unread
 from compression.checkpoints.weights import Weights
@@ -82,7 +82,7 @@ class _Checkpoint:
             own = self._apart(name, header)
             dense |= own
             self.held_in |= dict.fromkeys(own, name)
-        packed = {name: each for name, each in self.model.state_dict().items() if PACKED in name}
+        packed = {name: each for name, each in self.model.state_dict().items() if layer_of(name)}
         return Unread.of(self.model, Weights(self.where, dense | packed, self.dtype, self._read))
 
     def _put(self, each: "_Stored", store: LayerStore, stored: dict[str, Tensor]) -> None:
@@ -95,14 +95,15 @@ class _Checkpoint:
             for name, linear in each.parts:
                 part = Codes(grid, linear.out_features, linear.in_features, dtype=self.dtype, permuted=permuted)
                 bias = None if linear.bias is None else linear.bias.detach()
-                self.model.set_submodule(name, Linear(part, bias))
+                self.model.set_submodule(name, Linear(part, bias, input_part=store.input_part()))
                 self.held[name] = (each, store)
 
     def _read(self, names: list[str]) -> dict[str, Tensor]:
         """Tensors of the model, those of a layer all at once."""
+        owners = {name: layer_of(name) for name in names}
         layers = {each.name: (each, store) for each, store in
-                  (self.held[name.partition(PACKED)[0]] for name in names if PACKED in name)}  # fmt: skip
-        wanted = dict.fromkeys(self.held_in[name] for name in names if PACKED not in name)
+                  (self.held[owner] for owner in owners.values() if owner is not None)}  # fmt: skip
+        wanted = dict.fromkeys(self.held_in[name] for name, owner in owners.items() if owner is None)
         for each, store in layers.values():
             keys = (*store.tensors(each.whole.out_features, each.whole.in_features), "bias")
             wanted |= dict.fromkeys(f"{each.name}.{key}" for key in keys if f"{each.name}.{key}" in self.headers)
@@ -111,8 +112,11 @@ class _Checkpoint:
         found: dict[str, Tensor] = {}
         for each, store in layers.values():
             own = _take(tensors, each.name, each.whole, store, self.where)
+            with self._said(each):
+                entering = store.read_input(own)
             for (name, _), part in zip(each.parts, self._parts(own, each, store), strict=True):
                 found |= {f"{name}{PACKED}{key}": value for key, value in part.state_dict().items()}
+                found |= {f"{name}{INPUT}{key}": value for key, value in entering.items()}
         for name in list(tensors):
             found |= self._apart(name, tensors.pop(name))
         if unknown := sorted(found.keys() - set(names)):

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from compression.checkpoints.formats.bitsandbytes_config import BitsAndBytes
-from compression.checkpoints.formats.compressed_tensors_config import MXFP4, NVFP4, CompressedTensors, Scheme
+from compression.checkpoints.formats.compressed_tensors_config import (
+    MXFP4,
+    NVFP4,
+    STATIC,
+    CompressedTensors,
+    Scheme,
+)
 from compression.checkpoints.formats.description import Description, GGUFTypes
 from compression.checkpoints.formats.hqq_config import METHOD as HQQ
 from compression.errors import RecipeError
@@ -64,7 +70,8 @@ def _method(scheme: Scheme) -> Any:
     if scheme.format == HQQ:
         return registry.build("hqq", {"bits": scheme.bits, "group_size": size})
     if scheme.activations is not None:
-        return registry.build(scheme.activations, {})
+        name, static = scheme.activations.removesuffix(STATIC), scheme.activations.endswith(STATIC)
+        return registry.build(name, {"activations": "static"} if static else {})
     if not scheme.float:
         return registry.build("rtn", {"bits": scheme.bits, "group_size": size, "symmetric": scheme.symmetric})
     scale = {NVFP4: "e4m3", MXFP4: "e8m0"}.get(scheme.format, "float")

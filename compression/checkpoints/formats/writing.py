@@ -8,7 +8,7 @@ from compression.architectures import decoder, embeddings
 from compression.architectures import published as layouts
 from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
-from compression.checkpoints.formats.layer import PACKED, LayerStore, check_order, check_shared, join
+from compression.checkpoints.formats.layer import LayerStore, check_inputs, check_order, check_shared, join, layer_of
 from compression.errors import LayerError
 
 
@@ -30,9 +30,10 @@ class Writer:
         Raises:
             LayerError: a store would round what a layer has, or the parts of a fused layer are not one layer.
         """
-        held = dict.fromkeys(name.partition(PACKED)[0] for name in state if PACKED in name)
+        owners = {name: layer_of(name) for name in state}
+        held = dict.fromkeys(owner for owner in owners.values() if owner is not None)
         self.check(held)
-        dense = {name: tensor for name, tensor in state.items() if PACKED not in name}
+        dense = {name: tensor for name, tensor in state.items() if owners[name] is None}
         found = layouts.together(dense, self.row, self.config)
         parts = {name: (self.layers[name].weight_part, self.stores[name]) for name in held}
         for name, fused in self.fused.items():
@@ -40,9 +41,12 @@ class Writer:
                 own = [parts.pop(f"{name}.{each}") for each in fused.names]
                 joined = join(name, [part for part, _ in own], fused.sizes, by_head=fused.by_head)
                 parts[name] = (joined, own[0][1])
+        entering = {name: self.layers[name].input_part for name in held}
         for name, (part, store) in parts.items():
-            theirs = layouts.their_name(name, self.row)
-            found |= {f"{theirs}.{key}": tensor for key, tensor in store.write(part).items()}
+            theirs, fused = layouts.their_name(name, self.row), self.fused.get(name)
+            first = entering[name if fused is None else f"{name}.{fused.names[0]}"]
+            written = store.write(part) | store.write_input(first)
+            found |= {f"{theirs}.{key}": tensor for key, tensor in written.items()}
         return found
 
     def check(self, names: Collection[str]) -> None:
@@ -55,6 +59,7 @@ class Writer:
                 parts = [self.layers[f"{name}.{each}"].weight_part for each in fused.names]
                 check_order(name, [part.permutation for part in parts])
                 check_shared(name, parts)
+                check_inputs(name, [self.layers[f"{name}.{each}"].input_part for each in fused.names])
 
 
 def check_outside(format: str, model: nn.Module) -> None:

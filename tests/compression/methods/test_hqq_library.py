@@ -10,7 +10,7 @@ from strategies import gaussian
 from compression import BackendError, RecipeError
 from compression.errors import install_command
 from compression.numeric.grids import AffineGrid
-from compression.numeric.rounding import half_quadratic
+from compression.numeric.half_quadratic import half_quadratic
 from compression.recipes.recipe import Recipe
 
 

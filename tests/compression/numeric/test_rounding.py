@@ -13,7 +13,8 @@ from compression import LayerError
 from compression.calibration.observers import Hessian
 from compression.numeric.grids import AffineGrid
 from compression.numeric.grouping import decode, quantize
-from compression.numeric.rounding import Rounded, gptq, half_quadratic, output_error, relative_error, upper_factor
+from compression.numeric.half_quadratic import half_quadratic
+from compression.numeric.rounding import Rounded, gptq, output_error, relative_error, upper_factor
 
 GRIDS = st.builds(
     AffineGrid,

@@ -2,7 +2,7 @@
 
 Source: H. Badri and A. Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", Mobius Labs, 2023 (a web
 article). What is minimised is sum |W - Q|^p over the zero points, p = 0.7; the steps are in
-`compression.numeric.rounding.half_quadratic`. Groups run along the inputs (their axis 1).
+`compression.numeric.half_quadratic.half_quadratic`. Groups run along the inputs (their axis 1).
 Departures: the range of a group always holds zero; every group keeps the best of its zero points, among them that of
 `rtn`, where theirs stop all groups when the mean error stops to fall; zero points are compared as they are stored, and
 they and the scales are stored in the dtype of the weight.
@@ -70,7 +70,7 @@ class HQQ(Quantizer):
         if self.backend == "hqq":
             codes, params, kernels = *self._by_library(weight, linear.weight.dtype), "auto"
         else:
-            rounded = numeric.rounding.half_quadratic(
+            rounded = numeric.half_quadratic.half_quadratic(
                 weight, grid, norm=self.norm, beta=self.beta, kappa=self.kappa, iterations=self.iterations,
                 dtype=linear.weight.dtype,
             )  # fmt: skip
