@@ -121,7 +121,7 @@ class Divide(Edit, kind="divide"):
             exact = weight / ((weight / scales - offset).to(dtype).double() + offset)
             if not weight.is_meta and not (exact.isfinite() & (exact > 0) | (weight == 0)).all():
                 held = f"{float(scales.min()):.3g} to {float(scales.max()):.3g}"
-                raise LayerError(f"{site.names[0]}: the norm in front of it cannot hold its weight divided by {held} in "
+                raise LayerError(f"{site.names[0]}: the norm in front of it cannot hold its weight over {held} in "
                                  f"{name_of(dtype)}; take a base in a wider dtype, or scales nearer to 1")  # fmt: skip
             scales = torch.where(weight == 0, scales, exact)
             site.producer.weight = parameter((weight / scales - offset).to(dtype))

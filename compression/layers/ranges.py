@@ -180,6 +180,7 @@ class AffineRange(InputPart):
         """Steps and zero points that are broadcast to y."""
         if self.steps is None:
             low, high = torch.aminmax(y, dim=-1, keepdim=True)
+            low, high = low.clamp(max=0), high.clamp(min=0)  # so that zeros stay what they are
             return whole_numbers.fit(low, high, self.bits, symmetric=self.symmetric, scale=self.scale)
         zeros = torch.zeros_like(self.steps) if self.zeros is None else self.zeros
         if self.index is None:

@@ -161,7 +161,9 @@ def test_a_norm_in_a_short_dtype_is_rounded_before_its_readers_make_up_for_it(dt
 def test_scales_that_the_dtype_of_a_norm_cannot_hold_are_refused_with_the_way_out(dtype, scale):
     block = Decoder(model_of("LlamaForCausalLM", 1).to(dtype)).blocks[1]
 
-    with pytest.raises(LayerError, match=r"layers.1.self_attn.q_proj: the norm .* in b?float16; take a base in a wider"):
+    with pytest.raises(
+        LayerError, match=r"layers.1.self_attn.q_proj: the norm .* in b?float16; take a base in a wider"
+    ):
         Divide(0, torch.full((32,), scale, dtype=torch.float64)).apply(block)
 
 

@@ -20,6 +20,7 @@ from compression.layers.columns import Columns
 from compression.layers.dense import Dense
 from compression.layers.kernels.integer_products import token_steps
 from compression.layers.low_rank import LowRank
+from compression.layers.ranges import AffineRange
 from compression.layers.rounded import Rounded
 from compression.layers.several import Chain, OutputChain, Sum
 from compression.layers.sparse import Csr, Sparse
@@ -39,6 +40,23 @@ def rotation(seed, size):
 
 def permutation(seed):
     return Permutation(torch.randperm(COLS, generator=torch.Generator().manual_seed(seed)))
+
+
+def affine_range(seed):
+    """Of any granularity, shifted or not."""
+    generator = torch.Generator().manual_seed(seed)
+    of, offsets = seed % 4, drawn(seed, COLS) if seed % 3 == 0 else None
+    steps, zeros = torch.rand(5, generator=generator) + 0.01, torch.arange(5.0)
+    if of == 0:
+        return AffineRange(2 + seed % 7, symmetric=False, offsets=offsets)
+    if of == 1:
+        return AffineRange(4, granularity="group", group_size=1, scale="power_of_two", offsets=offsets)
+    if of == 2:
+        return AffineRange(4, granularity="tensor", symmetric=False, steps=steps[:1], zeros=zeros[1:2], offsets=offsets)
+    index = torch.randint(5, (COLS,), generator=generator)
+    return AffineRange(
+        4, granularity="cluster", symmetric=False, steps=steps, zeros=zeros, index=index, offsets=offsets
+    )
 
 
 def levels(seed, bits=3, **settings):
@@ -80,6 +98,7 @@ INPUTS = {
             FloatRange(FloatGrid(element="e4m3", group_size=-1), 0.01),
         ]
     ),
+    "affine_range": with_seed(affine_range),
     "outlier_columns": st.builds(OutlierColumns, st.floats(0.5, 10)),
     "scale": with_seed(lambda seed: Scale(drawn(seed, COLS).exp())),
     "permutation": with_seed(permutation),

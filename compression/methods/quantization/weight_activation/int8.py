@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Int8(Observed, RoundingQuantizer):
     """8-bit weights and activations, rounded to nearest or, the weights, by GPTQ (W8A8)."""
 
-    bits: Literal[8, 6, 4] = 8  # of weights and activations
+    bits: Literal[4, 6, 8] = 8  # of weights and activations
     activations: Literal["token", "static"] = "token"  # one step per token, or one per layer found on calibration text
     symmetric: bool = True  # whether ranges of activations lie around zero
     scale: Literal["float", "power_of_two"] = "float"  # power_of_two: fixed point

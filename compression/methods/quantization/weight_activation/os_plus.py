@@ -6,9 +6,10 @@ divided by s_j = max(1, max|X_j - z_j| / t); what is in front takes both in, the
 site is searched from the largest value (no scale) down, for the least squared error of what the consumer gets: what the
 half's writer reads, attention and the gated MLP included, or, of values and neurons, the outputs of their reader
 (`calibration.trials`). Weights have one scale per output row, activations one per token or per layer.
-`shift=auto` shifts where a bias holds it: the values of attention, whose product with the reader's weight goes onto its
-bias, and norms with a bias. RMS norms have none: they are scaled alone, as in the authors' Llama. `shift=true` shifts
-there too, where the reader takes its inputs in, at run time. The report says which was done.
+`shift=auto` shifts where biases are that take it in: norms with a bias, and values of attention, whose product with the
+reader's weight goes onto its bias, where both have one. Elsewhere it scales alone, as the authors' Llama does.
+`shift=true` gives values and readers biases that they did not have, and shifts what RMS norms put out, neurons and the
+residual stream where the reader takes them in, at run time. The report says which was done.
 Departures: t is searched in equal ratios down to 0.1 (the authors: in equal differences), on two samples. The inputs of
 output and down projections are scaled too. `rounding=gptq` chooses weights' codes by GPTQ, arXiv 2210.17323.
 Limits: a shift at run time has no kernel (`simulated`). Symmetric channels have no shift.
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 class OSPlus(Observed, Rounding, BlockMethod):
     """Weights and activations in whole numbers, outlier channels shifted and scaled away (Outlier Suppression+)."""
 
-    bits: Literal[8, 6, 4] = 8  # of weights
-    activation_bits: Literal[8, 6, 4] = 8
+    bits: Literal[4, 6, 8] = 8  # of weights
+    activation_bits: Literal[4, 6, 8] = 8
     activations: Literal["tensor", "token"] = "tensor"  # one step per layer found on calibration text, or one per token
-    shift: Literal["auto", True, False] = "auto"  # auto: where a bias holds it; true: elsewhere at run time
+    shift: Literal["auto", True, False] = "auto"  # auto: where there are biases for it; true: everywhere
     steps: int = 20  # thresholds that are tried
 
     def __post_init__(self) -> None:
@@ -66,12 +67,12 @@ class OSPlus(Observed, Rounding, BlockMethod):
             torch.stack([ranges[name].low for name in site.names]).amin(0),
             torch.stack([ranges[name].high for name in site.names]).amax(0),
         )
-        middle, shifts, offsets = (low + high) / 2, site.shiftable and self.shift is not False, None
-        if shifts:
+        middle, offsets = (low + high) / 2, None
+        if self._folds(site):
             architectures.edits.Shift(site.number, middle).apply(block)
         elif self.shift is True:
             offsets = middle[site.channels]
-        if shifts or self.shift is True:
+        if self._folds(site) or self.shift is True:
             low, high = low - middle, high - middle
         top = torch.maximum(high, -low)
 
@@ -89,6 +90,11 @@ class OSPlus(Observed, Rounding, BlockMethod):
         architectures.edits.Divide(site.number, chosen).apply(block)
         return entering(chosen)
 
+    def _folds(self, site: "Site") -> bool:
+        """Whether biases take the shift of a site in."""
+        there = site.shiftable and all(each.bias is not None for each in (site.producer, *site.readers))
+        return site.shiftable if self.shift is True else self.shift == "auto" and there
+
     def _static(self, top: "Tensor") -> "tuple[Tensor, Tensor] | None":
         most, token = top.amax()[None], self.activations == "token"
         return None if token else numeric.whole_numbers.fit(-most, most, self.activation_bits, symmetric=True)
@@ -100,21 +106,20 @@ class OSPlus(Observed, Rounding, BlockMethod):
         return layers.rounded.whole_numbers(linear, bits=self.bits, input_part=entering)
 
     def _say(self, block: "Block", context: Context) -> None:
-        """Report, once, what became of the shift that no bias holds."""
-        bare = [site.row.of for site in block.sites if not site.shiftable]
+        """Report, once, what became of the shift that no bias takes in."""
+        bare = dict.fromkeys(site.row.of for site in block.sites if not self._folds(site))
         done = "shifted where they are read" if self.shift is True else "not shifted"
-        words = f"{self.info.name}: no bias holds a shift of {', '.join(dict.fromkeys(bare))}: they are {done}"
-        entry = LayerReport(architectures.anatomy.NORMS, "kept", words)
+        entry = LayerReport(architectures.anatomy.NORMS, "kept", f"{self.info.name}: {', '.join(bare)}: {done}")
         if bare and self.shift is not False and entry not in context.report:
             context.report.append(entry)
 
     def shape_block(self, block: "Block") -> None:
         import torch
 
-        for site in (each for each in block.sites if each.shiftable and self.shift is not False):
+        for site in filter(self._folds, block.sites):
             architectures.edits.Shift(site.number, torch.empty(len(site.producer.weight), device="meta")).apply(block)
         for site in block.sites:
             width = torch.empty(site.readers[0].in_features, device="meta")
-            part = self._entering(self._static(width), width if self.shift is True and not site.shiftable else None)
+            part = self._entering(self._static(width), width if self.shift is True and not self._folds(site) else None)
             for name, linear in zip(site.names, site.readers, strict=True):
                 block.replace(name, self._rounded(linear, part))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class SmoothQuant(Observed, Rounding, BlockMethod):
     """8-bit weights and activations, part of the activations' outliers moved into the weights (SmoothQuant)."""
 
-    bits: Literal[8, 6, 4] = 8  # of weights and activations
+    bits: Literal[4, 6, 8] = 8  # of weights and activations
     alpha: float = 0.5  # share of an outlier that moves from the activation into the weight, 0 to 1
     activations: Literal["token", "static"] = "token"  # one step per token, or one per layer found on calibration text
     smooth: Literal["all", "norms"] = "all"  # all: every layer's input; norms, as the authors: only what norms put out
