@@ -1,14 +1,16 @@
 """How near the log-probabilities of engines are to ours, for what this package exports.
 
-python benchmarks/engines_agree.py --data FOLDER --calibration FOLDER --runtime-python vllm=PATH
+python benchmarks/engines_agree.py --data FOLDER --calibration FOLDER --runtime-python vllm=PATH --blas-library PATH
 
 Writes figures/engines-agree.md. Each export of SmolLM2 is opened by an engine, and both score the same text. Ours are
 computed in fp32 from the weights that the checkpoint stores.
-Greedy tokens are compared up to the first that differs; where the two likeliest are nearly alike in our distribution,
-rounding decides.
+Rounded activations amplify what two precisions differ by: rows `native` are this package in bf16 beside itself, and no
+engine can be nearer. Greedy tokens are compared up to the first that differs; where the two likeliest are nearly alike
+in our distribution, rounding decides.
 
-llama.cpp rounds what enters a product to 8 bits beside quantized weights, and to BF16 beside BF16; the differences are
-of that size.
+llama.cpp's own kernels round what enters a product to 8 bits beside quantized weights, and to BF16 beside BF16; the
+differences are of that size. Built with a BLAS library (GGML_BLAS), it multiplies prompts of 32 tokens and more by
+dequantized weights, as we do: `--blas-library` names such a libllama, and what llama.cpp opens is compared on both.
 K types hold rows of a multiple of 256, which SmolLM2 does not have: they are compared on a seeded model of width 512.
 """
 
@@ -18,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import compression
 from bench.data.sources import open_data
@@ -38,6 +42,8 @@ EXPORTS = (  # engine, recipe, format, and the base if it is not SmolLM2
     ("vllm", f"awq(group_size=64,{FEW})", "awq"),
     ("vllm", "int8", "compressed-tensors"),
     ("vllm", "fp8", "compressed-tensors"),
+    ("native", "int8", "own"),
+    ("native", "fp8", "own"),
     ("transformers", "nf4", "bitsandbytes"),
     ("transformers", f"gptq(group_size=64,symmetric=true,{FEW})", "compressed-tensors"),
     ("llama.cpp", "fp16", "gguf"),
@@ -49,8 +55,29 @@ EXPORTS = (  # engine, recipe, format, and the base if it is not SmolLM2
     ("llama.cpp", "gguf(type=q6_k)", "gguf", WIDE),
     ("llama.cpp", "gguf(type=q4_k_m)", "gguf", WIDE),
 )
-DTYPES = {"vllm": "float16"}  # of engines that are asked for one
+BLAS = "llama.cpp with BLAS"
+DTYPES = {"vllm": "float16", "native": "bfloat16"}  # of engines that are asked for one
 NEW_TOKENS, PROMPT = 48, 64
+
+
+class Ours:
+    """This package in the place of an engine, in the dtype that the model has."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def logprobs(self, texts: Sequence[Sequence[int]]) -> list[Any]:
+        return [argparse.Namespace(logprobs=each.tolist()) for each in logprobs(self.model, texts)]
+
+    def generate(self, prompts: Sequence[Sequence[int]], tokens: int, *, ignore_eos: bool) -> list[Any]:
+        import torch
+
+        ids = [list(each) for each in prompts]
+        with torch.inference_mode():
+            for _ in range(tokens):
+                for each in ids:
+                    each.append(int(self.model(input_ids=torch.tensor([each])).logits[0, -1].argmax()))
+        return [argparse.Namespace(ids=each[-tokens:]) for each in ids]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +92,7 @@ class Agreement:
     gap: float | None  # nat between our two likeliest tokens at the first that differs; None where none does
 
 
-def agreement(engine: Engine, model: Any, texts: Sequence[Sequence[int]]) -> Agreement:
+def agreement(engine: Engine | Ours, model: Any, texts: Sequence[Sequence[int]]) -> Agreement:
     """Of an engine and a model in fp32."""
     import torch
 
@@ -82,7 +109,7 @@ def agreement(engine: Engine, model: Any, texts: Sequence[Sequence[int]]) -> Agr
                      tokens=len(off), greedy=greedy, gap=gap)  # fmt: skip
 
 
-def difference(engine: Engine, model: Any, texts: Sequence[Sequence[int]]) -> Any:
+def difference(engine: Engine | Ours, model: Any, texts: Sequence[Sequence[int]]) -> Any:
     """Of the log-probabilities of all tokens, engine less ours."""
     import torch
 
@@ -131,15 +158,25 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[tuple[str, ...], Agr
             key = (recipe, base)
             if key not in results:
                 results[key] = compression.compress(base, recipe, calibration=options.calibration)
-            what = (name, recipe, format, *(named or [BASE]))
-            yield what, compared(results[key], name, format, texts, pythons)
+            what = (recipe, format, *(named or [BASE]))
+            yield (name, *what), compared(results[key], name, format, texts, pythons)
+            if name == "llama.cpp" and options.blas_library:
+                yield (BLAS, *what), compared(results[key], name, format, texts, pythons, options.blas_library)
 
 
-def compared(result: Any, name: str, format: str, texts: Sequence[Sequence[int]], pythons: Any) -> Agreement:
-    """One export, opened by one engine."""
-    with tempfile.TemporaryDirectory() as folder:
+def compared(
+    result: Any, name: str, format: str, texts: Sequence[Sequence[int]], pythons: Any, library: str | None = None
+) -> Agreement:
+    """One export, opened by one engine; of llama.cpp with the library of that path."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        if library:
+            patch.setenv("COMPRESSION_LLAMA_CPP_LIBRARY", library)
         path = result.save(Path(folder) / "model", format)
-        ours = compression.compress(str(path), "fp16") if format == "own" else compression.load(path)
+        ours = compression.load(path) if result.stored or format != "own" else compression.compress(str(path), "fp16")
+        if name == "native":
+            return agreement(Ours(compression.load(path).model.to(torch.bfloat16)), ours.model.float(), texts)
         known = Options(dtype=DTYPES.get(name, "auto"), max_length=1024, threads=2)
         target = next(iter(path.glob("*.gguf")), path)
         python = environments.python_of(name, pythons)
@@ -147,15 +184,22 @@ def compared(result: Any, name: str, format: str, texts: Sequence[Sequence[int]]
             return agreement(engine, ours.model.float(), texts)
 
 
+def others(page: str, engine: str) -> list[str]:
+    """The rows of other engines."""
+    return [line for line in page.split("\n") if line.startswith("| ") and "`" in line and f"| {engine}" not in line]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--runtime-python", action="append", metavar="NAME=PATH")
-    parser.add_argument("--engine", choices=list(environments.ENGINES), help="of this engine alone; nothing is written")
+    parser.add_argument("--blas-library", metavar="PATH", help="a libllama that was built with GGML_BLAS")
+    parser.add_argument("--engine", choices=(*environments.ENGINES, "native"), help="of this engine alone; the "
+                        "rows of others stay")  # fmt: skip
     parser.add_argument("--windows", type=int, default=4)
     options = parser.parse_args()
-    rows = []
+    rows = [] if options.engine is None else others(FILE.read_text(encoding="utf-8"), options.engine)
     for (name, recipe, format, base), found in measured(options):
         gap = "" if found.gap is None else f", then {found.gap:.3f}"
         engine = f"{name}, {DTYPES.get(name, 'as stored')}"
@@ -163,8 +207,6 @@ def main() -> None:
         cells = (engine, base, f"`{recipe}`", format, *off, f"{found.greedy} of {NEW_TOKENS}{gap}")
         rows.append(f"| {' | '.join(cells)} |")
         print(rows[-1], flush=True)
-    if options.engine:
-        return
     lines = [
         "# Engines and this package",
         "",

@@ -64,6 +64,23 @@ def same(first, second):
     return True
 
 
+def taken(options, counts, rounds):
+    """What the runs of each number of processes measured, in turn.
+
+    Raises:
+        SystemExit: they did not write the same bytes.
+    """
+    found = {count: [] for count in counts}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds):
+            for count in counts:
+                found[count].append(measured(options, count, Path(folder) / f"{number}-{count}"))
+        first, *others = [Path(folder) / f"{number}-{count}" for number in range(rounds) for count in counts]
+        if not all(same(first, other) for other in others):
+            raise SystemExit("the bytes differ")
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", default="gptq(samples=16)")
@@ -77,14 +94,9 @@ def main():
         child(options.base, options.recipe, options.blocks, options.child)
         return
     counts = [int(count) for count in options.processes.split(",")]
-    found = {count: [] for count in counts}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(options.rounds):
-            for count in counts:
-                found[count].append(measured(options, count, Path(folder) / f"{number}-{count}"))
-        written = [Path(folder) / f"{number}-{count}" for number in range(options.rounds) for count in counts]
-        assert all(same(written[0], other) for other in written[1:]), "the bytes differ"
-    print(f"{options.recipe} on {options.base}: {len(written)} folders of the same bytes")
+    found = taken(options, counts, options.rounds)
+    folders = options.rounds * len(counts)
+    print(f"{options.recipe} on {options.base}: {folders} folders of the same bytes")
     alone = median(each["seconds"] for each in found[counts[0]])
     for count, runs in found.items():
         seconds = [each["seconds"] for each in runs]

@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="*", type=path_option, help="of convert: the checkpoint, and the new folder")
     parser.add_argument("--base", default="reference", help="reference, smollm2, random:<shape>, a folder, a GGUF file "
                         "or a hub id")  # fmt: skip
+    parser.add_argument("--dequantize", action="store_true", help="allow a base that is quantized already, in a "
+                        "published format: begin with the dense weights that it stands for")  # fmt: skip
     parser.add_argument("--out", type=path_option, help="folder for the compressed model: a new one, or that of an "
                         "interrupted run, which is then resumed")  # fmt: skip
     parser.add_argument("--format", choices=formats.names(), help="of what is written, exactly or not at all; default "
@@ -157,7 +159,7 @@ def _write(recipe: Recipe, options: argparse.Namespace, device: str, group: Work
     print(f"{settled.whole_model}: the model is held in memory, and {resumed}", file=sys.stderr)
     result = compression.compress(
         options.base, settled, cache=options.cache, device=device, seed=options.seed,
-        progress=progress.bar("compressing"),
+        progress=progress.bar("compressing"), dequantize=options.dequantize,
     )  # fmt: skip
     result.save(options.out, options.format)
     return result
@@ -172,6 +174,7 @@ def _stream(planned: "Callable[[], Plan]", options: argparse.Namespace, device: 
         settled.check_format(options.format)
     result = compression.compress(
         options.base, settled, into=folder, device=device, seed=options.seed, workers=group,
+        dequantize=options.dequantize,
         progress=progress.bar("compressing") if group.rank == 0 else None,
     )  # fmt: skip
     if options.format != OWN and group.rank == 0:

@@ -5,7 +5,8 @@ is read once and its keys and values copied to the rows, which are batched by th
 left. Positions count real tokens alone, so that an answer does not depend on what shares its batch but for the last
 bits of its sums; a row that is done leaves the batch when half of the rows are. Stops are looked for in new text only:
 each token is decoded once, with the few before it that its characters may depend on. A model whose attention takes no
-cache with a mask (`prefix_tree.shares`) reads each prompt by itself, from its beginning for every token.
+cache with a mask (`prefix_tree.shares`) reads each prompt by itself, from its beginning for every token; one whose keys
+and values are quantized by itself too, behind a cache of its own.
 
 A sampled token comes from the distribution that transformers' processors make, in their order: repetition penalty,
 temperature, top-p (Keskar et al., arXiv 1909.05858, section 4.1; Holtzman et al., arXiv 1904.09751), by inversion of
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import MetricError, OptionError
 from bench.measure import rope, scoring
 from bench.measure.decoding import Answering, Decoder, begun, parts
+from compression import caches
 from compression.checkpoints.tokens import check_ids, common, encode
 from compression.files.strict_json import at_least
 
@@ -283,6 +285,8 @@ def _write(
             for row, marks in zip(rows, seen, strict=True):
                 marks[row.prompt] = True
     cache = scoring.prefix_cache.new_cache(model) if cached else None
+    if caches.replaying.policy_of(model) is not None:
+        cache = caches.replaying.new_cache(model)
     if shared:
         scoring.prefix_cache.read(model, rows[0].prompt[:shared], cache)
         cache = scoring.prefix_cache.take(
@@ -292,7 +296,7 @@ def _write(
     for step in range(new_tokens):
         at = (mask.cumsum(1) - 1)[:, -fed.shape[1] :].clamp(min=0)
         out = model(
-            input_ids=fed, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=cached,
+            input_ids=fed, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=cache is not None,
             logits_to_keep=1,
         )  # fmt: skip
         logits = out.logits[:, -1].float()
@@ -309,7 +313,7 @@ def _write(
         going = [n for n, row in enumerate(rows) if not row.done]
         if not going:
             return
-        fed = chosen[:, None] if cached else torch.cat([fed, chosen[:, None]], 1)
+        fed = chosen[:, None] if cache is not None else torch.cat([fed, chosen[:, None]], 1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         if seen is not None:
             seen.scatter_(1, chosen[:, None], True)

@@ -18,6 +18,7 @@ from bench import measure
 from bench.errors import NotAvailable, OptionError
 from bench.machine.cpu_wait import moments
 from compression import devices, layers
+from compression.caches import replaying
 from compression.files.strict_json import at_least
 
 MODES = ("eager", "graph")
@@ -177,6 +178,8 @@ class Decoder:
         return self._round(begin, ready, stamps, cache)
 
     def _new_cache(self) -> Any:
+        if replaying.policy_of(self.model) is not None:
+            return replaying.new_cache(self.model)
         return _static_cache(self.model.config, self.load.batch_size, self._length)
 
     def _step(self, cache: Any) -> Callable[[Any, int], Any]:
@@ -261,7 +264,12 @@ class Interleaved:
 
 
 def kv_bytes(cache: Any, tokens: int) -> int:
-    """Bytes of the keys and values of `tokens` positions, by the cache's own tensors: grouped heads are stored once."""
+    """Bytes of the keys and values of `tokens` positions, by the cache's own tensors: grouped heads are stored once.
+
+    A quantized cache holds no unused places: all its tensors count, scales and what stays in 16 bits included.
+    """
+    if hasattr(cache, "nbytes"):
+        return int(cache.nbytes)
     total = 0
     for layer in cache.layers:
         for tensor in (layer.keys, layer.values):
@@ -272,6 +280,8 @@ def kv_bytes(cache: Any, tokens: int) -> int:
 
 def graph_refusal(model: Any, device: str | None = None) -> str | None:
     """Why a CUDA graph cannot hold a decode step of the model (on `device`; default: where it is), or None."""
+    if replaying.policy_of(model) is not None:
+        return "its quantized cache grows with every token, and a captured step has tensors of fixed size"
     for name, layer in model.named_modules():
         if isinstance(layer, layers.linear.Linear) and (why := layer.graph_refusal(device)):
             return f"{name}: {why}"

@@ -31,7 +31,7 @@ from bench.measure.divergence import Divergence, diverge, shares
 from bench.measure.perplexity_windows import PerplexityProtocol, Sample, samples_of
 from bench.results.items import Items, hashes_of
 from bench.results.row import Input
-from compression import architectures
+from compression import architectures, caches
 
 if TYPE_CHECKING:
     import torch
@@ -244,6 +244,9 @@ class KeptStates:
 
 
 def _hidden(model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None") -> "torch.Tensor":
+    """As generation computes them, where keys and values are quantized: a pass without a past would not see it."""
+    if caches.replaying.policy_of(model) is not None:
+        return caches.replaying.hidden(model, ids)
     return model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)[0]
 
 

@@ -195,6 +195,17 @@ def served(family: str) -> Layout:
                   by=(RUNTIME,), partial=True)  # fmt: skip
 
 
+_RATES = _columns("efficiency", {
+    "Throughput (tok/s)": "rate_throughput", "TTFT (ms)": "rate_ttft_ms", "TTFT, p99 (ms)": "rate_ttft_p99_ms",
+    "Between Tokens (ms)": "rate_step_ms", "Between Tokens, p99 (ms)": "rate_step_p99_ms"})  # fmt: skip
+
+
+def requested(family: str) -> Layout:
+    """Engines under requests at a rate: a line for each recipe, runtime and rate."""
+    return Layout(number=f"S{len(_MORE) + 3}", title="Under requests at a rate", family=family, columns=_RATES,
+                  by=(RUNTIME, "rate"), partial=True)  # fmt: skip
+
+
 def layouts(family: str) -> list[Layout]:
     """The tables of a family, in order."""
     found = []

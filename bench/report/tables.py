@@ -26,7 +26,7 @@ from bench.report.cells import (
     with_base,
 )
 from bench.report.commands_to_type import SHORTENED, measuring
-from bench.report.layout import FAMILIES, JUDGED, ORDERED, Column, Layout, family_of, layouts, served
+from bench.report.layout import FAMILIES, JUDGED, ORDERED, Column, Layout, family_of, layouts, requested, served
 from bench.report.order_tables import beginnings, orders
 from bench.report.papers import PAPERS, Paper
 from bench.report.recipe_lists import ALL
@@ -86,7 +86,7 @@ def tables(rows: Iterable[Row], settings: Sequence[str] = ()) -> list[Table]:
     for family in FAMILIES:
         lines = _recipes(family, measured, rows)
         if lines or (not measured and family == FAMILIES[0]):  # the base alone has its line in the first family
-            further = [served(family)] if any(row.runtime != NATIVE for row in rows) else []
+            further = [served(family), requested(family)] if any(row.runtime != NATIVE for row in rows) else []
             made += [_table(layout, [UNCOMPRESSED, *lines], known) for layout in (*layouts(family), *further)]
             made += [_settings(family, lines)] if lines else []
     judged = {row.recipe for row in rows if row.metric.startswith("judge.")}

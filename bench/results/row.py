@@ -24,7 +24,13 @@ RUNTIME = "runtime"  # the parameter that names what ran the model, where that w
 RUN_BY = (RUNTIME, "dtype")  # with the dtype that it was asked for
 NATIVE = "native"  # the runtime of this package
 VERSIONS = ("version", "torch", "transformers")  # of an engine, and of the libraries in its environment
-ENGINE = ("dtype_of_weights", "quantization", "weights", "kv_cache")  # flags of engines that change numbers
+ENGINE = (  # flags of engines that change numbers
+    "dtype_of_weights",
+    "quantization",
+    "weights",
+    "kv_cache",
+    "tensor_parallel_size",
+)
 
 Param = str | int | float | bool
 

@@ -72,6 +72,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         help="dtype in which engines serve base and compressed model; default auto: the engine's choice, mostly that "
         "of the checkpoint",
     ),
+    "--runtime-devices": dict(
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices among which an engine divides one model (vllm, by tensor parallelism); on a CPU as many "
+        "processes; default 1",
+    ),
     "--request-rate": dict(
         metavar="RATES",
         help="requests per second to engines that take them while they compute others (vllm), at random times; several "

@@ -69,6 +69,7 @@ def options_of(config: pytest.Config, run: str | None = None) -> "Options":
         runtimes=tuple(runtimes := asked_runtimes(config)),
         runtime_pythons=_pythons(runtimes, get("--runtime-python") or ()),
         runtime_dtype=get("--runtime-dtype"),
+        runtime_devices=_runtime_devices(runtimes, get("--runtime-devices")),
         requests=get("--requests"),
         batch_sizes=tuple(asked_batch_sizes(config)),
         prompt_tokens=get("--prompt-tokens"),
@@ -192,6 +193,21 @@ def _pythons(runtimes: list[str], pairs: Sequence[str]) -> dict[str, Path]:
     if unasked := sorted(set(named) - set(runtimes)):
         raise OptionError(f"--runtime-python {unasked[0]}=...: --runtime must name {unasked[0]} too")
     return {each: environments.python_of(each, named) for each in runtimes if each != NATIVE}
+
+
+def _runtime_devices(runtimes: Sequence[str], devices: int) -> int:
+    """Among how many devices engines divide a model. Raises OptionError where one of them cannot, or none is asked."""
+    if devices < 1:
+        raise OptionError(f"--runtime-devices must be at least 1, not {devices}")
+    engines = [each for each in runtimes if each != NATIVE]
+    unable = [each for each in engines if not environments.requirement(each).divides]
+    if devices > 1 and (unable or not engines):
+        able = ", ".join(name for name, each in environments.ENGINES.items() if each.divides)
+        raise OptionError(
+            f"--runtime-devices {devices}: models are divided by {able}, not by "
+            f"{', '.join(unable) or NATIVE}; --runtime must name {able}, and may name {NATIVE}"
+        )
+    return devices
 
 
 def asked_batch_sizes(config: pytest.Config) -> list[int]:

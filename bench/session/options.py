@@ -44,6 +44,7 @@ class Options:
     runtimes: tuple[str, ...] = ("native",)  # native, and engines of `bench.measure.engines`
     runtime_pythons: Mapping[str, Path] = field(default_factory=dict)  # of each engine
     runtime_dtype: str = "auto"
+    runtime_devices: int = 1
     requests: int = 32  # of a round at a request rate
     batch_sizes: tuple[int, ...] = (1,)
     prompt_tokens: int = 128

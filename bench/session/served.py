@@ -80,7 +80,7 @@ class Served:
         flags = Options(
             dtype=self.dtype(runtime) or "auto", threads=torch.get_num_threads(), seed=options.seed,
             max_length=min(asked, config.max_position_embeddings), sequences=max(options.batch_sizes),
-            quantization=recipe.on_load and recipe.on_load.method.quantization,
+            quantization=recipe.on_load and recipe.on_load.method.quantization, devices=options.runtime_devices,
         )  # fmt: skip
         log = self.log(runtime, recipe)
         try:

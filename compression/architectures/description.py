@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compression.architectures import rotations  # noqa: F401 - defines an edit
 from compression.architectures.decoder import HALVES, Block, Decoder, Place
 from compression.architectures.edits import EDITS, Edit, InBlock, Shift, Turn
 from compression.errors import LayerError

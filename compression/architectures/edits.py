@@ -38,6 +38,7 @@ from compression.architectures.rewriting import (
     plain,
     put,
     site_of,
+    turned_heads,
 )
 from compression.architectures.turned import TurnedBlock
 from compression.errors import LayerError
@@ -195,28 +196,20 @@ class Rotate(Edit, kind="rotate"):
     matrix: Tensor
 
     def apply(self, target: Block) -> None:
-        site, (queries, heads), size = site_of(target, self.site), target.heads, target.head_size
+        site, heads, size = site_of(target, self.site), target.heads[1], target.head_size
         if site.row.of != "values":
             raise LayerError(f"{site.names[0]}: its inputs cannot be rotated, because what makes them works on each "
                              "channel by itself")  # fmt: skip
         if self.matrix.shape != (heads, size, size):
             raise LayerError(f"{site.names[0]}: the rotation must be {(heads, size, size)}, not "
                              f"{tuple(self.matrix.shape)}")  # fmt: skip
-        matrix = self.matrix.double()
+        for path, change, produces in self.changes(target):
+            put(target, path, change, produces=produces)
 
-        def produce(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            turned = matrix.mT @ weight.unflatten(0, (heads, size))
-            if bias is not None:
-                bias = (matrix.mT @ bias.view(heads, size, 1)).flatten()
-            return turned.flatten(0, 1), bias
-
-        def read(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            every = matrix.repeat_interleave(queries // heads, 0)
-            return torch.einsum("rhi,hij->rhj", weight.unflatten(1, (queries, size)), every).flatten(1), bias
-
-        put(target, site.row.producer, produce, produces=True)
-        for path in site.row.readers:
-            put(target, path, read)
+    def changes(self, target: Block) -> list[tuple[str, Any, bool]]:
+        """By path of each layer, what becomes of its weight and bias, and whether its outputs are other ones then."""
+        row, (produce, read) = site_of(target, self.site).row, turned_heads(self.matrix, target.heads[0])
+        return [(row.producer or "", produce, True), *((path, read, False) for path in row.readers)]
 
 
 @dataclass(frozen=True, eq=False)

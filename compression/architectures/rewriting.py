@@ -1,6 +1,7 @@
 """What edits are made of: places and sites by number, and linear layers with other weights in the place of those that
 are there; no tensor is written into."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from compression.errors import LayerError
 from compression.layers.dense import Dense, dense_linear
 from compression.layers.linear import Linear
 
+Change = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]  # of a weight and a bias
 
-def put(owner: Any, path: str, change: Any, *, produces: bool = False) -> None:
+
+def put(owner: Any, path: str, change: Change, *, produces: bool = False) -> None:
     """Put a dense layer in the place of one: `change` takes its weight and bias in fp64 and gives the new ones.
 
     A quantizer of its outputs stays, unless it is these that change (`produces`). A router keeps its module.
@@ -44,6 +47,23 @@ def put(owner: Any, path: str, change: Any, *, produces: bool = False) -> None:
     model.set_submodule(
         path, dense if leaving is None else Linear(Dense(dense.weight), dense.bias, output_part=leaving)
     )
+
+
+def turned_heads(matrix: Tensor, queries: int) -> tuple[Change, Change]:
+    """What becomes of the layer that makes heads of values, each turned by its own of `matrix` (heads, size, size), and
+    of one that reads them, whose `queries` heads share those of values in groups."""
+    heads, size, _ = matrix.shape
+
+    def produce(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        turn = matrix.to(weight).mT
+        turned = (turn @ weight.unflatten(0, (heads, size))).flatten(0, 1)
+        return turned, None if bias is None else (turn @ bias.view(heads, size, 1)).flatten()
+
+    def read(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        every = matrix.to(weight).repeat_interleave(queries // heads, 0)
+        return torch.einsum("rhi,hij->rhj", weight.unflatten(1, (queries, size)), every).flatten(1), bias
+
+    return produce, read
 
 
 def added(bias: Tensor | None, more: Tensor) -> Tensor:

@@ -16,11 +16,13 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compression.architectures import decoder, description, published
 from compression.architectures.table import architecture_of
+from compression.caches import replaying
 from compression.checkpoints.base import MANIFEST
 from compression.checkpoints.formats import registry as formats
 from compression.checkpoints.formats.registry import OWN, Written
@@ -86,6 +88,11 @@ class Compressed:
         return stored_bytes(self.model) if self.bytes_in_files is None else self.bytes_in_files
 
     @property
+    def cache_factory(self) -> Callable[[], Any] | None:
+        """Makes the empty cache with which the model decodes; None where any cache of transformers will do."""
+        return None if replaying.policy_of(self.model) is None else partial(replaying.new_cache, self.model)
+
+    @property
     def parameters(self) -> int:
         """Number of weights that the model has, whatever they are stored in."""
         return count_parameters(self.model)
@@ -100,7 +107,8 @@ class Compressed:
     @property
     def stored(self) -> bool:
         """Whether there is anything in the model that no plain checkpoint holds."""
-        return bool(decoder.stored_layers(self.model) or description.describe(self.model))
+        changed = decoder.stored_layers(self.model) or description.describe(self.model)
+        return bool(changed) or replaying.policy_of(self.model) is not None
 
     @property
     def published_formats(self) -> tuple[str, ...]:
@@ -151,6 +159,7 @@ class Compressed:
             "notes": list(self.notes),
             "layers": layers,
             **({"edits": changed} if (changed := description.describe(self.model)) else {}),
+            **({"cache": policy.to_json()} if (policy := replaying.policy_of(self.model)) else {}),
         })  # fmt: skip
 
     def kernels(self, device: str | None = None) -> dict[str, int]:

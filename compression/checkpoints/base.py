@@ -23,9 +23,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from compression import architectures, checkpoints
+from compression import checkpoints
 from compression.architectures.random_shapes import SHAPES
 from compression.architectures.skeleton import build, finish, model_values
 from compression.checkpoints import formats, identity, smollm2
@@ -63,7 +63,6 @@ class BaseSource:
     text: str
     kind: str
     folder: Path | None = None
-    decodes: ClassVar[bool] = False  # whether `weights` gives dense values of quantized tensors, too
 
     @property
     def label(self) -> str:
@@ -149,7 +148,13 @@ class BaseSource:
         return self.folder
 
     def weights(self, device: str = "cpu", seed: int = 0) -> "Weights":
-        """The tensors, each read when it is asked for; see `weights.open_weights`."""
+        """The tensors, each read when it is asked for, those of a published quantized checkpoint decoded.
+
+        Raises:
+            CheckpointError: see `weights.open_weights` and `formats.reading.dense_weights`.
+        """
+        if self.published is not None:
+            return formats.reading.dense_weights(self, device)
         return checkpoints.weights.open_weights(self, device, seed)
 
     @cached_property
@@ -262,8 +267,6 @@ def open_base(text: str | BaseSource, device: str = "cpu", *, seed: int = 0, deq
     source = text if isinstance(text, BaseSource) else locate(text).fetch()
     refuse_compressed(source, published=dequantize)
     generation_config = source.generation_config
-    if source.published is not None and not source.decodes:
-        return Base(source, _dequantized(source, device), device, seed)
     weights = source.weights(device, seed)
     model = build(source.config, weights.dtype, device="meta")
     checkpoints.weights.fit(model, weights.headers, where=weights.where)
@@ -277,20 +280,13 @@ def refuse_compressed(source: BaseSource, *, published: bool = False) -> None:
         raise CheckpointError(
             f"{source.text} is already quantized ({source.published.quant_method}); compression.load opens it as it "
             "is, open_base(..., dequantize=True) with dense weights of the same values; to compress it in another way, "
-            "give the uncompressed one as the base"
+            "give the uncompressed one as the base, or, where there is none, --dequantize (dequantize=True)"
         )
     manifest = None if source.folder is None else source.folder / MANIFEST
     described = _read_json(manifest) if manifest is not None and manifest.exists() else {}
     if described.get("layers") or described.get("edits"):
         raise CheckpointError(f"{source.folder} is compressed already: compression.load opens it; "
                               "give the uncompressed checkpoint as the base")  # fmt: skip
-
-
-def _dequantized(source: BaseSource, device: str) -> Any:
-    model = formats.reading.open_model(source).whole()
-    for name, layer in architectures.decoder.stored_layers(model).items():
-        model.set_submodule(name, layer.to_linear())
-    return finish(model, device, read_generation_config(source.folder))
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any] | None = None) -> Any:

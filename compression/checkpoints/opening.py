@@ -9,6 +9,8 @@ from typing import Any
 
 from compression.architectures import decoder, description, embeddings, published, skeleton, stored
 from compression.architectures.table import NORMS, architecture_of
+from compression.caches import replaying
+from compression.caches.policy import Policy
 from compression.checkpoints import base as _checkpoint
 from compression.checkpoints import identity, weights
 from compression.checkpoints.artefact import SCHEMA, STATE, Compressed
@@ -182,6 +184,8 @@ def _own(path: Path) -> Opened:
     try:
         description.restore(model, manifest.get("edits", []))
         stored.put_all(model, manifest["layers"])
+        if "cache" in manifest:
+            replaying.attach(model, Policy.from_json(manifest["cache"]))
         report = tuple(LayerReport.from_json(entry) for entry in manifest["report"])
         cost = None if manifest["cost"] is None else Cost.from_json(manifest["cost"])
         recipe, base = Recipe.from_json(manifest["recipe"]), (manifest["base"]["text"], manifest["base"]["digest"])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import compression
-from compression import CompressionError, Recipe, architectures, devices
+from compression import CompressionError, Recipe, architectures, caches, devices
 from compression.checkpoints.formats import registry as formats
 from compression.errors import LayerError
 from compression.methods.base import LayerMethod
@@ -117,7 +117,8 @@ def holding(recipe: str, base: str = "reference") -> dict[str, dict[str, Opening
     given = {"teacher": "self"} if "teacher" in needs else {}
     outcome = compression.plan(base, steps, **given).outcome
     layers = architectures.decoder.stored_layers(outcome)
-    dense = not layers and not architectures.description.describe(outcome)
+    changed = layers or architectures.description.describe(outcome) or caches.replaying.policy_of(outcome)
+    dense = not changed
     found = {formats.OWN: dict.fromkeys(formats.DENSE, Opening()) if dense else {}}
     for name in formats.names()[1:]:
         format = formats.find(name)

@@ -18,6 +18,7 @@ from compression.calibration.text import WAYS_OUT, Calibration, open_calibration
 from compression.checkpoints import base as _checkpoint
 from compression.checkpoints.base import Base, BaseSource
 from compression.checkpoints.formats import registry as formats
+from compression.checkpoints.formats import writing
 from compression.checkpoints.size import stored_bytes
 from compression.engine import shapes
 from compression.engine.schedule import Schedule, is_whole, make_schedule
@@ -90,6 +91,7 @@ class Plan:
             LayerError: it cannot.
         """
         formats.find(format).check_tokenizer(self.source.tokenizer, self.base.config)
+        writing.check_cache(format, self.outcome)
         if self.schedule and isinstance(getattr(self.schedule[-1][0], "method", None), Quantizer):
             formats.find(format).check_shapes(self.outcome)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from compression import devices
 from compression.architectures import decoder
+from compression.caches import replaying
 from compression.checkpoints import base as _checkpoint
 from compression.checkpoints.artefact import Compressed
 from compression.checkpoints.base import Base, BaseSource
@@ -29,6 +30,7 @@ from compression.engine.passes import (
 from compression.engine.plan import Plan, taken
 from compression.engine.same_run import identity, planned_together
 from compression.engine.schedule import is_whole
+from compression.engine.shapes import policy_of
 from compression.engine.stream import stream
 from compression.errors import CheckpointError, RecipeError
 from compression.files.atomic import code_digest, digest_of
@@ -51,31 +53,31 @@ def compress(
     cache: str | Path | StepCache | None = None,
     progress: Progress | None = None,
     workers: Workers = ALONE,
+    dequantize: bool = False,
 ) -> Compressed:
     """Apply a recipe to a base; the base's own model is left as it was.
 
     Args:
         base: an opened base, or its text (opened on `device`, default "cpu").
         recipe: an instance or its text; or a plan of it on the base, which then settles text, task and teacher.
-        into: a folder to write the result to block by block, holding one block at a time: a new or an empty one, or one
-            that such a call left, which this one resumes (`engine.stream`). The base must be given as text, and
-            what is returned has a model without weights; `compression.load` opens the folder.
+        into: a folder for the result, new, empty or left by such a call, which is then resumed; one block at a time is
+            held (`engine.stream`). The base must be text, and the model returned has no weights: `load` opens it.
         calibration: text for methods that need some: "embedded", "hub", "random", a folder, texts, or token ids
-            (samples, length), see `calibration.text`. None is the default of the base: the embedded text for
-            the reference, random ids for random weights, none for others.
+            (samples, length), see `calibration.text`. None is the default of the base: the embedded text for the
+            reference, random ids for random weights, none for others.
         downstream: the task that methods recover on: one of the embedded reference by name, a folder, or (prompt,
             answer) pairs, see `training.downstream`. None is "arithmetic" for the reference, none for others.
         teacher: the text of a base for methods that learn from one, or "self" for the uncompressed base; None is the
             default of the base: `reference-teacher` for the reference, none for others.
-        cache: the folder in which training keeps what later runs can use, or a `StepCache`; None is
-            `files.atomic.cache_folder()`. A recipe that trains begins behind the steps whose result is there.
+        cache: the folder of results of training, or a `StepCache`; None is `files.atomic.cache_folder()`. A recipe
+            that trains begins behind the steps whose result is there.
         progress: called with (done, total, what) as blocks are done.
         workers: processes that share the work (`workers.joined`): each makes this call and gets the result of one.
+        dequantize: whether the base may be a published quantized checkpoint, the start then the dense weights of it.
 
     Raises:
         RecipeError: the recipe cannot be; or, with `into`, has a step that needs the whole model at once.
-        CheckpointError: the base cannot be opened, what a cache holds is damaged, or the folder cannot be written or
-            holds something else.
+        CheckpointError: base or cache cannot be read, or the folder not be written, or it holds something else.
         LayerError: a layer cannot be taken; raised before any layer is touched where its shape is the reason.
         CalibrationError: a method needs calibration text, and there is none, too little, or none that can be read.
         TeacherError: a method needs a teacher, and there is none, or it does not fit.
@@ -87,16 +89,16 @@ def compress(
     given = {"calibration": calibration, "downstream": downstream, "teacher": teacher}
     if into is not None:
         if isinstance(base, Base):
-            raise RecipeError(f"into={str(into)!r} reads the base block by block; give the text {base.source.text!r}, "
-                              "not the opened base")  # fmt: skip
+            raise RecipeError(f"into={str(into)!r} reads the base block by block; give the text {base.source.text!r}")
         return stream(into, lambda: taken(base, recipe, **given), device=device or "cpu", seed=seed, progress=progress,
-                      workers=workers)  # fmt: skip
+                      workers=workers, dequantize=dequantize)  # fmt: skip
     if isinstance(base, Base) and device not in (None, base.device):
         raise RecipeError(f"the base is on {base.device!r}; open it on {device!r} instead")
     store = cache if isinstance(cache, StepCache) else StepCache(expanded(cache, CheckpointError) if cache else None)
     plan = planned_together(workers, lambda: taken(base, recipe, **given))
     if not isinstance(base, Base):
-        base = workers.each(lambda: _checkpoint.open_base(plan.source, device or "cpu", seed=seed))
+        opening = partial(_checkpoint.open_base, plan.source, device or "cpu", seed=seed, dequantize=dequantize)
+        base = workers.each(opening)
     return _run(plan, base, store, seed, progress, workers)
 
 
@@ -159,6 +161,7 @@ class _Run:
         """Take the next step."""
         meter.lap()
         self.notes += notes_of(context, self.model)
+        replaying.attach(self.model, None)  # steps see the layers alone
         self.model = _take(context, self.model, self.plan.recipe.text)
         self.seconds.append(meter.lap())
         self.report += context.report
@@ -172,6 +175,7 @@ class _Run:
             seconds=sum(self.seconds), trained_tokens=before.trained_tokens + sum(run.tokens for run in trained),
             trained_parameters=max(before.trained_parameters, *(run.parameters for run in trained), 0),
         )  # fmt: skip
+        replaying.attach(self.model, policy_of(self.plan.schedule[:steps]))
         return Compressed(
             model=self.model.eval().requires_grad_(False), recipe=self.plan.recipe,
             base=(base.text, base.digest), executed=self.plan.executed[:steps], report=tuple(self.report),

@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from compression.architectures import decoder, embeddings
+from compression.caches import replaying
+from compression.caches.policy import Policy
 from compression.engine.schedule import Schedule, is_whole, make_schedule
 from compression.errors import CompressionError, LayerError, RecipeError
 from compression.layers.linear import Linear
 from compression.layers.stored import describe, restore
 from compression.methods.base import BlockMethod, LayerMethod, Quantizer
+from compression.methods.cached import CacheMethod
 from compression.methods.calibrated import CalibratedMethod
 from compression.methods.rounding import RoundingQuantizer
 from compression.recipes import registry
@@ -37,6 +40,7 @@ def outcome(recipe: Recipe, model: nn.Module, schedule: Schedule | None = None) 
     schedule = make_schedule(recipe.steps) if schedule is None else schedule
     _check_zeros(recipe, schedule)
     model = decoder.without_weights(model)
+    policy = policy_of(schedule)
     for step, _ in schedule:
         if step is None:
             decoder.make_dense(model)
@@ -48,7 +52,21 @@ def outcome(recipe: Recipe, model: nn.Module, schedule: Schedule | None = None) 
                 _check_settings(step)
                 _check_layers(step, model)
                 _store(step, model)
+    replaying.attach(model, policy)
     return model
+
+
+def policy_of(schedule: Schedule) -> Policy | None:
+    """How the steps of a schedule store keys and values; None if none of them says.
+
+    Raises:
+        RecipeError: two of them say.
+        LayerError: the settings of one contradict each other.
+    """
+    steps = [step for step, _ in schedule if step is not None and isinstance(step.method, CacheMethod)]
+    if len(steps) > 1:
+        raise RecipeError(f"{steps[0]} and {steps[1]} both say how the cache stores keys and values; leave one out")
+    return steps[0].method.policy if steps else None  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -146,6 +164,10 @@ def _store(step: Step, model: nn.Module) -> None:
         for block in decoder.decoder_blocks(model):
             if block.name not in step.kept:
                 step.method.shape_block(block)
+        return
+    if isinstance(step.method, CacheMethod):
+        for block in decoder.decoder_blocks(model):
+            step.method.check_block(block)
         return
     made: dict[tuple, Linear | None] = {}  # a layer of one row, by what it is made from
     for block in decoder.decoder_blocks(model):

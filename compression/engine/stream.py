@@ -26,6 +26,7 @@ from compression.architectures import decoder, embeddings, published
 from compression.architectures.anatomy import Architecture
 from compression.architectures.skeleton import renew_tables
 from compression.architectures.table import architecture_of
+from compression.caches import replaying
 from compression.checkpoints import base
 from compression.checkpoints import weights as _weights
 from compression.checkpoints.artefact import Compressed
@@ -46,6 +47,7 @@ from compression.engine.passes import (
 )
 from compression.engine.plan import Plan
 from compression.engine.same_run import identity, planned_together
+from compression.engine.shapes import policy_of
 from compression.engine.shards import Shards
 from compression.engine.stream_state import unfinished
 from compression.errors import RecipeError
@@ -62,12 +64,12 @@ def stream(
     seed: int,
     progress: Progress | None,
     workers: Workers = ALONE,
+    dequantize: bool = False,
 ) -> Compressed:
     """Run a plan and write the result, holding one block at a time; `compression.load` opens it.
 
-    The tensors and the report are those of `compress(base, recipe, ...).save(folder)`. If `folder` holds what an
-    interrupted call with the same arguments left, this one resumes from there. Whether the folder can be written to is
-    known before anything is planned.
+    The tensors and the report are those of `compress(base, recipe, ...).save(folder)`. If `folder` holds what such a
+    call left, this one resumes from there. Whether the folder can be written to is known before anything is planned.
 
     Args:
         folder: a new or an empty one, or one that such a call left; a link to one, or a mount point.
@@ -76,6 +78,7 @@ def stream(
         seed: as for `compress`.
         progress: called with (blocks done, blocks, what), first with those that an interrupted call did.
         workers: the processes of the run, each of which makes this call. The first alone reads and writes the folder.
+        dequantize: as for `compress`.
 
     Returns:
         The result, its model without weights; on other processes than the first it names no folder.
@@ -93,7 +96,7 @@ def stream(
     if reason := plan.whole_model:
         raise RecipeError(f"{plan.recipe.text} cannot be compressed block by block: {reason}; take "
                           "compress(...).save(...)")  # fmt: skip
-    base.refuse_compressed(plan.source)
+    base.refuse_compressed(plan.source, published=dequantize)
     skeleton = decoder.without_weights(plan.base)
     skeleton.generation_config = plan.source.generation_config
     weights = plan.source.weights(device, seed)
@@ -111,12 +114,13 @@ def stream(
         result = _result(plan, skeleton, passes, output.state.cost)
         manifest = result.manifest(output.state.layers, sorted(output.folder.files))
         output.finish(result, plan.source.tokenizer, {MANIFEST: manifest}, dtype=weights.dtype,
-                      packed=bool(output.state.layers), last=MANIFEST)  # fmt: skip
+                      packed=result.stored or bool(output.state.layers), last=MANIFEST)  # fmt: skip
     return outline(Path(folder)) if workers.rank == 0 else result
 
 
 def _result(plan: Plan, skeleton: nn.Module, passes: list[Pass], cost: Cost) -> Compressed:
     """What the folder holds, its model without weights."""
+    replaying.attach(skeleton, policy_of(plan.schedule))
     return Compressed(
         model=skeleton, recipe=plan.recipe, base=(plan.source.label, plan.source.digest), cost=cost,
         executed=plan.executed, folder=plan.source.folder,

@@ -34,34 +34,40 @@ class TokenRange(InputPart):
         bits: 2 to 16.
         step: s, one number found on calibration text ("static"); None: of each token its largest absolute value over
             the largest number, found at run time ("token").
+        clip: share of a token's largest absolute value that its largest number stands for; what is above is cut off.
 
-    Source: SmoothQuant, arXiv 2211.10438, eq. 1; per token as in ZeroQuant, arXiv 2206.01861.
+    Source: SmoothQuant, arXiv 2211.10438, eq. 1; per token as in ZeroQuant, arXiv 2206.01861; `clip` as in QuaRot,
+    arXiv 2404.00456, section 5.
     """
 
     simulated = True
 
-    def __init__(self, bits: int = 8, step: Tensor | float | None = None):
+    def __init__(self, bits: int = 8, step: Tensor | float | None = None, clip: float = 1.0):
         super().__init__()
         check_size("bits", bits, least=2, most=16)
-        self.bits = bits
+        if not (type(clip) in (int, float) and 0 < clip <= 1) or (step is not None and clip != 1):
+            raise LayerError(f"clip={clip!r:.80} must be above 0 and at most 1, and 1 beside a static step")
+        self.bits, self.clip = bits, float(clip)
         kept = None if step is None else torch.as_tensor(step, dtype=torch.float32).detach().reshape(())
         self.register_buffer("step", kept)
         if kept is not None and not kept.is_meta:
             self.check()
 
     @classmethod
-    def empty(cls, rows: int, cols: int, *, bits: Any, static: Any) -> Self:
+    def empty(cls, rows: int, cols: int, *, bits: Any, static: Any, clip: Any = 1.0) -> Self:
         if type(static) is not bool:
             raise LayerError(f"static={static!r:.80} must be true or false")
-        return cls(bits, torch.empty((), device="meta") if static else None)
+        return cls(bits, torch.empty((), device="meta") if static else None, clip)
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"bits": self.bits, "static": self.step is not None}
+        clip = {} if self.clip == 1 else {"clip": self.clip}
+        return {"bits": self.bits, "static": self.step is not None, **clip}
 
     @property
     def words(self) -> str:
-        return f"activations in {self.bits} bits, one step per {'token' if self.step is None else 'layer'}"
+        clip = "" if self.clip == 1 else f", cut off at {self.clip:g} of the largest"
+        return f"activations in {self.bits} bits, one step per {'token' if self.step is None else 'layer'}{clip}"
 
     @property
     def highest(self) -> int:
@@ -75,6 +81,8 @@ class TokenRange(InputPart):
 
     def forward(self, x: Tensor) -> Tensor:
         step = token_steps(x.detach(), self.highest) if self.step is None else self.step
+        if self.clip != 1:
+            step = step * self.clip
         rounded = (x.detach().float() / step).round_().clamp_(-self.highest, self.highest)
         return straight_through(x, rounded.mul_(step).to(x.dtype))
 

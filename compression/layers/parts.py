@@ -310,7 +310,8 @@ def build(description: Any, rows: int, cols: int, place: Place) -> Part:
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         parameters = list(inspect.signature(cls).parameters.values())
     wanted = {each.name for each in parameters}
-    if wanted != settings.keys():
+    needed = {each.name for each in parameters if each.default is each.empty}  # settings that came later have defaults
+    if not needed <= settings.keys() <= wanted:
         raise LayerError(f"a part of kind {kind} has {_names(wanted)}, and is described by {_names(settings)}")
     return cls.empty(rows, cols, **settings)
 

@@ -10,7 +10,7 @@ from compression.layers.codes import Codes, check_sound
 from compression.layers.dense import Dense
 from compression.layers.linear import Linear
 from compression.layers.parts import InputPart, dtype_named, name_of, part
-from compression.layers.transforms import Scale
+from compression.layers.transforms import Hadamard, Scale
 from compression.numeric import grouping, packing
 from compression.numeric import whole_numbers as numbers
 from compression.numeric.checks import check_size
@@ -91,3 +91,41 @@ def scaled(linear: torch.nn.Linear, scales: torch.Tensor, bits: int, input_part:
     own = scales.to(linear.weight)
     weight = Dense(Rounded(linear.weight * own, bits).value())
     return Linear(weight, linear.bias, input_part=[Scale(1 / own), input_part])
+
+
+def transformed_inputs(linear: torch.nn.Linear, block: int) -> Linear:
+    """A layer that computes the same behind a Hadamard transform of its inputs in blocks, its inverse in the weight."""
+    first = Hadamard(block)
+    weight = first.taken(linear.weight.detach().double()).to(linear.weight.dtype)
+    return Linear(Dense(weight), linear.bias, input_part=first)
+
+
+def rounded_numbers(
+    linear: torch.nn.Linear | Linear,
+    bits: int,
+    activation_bits: int,
+    clip: float = 1.0,
+    step: float | None = None,
+    *,
+    searches: bool = False,
+) -> Linear:
+    """A layer with weights rounded to nearest and activations of each token rounded at run time; 16 bits stay.
+
+    Args:
+        linear: dense, or with linear maps of its inputs, behind which they are rounded.
+        clip: share of the largest absolute value of a token that stays.
+        step: of activations, found beforehand, clipping included; None for one of each token.
+        searches: whether scales of weights are those of least squared error, with the largest weights cut off.
+
+    Raises:
+        LayerError: a weight is not finite.
+    """
+    made = Linear.of(linear)
+    weight = made.weight_part if bits == 16 else Rounded(made.weight_part.value(), bits)
+    if searches and isinstance(weight, Rounded) and not made.is_meta:
+        dense, dtype = made.weight_part.value(), weight.dtype
+        params = weight.grid.fit_clipped(dense)
+        weight = Rounded.from_codes(weight.grid.encode(dense, params), params, weight.grid, dtype=dtype)
+    before = () if made.input_part is None else (made.input_part,)
+    entering = before if activation_bits == 16 else (*before, TokenRange(activation_bits, step, 1.0 if step else clip))
+    return Linear(weight, made.bias, input_part=entering or None, output_part=made.output_part)

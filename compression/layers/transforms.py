@@ -11,7 +11,8 @@ from torch import Tensor
 
 from compression.errors import LayerError
 from compression.layers.parts import InputPart, part
-from compression.numeric.checks import FLOATS, check_finite, check_permutation, check_shape
+from compression.numeric import hadamard
+from compression.numeric.checks import FLOATS, check_finite, check_permutation, check_shape, check_size
 
 
 @part("scale", place="input")
@@ -104,3 +105,53 @@ class Rotation(InputPart):
 
     def folded(self, weight: Tensor) -> Tensor:
         return (weight.unflatten(-1, (-1, len(self.turn))) @ self.turn.to(weight.dtype).t()).flatten(-2)
+
+
+@part("hadamard", place="input")
+class Hadamard(InputPart):
+    """x H / sqrt(block), a Hadamard matrix, on each block of channels one behind the other; nothing is stored.
+
+    Args:
+        block: size of the matrix, the number of inputs or a divisor of it.
+
+    Raises:
+        LayerError: there is no such matrix, or blocks do not tile the inputs.
+
+    Source: QuaRot, arXiv 2404.00456, stage 1b: in front of down projections, whose weights have its inverse (R4).
+    """
+
+    def __init__(self, block: int):
+        super().__init__()
+        check_size("block", block)
+        if hadamard.factors(block) is None:
+            raise LayerError(f"block={block}: no Hadamard matrix of that size is made here; {hadamard.block_of(block)} "
+                             "is a divisor that can be")  # fmt: skip
+        self.block = block
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"block": self.block}
+
+    @classmethod
+    def empty(cls, rows: int, cols: int, *, block: Any) -> Self:
+        check_size("block", block)
+        if cols % block:
+            raise LayerError(f"block={block!r:.80} must be a divisor of the {cols} inputs")
+        return cls(block)
+
+    @property
+    def words(self) -> str:
+        return f"a Hadamard transform of {self.block} inputs"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return hadamard.transform(x, self.block)
+
+    def columns(self, kept: Tensor) -> "Hadamard":
+        raise LayerError("its inputs are mixed by a Hadamard matrix, and none of them can go; remove before rotating")
+
+    def folded(self, weight: Tensor) -> Tensor:
+        return hadamard.back(weight, self.block)
+
+    def taken(self, weight: Tensor) -> Tensor:
+        """The weight (rows, cols) that the layer has behind it, so that it computes the same: W H / sqrt(block)."""
+        return hadamard.transform(weight, self.block)

@@ -127,7 +127,7 @@ class LayerMethod(Method):
         inputs: dict[str, Any] = {}
         if self.measured is not None and seen is not None:
             for name, layer in block.linears():
-                _check_finite(name, layer)
+                check_finite(name, layer)
             inputs = seen.inputs(self.measured)
         sizes = {name: layer.in_features * layer.out_features for name, layer in block.linears()}
         methods: dict[str, Any] = {name: context.step.for_layer(name) for name in sizes}
@@ -187,7 +187,7 @@ class BlockMethod(Method):
         before = {name: (layer, _parts_of(layer)) for name, layer in block.linears()}
         norms = [(site.producer, site.producer.weight) for site in block.sites if site.row.of in ("norm", "latent")]
         for name, (layer, _) in before.items():
-            _check_finite(name, layer)
+            check_finite(name, layer)
         with _naming(block.name), architectures.decoder.keeping_outputs(block):
             self.compress_block(block, seen, context)
         for name, layer in block.linears():
@@ -227,7 +227,7 @@ class ModelMethod(Method):
         decoder = architectures.decoder.Decoder(model)
         before = {name: layer for block in decoder.blocks for name, layer in block.linears()}
         for name, layer in before.items():
-            _check_finite(name, layer)
+            check_finite(name, layer)
         outside = {"norms": decoder.norm.weight, **{name: decoder.model.get_submodule(name).weight
                    for name in (decoder.row.embeddings, decoder.row.head)}}  # fmt: skip
         self.compress_model(
@@ -311,7 +311,7 @@ def _naming(name: str) -> Iterator[None]:
         raise error if str(error).startswith(name) else LayerError(f"{name}: {error}") from error
 
 
-def _check_finite(name: str, layer: Any) -> None:
+def check_finite(name: str, layer: Any) -> None:
     weight = layer.weight if hasattr(layer, "weight") else None
     if weight is not None and weight.is_floating_point() and not weight.isfinite().all():
         raise LayerError(f"{name}: {NOT_FINITE}")

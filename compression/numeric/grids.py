@@ -203,6 +203,19 @@ class SignedGrid:
         scales = weight.detach().float().abs().amax(-1) / (self.middle - 1)
         return {"scales": torch.where(scales == 0, torch.ones_like(scales), scales)}
 
+    def fit_clipped(self, weight: Tensor, candidates: int = 40, shrink: float = 0.8) -> Params:
+        """As `fit`, with each scale the one of least squared error among so many, evenly down to 1 - shrink of it: what
+        is above the largest level is cut off. As QuaRot, arXiv 2404.00456, section 5, has it for weights."""
+        w, full, most = weight.detach().float(), self.fit(weight)["scales"], self.middle - 1
+        best, least = full.clone(), torch.full_like(full, torch.inf)
+        for candidate in range(candidates):
+            scales = full * (1 - shrink * candidate / candidates)
+            near = (w / scales[:, None]).round_().clamp_(-most, most).mul_(scales[:, None])
+            error = near.sub_(w).square_().sum(-1)
+            better = error < least
+            best, least = torch.where(better, scales, best), torch.where(better, error, least)
+        return {"scales": best}
+
     def encode(self, weight: Tensor, params: Params) -> Tensor:
         q = (weight.detach().float() / params["scales"][:, None]).round_() + self.middle
         return q.clamp_(1, 2**self.bits - 1).to(torch.uint8)

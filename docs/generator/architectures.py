@@ -64,14 +64,14 @@ def _anatomy(row: Architecture) -> Iterator[str]:
 def _refused(row: Architecture) -> Iterator[str]:
     halves = (*row.attentions, *row.mlps)
     if row.unturned:
-        yield f"`slicegpt`: {row.unturned}"
+        yield f"`slicegpt`, `quarot` and `spinquant`: {row.unturned}"
     elif any(half.experts for half in halves):
         yield "`slicegpt`: experts put out as many channels as they read"
     for what, some in (("heads (`structured`)", row.attentions), ("neurons (`p`)", row.mlps)):
         if reason := next((half.uncut for half in some if half.uncut), None):
             yield f"cutting {what}: {reason}"
     if any(half.latents for half in halves):
-        yield "`kvquant`: its cache holds a latent"
+        yield "`kvquant`, `kv_int`, `kv_fp8`, `kivi`: its cache holds a latent"
     if row.embeddings_scaled:
         yield "`embeddings=8`: they are scaled"
     if row.logits_cap:

@@ -24,6 +24,7 @@ VARIABLES = {
     "COMPRESSION_NATIVE": "path of a compiled `lut4` kernel, or 0 to do without it",
     "COMPRESSION_TRANSFORMERS_PYTHON": "Python with transformers as an engine, unless the current one has it",
     "COMPRESSION_VLLM_PYTHON": "Python with vLLM, unless the current one has it",
+    "COMPRESSION_LLAMA_CPP_LIBRARY": "shared library of llama.cpp (libllama) that you built; unset, that of xllamacpp",
     "COMPRESSION_LLAMA_CPP_PYTHON": "Python with xllamacpp, unless the current one has it",
     "CC": "C compiler for the `lut4` kernel",
     "OMP_NUM_THREADS": "threads of torch; part of the device's name in baselines",

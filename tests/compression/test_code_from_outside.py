@@ -74,6 +74,7 @@ def test_code_beside_a_checkpoint_is_never_run_whatever_is_answered(evil, tmp_pa
     assert not (tmp_path / "modules").exists()
 
 
+@pytest.mark.process
 def test_the_code_would_have_run(evil, tmp_path):
     """Negative control: transformers itself asks, and runs it."""
     code = f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(evil)!r})"

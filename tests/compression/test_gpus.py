@@ -27,6 +27,7 @@ BASE = "random:tiny-qwen2"
 LOAD = Load(prompt_tokens=6, new_tokens=5, prompts=2)
 EMULATED = [case for case in CASES if "bitsandbytes" not in needs(case.recipe)]  # whose kernels are not
 OF_METHODS = {case.method: case for case in EMULATED}  # one for each
+EVERYDAY = ["rtn", "gptq", "smoothquant", "slicegpt", "kd"]  # of each unit, one; the slow lane has all
 
 
 @pytest.fixture
@@ -39,7 +40,10 @@ def on_gpu(model, device=GPU):
     return model.to(device).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("row", OF_METHODS.values(), ids=OF_METHODS)
+@pytest.mark.parametrize("row", [
+    pytest.param(row, id=name, marks=[] if name in EVERYDAY else pytest.mark.process)
+    for name, row in OF_METHODS.items()
+])  # fmt: skip
 @pytest.mark.usefixtures("imported", "tiny_shapes")
 def test_compressing_on_the_second_gpu_comes_to_what_it_comes_to_on_a_cpu(row, tmp_path, monkeypatch):
     options = {"teacher": "self", "downstream": TASK}

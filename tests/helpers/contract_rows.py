@@ -66,6 +66,11 @@ def range_bytes(bits, clusters, index=True):
     return lambda rows, cols, itemsize: rows * (cols * bits // 8 + 4) + 8 * clusters + 2 * cols * index
 
 
+def signed_bytes(bits):
+    """Codes of `bits` bits, one fp32 scale to a row."""
+    return lambda rows, cols, itemsize: rows * math.ceil(cols * bits / 8) + 4 * rows
+
+
 def level_bytes(bits):
     """Dense layers, those of keys and values with fp32 levels and two thresholds to a channel behind them."""
     heads = 64  # outputs of keys and of values in the tiny shapes
@@ -126,6 +131,7 @@ class Row:
         whole: whether a layer is changed together with what is before it or behind it, so that `error` is that of the
             logits of the model.
         kept: the bytes of the model beside its linear layers, where they change too, from its configuration.
+        unties: whether the head has a weight of its own afterwards.
         second: whether the contract runs on the second shape too: one row for each kind of stored tensors.
     """
 
@@ -137,6 +143,7 @@ class Row:
     second: bool = False
     whole: bool = False
     kept: Callable[..., int] | None = None
+    unties: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,14 +172,17 @@ CHEAPEST = {
     "distilled": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2,warmup=0",
     "gptq": FEW,
     "kd": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2",
+    "kivi": "group_size=4,residual=2",
     "kvquant": FEW,
     "os_plus": f"{FEW},steps=3",
     "p": FEW,
+    "quarot": FEW,
     "recover": "rank=4,warmup=0",
     "rptq": FEW,
     "slicegpt": FEW,
     "smoothquant": FEW,
     "sparsegpt": FEW,
+    "spinquant": f"steps=2,{FEW}",
     "structured": "samples=4",
     "wanda": FEW,
 }
@@ -301,6 +311,22 @@ EXPECTED = {
             whole=True,
         ),
     ),
+    "quarot": (
+        Row(0.6, signed_bytes(4), second=True, whole=True, unties=True),
+        Row(
+            0.1,
+            lambda rows, cols, itemsize: int8_bytes(rows, cols, itemsize) + 4,
+            "bits=8,activation_bits=8,activations=static,rounding=gptq",
+            second=True,
+            whole=True,
+            unties=True,
+        ),
+        Row(0.4, signed_bytes(4), "rotation=identity,activation_bits=16", whole=True, unties=True),
+    ),
+    "spinquant": (Row(0.6, signed_bytes(4), whole=True, unties=True),),
+    "kv_int": (Row(0.3, dense_bytes, "bits=4,keys=channel,tokens=4,residual=1,keep_first=1", second=True, whole=True),),
+    "kv_fp8": (Row(0.1, dense_bytes, whole=True),),
+    "kivi": (Row(0.6, dense_bytes, whole=True),),
     "kvquant": (Row(0.2, level_bytes(3), second=True, whole=True),),
     "kd": (Row(0.06, dense_bytes, "learning_rate=0.001"),),
     "distilled": (Row(0.06, dense_bytes, "targets=all,learning_rate=0.005"),),

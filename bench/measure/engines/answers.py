@@ -23,6 +23,7 @@ class Options:
         sequences: at once, at most.
         seed: of the engine's random numbers; those of sampled tokens have seeds of their own (`Drawn`).
         quantization: what the engine is told to make of the weights while it loads them; None for what the file has.
+        devices: among which the engine divides one model, a process for each; on a CPU processes of `threads` each.
     """
 
     dtype: str = "auto"
@@ -31,11 +32,12 @@ class Options:
     sequences: int = 1
     seed: int = 0
     quantization: str | None = None
+    devices: int = 1
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-        for name, least in (("threads", 1), ("max_length", 2), ("sequences", 1), ("seed", 0)):
+        for name, least in (("threads", 1), ("max_length", 2), ("sequences", 1), ("seed", 0), ("devices", 1)):
             at_least(name, getattr(self, name), least, OptionError)
 
 
@@ -114,11 +116,11 @@ class Continuation:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Anonymous resident memory of an engine's process.
+    """Anonymous resident memory of an engine's process and of those that it started.
 
     Attributes:
         anonymous_bytes: now.
-        peak_bytes: at most since the last reading, or since the start.
+        peak_bytes: at most since the last reading, or since the start; of several processes the sum of their peaks.
         source: where the figures were read.
     """
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from bench.errors import EngineError, OptionError
 from bench.measure.engines.answers import Continuation, Drawn, Facts, Memory, Options, Scores
 from bench.measure.engines.child import Child
-from bench.measure.engines.environments import check_installed, environment_of, python_of, requirement
+from bench.measure.engines.environments import ENGINES, check_installed, environment_of, python_of, requirement
 from compression.files.strict_json import at_least
 
 PATIENCE_S = 1800.0  # for one answer
@@ -31,6 +31,8 @@ class Engine:
     def __init__(self, child: Child, model: Path | str, options: Options, python: Path | str):
         self.options, self.log, self._child = options, child.log, child
         given = {name: value for name, value in asdict(options).items() if value is not None}
+        if options.devices == 1:
+            del given["devices"]  # known to those alone that divide models
         answer = child.ask({"model": str(model)} | given)
         try:
             self.facts = Facts(**answer, python=str(python))
@@ -80,6 +82,9 @@ class Engine:
         if options.quantization is not None and not need.quantizes:
             raise OptionError(f"quantization must be None for {name}, not {options.quantization!r}: it opens weights "
                               "as they are stored")  # fmt: skip
+        if options.devices > 1 and not need.divides:
+            able = ", ".join(each for each, other in ENGINES.items() if other.divides)
+            raise OptionError(f"devices must be 1 for {name}, not {options.devices}: models are divided by {able}")
         if python is None:
             python = python_of(name)
         else:

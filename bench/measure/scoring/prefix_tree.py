@@ -22,6 +22,7 @@ from torch import Tensor
 from bench.errors import MetricError
 from bench.measure import rope
 from bench.measure.scoring import prefix_cache
+from compression import caches
 from compression.architectures import decoder
 from compression.checkpoints.tokens import check_ids, common
 
@@ -81,7 +82,7 @@ class Tree:
         with torch.inference_mode():
             for leaf in alone:
                 rope.forget(self.model)
-                hidden = self._decoder(input_ids=self._tensor(leaf.ids), use_cache=False).last_hidden_state[0]
+                hidden = self._alone(leaf.ids)
                 self._add(hidden, leaf.wanted)
             if leaves:
                 rope.forget(self.model)
@@ -91,6 +92,12 @@ class Tree:
                 self._branch(0, len(leaves), 0)
                 del self._held
         return list(zip(self._sums, self._greedy, strict=True))
+
+    def _alone(self, ids: Sequence[int]) -> Tensor:
+        """Hidden states (tokens, width) of a sequence that is read by itself."""
+        if caches.replaying.policy_of(self.model) is not None:
+            return caches.replaying.hidden(self.model, self._tensor(ids))[0]
+        return self._decoder(input_ids=self._tensor(ids), use_cache=False).last_hidden_state[0]
 
     @property
     def _decoder(self) -> Any:
@@ -212,8 +219,10 @@ class Tree:
 def shares(model: Any) -> bool:
     """Whether a model's logits after three short sequences with a common beginning, read as a tree, are those alone.
 
-    Found out once for each model.
+    Found out once for each model. Where keys and values are quantized they are not: a sequence has groups of its own.
     """
+    if caches.replaying.policy_of(model) is not None:
+        return False
     if model not in _SHARES:
         _SHARES[model] = _agrees(model)
     return _SHARES[model]

@@ -62,7 +62,7 @@ class InputStore(LayerStore):
 
 def activations_of(part: InputPart) -> str:
     """Which of `compressed_tensors_config.ACTIVATIONS` it is; in words why none."""
-    if isinstance(part, TokenRange) and part.bits == 8:
+    if isinstance(part, TokenRange) and part.bits == 8 and part.clip == 1:
         return "int8" if part.step is None else f"int8{STATIC}"
     if isinstance(part, FloatRange):
         for name, grid in _GRIDS.items():

@@ -56,8 +56,6 @@ class GGUFSource(BaseSource):
     def file(self) -> gguf.GGUFile:
         return gguf.open_file(self.path)
 
-    decodes = True
-
     @property
     def place(self) -> Path:
         return self.path

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from compression.architectures import decoder, description, embeddings
 from compression.architectures.table import architecture_of
-from compression.checkpoints.formats import gguf, gguf_rope, gguf_tokenizer
+from compression.checkpoints.formats import gguf, gguf_rope, gguf_tokenizer, writing
 from compression.errors import LayerError
 from compression.layers.embedding import Embedding
 from compression.layers.linear import Linear
@@ -66,6 +66,7 @@ def check_model(model: nn.Module) -> None:
     name, config = type(model).__name__, model.config
     if name not in ARCHITECTURES:
         raise LayerError(f"format gguf cannot hold {name}; written are {', '.join(ARCHITECTURES)}")
+    writing.check_cache("gguf", model)
     if description.describe(model):
         raise LayerError("format gguf cannot hold edits of the model (compression.architectures.edits); leave out the "
                          "step that makes them")  # fmt: skip

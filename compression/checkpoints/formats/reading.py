@@ -1,5 +1,6 @@
 """Whole checkpoints of the published formats, read into a model with packed layers."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compression.architectures import embeddings
+from compression.architectures import decoder, embeddings
 from compression.architectures import published as layouts
 from compression.architectures.fused import Fused
 from compression.architectures.table import named
@@ -41,6 +42,37 @@ def open_model(source: BaseSource) -> Unread:
             shapes, the group size or the symmetry that the configuration names. What values tell, reading tells.
     """
     return _Checkpoint(source).unread()
+
+
+def dense_weights(source: BaseSource, device: str = "cpu") -> Weights:
+    """The tensors of the dense model that a published checkpoint stands for, each layer decoded when it is asked for.
+
+    Raises:
+        CheckpointError: as `open_model`; `read`: a file is damaged, or a value is not finite.
+    """
+    unread = open_model(source)
+    packed, layers = unread.weights, decoder.stored_layers(unread.model)
+    tensors: dict[str, list[str]] = {name: [] for name in layers}
+    headers: dict[str, Tensor] = {}
+    for name, header in packed.headers.items():
+        if (owner := layer_of(name)) is None:
+            headers[name] = header
+        else:
+            tensors[owner].append(name)
+            headers[f"{owner}.weight"] = torch.empty(layers[owner].weight_part.shape, dtype=packed.dtype, device="meta")
+    owners = {f"{name}.weight": name for name in layers}
+
+    def read(names: list[str]) -> dict[str, Tensor]:
+        found = packed.read(each for name in names for each in (tensors[owners[name]] if name in owners else [name]))
+        for name in names:
+            if (owner := owners.get(name)) is not None:
+                layer = copy.deepcopy(layers[owner])
+                own = {each.removeprefix(f"{owner}."): found.pop(each) for each in tensors[owner]}
+                layer.load_state_dict(own, assign=True, strict=False)
+                found[name] = layer.to_linear().weight.detach()
+        return {name: found[name].to(device) for name in names}
+
+    return Weights(packed.where, headers, packed.dtype, read)
 
 
 class _Checkpoint:

@@ -8,6 +8,7 @@ from compression.architectures import decoder, embeddings
 from compression.architectures import published as layouts
 from compression.architectures.fused import Fused
 from compression.architectures.table import architecture_of
+from compression.caches import replaying
 from compression.checkpoints.formats.layer import LayerStore, check_inputs, check_order, check_shared, join, layer_of
 from compression.errors import LayerError
 
@@ -64,7 +65,8 @@ class Writer:
 
 def check_outside(format: str, model: nn.Module) -> None:
     """Raise LayerError for packed embeddings, and experts that are one tensor: readers of published formats know
-    neither."""
+    neither, nor how a cache is stored."""
+    check_cache(format, model)
     row = architecture_of(model)
     if embeddings.is_packed(model):
         raise LayerError(f"format {format} cannot hold {row.embeddings}: its readers take embeddings in 16 bits; leave "
@@ -72,6 +74,13 @@ def check_outside(format: str, model: nn.Module) -> None:
     if row.stacked_experts:
         raise LayerError(f"format {format} cannot hold the experts of {row.name}, which its readers know as one tensor "
                          "of all of them")  # fmt: skip
+
+
+def check_cache(format: str, model: nn.Module) -> None:
+    """Raise LayerError if the model has a cache policy: no published format says how keys and values are stored."""
+    if replaying.policy_of(model) is not None:
+        raise LayerError(f"format {format} has no place for how the cache stores keys and values; leave that step out, "
+                         "or write format own")  # fmt: skip
 
 
 def dense_layers(model: nn.Module) -> list[str]:

@@ -25,8 +25,7 @@ HIGHEST = 127
 
 def token_steps(x: Tensor, highest: int = HIGHEST) -> Tensor:
     """The largest absolute value of each token of x (..., cols) over `highest`: fp32 (..., 1), 1 where that is 0."""
-    low, high = torch.aminmax(x, dim=-1, keepdim=True)
-    largest = torch.maximum(high, -low).float() / highest
+    largest = x.abs().amax(-1, keepdim=True).float() / highest  # several times as fast as torch.aminmax on CPUs
     return torch.where(largest == 0, 1, largest)
 
 
@@ -47,6 +46,8 @@ def _refuses(spec: LayerSpec) -> str | None:
         return "symmetric weights with one scale per output channel only"
     if spec.inputs[0]["bits"] != 8:
         return f"activations in 8 bits only, not {spec.inputs[0]['bits']}"
+    if spec.inputs[0].get("clip", 1) != 1:
+        return "activations up to their largest only, none of them cut off"
     if spec.device_type == "cuda":
         if spec.in_features % 8 or spec.out_features % 8:
             return f"inputs and outputs must be multiples of 8, not {spec.in_features} and {spec.out_features}"
@@ -84,8 +85,8 @@ def _bind(layout: Tensor, params: Params, spec: LayerSpec) -> Product:
         codes, steps = rounded(flat)
         few = len(codes) < least
         sums = torch._int_mm(torch.nn.functional.pad(codes, (0, 0, 0, least - len(codes))) if few else codes, turned)
-        y = (sums[: len(flat)] if few else sums) * steps
-        return y.mul_(scales).to(spec.dtype).view(*x.shape[:-1], spec.out_features)
+        y = (sums[: len(flat)] if few else sums).float()  # first: a product of int32 and fp32 is not vectorized
+        return y.mul_(steps).mul_(scales).to(spec.dtype).view(*x.shape[:-1], spec.out_features)
 
     product.held = (scales, *(() if step is None else (step,)))  # type: ignore[attr-defined]
     return product

@@ -174,6 +174,7 @@ def timed(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.process
 def test_a_method_that_sleeps_a_tenth_of_every_token_is_seen_and_noise_alone_is_not(timed):
     assert [] == timed(0, update=True)
     assert [] == timed(1)

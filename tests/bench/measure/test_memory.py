@@ -300,6 +300,7 @@ def test_memory_efficiency_is_the_stored_share_of_the_peak():
     assert memory_efficiency(MemoryReading(peak_bytes=400, model_bytes=1, stored_bytes=100, source="")) == 0.25
 
 
+@pytest.mark.process
 @linux
 def test_a_real_model_in_its_own_process_peaks_little_above_its_weights(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM

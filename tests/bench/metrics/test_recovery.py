@@ -92,6 +92,7 @@ def checkpoint(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.process
 def test_a_run_measures_before_and_after_item_by_item_and_the_share_of_the_gap(checkpoint, tmp_path):
     recipe = Recipe.parse("nf4-recover(rank=4,samples=100,sequence_length=64,learning_rate=0.02,warmup=0)")
     options = Options(

@@ -32,6 +32,7 @@ def of_the_reference():
     return [each for table in tables(rows) for each in printed(formats.markdown(table))]
 
 
+@pytest.mark.process
 def test_every_command_in_the_tables_of_the_reference_selects_tests_of_all_its_recipes(of_the_reference, pytester):
     found = list(dict.fromkeys(of_the_reference))
     assert len(found) > 10

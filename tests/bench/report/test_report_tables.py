@@ -7,7 +7,7 @@ from report_rows import BASELINES, F1, LATENCY, LOAD, PERPLEXITY, SIZE, cells, r
 
 from bench.metrics import all_metrics
 from bench.report import recipe_lists
-from bench.report.layout import FAMILIES, JUDGED, family_of, layouts
+from bench.report.layout import FAMILIES, JUDGED, family_of, layouts, requested
 from bench.report.orders import BEGINNINGS, ORDERS
 from bench.report.sources import recorded
 from bench.report.tables import newest, tables
@@ -212,3 +212,21 @@ def test_of_the_reference_it_is_said_that_its_outliers_are_planted():
 
     assert any("is artificial" in remark for remark in table.remarks)
     assert not any("is artificial" in remark for remark in other.remarks)
+
+
+def test_of_requests_at_rates_each_engine_and_rate_has_a_line():
+    asked = {"runtime": "vllm", "batch": 32, "requests": 64}
+    rows = [
+        row("efficiency.rate_throughput", 100.0 * rate, params=asked | {"rate": rate}, base_value=50.0 * rate)
+        for rate in (1.0, 4.0)
+    ]
+    rows += [row("efficiency.rate_ttft_p99_ms", 9.0, params=asked | {"rate": 4.0}, base_value=12.0)]
+
+    found = cells(table_of(rows, "S6"))
+
+    assert {
+        "nf4 (vllm, rate 1.0)": 100.0, "nf4 (vllm, rate 4.0)": 400.0,
+        "fp16 (vllm, rate 1.0)": 50.0, "fp16 (vllm, rate 4.0)": 200.0,
+    } == {name: line["Throughput (tok/s)"].value for name, line in found.items()}  # fmt: skip
+    assert 9.0 == found["nf4 (vllm, rate 4.0)"]["TTFT, p99 (ms)"].value
+    assert {column.metric for column in requested("quantization").columns} <= set(all_metrics())

@@ -201,6 +201,7 @@ COMPUTED = {"perplexity", "task", "tasks", "rag_answers", "rag_comparison", "rag
             "rag_unanswerable", "clarity", "likelihood"}  # fmt: skip
 
 
+@pytest.mark.process
 def test_every_measurement_of_quality_uses_float32_and_every_one_of_time_the_stored_dtype(
     imported, pytester, without_bf16, monkeypatch
 ):

@@ -71,6 +71,7 @@ def test_losses_and_divergence_are_recorded_by_window_and_gated_by_them(run, pyt
     damaged.stderr.fnmatch_lines([f"*items*{path.name}*restore it from version control*"])
 
 
+@pytest.mark.process
 def test_programs_that_may_not_be_run_do_not_fail_against_a_baseline_of_a_run_that_ran_them(run):
     scores = [f"{FILES / 'test_quality.py'}::{name}" for name in ("test_task", "test_average")]
     settings = (*scores, "--model", "fp16", "--data", "embedded", "--tasks", "humaneval,hellaswag", "--limit", 2)

@@ -93,6 +93,7 @@ def test_a_resumed_run_measures_anew_what_read_a_text_that_changed(run, pytester
     assert 2 == len({row.inputs["data"].digest for row in after})
 
 
+@pytest.mark.process
 def test_copies_of_base_and_texts_are_compared_wherever_they_lie_and_changed_texts_are_named(run, hf, tmp_path):
     base, data = hf("A"), text(tmp_path / "data")
     notes = text(tmp_path / "x" / "notes", "A rain in spring, a storm in autumn, snow in winter. ", "train")

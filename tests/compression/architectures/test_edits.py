@@ -28,6 +28,7 @@ from compression.architectures.edits import (
     Turn,
     Untie,
 )
+from compression.architectures.rotations import RotateStream
 from compression.architectures.table import ARCHITECTURES
 
 CLOSE = 1e-9
@@ -82,7 +83,8 @@ def one_of_each(model, seed):
             edits += [InBlock(number, edit) for edit in found]
     # a norm that was divided has a weight again
     edits += [FoldNorm(place.number) for place in decoder.places()]
-    turns = [Turn(p.number, orthogonal(seed + p.number, 32, 32)) for p in decoder.places()]
+    turns = [RotateStream(orthogonal(seed, 32, 32))]
+    turns += [Turn(p.number, orthogonal(seed + p.number, 32, 32)) for p in decoder.places()]
     return edits + (turns if decoder.row.unturned is None else [])
 
 

@@ -188,9 +188,12 @@ def test_numbers_that_are_damaged_are_refused_by_name(written, tmp_path, steps, 
         compression.load(tmp_path / "out")
 
 
-def test_activations_in_other_bits_are_not_written(written, tmp_path):
+@pytest.mark.parametrize(
+    ("part", "words"), [(TokenRange(4), "not activations in 4 bits"), (TokenRange(clip=0.9), "cut off at 0.9")]
+)
+def test_activations_in_other_bits_or_cut_off_are_not_written(written, tmp_path, part, words):
     again = compression.load(written[RECIPES[0]][1])
     for layer in decoder.stored_layers(again.model).values():
-        layer.input_part = TokenRange(4)
-    with pytest.raises(LayerError, match=says("q_proj", "int8, fp8, mxfp4 and nvfp4", "not activations in 4 bits")):
+        layer.input_part = part
+    with pytest.raises(LayerError, match=says("q_proj", "int8, fp8, mxfp4 and nvfp4", words)):
         again.save(tmp_path / "out", "compressed-tensors")

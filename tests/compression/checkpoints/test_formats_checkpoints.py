@@ -7,7 +7,9 @@ from formats import AWQ, GPTQ, NAME, SYMMETRIC
 from published import publish
 
 import compression
+from compression.__main__ import main
 from compression.architectures import decoder
+from compression.checkpoints import weights as weights_of_files
 
 CHECKPOINTS = {
     "gptq": GPTQ,
@@ -87,3 +89,46 @@ def test_a_checkpoint_keeps_its_own_values_when_it_is_saved_in_our_format(tmp_pa
 
     assert torch.equal(logits(opened.model), logits(again.model))
     assert torch.float16 == again.model.get_submodule(NAME).weight_part.scales.dtype
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
+@pytest.mark.parametrize("quantization", [GPTQ | {"bits": 2, "desc_act": True}, AWQ], ids=["gptq", "awq"])
+def test_a_published_base_is_decoded_block_by_block_and_compressed_as_its_dense_twin(
+    tmp_path, architecture, quantization
+):
+    source, ids = str(tmp_path / "p"), torch.arange(64).view(2, 32) % 48
+    dense = publish(tmp_path / "p", architecture, quantization)
+    recipe = "gptq(bits=3,group_size=16,samples=2,sequence_length=32)"
+
+    compression.compress(source, recipe, calibration=ids, into=tmp_path / "out", dequantize=True)
+
+    base = compression.open_base(source, dequantize=True)
+    whole = compression.compress(base, recipe, calibration=ids)
+    streamed = compression.load(tmp_path / "out")
+    assert whole.base == streamed.base
+    assert all(torch.equal(tensor, streamed.model.state_dict()[name])
+               for name, tensor in whole.model.state_dict().items())  # fmt: skip
+    assert torch.equal(logits(dense), logits(base.model))
+
+
+def test_decoding_a_published_base_reads_the_tensors_of_the_layers_that_are_asked_for(tmp_path, monkeypatch):
+    publish(tmp_path, "LlamaForCausalLM", AWQ)
+    weights = compression.locate(str(tmp_path)).weights()
+    asked, read = [], weights_of_files.read_named
+    monkeypatch.setattr(weights_of_files, "read_named",
+                        lambda places, names: asked.extend(each := list(names)) or read(places, each))  # fmt: skip
+
+    found = weights.read([f"{NAME}.weight"])
+
+    assert [f"{NAME}.weight"] == list(found)
+    assert {f"{NAME}.qweight", f"{NAME}.qzeros", f"{NAME}.scales"} == set(asked)
+
+
+def test_the_command_line_compresses_a_published_base_only_where_it_is_told_to(tmp_path, capsys):
+    publish(tmp_path / "p", "LlamaForCausalLM", AWQ)
+    command = ["rtn(group_size=32)", "--base", str(tmp_path / "p"), "--out", str(tmp_path / "out")]
+
+    assert 2 == main(command)
+    assert "already quantized (awq)" in (error := capsys.readouterr().err) and "--dequantize" in error
+    assert 0 == main([*command, "--dequantize"])
+    assert compression.load(tmp_path / "out").recipe.text == "rtn(group_size=32)"

@@ -126,6 +126,12 @@ def test_other_bits_are_refused_with_the_number(bits):
     assert f"activations in 8 bits only, not {bits}" == refused["w8a8"]
 
 
+def test_activations_that_are_cut_off_are_refused():
+    _, refused = choose(Linear(Rounded(drawn(24, 40)), input_part=TokenRange(clip=0.9)).spec_on("cpu"))
+
+    assert "activations up to their largest only, none of them cut off" == refused["w8a8"]
+
+
 def test_one_input_is_refused():
     _, refused = choose(Linear(Rounded(drawn(24, 1)), input_part=TokenRange()).spec_on("cpu"))
 

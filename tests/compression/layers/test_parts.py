@@ -24,7 +24,7 @@ from compression.layers.ranges import AffineRange
 from compression.layers.rounded import Rounded
 from compression.layers.several import Chain, OutputChain, Sum
 from compression.layers.sparse import Csr, Sparse
-from compression.layers.transforms import Permutation, Rotation, Scale
+from compression.layers.transforms import Hadamard, Permutation, Rotation, Scale
 from compression.numeric.floats import FloatGrid
 
 ROWS, COLS = 12, 64
@@ -90,7 +90,10 @@ WEIGHTS = {
     ),
 }  # fmt: skip
 INPUTS = {
-    "token_range": st.builds(TokenRange, st.integers(2, 16), st.none() | st.floats(0.01, 1)),
+    "token_range": st.one_of(
+        st.builds(TokenRange, st.integers(2, 16), st.none() | st.floats(0.01, 1)),
+        st.builds(TokenRange, st.integers(2, 16), clip=st.floats(0.1, 1)),
+    ),
     "float_range": st.sampled_from(
         [
             FloatRange(FloatGrid(element="e4m3", group_size=-1)),
@@ -103,6 +106,7 @@ INPUTS = {
     "scale": with_seed(lambda seed: Scale(drawn(seed, COLS).exp())),
     "permutation": with_seed(permutation),
     "rotation": with_seed(lambda seed: rotation(seed, 16)),
+    "hadamard": st.sampled_from([64, 16, 4]).map(Hadamard),
     "chain": with_seed(lambda seed: Chain(permutation(seed), Scale(drawn(seed, COLS)), TokenRange())),
 }
 OUTPUTS = {
@@ -110,7 +114,7 @@ OUTPUTS = {
                         keep_first=st.integers(0, 2)),
     "output_chain": with_seed(lambda seed: OutputChain(levels(seed, 4), levels(seed + 1, 2))),
 }  # fmt: skip
-UNCUT = {"rotation"}  # whose inputs are all mixed
+UNCUT = {"rotation", "hadamard"}  # whose inputs are all mixed
 
 
 @st.composite
@@ -304,6 +308,13 @@ def test_a_part_of_another_place_is_refused(place, part):
         {"weight": {"kind": "sum", "parts": []}},
         {"weight": {"kind": "sum", "parts": [{"kind": "sum", "parts": []}] * 2}},
         {"input": {"kind": "token_range", "bits": 8, "static": 1}},
+        {"input": {"kind": "token_range", "bits": 8, "static": False, "clip": 1.5}},
+        {"input": {"kind": "token_range", "bits": 8, "static": False, "clip": True}},
+        {"input": {"kind": "token_range", "bits": 8, "static": True, "clip": 0.9}},
+        {"input": {"kind": "token_range", "bits": 8}},
+        {"input": {"kind": "hadamard", "block": 3}},
+        {"input": {"kind": "hadamard", "block": 2**40}},
+        {"input": {"kind": "hadamard", "block": True}},
         {"input": {"kind": "rotation", "block": 48}},
         {"output": {"kind": "levels", "bits": 40, "keep_first": 0}},
         {"output": {"kind": "levels", "bits": 3, "keep_first": -1}},
@@ -336,6 +347,20 @@ def test_one_static_step_serves_all_tokens_and_clips():
     x = torch.tensor([[0.26, -0.24, 900.0, 0.0]])
 
     assert torch.allclose(torch.tensor([[0.5, 0.0, 63.5, 0.0]]), TokenRange(8, 0.5)(x))
+
+
+def test_with_a_clip_the_largest_number_stands_for_a_share_of_the_largest_value():
+    x = torch.tensor([[10.0, 4.2, -1.0, 0.0]])  # a step of 8 / 7
+
+    torch.testing.assert_close(torch.tensor([[8.0, 32 / 7, -8 / 7, 0.0]]), TokenRange(4, clip=0.8)(x))
+
+
+@given(st.sampled_from([64, 32, 4]), seeds)
+def test_a_hadamard_transform_is_what_the_weight_behind_it_takes_back(block, seed):
+    x, weight, part = inputs(seed).double(), drawn(seed, ROWS, COLS).double(), Hadamard(block)
+
+    torch.testing.assert_close(part(x) @ part.taken(weight).T, x @ weight.T, rtol=0, atol=1e-12)
+    torch.testing.assert_close(part.folded(part.taken(weight)), weight, rtol=0, atol=1e-12)
 
 
 def test_a_token_of_zeros_stays():

@@ -12,7 +12,7 @@ from strategies import BITS, DTYPES, affine_grids, gaussian, grids, nf4_grids, s
 
 from compression import LayerError, RecipeError
 from compression.numeric.floats import FloatGrid
-from compression.numeric.grids import AffineGrid, Int8RowGrid
+from compression.numeric.grids import AffineGrid, Int8RowGrid, SignedGrid
 from compression.numeric.grouping import check_group, decode, groups_of, quantize
 from compression.numeric.normal_float import DOUBLE_QUANT_BLOCK, NF4_LEVELS, SMALLEST_ABSMAX, NF4Grid, dynamic_levels
 from compression.numeric.packing import unpack
@@ -34,6 +34,23 @@ def test_a_symmetric_grid_with_real_zero_points_is_refused():
 def groups(weight, grid):
     """float64 (rows, groups, group size)."""
     return weight.double().view(weight.shape[0], groups_of(weight.shape[1], grid.group_size), -1)
+
+
+# --- Signed -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 8), seeds)
+def test_clipped_scales_are_those_of_least_error_among_the_candidates(bits, seed):
+    grid, weight = SignedGrid(bits=bits), gaussian(3, 40, seed=seed)
+    weight[1] = 0
+    found, full = grid.fit_clipped(weight, 10, 0.8)["scales"], grid.fit(weight)["scales"]
+
+    for row, scale, largest in zip(weight, found, full, strict=True):
+        errors = {}
+        for part in range(10):
+            one = {"scales": (largest * (1 - 0.8 * part / 10))[None]}
+            errors[float(one["scales"])] = float((decode(grid, grid.encode(row[None], one), one) - row).square().sum())
+        assert pytest.approx(min(errors.values()), rel=1e-4) == errors[float(scale)]
 
 
 # --- Affine -----------------------------------------------------------------------------------------------------------

@@ -241,6 +241,7 @@ print(anonymous_bytes() - before)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is told by Linux alone")
 def test_a_batch_is_read_without_the_rest(tmp_path):
     folder = tmp_path / "teacher"

@@ -1,5 +1,6 @@
 """llama.cpp as an engine: a GGUF file, decoding of all sequences in one batch, keys and values in fp16.
 
+The library is that of xllamacpp, or the one that COMPRESSION_LLAMA_CPP_LIBRARY names: one that the user built.
 Tokens are drawn here from llama.cpp's logits: its own samplers apply top_p before the temperature, all others behind.
 """
 
@@ -10,6 +11,7 @@ from serving import serve
 
 BATCH = 512  # tokens of a prompt that are computed at once, llama.cpp's default
 SLICE = 128  # positions whose logits are held at once
+LIBRARY = "COMPRESSION_LLAMA_CPP_LIBRARY"
 
 
 def open_model(model, dtype, threads, max_length, sequences, seed):
@@ -20,12 +22,12 @@ def open_model(model, dtype, threads, max_length, sequences, seed):
     from llama_library import Model as Library
 
     flags = {"threads": threads, "positions": max_length, "sequences": sequences, "batch": BATCH}
-    opened = Library(xllamacpp.xllamacpp.__file__, model, **flags)
+    named = os.environ.get(LIBRARY)
+    opened = Library(named or xllamacpp.xllamacpp.__file__, model, **flags)
     facts = {
-        "engine": "llama.cpp", "version": f"xllamacpp {xllamacpp.__version__}", "torch": None, "transformers": None,
-        "vocabulary": opened.vocabulary,
-        "flags": flags | {"mmap": False, "kv_cache": "f16", "weights": opened.description,
-                          "system": str(xllamacpp.get_system_info())},
+        "engine": "llama.cpp", "version": f"library {named}" if named else f"xllamacpp {xllamacpp.__version__}",
+        "torch": None, "transformers": None, "vocabulary": opened.vocabulary,
+        "flags": flags | {"mmap": False, "kv_cache": "f16", "weights": opened.description, "system": opened.system},
     }  # fmt: skip
     return Model(opened), facts
 

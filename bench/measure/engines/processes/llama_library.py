@@ -46,6 +46,7 @@ class Batch(ctypes.Structure):
 
 SIGNATURES = {
     "llama_backend_init": (None,),
+    "llama_print_system_info": (ctypes.c_char_p,),
     "llama_model_default_params": (Parameters,),
     "llama_context_default_params": (Parameters,),
     "llama_model_load_from_file": (POINTER, ctypes.c_char_p, Parameters),
@@ -63,11 +64,23 @@ SIGNATURES = {
 LOGGER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, POINTER)
 
 
+def _declared(path):
+    """A library with the types of the functions that are called; RuntimeError if it has them not."""
+    try:
+        library = ctypes.CDLL(path)
+        for name, (result, *arguments) in SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise RuntimeError(f"{path} must be a shared library of llama.cpp (libllama), but: {error}") from error
+    return library
+
+
 class Model:
     """A GGUF file, opened.
 
     Args:
-        module: the path of the extension module.
+        module: the path of a library that exports what llama.h declares.
         positions: of one sequence at most, prompt and generated tokens together.
         sequences: at once, at most.
         batch: tokens that one call computes, at most.
@@ -75,13 +88,11 @@ class Model:
     Attributes:
         vocabulary: number of tokens.
         description: architecture, size and type of the weights, as llama.cpp words them.
+        system: instruction sets and libraries that it was built for, in its words.
     """
 
     def __init__(self, module, path, *, threads, positions, sequences, batch):
-        self.library = library = ctypes.CDLL(module)
-        for name, (result, *arguments) in SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+        self.library = library = _declared(module)
         self.errors = []
         self._logger = LOGGER(self._log)  # held for as long as the library may call it
         library.llama_log_set(self._logger, None)
@@ -101,6 +112,7 @@ class Model:
         text = ctypes.create_string_buffer(256)
         library.llama_model_desc(self._model, text, len(text))
         self.description = text.value.decode(errors="replace")
+        self.system = library.llama_print_system_info().decode(errors="replace")
         self._batch, self._size = library.llama_batch_init(batch, 0, 1), batch
 
     def _log(self, level, text, _):

@@ -16,6 +16,7 @@ Log-probabilities are in nat, of every token after the first. Times are seconds 
 answered with {"error": words, "kind": name of its type}, and its traceback goes to standard error.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -76,14 +77,30 @@ def told(prompts, begin, tokens):
 
 def memory(model, begin):
     """Anonymous resident bytes now, and at most since the last time this was asked for, or since the start."""
-    with open("/proc/self/status") as file:
+    found = [memory_of(process) for process in processes()]
+    source = "RssAnon and VmHWM of the engine's process" + ("es" if len(found) > 1 else "")
+    return {"anonymous_bytes": sum(now for now, _ in found), "peak_bytes": sum(peak for _, peak in found),
+            "source": source}  # fmt: skip
+
+
+def processes():
+    """This process and those that it started, which are of its group."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # one that ended meanwhile
+            if os.getpgid(int(name)) == os.getpgrp():
+                yield int(name)
+
+
+def memory_of(process):
+    """Anonymous resident bytes of a process now, and at most since the last time."""
+    with open(f"/proc/{process}/status") as file:
         text = file.read()
     read = {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
-    now = read["RssAnon"]
-    peak = max(now, read["VmHWM"] - read["RssFile"] - read["RssShmem"])
-    with open("/proc/self/clear_refs", "w") as file:
+    now = read.get("RssAnon", 0)  # one that ended has none
+    peak = max(now, read.get("VmHWM", 0) - read.get("RssFile", 0) - read.get("RssShmem", 0))
+    with open(f"/proc/{process}/clear_refs", "w") as file:
         file.write("5")  # the high-water mark starts anew
-    return {"anonymous_bytes": now, "peak_bytes": peak, "source": "RssAnon and VmHWM of the engine's process"}
+    return now, peak
 
 
 OPERATIONS = {"logprobs": logprobs, "generate": generate, "arrive": arrive, "memory": memory}

@@ -21,14 +21,15 @@ def positions(config, max_length):
     return max(max_length, min(max_length + 1, known))
 
 
-def kv_bytes(config, dtype, length, sequences):
-    """Bytes of keys and values for so many sequences, in whole blocks, of which one more is needed.
+def kv_bytes(config, dtype, length, sequences, devices):
+    """Bytes of keys and values on a device for so many sequences, in whole blocks, of which one more is needed.
 
     vLLM takes this memory at the start, whatever is generated; by default much more.
     """
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     element = 4 if "float32" in (dtype, str(config.dtype).removeprefix("torch.")) else 2
+    heads = max(1, heads // devices)
     blocks = sequences * -(-length // BLOCK) + 1
     return blocks * BLOCK * 2 * config.num_hidden_layers * heads * size * element
 
@@ -39,7 +40,7 @@ def ways(model):
     return sorted(name for name in methods if "Linear" in name or "MoE" in name)
 
 
-def open_model(model, dtype, threads, max_length, sequences, seed, quantization=None):
+def open_model(model, dtype, threads, max_length, sequences, seed, quantization=None, devices=1):
     os.environ.update(ENVIRONMENT, OMP_NUM_THREADS=str(threads))  # before torch is imported
     import torch
     import transformers
@@ -51,13 +52,13 @@ def open_model(model, dtype, threads, max_length, sequences, seed, quantization=
     length = positions(config, max_length)
     flags = {
         "dtype": dtype, "max_model_len": length, "max_num_seqs": sequences, "seed": seed, "enforce_eager": True,
-        "kv_cache_memory_bytes": kv_bytes(config, dtype, length, sequences),
+        "kv_cache_memory_bytes": kv_bytes(config, dtype, length, sequences, devices),
         "enable_prefix_caching": False, "async_scheduling": False, "skip_tokenizer_init": True,
         "generation_config": "vllm", "load_format": "safetensors", "max_logprobs": -1,
-        "quantization": quantization,
+        "quantization": quantization, "tensor_parallel_size": devices,
     }  # fmt: skip
     opened = vllm.LLM(model, trust_remote_code=False, **flags)
-    [layers] = opened.apply_model(ways)
+    layers = opened.apply_model(ways)[0]
     if quantization is not None and all(way.startswith(UNQUANTIZED) for way in layers):
         raise ValueError(f"vLLM takes quantization={quantization} and leaves every layer of this model as it is")
     config = opened.llm_engine.model_config

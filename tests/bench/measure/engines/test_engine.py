@@ -155,10 +155,17 @@ def test_what_an_engine_cannot_be_asked_is_refused_before_it_is_asked(engine, as
         ask(engine)
 
 
-@pytest.mark.parametrize("wrong", [{"dtype": "int4"}, {"threads": 0}, {"max_length": 1}, {"sequences": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"dtype": "int4"}, {"threads": 0}, {"max_length": 1}, {"sequences": 0}, {"devices": 0}]
+)
 def test_options_that_cannot_be_are_refused(wrong):
     with pytest.raises(OptionError, match=f"{next(iter(wrong))} must be "):
         Options(**wrong)
+
+
+def test_an_engine_that_divides_no_model_is_refused_several_devices(saved, tmp_path):
+    with pytest.raises(OptionError, match="devices must be 1 for transformers, not 2: models are divided by vllm"):
+        Engine.start("transformers", saved, log=tmp_path / "log", options=Options(devices=2))
 
 
 def test_a_folder_that_is_no_checkpoint_is_an_error_in_the_engines_words_with_the_log_kept(tmp_path):

@@ -1,11 +1,17 @@
 """vLLM and llama.cpp, each in an environment of its own: `tox -e engines` makes these and runs this file."""
 
+import _ctypes
 import math
+import os
+from pathlib import Path
 
 import numpy
+import psutil
 import pytest
 import torch
 from checkpoints import says, transformers_model
+from engines import wait_until_gone
+from processes import completed
 
 import compression
 from bench.errors import EngineError
@@ -24,12 +30,15 @@ NEAR = 1e-3  # nat; both compute in fp32, but llama.cpp keeps keys and values in
 NEAR_IN_FP16 = 5e-2  # nat; the numbers of fp16 around 4, where logits are, have steps of 4e-3
 
 
-def started(name, model, log, **options):
+def installed(name):
     try:
-        python = python_of(name)
+        return python_of(name)
     except EngineError as error:
         pytest.skip(str(error))
-    return Engine.start(name, model, python=python, log=log, options=Options(**OPTIONS | options))
+
+
+def started(name, model, log, **options):
+    return Engine.start(name, model, python=installed(name), log=log, options=Options(**OPTIONS | options))
 
 
 @pytest.fixture(scope="module")
@@ -230,9 +239,52 @@ def test_llama_cpp_scales_positions_as_they_are_written(tmp_path, rope):
     assert float(scaled) < NEAR < 20 * NEAR < float(unscaled)
 
 
+def test_llama_cpp_runs_from_the_library_that_is_named(gguf_file, tmp_path, monkeypatch):
+    python = installed("llama.cpp")
+    code = "import xllamacpp; print(xllamacpp.xllamacpp.__file__)"
+    inside = Path(completed([python, "-c", code], check=True).stdout.strip())
+    monkeypatch.setenv("COMPRESSION_LLAMA_CPP_LIBRARY", str(inside))
+
+    with started("llama.cpp", gguf_file[0], tmp_path / "log", dtype="auto") as engine:
+        assert f"library {inside}" == engine.facts.version
+        assert 3 == len(engine.logprobs([[1, 2, 3, 4]])[0].logprobs)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_is_no_library_of_llama_cpp_is_an_error_in_words(gguf_file, tmp_path, monkeypatch, exists):
+    """A file that is not there, and a library of something else."""
+    named = _ctypes.__file__ if exists else str(tmp_path / "libllama.so")
+    monkeypatch.setenv("COMPRESSION_LLAMA_CPP_LIBRARY", named)
+
+    with pytest.raises(EngineError, match=says(f"{named} must be a shared library of llama.cpp", "its log is in")):
+        started("llama.cpp", gguf_file[0], tmp_path / "log", dtype="auto")
+
+
 def test_llama_cpp_takes_no_other_dtype_than_that_of_the_file(gguf_file, tmp_path):
     with pytest.raises(EngineError, match="dtype must be auto, not float32"):
         started("llama.cpp", gguf_file[0], tmp_path / "log", dtype="float32")
+
+
+@torch.inference_mode()
+def test_vllm_divides_one_model_between_two_processes(model, checkpoint_folder, tmp_path):
+    ids = torch.tensor(PROMPTS[2])
+    expected = model(ids[None], use_cache=False).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+
+    with started("vllm", checkpoint_folder, tmp_path / "log", dtype="float32", devices=2) as engine:
+        [scores] = engine.logprobs([PROMPTS[2]])
+        memory, pid = engine.memory(), engine.pid
+        processes = [each.pid for each in psutil.process_iter() if os.getpgid(each.pid) == pid]
+
+    assert expected.tolist() == pytest.approx(scores.logprobs, abs=NEAR)
+    assert 2 == engine.facts.flags["tensor_parallel_size"] and 3 <= len(processes)
+    assert "processes" in memory.source
+    for each in processes:
+        wait_until_gone(each)
+
+
+def test_a_model_that_vllm_cannot_divide_is_an_error_in_its_words(checkpoint_folder, tmp_path):
+    with pytest.raises(EngineError, match="must be divisible by tensor parallel size"):
+        started("vllm", checkpoint_folder, tmp_path / "log", dtype="float32", devices=3)
 
 
 @pytest.mark.parametrize(("text", "format"), [

@@ -100,6 +100,7 @@ def failures(folder, server, *options, control=""):
     return done.stdout + done.stderr
 
 
+@pytest.mark.process
 def test_no_traceback_with_local_variables_shows_the_key_whatever_the_server_does(tmp_path):
     with misbehaving() as server:
         shown = failures(tmp_path, server)
