@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import affine_grids, gaussian, nf4_grids, seeds
 from torch import nn
@@ -190,6 +190,7 @@ def test_columns_of_a_weight_in_whole_groups_are_the_columns_of_its_value(weight
 
 @given(part=st.one_of(*(each for kind, each in INPUTS.items() if kind not in UNCUT)), seed=seeds)
 def test_a_layer_without_some_inputs_is_the_layer_on_zeros_there(part, seed):
+    assume(getattr(part, "offsets", None) is None)  # zeros that are shifted are something else
     layer = Linear(Dense(gaussian(ROWS, COLS, seed=seed)), input_part=part)
     kept = torch.randperm(COLS, generator=torch.Generator().manual_seed(seed))[:40].sort().values
     x = torch.zeros(2, 5, COLS)

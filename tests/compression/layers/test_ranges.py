@@ -113,18 +113,20 @@ def test_finer_granularities_err_less_on_average(seed, bits, symmetric):
 
 
 @given(seeds, st.integers(3, 8), st.booleans(), st.sampled_from(["tensor", "token"]))
-def test_powers_of_two_err_at_most_four_times_as_much(seed, bits, symmetric, granularity):
+def test_powers_of_two_err_at_most_a_whole_step_where_real_steps_err_half_of_one(seed, bits, symmetric, granularity):
     x = drawn(seed, 200)
-
-    def of(scale):
-        if granularity == "tensor":
-            return static(x, bits, symmetric=symmetric, scale=scale)
-        return AffineRange(bits, symmetric=symmetric, scale=scale)
-
-    fixed = of("power_of_two")
-    assert 4.2 * error(of("float"), x) >= error(fixed, x)  # 4 but for the values that were seen
+    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
     if granularity == "tensor":
+        low, high = x.amin(), x.amax()
+        fixed, free = (static(x, bits, symmetric=symmetric, scale=scale) for scale in ("power_of_two", "float"))
         assert float(fixed.steps.log2()) == round(float(fixed.steps.log2()))
+        assert free.steps <= fixed.steps < 2 * free.steps
+    else:
+        fixed, free = (AffineRange(bits, symmetric=symmetric, scale=scale) for scale in ("power_of_two", "float"))
+    steps = torch.maximum(high, -low) / (2 ** (bits - 1) - 1) if symmetric else (high - low) / (2**bits - 1)
+
+    assert ((fixed(x) - x).abs() <= steps * (1 + 1e-4)).all()
+    assert ((free(x) - x).abs() <= steps / 2 * (1 + 1e-4)).all()
 
 
 @given(seeds, st.integers(4, 8))

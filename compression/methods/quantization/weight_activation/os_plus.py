@@ -1,15 +1,12 @@
-"""Outlier Suppression+: channels made symmetric by a shift and even by a scale, before weights and activations are
-rounded.
+"""Outlier Suppression+: channels made symmetric by a shift and even by a scale before anything is rounded.
 
 Paper: arXiv 2304.09145, sections 4.1 and 4.2. Channel j of what layers read is shifted by z_j = (max_j + min_j) / 2 and
 divided by s_j = max(1, max|X_j - z_j| / t); what is in front takes both in, the readers make up for them. The t of each
-site is searched from the largest value (no scale) down, for the least squared error of what the consumer gets: what the
-half's writer reads, attention and the gated MLP included, or, of values and neurons, the outputs of their reader
+site is searched from the largest value (no scale) down, for the least squared error of what the consumer gets
 (`calibration.trials`). Weights have one scale per output row, activations one per token or per layer.
 `shift=auto` shifts where biases are that take it in: norms with a bias, and values of attention, whose product with the
 reader's weight goes onto its bias, where both have one. Elsewhere it scales alone, as the authors' Llama does.
-`shift=true` gives values and readers biases that they did not have, and shifts what RMS norms put out, neurons and the
-residual stream where the reader takes them in, at run time. The report says which was done.
+`shift=true` gives values and readers biases that they did not have, and shifts the others at run time; the report says.
 Departures: t is searched in equal ratios down to 0.1 (the authors: in equal differences), on two samples. The inputs of
 output and down projections are scaled too. `rounding=gptq` chooses weights' codes by GPTQ, arXiv 2210.17323.
 Limits: a shift at run time has no kernel (`simulated`). Symmetric channels have no shift.
@@ -38,7 +35,7 @@ class OSPlus(Observed, Rounding, BlockMethod):
     """Weights and activations in whole numbers, outlier channels shifted and scaled away (Outlier Suppression+)."""
 
     bits: Literal[4, 6, 8] = 8  # of weights
-    activation_bits: Literal[4, 6, 8] = 8
+    activation_bits: Literal[4, 6, 8] = 8  # of whole numbers that activations become
     activations: Literal["tensor", "token"] = "tensor"  # one step per layer found on calibration text, or one per token
     shift: Literal["auto", True, False] = "auto"  # auto: where there are biases for it; true: everywhere
     steps: int = 20  # thresholds that are tried
@@ -63,16 +60,14 @@ class OSPlus(Observed, Rounding, BlockMethod):
         """Shift and scale what a site's readers take in; the quantizer of what is left."""
         import torch
 
-        low, high = site.ends(
-            torch.stack([ranges[name].low for name in site.names]).amin(0),
-            torch.stack([ranges[name].high for name in site.names]).amax(0),
-        )
-        middle, offsets = (low + high) / 2, None
-        if self._folds(site):
+        each = [ranges[name] for name in site.names]
+        low, high = (torch.stack(ends) for ends in ([one.low for one in each], [one.high for one in each]))
+        low, high = site.ends(low.amin(0), high.amax(0))
+        middle, folds = (low + high) / 2, self._folds(site)
+        offsets = middle[site.channels] if self.shift is True and not folds else None
+        if folds:
             architectures.edits.Shift(site.number, middle).apply(block)
-        elif self.shift is True:
-            offsets = middle[site.channels]
-        if self._folds(site) or self.shift is True:
+        if folds or self.shift is True:
             low, high = low - middle, high - middle
         top = torch.maximum(high, -low)
 

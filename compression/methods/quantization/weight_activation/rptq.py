@@ -33,7 +33,7 @@ class RPTQ(Observed, Rounding, BlockMethod):
     """Weights and activations in few bits, one static range of activations per cluster of channels (RPTQ)."""
 
     bits: Literal[3, 4, 6, 8] = 4  # of weights
-    activation_bits: Literal[3, 4, 6, 8] = 4
+    activation_bits: Literal[3, 4, 6, 8] = 4  # of whole numbers that activations become
     clusters: int = 32  # of the channels that a layer reads
     head_clusters: int | None = 4  # of each head of values; none: these are clustered as all other channels
     rounding: Literal["nearest", "gptq"] = "gptq"  # of weights; gptq: those to come make up for the error so far
