@@ -17,6 +17,7 @@ from compression.architectures.turned import RESIDUAL, ResidualMap
 from compression.errors import LayerError
 from compression.layers.embedding import Embedding
 from compression.layers.linear import Linear
+from compression.numeric import whole_numbers
 
 HALVES = 2  # of a block: attention, then the MLP
 
@@ -144,6 +145,18 @@ class Site:
         """Of what is known of each input of the readers, not below 0 (cols,), the largest for each channel."""
         channels = self.channels.to(values.device)
         return values.new_zeros(int(channels.max()) + 1).scatter_reduce(0, channels, values, "amax")
+
+    def ends(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the ranges of each input of the readers (cols,), the widest for each channel."""
+        channels = self.channels.to(low.device)
+        return whole_numbers.widest(low, high, channels, int(channels.max()) + 1)
+
+    @property
+    def shiftable(self) -> bool:
+        """Whether biases can take a shift of its channels in (`edits.Shift`)."""
+        if self.row.of == "norm":
+            return getattr(self.producer, "bias", None) is not None
+        return self.row.of == "values" and self.row.unshifted is None
 
 
 class Decoder:

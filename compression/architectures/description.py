@@ -25,9 +25,9 @@ def describe(model: nn.Module) -> list[dict[str, Any]]:
             edits.append(Turn(place.number, torch.empty(decoder.width, len(place.norm.weight), device="meta")))
     for number, block in enumerate(decoder.blocks):
         for site in block.sites:
-            if site.row.of == "values" and any(_has_new_bias(block, path, model.config)
-                                               for path in (site.row.producer, *site.row.readers)):  # fmt: skip
-                values = torch.empty(site.producer.out_features, device="meta")
+            paths = site.row.readers if block.row.norm_kind == "layer" else (site.row.producer, *site.row.readers)
+            if site.shiftable and any(_has_new_bias(block, path, model.config) for path in paths):
+                values = torch.empty(len(site.producer.weight), device="meta")
                 edits.append(InBlock(number, Shift(site.number, values)))
     return [edit.to_json() for edit in edits]
 

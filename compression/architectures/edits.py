@@ -2,7 +2,7 @@
 
     FoldNorm        the weight of a norm into the layers that read it
     Divide          the channels of a producer by numbers, which its readers make up for
-    Shift           the values of attention by numbers, which the output's bias makes up for
+    Shift           values of attention, or a norm with a bias, by numbers that biases of readers make up for
     Permute         neurons of the MLP, or channels within the heads of values
     Rotate          the channels within each head of values by an orthogonal matrix
     Turn            the residual stream, where it is read, into another basis; of fewer columns: a slice of it
@@ -42,6 +42,7 @@ from compression.architectures.rewriting import (
 )
 from compression.architectures.turned import TurnedBlock
 from compression.errors import LayerError
+from compression.layers.parts import name_of
 
 EDITS: dict[str, type["Edit"]] = {}
 
@@ -119,27 +120,27 @@ class Divide(Edit, kind="divide"):
             offset = target.row.norm_offset
             weight, dtype = site.producer.weight.double() + offset, site.producer.weight.dtype
             exact = weight / ((weight / scales - offset).to(dtype).double() + offset)
-            exact = torch.where(exact.isfinite() & (exact > 0), exact, 1)  # 1 where n' would vanish or overflow
+            if not weight.is_meta and not (exact.isfinite() & (exact > 0) | (weight == 0)).all():
+                held = f"{float(scales.min()):.3g} to {float(scales.max()):.3g}"
+                raise LayerError(f"{site.names[0]}: the norm in front of it cannot hold its weight over {held} in "
+                                 f"{name_of(dtype)}; take a base in a wider dtype, or scales nearer to 1")  # fmt: skip
             scales = torch.where(weight == 0, scales, exact)
             site.producer.weight = parameter((weight / scales - offset).to(dtype))
             if getattr(site.producer, "bias", None) is not None:
                 site.producer.bias = parameter((site.producer.bias.double() / scales).to(dtype))
         else:
-            put(
-                target,
-                site.row.producer,
-                lambda w, b: (w / scales[:, None], None if b is None else b / scales),
-                produces=True,
-            )
+            put(target, site.row.producer, lambda w, b: (w / scales[:, None], None if b is None else b / scales),
+                produces=True)  # fmt: skip
         for path in (*site.row.readers, *site.row.routers):
             put(target, path, lambda weight, bias: (weight * scales[channels], bias))
 
 
 @dataclass(frozen=True, eq=False)
 class Shift(Edit, kind="shift"):
-    """`values` (channels,) off the values of attention, and their product with the reader's weight onto its bias.
+    """`values` (channels,) off what a site puts out, and their product with the readers' weights onto their biases.
 
-    Attention weights add up to 1, so that a constant in all values is a constant in what attention puts out.
+    Of values of attention, whose weights add up to 1, so that a constant in them is one in what attention puts out; and
+    of a norm that has a bias. In a short dtype that is rounded first, as in `Divide`.
     """
 
     site: int
@@ -147,15 +148,18 @@ class Shift(Edit, kind="shift"):
 
     def apply(self, target: Block) -> None:
         site = site_of(target, self.site)
-        if site.row.of != "values":
-            why = "they are no values of attention, whose weights add up to 1"
+        if not site.shiftable:
+            why = site.row.unshifted or "they are no values of attention, and come from no norm with a bias"
             raise LayerError(f"{site.names[0]}: its inputs cannot be shifted, because {why}; shift them where the "
                              "reader takes them in")  # fmt: skip
-        if site.row.unshifted is not None:
-            raise LayerError(f"{site.names[0]}: its inputs cannot be shifted, because {site.row.unshifted}")
         values, channels = channel_values(site, self.values, "values"), site.channels.to(self.values.device)
-        put(target, site.row.producer, lambda weight, bias: (weight, added(bias, -values)), produces=True)
-        for path in site.row.readers:
+        if site.row.of == "norm":
+            bias = site.producer.bias
+            site.producer.bias = parameter((bias.double() - values).to(bias.dtype))
+            values = bias.double() - site.producer.bias.double()
+        else:
+            put(target, site.row.producer, lambda weight, bias: (weight, added(bias, -values)), produces=True)
+        for path in (*site.row.readers, *site.row.routers):
             put(target, path, lambda weight, bias: (weight, added(bias, weight @ values[channels])))
 
 

@@ -16,6 +16,7 @@ from compression.architectures.edits import Turn
 from compression.calibration.observers import Observer, Sample
 from compression.calibration.routing import Routed, Routing
 from compression.calibration.sums import LEAVES, Share, Sums
+from compression.errors import LayerError
 from compression.layers.kernels.torch_products import product_dtype
 from compression.workers import ALONE, Workers
 
@@ -105,7 +106,7 @@ class Inputs:
         Returns:
             How many tokens were routed to each expert; those that few reached have seen all (`calibration.routing`).
         """
-        module = self._computing(block, see)
+        module = self.computing(block, see)
         routing = Routing(block, module)
         self._through(module, keep)
         routing.count(self.share.workers)
@@ -118,7 +119,7 @@ class Inputs:
     @torch.no_grad()
     def advance(self, block: Block, see: Callable[[Stack, Tensor], None] | None = None) -> None:
         """Put the outputs of a block in the place of its inputs; `see` gets the input of every stack on the way."""
-        module = self._computing(block, see)
+        module = self.computing(block, see)
         for i, states in enumerate(self.hidden):
             self.hidden[i] = module(states, **self.arguments[self._at])
         self._at += 1
@@ -135,7 +136,7 @@ class Inputs:
 
         `keep` as in `observe`.
         """
-        module = self._computing(block)
+        module = self.computing(block)
         for path, see in outputs.items():
             module.get_submodule(path).register_forward_hook(lambda _, x, y, see=see: see(y))
         for path, see in (inputs or {}).items():
@@ -148,7 +149,11 @@ class Inputs:
                 module(self.hidden[sample - self.share.of().start], **self.arguments[self._at])
             keep(run)
 
-    def _computing(self, block: Block, see: Callable[[Stack, Tensor], None] | None = None) -> nn.Module:
+    def through(self, module: nn.Module, number: int) -> None:
+        """Run the sample of that number, among those of this process, through what `computing` gave."""
+        module(self.hidden[number], **self.arguments[self._at])
+
+    def computing(self, block: Block, see: Callable[[Stack, Tensor], None] | None = None) -> nn.Module:
         """A copy of the block in the dtype of the hidden states, its stored layers unpacked once for all samples."""
 
         def hook(stack: Stack, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -237,8 +242,15 @@ class Seen:
         workers, values = self.states.share.workers, {}
         for key in list(sums):
             observer = sums.given_to(key, 0, workers)
-            values[key] = workers.first(lambda observer=observer: observer.value())
+            values[key] = workers.first(partial(self._value, key, observer))
         return values
+
+    def _value(self, key: Any, observer: Any) -> Any:
+        try:
+            return observer.value()
+        except LayerError as error:
+            path = key.readers[0] if isinstance(key, Stack) else key
+            raise LayerError(f"{self.block.full(path)}: {error}") from error
 
 
 class Stream:

@@ -48,6 +48,7 @@ _OWN = (
     "low_rank",
     "columns",
     "activations",
+    "ranges",
     "transforms",
 )  # the modules here that define kinds
 

@@ -1,5 +1,6 @@
 """A weight on whole numbers around zero, for products of whole numbers."""
 
+import copy
 from typing import Any, Self
 
 import torch
@@ -8,9 +9,10 @@ from compression.layers.activations import SMALLEST, TokenRange
 from compression.layers.codes import Codes, check_sound
 from compression.layers.dense import Dense
 from compression.layers.linear import Linear
-from compression.layers.parts import dtype_named, name_of, part
-from compression.layers.transforms import Hadamard
+from compression.layers.parts import InputPart, dtype_named, name_of, part
+from compression.layers.transforms import Hadamard, Scale
 from compression.numeric import grouping, packing
+from compression.numeric import whole_numbers as numbers
 from compression.numeric.checks import check_size
 from compression.numeric.grids import SignedGrid
 from compression.numeric.grouping import Grid
@@ -51,21 +53,44 @@ class Rounded(Codes):
         return {"bits": self.grid.bits, "dtype": name_of(self.dtype)}
 
 
-def whole_numbers(linear: torch.nn.Linear, step: float | None = None) -> Linear:
-    """A layer with weights and activations in 8 bits, its weight rounded to nearest.
+def whole_numbers(
+    linear: torch.nn.Linear,
+    step: torch.Tensor | float | None = None,
+    *,
+    bits: int = 8,
+    scale: numbers.Scale = "float",
+    input_part: InputPart | None = None,
+) -> Linear:
+    """A layer with weights and activations in whole numbers, its weight rounded to nearest.
 
     Args:
         step: of its activations; None for one of each token, found at run time.
+        bits: of both.
+        scale: of the weights; "power_of_two" for fixed point.
+        input_part: what rounds its activations instead; the layer gets a copy.
 
     Raises:
         LayerError: a weight is not finite.
     """
-    return Linear(Rounded(linear.weight), linear.bias, input_part=TokenRange(8, step))
+    weight = Rounded(linear.weight, bits)
+    if scale == "power_of_two":
+        params = {"scales": numbers.power_of_two(weight.scales)}
+        codes = weight.grid.encode(linear.weight, params)
+        weight = Rounded.from_codes(codes, params, weight.grid, dtype=weight.dtype)  # type: ignore[assignment]
+    entering = TokenRange(bits, step) if input_part is None else copy.deepcopy(input_part)
+    return Linear(weight, linear.bias, input_part=entering)
 
 
 def static_step(largest: torch.Tensor, bits: int = 8) -> float:
     """The step with which the largest of the absolute values (cols,) is the largest number."""
     return max(float(largest.amax()), SMALLEST) / (2 ** (bits - 1) - 1)
+
+
+def scaled(linear: torch.nn.Linear, scales: torch.Tensor, bits: int, input_part: InputPart) -> Linear:
+    """A layer as `whole_numbers` would have it with its inputs divided by `scales` (cols,), which it does itself."""
+    own = scales.to(linear.weight)
+    weight = Dense(Rounded(linear.weight * own, bits).value())
+    return Linear(weight, linear.bias, input_part=[Scale(1 / own), input_part])
 
 
 def transformed_inputs(linear: torch.nn.Linear, block: int) -> Linear:

@@ -61,6 +61,11 @@ def int8_bytes(rows, cols, itemsize):
     return rows * cols + 4 * rows
 
 
+def range_bytes(bits, clusters, index=True):
+    """Codes, one fp32 scale to a row; fp32 steps and zero points of clusters of inputs, and 2 bytes to each input."""
+    return lambda rows, cols, itemsize: rows * (cols * bits // 8 + 4) + 8 * clusters + 2 * cols * index
+
+
 def signed_bytes(bits):
     """Codes of `bits` bits, one fp32 scale to a row."""
     return lambda rows, cols, itemsize: rows * math.ceil(cols * bits / 8) + 4 * rows
@@ -170,9 +175,11 @@ CHEAPEST = {
     "kd": "samples=4,sequence_length=16,epochs=1,batch=2,accumulation=2",
     "kivi": "group_size=4,residual=2",
     "kvquant": FEW,
+    "os_plus": f"{FEW},steps=3",
     "p": FEW,
     "quarot": FEW,
     "recover": "rank=4,warmup=0",
+    "rptq": FEW,
     "slicegpt": FEW,
     "smoothquant": FEW,
     "sparsegpt": FEW,
@@ -209,6 +216,8 @@ EXPECTED = {
             second=True,
             whole=True,
         ),
+        Row(0.1, range_bytes(8, 1, index=False), "activations=static,symmetric=false,observer=mse", whole=True),
+        Row(0.3, lambda rows, cols, itemsize: rows * cols // 2 + 4 * rows, "bits=4,scale=power_of_two"),
     ),
     "fp8": (
         Row(0.05, rtn_bytes(8, -1, zeros=False), second=True),
@@ -219,6 +228,14 @@ EXPECTED = {
             second=True,
             whole=True,
         ),
+    ),
+    "os_plus": (
+        Row(0.1, lambda rows, cols, itemsize: int8_bytes(rows, cols, itemsize) + 4, second=True, whole=True),
+        Row(0.1, int8_bytes, "activations=token,shift=false", whole=True),
+    ),
+    "rptq": (
+        Row(0.5, range_bytes(4, 8), "clusters=8", second=True, whole=True),  # 4 to each of two heads of values
+        Row(0.1, range_bytes(8, 8), "clusters=8,bits=8,activation_bits=8,rounding=nearest", whole=True),
     ),
     "nvfp4": (Row(0.5, fp4_bytes(16, 8), second=True, whole=True),),
     "mxfp4": (

@@ -74,9 +74,9 @@ def one_of_each(model, seed):
                 continue
             channels, own = len(site.producer.weight), seed + 10 * number + site.number
             found = [] if site.row.fixed else [Divide(site.number, numbers(own, channels).exp())]
+            found += [Shift(site.number, numbers(own, channels))] if site.shiftable else []
             if site.row.of == "values":
                 order = torch.stack([numbers(own + i, size).argsort() for i in range(heads)])
-                found += [] if site.row.unshifted else [Shift(site.number, numbers(own, channels))]
                 found += [Permute(site.number, order), Rotate(site.number, orthogonal(own, heads, size, size))]
             if site.row.of == "neurons":
                 found.append(Permute(site.number, numbers(own, channels).argsort()))
@@ -120,7 +120,7 @@ def test_dividing_a_site_changes_nothing_or_is_refused_with_the_reason(family, s
 
 @settings(max_examples=4)
 @given(families, seeds)
-def test_values_can_be_shifted_permuted_and_rotated_and_neurons_permuted(family, seed):
+def test_sites_can_be_shifted_permuted_and_rotated_where_that_changes_nothing(family, seed):
     model = model_of(family, seed)
     for edit in one_of_each(model, seed):
         if isinstance(edit, InBlock) and not isinstance(edit.what, Divide):
@@ -157,6 +157,16 @@ def test_a_norm_in_a_short_dtype_is_rounded_before_its_readers_make_up_for_it(dt
     after = [block.sites[0].producer.weight.double() * r.weight.double() for r in block.sites[0].readers]
     for one, other in zip(before, after, strict=True):
         assert ((one - other).abs() <= one.abs() * torch.finfo(dtype).eps / 1.9 + 1e-12).all()  # of one rounding
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 1e-7), (torch.float16, 1e9), (torch.bfloat16, 1e-39)])
+def test_scales_that_the_dtype_of_a_norm_cannot_hold_are_refused_with_the_way_out(dtype, scale):
+    block = Decoder(model_of("LlamaForCausalLM", 1).to(dtype)).blocks[1]
+
+    with pytest.raises(
+        LayerError, match=r"layers.1.self_attn.q_proj: the norm .* in b?float16; take a base in a wider"
+    ):
+        Divide(0, torch.full((32,), scale, dtype=torch.float64)).apply(block)
 
 
 # --- Cuts are the slow cuts -------------------------------------------------------------------------------------------
@@ -273,7 +283,7 @@ def test_most_models_are_described_by_nothing():
 
 REFUSED = {
     "a norm has no order": (InBlock(0, Permute(0, torch.arange(32))), "turn the stream instead"),
-    "a norm has no bias": (InBlock(1, Shift(2, torch.ones(32))), "no values of attention"),
+    "a norm has no bias": (InBlock(1, Shift(2, torch.ones(32))), "from no norm with a bias"),
     "neurons are gated": (InBlock(0, Shift(3, torch.ones(64))), "no values of attention"),
     "a norm is elementwise": (InBlock(0, Rotate(0, torch.eye(8)[None])), "works on each channel"),
     "a scale of zero": (InBlock(0, Divide(0, torch.zeros(32))), "must be finite and above 0"),

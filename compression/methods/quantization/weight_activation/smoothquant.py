@@ -3,7 +3,9 @@
 Paper: arXiv 2211.10438. Channel j of what layers read is divided by s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), eq. 4,
 the maximum of |W_j| taken over all layers that read it, and their columns are multiplied by s_j; what comes before
 takes the division in. Weights have one scale per output row, activations one per token, found at run time (O1), or one
-per layer, found on the calibration text (O3). `rounding=gptq` chooses weights' codes by GPTQ, arXiv 2210.17323.
+per layer, found on the calibration text (O3) by an observer of what the division leaves (`calibration.ranges`). `bits`
+are those of both; with 4 it is the yardstick of methods that go so low. `rounding=gptq` chooses weights' codes by GPTQ,
+arXiv 2210.17323.
 Departures: the authors' code divides what norms put out (`smooth=norms`). Here the inputs of the output and down
 projections are divided too, in the rows of the value and up projections, heads that share values by their largest: on
 the reference, with one step per layer, `smooth=norms` adds 0.7 % to the perplexity and `smooth=all` nothing. A channel
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from compression import architectures, calibration, layers
 from compression.errors import RecipeError
 from compression.methods.base import BlockMethod, Context, method
+from compression.methods.quantization.weight_activation.observed import Observed
 from compression.methods.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -28,9 +31,10 @@ if TYPE_CHECKING:
 
 
 @method("smoothquant", needs=("calibration",), paper="arXiv:2211.10438")
-class SmoothQuant(Rounding, BlockMethod):
+class SmoothQuant(Observed, Rounding, BlockMethod):
     """8-bit weights and activations, part of the activations' outliers moved into the weights (SmoothQuant)."""
 
+    bits: Literal[4, 6, 8] = 8  # of weights and activations
     alpha: float = 0.5  # share of an outlier that moves from the activation into the weight, 0 to 1
     activations: Literal["token", "static"] = "token"  # one step per token, or one per layer found on calibration text
     smooth: Literal["all", "norms"] = "all"  # all: every layer's input; norms, as the authors: only what norms put out
@@ -53,12 +57,18 @@ class SmoothQuant(Rounding, BlockMethod):
                 architectures.edits.Divide(site.number, scales).apply(block)
                 largest |= {name: largest[name] / scales[site.channels] for name in site.names}
 
+        static = self.activations == "static"
+        ranges = seen.inputs(self.ranging()) if static and self.observer != "min_max" else {}
+
         def rounded(name: str, linear: "nn.Linear") -> "Linear":
-            step = None if self.activations == "token" else layers.rounded.static_step(largest[name])
-            return layers.rounded.whole_numbers(linear, step)
+            step = layers.rounded.static_step(largest[name], self.bits) if static else None
+            if name in ranges:
+                step = ranges[name].fit(self.bits, symmetric=True)[0]
+            return layers.rounded.whole_numbers(linear, step, bits=self.bits)
 
         self.round_block(block, seen, context, rounded)
 
     def shape_block(self, block: "Block") -> None:
+        step = None if self.activations == "token" else 1.0
         for name, linear in list(block.linears()):
-            block.replace(name, layers.rounded.whole_numbers(linear, None if self.activations == "token" else 1.0))
+            block.replace(name, layers.rounded.whole_numbers(linear, step, bits=self.bits))
