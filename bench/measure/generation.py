@@ -17,8 +17,7 @@ from typing import Any
 from bench import measure
 from bench.errors import NotAvailable, OptionError
 from bench.machine.cpu_wait import moments
-from compression import devices, layers
-from compression.caches import replaying
+from compression import caches, devices, layers
 from compression.files.strict_json import at_least
 
 MODES = ("eager", "graph")
@@ -178,8 +177,8 @@ class Decoder:
         return self._round(begin, ready, stamps, cache)
 
     def _new_cache(self) -> Any:
-        if replaying.policy_of(self.model) is not None:
-            return replaying.new_cache(self.model)
+        if caches.replaying.policy_of(self.model) is not None:
+            return caches.replaying.new_cache(self.model)
         return _static_cache(self.model.config, self.load.batch_size, self._length)
 
     def _step(self, cache: Any) -> Callable[[Any, int], Any]:
@@ -280,7 +279,7 @@ def kv_bytes(cache: Any, tokens: int) -> int:
 
 def graph_refusal(model: Any, device: str | None = None) -> str | None:
     """Why a CUDA graph cannot hold a decode step of the model (on `device`; default: where it is), or None."""
-    if replaying.policy_of(model) is not None:
+    if caches.replaying.policy_of(model) is not None:
         return "its quantized cache grows with every token, and a captured step has tensors of fixed size"
     for name, layer in model.named_modules():
         if isinstance(layer, layers.linear.Linear) and (why := layer.graph_refusal(device)):

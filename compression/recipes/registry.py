@@ -136,6 +136,10 @@ def method(
                               "TrainingMethod")  # fmt: skip
         if cls.__abstractmethods__:
             raise RecipeError(f"method {name!r} lacks {', '.join(sorted(cls.__abstractmethods__))}")
+        if reserved := {"layers", "keep"} & {field.name for field in dataclasses.fields(cls)}:
+            raise RecipeError(
+                f"method {name!r}: every step has a parameter {min(reserved)} already; choose another name"
+            )
         for spelling in (name, *aliases):
             if not NAME.fullmatch(spelling) or spelling == "fp16":
                 raise RecipeError(f"method name {spelling!r} must be lower case letters, digits and _, and not fp16")

@@ -216,8 +216,14 @@ EXPECTED = {
             second=True,
             whole=True,
         ),
-        Row(0.1, range_bytes(8, 1, index=False), "activations=static,symmetric=false,observer=mse", whole=True),
-        Row(0.3, lambda rows, cols, itemsize: rows * cols // 2 + 4 * rows, "bits=4,scale=power_of_two"),
+        Row(
+            0.1,
+            range_bytes(8, 1, index=False),
+            "activations=static,symmetric=false,observer=mse",
+            second=True,
+            whole=True,
+        ),
+        Row(0.3, lambda rows, cols, itemsize: rows * cols // 2 + 4 * rows, "bits=4,scale=power_of_two", second=True),
     ),
     "fp8": (
         Row(0.05, rtn_bytes(8, -1, zeros=False), second=True),
@@ -244,7 +250,7 @@ EXPECTED = {
     ),
     "olive": (
         Row(0.6, lambda rows, cols, itemsize: rows * cols // 2 + 4 * rows + 4, second=True, whole=True),
-        Row(0.2, lambda rows, cols, itemsize: rows * cols // 2 + 4 * rows, "activation_bits=16"),
+        Row(0.2, lambda rows, cols, itemsize: rows * cols // 2 + 4 * rows, "activation_bits=16", second=True),
     ),
     "llm_int8": (Row(0.02, lambda rows, cols, itemsize: rows * cols + 4 * rows, second=True),),
     "rtn": (

@@ -59,7 +59,7 @@ def test_the_bias_of_a_router_keeps_fp32_in_a_checkpoint_of_16_bits(tmp_path):
     assert torch.equal(bias, compression.load(tmp_path / "saved").model.state_dict()[name])
     block = decoder_blocks(base.model)[1]
     inputs = Inputs([torch.zeros(1, 3, 32)], [{}, {}], at=1)
-    assert torch.equal(bias, inputs._computing(block).mlp.gate.e_score_correction_bias)
+    assert torch.equal(bias, inputs.computing(block).mlp.gate.e_score_correction_bias)
 
 
 def test_layers_that_predict_further_tokens_are_left_out(tmp_path):

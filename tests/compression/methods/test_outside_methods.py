@@ -25,7 +25,7 @@ class Coarse(LayerMethod):
     """Rounds weights to multiples of a step."""
 
     step: float = 0.01  # between two weights
-    keep: Literal["bias", "nothing"] = "bias"
+    leave: Literal["bias", "nothing"] = "bias"
 
     def compress_linear(self, linear, context):
         import torch
@@ -76,7 +76,7 @@ def test_it_is_found_and_listed_with_its_parameters(outside, capsys):
 
     told = capsys.readouterr().out
     assert "coarse (quantization): Rounds weights to multiples of a step." in told
-    assert "step=0.01, keep=bias (bias|nothing)" in told
+    assert "step=0.01, leave=bias (bias|nothing)" in told
 
 
 def test_recipes_check_its_parameters_and_name_near_misses(outside):
@@ -84,7 +84,7 @@ def test_recipes_check_its_parameters_and_name_near_misses(outside):
     with pytest.raises(RecipeError, match="did you mean coarse"):
         Recipe.parse("coarce")
     with pytest.raises(RecipeError, match="allowed are bias, nothing"):
-        Recipe.parse("coarse(keep=all)")
+        Recipe.parse("coarse(leave=all)")
 
 
 def test_it_is_run_streamed_saved_and_opened_again(outside, folder, tmp_path):

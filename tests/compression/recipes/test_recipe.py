@@ -262,6 +262,15 @@ def declare(name, module="elsewhere.methods", kind="layer", **facts):
     return method(name, **facts)(dataclass(frozen=True, kw_only=True)(type("Fake", (base,), body)))
 
 
+@pytest.mark.parametrize("reserved", ["layers", "keep"])
+def test_a_parameter_that_every_step_has_is_no_parameter_of_a_method(registry, reserved):
+    body = {"__module__": "elsewhere.methods", "__annotations__": {reserved: int}, reserved: 0,
+            "compress_linear": lambda self, *arguments: None}  # fmt: skip
+
+    with pytest.raises(RecipeError, match=f"every step has a parameter {reserved} already"):
+        method("other")(type("Other", (LayerMethod,), body))
+
+
 @pytest.mark.parametrize("spelling", ["nf4", "q"])
 @pytest.mark.parametrize("as_alias", [False, True], ids=["name", "alias"])
 def test_a_name_that_is_taken_is_refused_naming_both_modules(registry, spelling, as_alias):
