@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checkpoints import logits
 
 import compression
 from compression import LayerError
@@ -89,6 +90,13 @@ def test_inputs_that_groups_do_not_tile_are_refused_before_any_work(steps, size)
 
     with pytest.raises(LayerError, match=f"group_size={size} does not divide the 24 inputs"):
         Recipe.parse(steps).steps[0].method.check_layer(24, 8)
+
+
+def test_rptq_of_one_cluster_is_int8_with_one_static_range(base):
+    one = f"rptq(bits=8,activation_bits=8,clusters=1,head_clusters=none,rounding=nearest,{SMALL})"
+    other = f"int8(activations=static,symmetric=false,{SMALL})"
+
+    assert torch.equal(*(logits(compression.compress(base, each, calibration=IDS).model) for each in (one, other)))
 
 
 def test_olive_rounds_a_layer_and_what_enters_it_in_pairs(base):
