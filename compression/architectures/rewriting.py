@@ -55,12 +55,12 @@ def turned_heads(matrix: Tensor, queries: int) -> tuple[Change, Change]:
     heads, size, _ = matrix.shape
 
     def produce(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        turn = matrix.to(weight).mT
+        turn = matrix.to(weight.device, weight.dtype).mT
         turned = (turn @ weight.unflatten(0, (heads, size))).flatten(0, 1)
         return turned, None if bias is None else (turn @ bias.view(heads, size, 1)).flatten()
 
     def read(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        every = matrix.to(weight).repeat_interleave(queries // heads, 0)
+        every = matrix.to(weight.device, weight.dtype).repeat_interleave(queries // heads, 0)
         return torch.einsum("rhi,hij->rhj", weight.unflatten(1, (queries, size)), every).flatten(1), bias
 
     return produce, read

@@ -60,10 +60,10 @@ class RotateStream(Edit, kind="rotate_stream"):
         """By full name of each layer, what becomes of its weight and bias, and whether its outputs are other ones."""
 
         def read(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            return weight @ self.matrix.to(weight), bias
+            return weight @ self.matrix.to(weight.device, weight.dtype), bias
 
         def write(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            turn = self.matrix.to(weight).mT
+            turn = self.matrix.to(weight.device, weight.dtype).mT
             return turn @ weight, None if bias is None else turn @ bias
 
         yield target.row.embeddings, read, True
